@@ -1,0 +1,62 @@
+# make run      start the web page (also what a bare "make" does)
+# make setup    only create .venv; every other target does this first
+# make test     run the tests
+# make lint     check style, formatting and types
+# make fix      repair what style and formatting checks can repair
+# make bench    measure quality and speed
+# make lock     renew requirements.lock with the newest versions allowed
+
+PYTHON := .venv/bin/python
+UV := $(PYTHON) -m uv
+
+.PHONY: run setup test lint fix bench lock
+
+run: setup
+	@$(PYTHON) app.py
+
+setup: .venv/.installed
+
+test: setup
+	@$(PYTHON) -m pytest
+
+lint: setup
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m basedpyright
+
+fix: setup
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+bench: setup
+	@$(PYTHON) -m bench
+
+lock: .venv/.uv
+	@$(UV) pip compile --quiet requirements-dev.txt --universal --python-version 3.10 --upgrade -o requirements.lock
+
+# The two stamps below are each written last: a set-up that was interrupted is taken up again by the next make.
+
+# An environment with uv in it. One that works is kept. basicsr cannot be built on Python 3.13 or newer.
+.venv/.uv:
+	@usable() { case "$$("$$1" -c "import sys, $$2; print(sys.version_info[1])" 2>/dev/null)" in \
+	    10|11|12) ;; *) return 1 ;; esac; }; \
+	if usable $(PYTHON) pip; then exit; fi; \
+	for python in python3 python3.12 python3.11 python3.10; do \
+	    if usable $$python ensurepip,venv; then exec $$python -m venv --clear .venv; fi; \
+	done; \
+	if uv --version >/dev/null 2>&1; then rm -rf .venv; exec uv venv --quiet --seed --python 3.12 .venv; fi; \
+	echo "Python 3.10, 3.11 or 3.12 with its venv module is needed, or uv, which can fetch one." >&2; exit 1
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
+	@touch $@
+
+# On Linux the usual PyTorch packages bring 3 GB of CUDA. Without an NVIDIA GPU the CPU build is taken instead,
+# as long as PyTorch's own package index can be reached; the first command only asks whether it can.
+.venv/.installed: .venv/.uv requirements.txt requirements-dev.txt requirements.lock
+	@echo "Installing packages into .venv. The first time takes a few minutes."
+	@backend=; \
+	if [ "$$(uname)" = Linux ] && ! nvidia-smi >/dev/null 2>&1 && \
+	    UV_HTTP_TIMEOUT=5 UV_HTTP_RETRIES=0 timeout 10 $(UV) pip install --python $(PYTHON) --dry-run --reinstall \
+	    --no-deps --torch-backend cpu -c requirements.lock torch torchvision >/dev/null 2>&1; \
+	then backend="--torch-backend cpu"; fi; \
+	$(UV) pip install --python $(PYTHON) $$backend -r requirements-dev.txt -c requirements.lock
+	@touch $@

@@ -1,0 +1,61 @@
+"""Neural Image Restore: old, small and damaged photos made large and clear.
+
+    import restorer
+    r = restorer.load()
+    result = r.restore(open("old.jpg", "rb").read(), outscale=4)
+    open("new.jpg", "wb").write(result.data)
+
+Importing this package imports nothing heavy; torch comes with the first photo.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from .errors import (
+    BadWeights,
+    Cancelled,
+    DamagedImage,
+    ImageTooLarge,
+    InvalidOption,
+    InvalidOutput,
+    OutOfMemory,
+    RestoreError,
+    UnknownModel,
+    UnsupportedImage,
+    WeightsUnavailable,
+)
+from .options import Limits, Options
+
+if TYPE_CHECKING:
+    from .photo import Photo
+    from .pipeline import Restorer, Result, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadWeights",
+    "Cancelled",
+    "DamagedImage",
+    "ImageTooLarge",
+    "InvalidOption",
+    "InvalidOutput",
+    "Limits",
+    "Options",
+    "OutOfMemory",
+    "Photo",
+    "RestoreError",
+    "Restorer",
+    "Result",
+    "UnknownModel",
+    "UnsupportedImage",
+    "WeightsUnavailable",
+    "load",
+]
+
+_LATER = {"Photo": "photo", "Restorer": "pipeline", "Result": "pipeline", "load": "pipeline"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -1,0 +1,74 @@
+"""Import network classes of basicsr, realesrgan and gfpgan on today's packages, and quickly.
+
+basicsr 1.4.2 wants `torchvision.transforms.functional_tensor`, a private module that torchvision 0.17
+removed; the one function it takes from it lives on in the public module.
+
+The packages' own __init__ files import everything they hold (scipy.stats, torchvision.ops, the training
+code): 8 seconds, before a photo, for one class of 100 lines. So a class is loaded without running them.
+"""
+
+import importlib
+import importlib.util
+import logging
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PRIVATE = "torchvision.transforms.functional_tensor"
+_PACKAGES = ("basicsr", "basicsr.archs", "basicsr.utils", "gfpgan", "gfpgan.archs")
+
+
+def install() -> None:
+    """Make `import basicsr`, `import realesrgan` and `import gfpgan` work."""
+    if _PRIVATE in sys.modules:
+        return
+    from torchvision.transforms import functional
+
+    stand_in = types.ModuleType(_PRIVATE)
+    stand_in.rgb_to_grayscale = functional.rgb_to_grayscale  # type: ignore[attr-defined]
+    sys.modules[_PRIVATE] = stand_in
+
+
+def network_class(module: str, name: str) -> type:
+    """A class of one module, say ("basicsr.archs.rrdbnet_arch", "RRDBNet")."""
+    with _without_init_files():
+        return getattr(importlib.import_module(module), name)
+
+
+@contextmanager
+def _without_init_files() -> Iterator[None]:
+    """Let the packages stand in as bare folders; afterwards everything is as if they were never imported."""
+    if "basicsr" in sys.modules:  # imported in full by someone else: there is nothing left to save
+        yield
+        return
+    before = set(sys.modules)
+    bare = {package: types.ModuleType(package) for package in _PACKAGES}
+    for package, module in bare.items():
+        module.__path__ = [str(_folder(package))]
+    bare["basicsr.utils"].get_root_logger = logging.getLogger  # type: ignore[attr-defined]  # arch_util takes it
+    sys.modules.update(bare)
+    if "torchvision" not in sys.modules:
+        sys.modules["torchvision"] = _on_demand("torchvision")
+    try:
+        yield
+    finally:
+        for added in set(sys.modules) - before:
+            if added.partition(".")[0] in ("basicsr", "gfpgan") or added == "torchvision":
+                del sys.modules[added]
+
+
+def _folder(package: str) -> Path:
+    top, *rest = package.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+    return Path(spec.origin).parent.joinpath(*rest)
+
+
+def _on_demand(name: str) -> types.ModuleType:
+    """A stand-in that imports the real module when something is first asked of it."""
+    module = types.ModuleType(name)
+    module.__getattr__ = lambda attribute: getattr(importlib.import_module(name), attribute)  # type: ignore[method-assign]
+    return module

@@ -1,0 +1,59 @@
+"""What a caller may choose, and the only place where a default is written."""
+
+from dataclasses import dataclass, fields
+
+from .errors import InvalidOption
+
+FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
+SMALLEST_TILE = 32
+
+
+@dataclass(frozen=True)
+class Options:
+    """The choices for one photo. Raises InvalidOption for a value outside its range.
+
+    model          "auto" takes the best model present; any other name exactly that model
+    outscale       1 to 8: output side = input side x outscale, whatever the network's own scale
+    denoise        0 to 1: how much noise the general model removes; 1 is the model as published.
+                   Other models have no second checkpoint to blend with and refuse a value below 1
+    tile           side of a tile in input pixels, 32 or more; 0 chooses by the free memory
+    format         "same" keeps the input's where it can be written
+    quality        1 to 100, of the lossy formats (jpeg, webp, avif)
+    keep_metadata  carry EXIF, XMP and resolution over; the colour profile always stays
+    remove_gps     leave out where the photo was taken
+    """
+
+    model: str = "auto"
+    outscale: float = 4.0
+    denoise: float = 1.0
+    tile: int = 0
+    format: str = "same"
+    quality: int = 95
+    keep_metadata: bool = True
+    remove_gps: bool = False
+
+    def __post_init__(self) -> None:
+        _within("outscale", self.outscale, 1, 8)
+        _within("denoise", self.denoise, 0, 1)
+        _within("quality", self.quality, 1, 100)
+        if self.tile != 0:
+            _within("tile", self.tile, SMALLEST_TILE, 4096)
+        if self.format not in FORMATS:
+            raise InvalidOption(f"format is {self.format!r}; it must be one of {', '.join(FORMATS)}")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a photo may be, in pixels (width x height)."""
+
+    input_pixels: int = 100_000_000
+    output_pixels: int = 400_000_000
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # NaN fails this too
+        raise InvalidOption(f"{name} is {value}; it must be from {low} to {high}")
