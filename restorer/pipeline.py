@@ -85,14 +85,7 @@ class Restorer:
         start = time.perf_counter()
         chosen = _changed(self.options, options)
         before = photo.decode(data, max_pixels=self.limits.input_pixels)
-        width, height = output_size(before.width, before.height, chosen.outscale)
-        if width * height > self.limits.output_pixels:
-            raise ImageTooLarge(
-                f"the result would have {width} x {height} = {width * height / 1e6:.1f} megapixels; "
-                f"the limit is {self.limits.output_pixels / 1e6:.1f}: choose a smaller scale"
-            )
-        form = encode.output_format(before, chosen.format)
-        encode.check_fits(before, width, height, form)
+        self.result_size(before, chosen)
         model = self.model(chosen)
         engine = self._engine(model, chosen.denoise)
         tile = chosen.tile or engine.best_tile()
@@ -101,14 +94,14 @@ class Restorer:
         )
         encoded = encode.encode(
             after,
-            form,
+            encode.output_format(before, chosen.format),
             quality=chosen.quality,
             keep_metadata=chosen.keep_metadata,
             remove_gps=chosen.remove_gps,
         )
         return Result(
             data=encoded.data,
-            format=form,
+            format=encoded.format,
             width=after.width,
             height=after.height,
             model=model.name,
@@ -117,6 +110,17 @@ class Restorer:
             before=before,
             after=after,
         )
+
+    def result_size(self, before: Photo, options: Options) -> tuple[int, int]:
+        """Width and height of the result. Raises ImageTooLarge beyond the limit or what the format holds."""
+        width, height = output_size(before.width, before.height, options.outscale)
+        if width * height > self.limits.output_pixels:
+            raise ImageTooLarge(
+                f"the result would have {width} x {height} = {width * height / 1e6:.1f} megapixels; "
+                f"the limit is {self.limits.output_pixels / 1e6:.1f}: choose a smaller scale"
+            )
+        encode.check_fits(before, width, height, encode.output_format(before, options.format))
+        return width, height
 
     def model(self, options: Options) -> models.Model:
         """The model these options mean. Raises UnknownModel."""

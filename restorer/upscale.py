@@ -58,15 +58,16 @@ def upscale(
         planes = [_premultiplied(pixels, alpha), np.repeat(alpha[..., None], 3, axis=2)]
     count = passes(outscale, engine.scale)
     follow = _Follow(progress, len(planes) * count)
-    done = [_resize(_enlarge(plane, engine, count, tile, follow), width, height) for plane in planes]
-    if alpha is None:
-        return replace(photo, pixels=done[0])
-    if len(done) == 1:
-        return replace(
-            photo, pixels=done[0], alpha=np.full((height, width), np.iinfo(alpha.dtype).max, alpha.dtype)
-        )
-    coverage = luma(done[1])
-    return replace(photo, pixels=_unpremultiplied(done[0], coverage), alpha=coverage)
+    done = [_enlarge(plane, engine, count, tile, follow) for plane in planes]
+    if len(done) == 2:
+        larger, alpha = _merged(done[0], luma(done[1]), width, height)
+    else:
+        larger = _resize(done[0], width, height)
+        if alpha is not None:
+            alpha = np.full((height, width), np.iinfo(alpha.dtype).max, alpha.dtype)
+    if photo.meta.grey:  # a network leaves a trace of colour
+        larger = np.repeat(luma(larger)[..., None], 3, axis=2)
+    return replace(photo, pixels=larger, alpha=alpha)
 
 
 class _Follow:
@@ -126,15 +127,24 @@ def _premultiplied(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return out
 
 
-def _unpremultiplied(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The inverse, in alpha's dtype. Where alpha is 0 the colour is black: nothing is known of it."""
+def _merged(
+    premultiplied: np.ndarray, alpha: np.ndarray, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colour and alpha, resized and in alpha's dtype, from colour times alpha in uint16.
+
+    Both are divided before either is clipped: where Lanczos overshoots, it overshoots in both alike.
+    Where alpha rounds to 0 the colour is black: nothing is known of it.
+    """
     top = int(np.iinfo(alpha.dtype).max)
-    out = np.empty(pixels.shape, alpha.dtype)
-    for rows in _bands(out):
-        share = alpha[rows, :, None] / np.float32(top)
-        colour = np.divide(pixels[rows] * np.float32(top / 65535), share, where=share > 0, out=None)
-        out[rows] = np.rint(np.where(share > 0, np.minimum(colour, top), 0))
-    return out
+    share = _resampled(alpha, width, height) / np.float32(top)
+    colour = np.zeros((height, width, 3), alpha.dtype)
+    seen = share * top >= 0.5
+    for channel in range(3):
+        times = _resampled(premultiplied[..., channel], width, height)
+        times *= np.float32(top / 65535)
+        np.divide(times, share, out=times, where=seen)
+        colour[..., channel] = np.where(seen, _rounded(times, alpha.dtype), 0)
+    return colour, _rounded(share * top, alpha.dtype)
 
 
 def _resize(plane: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -143,12 +153,18 @@ def _resize(plane: np.ndarray, width: int, height: int) -> np.ndarray:
         return plane
     if plane.dtype == np.uint8:
         return np.asarray(Image.fromarray(plane).resize((width, height), _LANCZOS))
-    out = np.empty((height, width, plane.shape[2]), plane.dtype)
-    for channel in range(plane.shape[2]):  # Pillow resizes deep samples one channel at a time, as float32
-        floats = Image.fromarray(plane[..., channel].astype(np.float32))
-        resized = np.asarray(floats.resize((width, height), _LANCZOS))
-        out[..., channel] = np.rint(np.clip(resized, 0, np.iinfo(plane.dtype).max))
-    return out
+    channels = (_resampled(plane[..., channel], width, height) for channel in range(plane.shape[2]))
+    return np.dstack([_rounded(channel, plane.dtype) for channel in channels])
+
+
+def _resampled(channel: np.ndarray, width: int, height: int) -> np.ndarray:
+    """One channel (H, W) resized in float32, neither rounded nor clipped."""
+    floats = Image.fromarray(channel.astype(np.float32))
+    return np.array(floats.resize((width, height), _LANCZOS))
+
+
+def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return np.rint(np.clip(values, 0, np.iinfo(dtype).max)).astype(dtype)
 
 
 def _bands(array: np.ndarray) -> Iterator[slice]:

@@ -1,0 +1,68 @@
+"""How a server is run: from the environment, and from a .env file for what the environment lacks."""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import dotenv
+
+from .errors import InvalidOption
+from .options import Limits, Options
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One field for each variable of .env.example, in lower case; folders are absolute.
+
+    Raises InvalidOption for a number that is none, or is out of range.
+    """
+
+    api_key: str = ""
+    host: str = "127.0.0.1"
+    port: int = 7860
+    upload_folder: Path = Path("temp_uploads")
+    processed_folder: Path = Path("processed_images")
+    restorer_weights: str = ""
+    model: str = Options.model
+    device: str = ""
+    max_file_size_mb: int = 10
+    max_input_megapixels: float = Limits.input_pixels / 1e6
+    max_output_megapixels: float = Limits.output_pixels / 1e6
+    max_queue: int = 20
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("port", 0, 65535),
+            ("max_file_size_mb", 1, 10_000),
+            ("max_input_megapixels", 0.001, 10_000),
+            ("max_output_megapixels", 0.001, 100_000),
+            ("max_queue", 1, 100_000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise InvalidOption(
+                    f"{name.upper()} is {getattr(self, name)}; it must be from {low} to {high}"
+                )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(int(self.max_input_megapixels * 1e6), int(self.max_output_megapixels * 1e6))
+
+
+def read(folder: Path) -> Settings:
+    """The settings of a server started in `folder`: the environment's, else those of its .env file."""
+    found = {**dotenv.dotenv_values(folder / ".env"), **os.environ}
+    given = {}
+    for field in fields(Settings):
+        text = (found.get(field.name.upper()) or "").strip()
+        if text:
+            given[field.name] = _typed(field.name.upper(), text, type(field.default))
+    for name in ("upload_folder", "processed_folder"):
+        given[name] = (folder / given.get(name, getattr(Settings, name))).resolve()
+    return Settings(**given)
+
+
+def _typed(name: str, text: str, kind: type) -> object:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise InvalidOption(f"{name} is {text!r}; it must be a number") from error

@@ -1,0 +1,103 @@
+"""One lock before everything: no request passes without the key, by header or by the session's cookie."""
+
+import hashlib
+import hmac
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+_COOKIE = "restorer_session"
+_MONTH = 30 * 24 * 3600
+# Gradio asks itself for this one while it starts; it answers "true" and no more
+_OPEN = "/gradio_api/startup-events"
+_LARGEST_FORM = 4096
+_FORM = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>Neural Image Restore</title>
+<style>body{{font:16px system-ui;display:grid;place-items:center;min-height:90vh;color-scheme:light dark}}
+form{{display:grid;gap:.8rem;width:18rem}}input,button{{font:inherit;padding:.5rem}}</style>
+<form method="post"><h1>Neural Image Restore</h1><label for="key">API key</label>
+<input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
+<button>Sign in</button><p role="alert">{}</p></form></html>"""
+
+
+class KeyGuard:
+    """ASGI middleware that answers 401 to whoever brings no key.
+
+    Programs send X-API-KEY. A browser gets a form; the right key is answered with a cookie that is a
+    keyed hash, so that the server keeps no sessions and a restart signs nobody out.
+    """
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self.app, self._key = app, key.encode()
+        self._token = hmac.new(self._key, b"browser session", hashlib.sha256).hexdigest().encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] == "websocket":  # the app has none
+            return await send({"type": "websocket.close", "code": 1008})
+        request = Request(scope, receive)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path == _OPEN or self._has_key(request) or self._has_session(request):
+            return await self.app(scope, receive, send)
+        response = await self._refuse(request)
+        return await response(scope, receive, send)
+
+    def _has_key(self, request: Request) -> bool:
+        return hmac.compare_digest(request.headers.get("x-api-key", "").encode("latin-1"), self._key)
+
+    def _has_session(self, request: Request) -> bool:
+        if not _same_site(request):
+            return False
+        try:
+            cookie = SimpleCookie(request.headers.get("cookie", "")).get(_COOKIE)
+        except CookieError:
+            return False
+        return cookie is not None and hmac.compare_digest(
+            cookie.value.encode("latin-1", "replace"), self._token
+        )
+
+    async def _refuse(self, request: Request) -> Response:
+        headers = {"Cache-Control": "no-store"}
+        kind = request.headers.get("content-type", "")
+        if request.method == "POST" and kind.startswith("application/x-www-form-urlencoded"):
+            if _same_site(request) and hmac.compare_digest(await _given_key(request), self._key):
+                return self._signed_in(request)
+            return HTMLResponse(_FORM.format("This is not the key."), 401, headers)
+        if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(_FORM.format(""), 401, headers)
+        return JSONResponse({"detail": "the header X-API-KEY is missing or wrong"}, 401, headers)
+
+    def _signed_in(self, request: Request) -> Response:
+        forwarded = request.headers.get("x-forwarded-proto", request.url.scheme)
+        response = RedirectResponse("?", 303, {"Cache-Control": "no-store"})
+        response.set_cookie(
+            _COOKIE,
+            self._token.decode(),
+            max_age=_MONTH,
+            httponly=True,
+            secure=forwarded.startswith("https"),
+            samesite="lax",
+        )
+        return response
+
+
+def _same_site(request: Request) -> bool:
+    """Gradio's CORS lets any origin send cookies along: only requests from our own pages may use them."""
+    origin = request.headers.get("origin")
+    if origin is None:
+        return True
+    hosts = (request.headers.get("host"), request.headers.get("x-forwarded-host"))
+    return urlsplit(origin).netloc in hosts
+
+
+async def _given_key(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _LARGEST_FORM:
+            return b""
+    return parse_qs(body.decode("latin-1")).get("key", [""])[0].strip().encode()

@@ -1,0 +1,52 @@
+"""Put page, queue and guard together, and serve them: on a port of our own, or inside another server."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from ..pipeline import Restorer
+from ..settings import Settings
+from . import ui
+from .guard import KeyGuard
+
+
+def build(settings: Settings) -> gr.Blocks:
+    """The queued Blocks of a server with these settings. Loads no model yet."""
+    for folder in (settings.upload_folder, settings.processed_folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    gr.set_static_paths([settings.processed_folder])  # results are served from where they lie, not copied
+    restorer = Restorer(
+        weights=settings.restorer_weights or None,
+        device=settings.device or None,
+        limits=settings.limits,
+        model=settings.model,
+    )
+    blocks = ui.build(restorer, settings)
+    # api_open would let programs pass by the queue
+    return blocks.queue(max_size=settings.max_queue, api_open=False)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    build(settings).launch(
+        server_name=settings.host, server_port=settings.port, ssr_mode=False, **launch_options(settings)
+    )
+
+
+def launch_options(settings: Settings) -> dict[str, Any]:
+    """What Blocks.launch() and gradio.mount_gradio_app() are both given."""
+    guard = [Middleware(KeyGuard, key=settings.api_key)] if settings.api_key else []
+    return {
+        "theme": ui.theme(),
+        "css_paths": [Path(ui.STYLE)],
+        "max_file_size": settings.max_file_size_mb * 2**20,
+        "show_error": False,
+        "enable_monitoring": False,
+        "run_history": False,
+        "footer_links": [],
+        "app_kwargs": {"middleware": guard},
+    }

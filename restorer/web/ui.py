@@ -1,0 +1,232 @@
+"""The page: what is on it and what happens on a click. The work is in work.py and in the package."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio import themes
+
+from .. import models, photo
+from ..errors import RestoreError, UnsupportedImage
+from ..files import READABLE
+from ..options import FORMATS, Options
+from ..pipeline import Restorer, Result
+from ..settings import Settings
+from . import work
+
+STYLE = Path(__file__).with_name("style.css")
+_TITLE = "Neural Image Restore"
+_DEVICE: dict[str, Any] = {
+    "concurrency_id": "device",
+    "concurrency_limit": 1,
+}  # everything that computes shares one worker
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_FORMAT_NAMES = {
+    "same": "As the photo",
+    "png": "PNG",
+    "jpeg": "JPEG",
+    "webp": "WebP",
+    "tiff": "TIFF",
+    "avif": "AVIF",
+}
+_START = "Choose a photo to begin."
+
+
+def theme() -> themes.Base:
+    """Gradio's plain theme in the system's own fonts: none is fetched from elsewhere."""
+    return themes.Base(
+        primary_hue="teal",
+        neutral_hue="stone",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+
+
+def build(restorer: Restorer, settings: Settings) -> gr.Blocks:
+    """The page, ready for server.py to queue and serve."""
+    page = _Page(restorer, settings)
+    with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(1800, 3600)) as blocks:
+        gr.Markdown(f"# {_TITLE}\nMakes old, small and damaged photos large and clear.", elem_id="title")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                upload = gr.File(label="Photo", file_types=_endings(), height=150, elem_id="upload")
+                said = gr.Markdown(_START, elem_id="said")
+                start = gr.Button("Restore", variant="primary", interactive=False, elem_id="start")
+                stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
+                download = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download")
+                fields = _option_fields(page)
+            with gr.Column(scale=3, min_width=320):
+                slider = gr.ImageSlider(
+                    label="Before and after",
+                    type="filepath",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    max_height=720,
+                    elem_id="slider",
+                )
+        given = [upload, *fields.values()]
+        shown = {"slider": slider, "said": said, "start": start, "stop": stop, "download": download}
+        outputs = list(shown.values())
+        upload.change(page.chosen, given, [said, start, download], **_QUIET)
+        for name in ("model", "outscale", "format"):
+            fields[name].change(page.chosen, given, [said, start, download], **_QUIET)
+        for name in ("model", "outscale"):
+            fields[name].change(
+                page.denoise, [fields["model"], fields["outscale"]], fields["denoise"], **_QUIET
+            )
+        begun = start.click(_busy, None, [start, stop, download], **_QUIET)
+        run = begun.then(
+            page.restore, given, outputs, show_progress_on=slider, api_visibility="private", **_DEVICE
+        )
+        idle = partial(_idle, page)
+        run.failure(idle, given, [said, start, stop], **_QUIET)
+        stop.click(idle, given, [said, start, stop], cancels=run, **_QUIET)
+    return blocks
+
+
+class _Page:
+    """The handlers. What they are given, after the upload's path, are the values of _option_fields()."""
+
+    def __init__(self, restorer: Restorer, settings: Settings) -> None:
+        self.restorer, self.settings = restorer, settings
+
+    def chosen(self, path: str | None, *values: object) -> tuple[str, gr.Button, gr.DownloadButton]:
+        """What will be made of the photo, or why nothing can."""
+        said, fine = self._described(path, values)
+        return said, gr.Button(interactive=fine), gr.DownloadButton(visible=False)
+
+    def denoise(self, model: str, outscale: float) -> gr.Slider:
+        """The denoise slider is there for the models that have it."""
+        if self.restorer.model(Options(model=model, outscale=outscale)).pair:
+            return gr.Slider(visible=True)
+        return gr.Slider(visible=False, value=Options.denoise)
+
+    def restore(self, path: str, *values: object, progress: gr.Progress = gr.Progress()) -> Iterator[tuple]:  # noqa: B008
+        """Restore the upload, telling tiles and yielding twice a second: what stops it, stops it here."""
+        options = _options(values)
+        try:
+            data = self._upload(path).read_bytes()
+            for step in work.steps(partial(self.restorer.restore, data, **vars(options))):
+                if isinstance(step, Result):
+                    yield self._done(step, path, options.outscale)
+                    return
+                if step.total:
+                    progress((step.done, step.total), desc="Restoring", unit="tiles")
+                else:
+                    progress(None, desc="Loading the model")
+                yield tuple(gr.skip() for _ in range(5))
+        except RestoreError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def _done(self, result: Result, path: str, outscale: float) -> tuple:
+        shown = work.store(result, Path(path).name, outscale, self.settings.processed_folder)
+        size = len(result.data) / 1e6
+        said = f"**{result.width} × {result.height}** · {result.model} · {result.seconds:.1f} s"
+        said += "".join(f"\n- {warning}" for warning in result.warnings)
+        label = f"Download {_FORMAT_NAMES[result.format]}, {size:.1f} MB"
+        return (
+            (str(shown.before), str(shown.after)),
+            said,
+            gr.Button(visible=True),
+            gr.Button(visible=False),
+            gr.DownloadButton(label, value=str(shown.file), visible=True),
+        )
+
+    def _described(self, path: str | None, values: tuple[object, ...]) -> tuple[str, bool]:
+        if not path:
+            return _START, False
+        try:
+            options = _options(values)
+            found = photo.decode(
+                self._upload(path).read_bytes(), max_pixels=self.settings.limits.input_pixels
+            )
+            width, height = self.restorer.result_size(found, options)
+            model = self.restorer.model(options)
+        except RestoreError as error:
+            return f"⚠ {error}", False
+        here = (
+            ""
+            if models.is_present(model, self.restorer.weights)
+            else f", to download: {model.bytes / 1e6:.0f} MB"
+        )
+        return f"{found.width} × {found.height} → **{width} × {height}** · {model.name}{here}", True
+
+    def _upload(self, path: str) -> Path:
+        """The upload's path; Gradio hands over any path that a program sends."""
+        real = Path(path).resolve()
+        if not real.is_relative_to(self.settings.upload_folder):
+            raise UnsupportedImage("this is not an uploaded file")
+        return real
+
+
+def _option_fields(page: _Page) -> dict[str, Any]:
+    default = page.restorer.options
+    names = [model.name for model in models.available(page.restorer.weights) if model.kind == "upscale"]
+    with gr.Accordion("Options", open=False, elem_id="options"):
+        return {
+            "outscale": gr.Slider(
+                1,
+                8,
+                default.outscale,
+                step=0.5,
+                label="Size",
+                info="Times the photo's width",
+                elem_id="outscale",
+            ),
+            "model": gr.Dropdown(["auto", *names], value=default.model, label="Model", elem_id="model"),
+            "denoise": gr.Slider(
+                0,
+                1,
+                default.denoise,
+                label="Denoise",
+                info="Less keeps more grain",
+                visible=bool(page.restorer.model(default).pair),
+                elem_id="denoise",
+            ),
+            "format": gr.Dropdown(
+                [(_FORMAT_NAMES[form], form) for form in FORMATS],
+                value=default.format,
+                label="File format",
+                elem_id="format",
+            ),
+            "quality": gr.Slider(
+                1,
+                100,
+                default.quality,
+                step=1,
+                label="Quality",
+                info="Of JPEG, WebP and AVIF",
+                elem_id="quality",
+            ),
+            "keep_metadata": gr.Checkbox(
+                default.keep_metadata,
+                label="Keep metadata",
+                info="Date, camera, caption",
+                elem_id="keep_metadata",
+            ),
+            "remove_gps": gr.Checkbox(
+                default.remove_gps, label="Remove GPS", info="Where it was taken", elem_id="remove_gps"
+            ),
+        }
+
+
+_FIELDS = ("outscale", "model", "denoise", "format", "quality", "keep_metadata", "remove_gps")
+
+
+def _options(values: tuple[object, ...]) -> Options:
+    return Options(**dict(zip(_FIELDS, values, strict=True)))  # type: ignore[arg-type]
+
+
+def _busy() -> tuple[gr.Button, gr.Button, gr.DownloadButton]:
+    return gr.Button(visible=False), gr.Button(visible=True), gr.DownloadButton(visible=False)
+
+
+def _idle(page: _Page, path: str | None, *values: object) -> tuple[str, gr.Button, gr.Button]:
+    said, fine = page._described(path, values)
+    return said, gr.Button(visible=True, interactive=fine), gr.Button(visible=False)
+
+
+def _endings() -> list[str]:
+    return ["image", *(suffix for suffixes in READABLE.values() for suffix in suffixes)]

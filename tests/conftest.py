@@ -1,0 +1,51 @@
+"""What several test files share."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real weights and pictures that lies beside some checkouts."""
+    folder = Path(os.environ.get("RESTORER_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the real weights and pictures in {folder} (or RESTORER_SHARED)")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def photo_like(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """(height, width, 3) uint8 with smooth areas, edges and a little noise, as a photo has."""
+    y, x = np.mgrid[0:height, 0:width]
+    base = np.stack([128 + 90 * np.sin(x / 9 + c) * np.cos(y / 7 - c) for c in range(3)], axis=2)
+    base[height // 3 : height // 2, width // 4 : width // 2] = rng.integers(0, 256, 3)
+    return np.clip(base + rng.normal(0, 3, base.shape), 0, 255).astype(np.uint8)
+
+
+def save_network(path: Path, *, seed: int, scale: int = 4, features: int = 8, convs: int = 2) -> None:
+    """Write a seeded SRVGGNetCompact as .pth or .safetensors: small, quick, and like no other seed's."""
+    import safetensors.torch
+    import torch
+
+    from restorer import compat
+
+    network = compat.network_class("basicsr.archs.srvgg_arch", "SRVGGNetCompact")(
+        num_feat=features, num_conv=convs, upscale=scale
+    )
+    generator = torch.Generator().manual_seed(seed)
+    state = {
+        key: torch.randn(tensor.shape, generator=generator) * 0.1 if tensor.ndim > 1 else tensor.abs()
+        for key, tensor in network.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save({"params": state}, path)

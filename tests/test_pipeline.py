@@ -1,0 +1,197 @@
+import io
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import photo_like, save_network
+from PIL import Image
+
+import restorer
+from restorer import Cancelled, ImageTooLarge, InvalidOption, Limits, UnknownModel, engine, models
+
+
+def png(pixels):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def weights(tmp_path):
+    save_network(tmp_path / "custom/tiny.safetensors", seed=1)
+    save_network(tmp_path / "custom/other.pth", seed=2)
+    save_network(tmp_path / "custom/twice.pth", seed=3, scale=2)
+    return tmp_path
+
+
+def test_a_photo_goes_in_and_a_larger_one_comes_out(weights, rng):
+    data = png(photo_like(rng, 30, 41))
+    result = restorer.load("custom/tiny", weights=weights).restore(data, outscale=4)
+    assert (result.width, result.height, result.format) == (164, 120, "png")
+    assert result.model == "custom/tiny"
+    assert result.seconds > 0
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(result.data))), result.after.pixels)
+    np.testing.assert_array_equal(result.before.pixels, np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_the_same_bytes_and_options_give_the_same_bytes(weights, rng):
+    data = png(photo_like(rng, 40, 40))
+    first = restorer.load("custom/tiny", weights=weights).restore(data)
+    second = restorer.load("custom/tiny", weights=weights).restore(data)
+    assert first.data == second.data
+
+
+def test_exactly_the_model_that_was_named_is_used_or_it_is_an_error(weights, rng):
+    data = png(photo_like(rng, 20, 20))
+    run = restorer.Restorer(weights=weights)
+    results = {name: run.restore(data, model=name) for name in ("custom/tiny", "custom/other")}
+    assert results["custom/tiny"].data != results["custom/other"].data
+    assert [result.model for result in results.values()] == list(results)
+    with pytest.raises(UnknownModel, match="custom/tiny"):
+        run.restore(data, model="custom/tinny")
+    with pytest.raises(UnknownModel):
+        run.restore(data, model="GFPGANv1.3")
+
+
+def test_auto_takes_the_best_present_and_says_which(weights, rng, monkeypatch):
+    data = png(photo_like(rng, 20, 20))
+    run = restorer.Restorer(weights=weights)
+    assert run.restore(data).model.startswith("custom/")
+    for name, outscale, expected in (
+        ("realesr-general-x4v3", 4, "realesr-general-x4v3"),
+        ("RealESRGAN_x4plus", 4, "RealESRGAN_x4plus"),
+        ("RealESRGAN_x2plus", 4, "RealESRGAN_x4plus"),
+        ("RealESRGAN_x2plus", 2, "RealESRGAN_x2plus"),
+        ("RealESRGAN_x2plus", 2.5, "RealESRGAN_x4plus"),
+    ):
+        (weights / f"{name}.pth").touch()
+        assert models.choose(weights, outscale).name == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"outscale": 0.5}, "outscale is 0.5; it must be from 1 to 8"),
+        ({"outscale": float("nan")}, "outscale is nan"),
+        ({"outscale": 9}, "from 1 to 8"),
+        ({"quality": 0}, "from 1 to 100"),
+        ({"tile": 31}, "from 32"),
+        ({"format": "gif"}, "'gif'"),
+        ({"denoise": -0.1}, "from 0 to 1"),
+        ({"denoise": 0.5}, "custom/tiny has no strength"),
+        ({"sharpen": 1}, "no option 'sharpen'"),
+    ],
+)
+def test_a_bad_option_is_named_with_its_range(weights, rng, options, words):
+    run = restorer.Restorer(weights=weights, model="custom/tiny")
+    with pytest.raises(InvalidOption, match=words):
+        run.restore(png(photo_like(rng, 20, 20)), **options)
+
+
+def test_every_option_changes_the_result(weights, rng):
+    """No dead control: each one, moved alone, gives other bytes."""
+    save_network(weights / "custom/realesr-general-x4v3.pth", seed=4)
+    save_network(weights / "custom/realesr-general-wdn-x4v3.pth", seed=5)
+    run = restorer.Restorer(weights=weights, model="custom/realesr-general-x4v3", format="jpeg")
+    photo = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010F] = "Camera"
+    exif.get_ifd(0x8825).update({1: "N", 2: (10.0, 20.0, 30.0)})
+    Image.fromarray(photo_like(rng, 80, 90)).save(photo, "JPEG", exif=exif)
+    plain = run.restore(photo.getvalue())
+    changes = {
+        "model": "custom/tiny",
+        "outscale": 3,
+        "denoise": 0.4,
+        "format": "png",
+        "quality": 60,
+        "keep_metadata": False,
+        "remove_gps": True,
+    }
+    assert set(changes) | {"tile"} == set(restorer.Options.names())
+    for name, value in changes.items():
+        assert run.restore(photo.getvalue(), **{name: value}).data != plain.data, name
+    tiles = [_tiles(run, photo.getvalue(), tile=tile) for tile in (32, 64, 0)]
+    assert tiles[0] > tiles[1] > tiles[2]
+
+
+def _tiles(run, data, **options):
+    told = []
+    run.restore(data, progress=lambda done, total: told.append((done, total)), **options)
+    assert told[0][0] == 0
+    assert told[-1] == (told[-1][1],) * 2
+    return told[-1][1]
+
+
+def test_too_large_is_refused_before_any_network_is_loaded(tmp_path, rng):
+    data = png(photo_like(rng, 50, 50))
+    run = restorer.Restorer(weights=tmp_path, limits=Limits(input_pixels=2499))
+    with pytest.raises(ImageTooLarge, match="50 x 50"):
+        run.restore(data)
+    run = restorer.Restorer(weights=tmp_path, limits=Limits(output_pixels=39_999))
+    with pytest.raises(ImageTooLarge, match="200 x 200"):
+        run.restore(data)
+    wide = png(np.zeros((2, 9000, 3), np.uint8))
+    with pytest.raises(ImageTooLarge, match="16383"):
+        restorer.Restorer(weights=tmp_path).restore(wide, format="webp", outscale=2)
+
+
+def test_cancel_is_noticed_within_one_tile(weights, rng):
+    data = png(photo_like(rng, 200, 200))
+    told = []
+
+    def stop(done, total):
+        told.append(done)
+        if done == 1:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        restorer.Restorer(weights=weights, model="custom/tiny").restore(data, tile=32, progress=stop)
+    assert told == [0, 1]
+
+
+def test_threads_never_mix_photos_and_never_run_two_tiles_at_once(weights, rng, monkeypatch):
+    inside, most = 0, 0
+    true = engine.Engine.__call__
+
+    def watched(self, tile):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.002)
+        out = true(self, tile)
+        inside -= 1
+        return out
+
+    monkeypatch.setattr(engine.Engine, "__call__", watched)
+    run = restorer.Restorer(weights=weights)
+    jobs = [
+        (png(photo_like(rng, 60 + 7 * i, 90 - 5 * i)), ("custom/tiny", "custom/other", "custom/twice")[i % 3])
+        for i in range(6)
+    ]
+    alone = [run.restore(data, model=name, tile=32).data for data, name in jobs]
+    together = [None] * len(jobs)
+
+    def work(i):
+        together[i] = run.restore(jobs[i][0], model=jobs[i][1], tile=32).data
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+    assert most == 1
+
+
+def test_a_model_is_loaded_once(weights, rng, monkeypatch):
+    from restorer import networks
+
+    read = []
+    true = networks.read_state
+    monkeypatch.setattr(networks, "read_state", lambda path: read.append(path) or true(path))
+    run = restorer.load("custom/tiny", weights=weights)
+    for _ in range(3):
+        run.restore(png(photo_like(rng, 20, 20)))
+    assert len(read) == 1
