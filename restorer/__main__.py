@@ -1,20 +1,27 @@
 """The command line: `python -m restorer photo.jpg scans/ -o out/`."""
 
 import argparse
+import io
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from . import __version__, files, models
-from .errors import InvalidOption, RestoreError
+from .errors import InvalidOption, RestoreError, UnknownModel
 from .options import FORMATS, Options
 
 if TYPE_CHECKING:
-    from .pipeline import Restorer
+    from .pipeline import Progress, Restorer
 
 _COMMANDS = ("restore", "models")
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
+_NAME_LENGTH = 32  # of a file in the bar, in characters
+
+Kept = Callable[[Path], str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return parsed.run(parsed)
     except RestoreError as error:
         print(f"restorer: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, (InvalidOption, UnknownModel)) else 1
     except KeyboardInterrupt:
         print("restorer: stopped; finished photos are kept", file=sys.stderr)
         return 130
@@ -35,22 +42,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def restore(parsed: argparse.Namespace) -> int:
     """Restore files and folders, each to a file of its own."""
-    tasks = files.plan(parsed.photos, parsed.output, outscale=parsed.outscale)
+    tasks = files.plan(parsed.photos, parsed.output, outscale=parsed.outscale, form=parsed.format)
     if not tasks:
         raise InvalidOption("no photos found")
-    if tasks[0].complete:
+    if not tasks[0].forms:
         parsed.format = _format_of_output(parsed.output, parsed.format)
+    options = {name: value for name, value in vars(parsed).items() if name in Options.names()}
+    Options(**options)  # a value out of its range is told before anything is loaded
     from . import pipeline  # numpy and the decoders: --help and a wrong path need neither
 
-    names = Options.names()
     restorer = pipeline.Restorer(
         weights=parsed.weights_dir,
         device=parsed.device,
         half=False if parsed.fp32 else None,
-        **{name: value for name, value in vars(parsed).items() if name in names},
+        **options,
     )
     restorer.model(restorer.options)  # an unknown name is an error of the call, not of each photo
-    return _restore_all(restorer, tasks, parsed.overwrite)
+    start = time.perf_counter()
+    originals = {task.source.resolve() for task in tasks}
+    counts = _restore_all(restorer, tasks, partial(_kept, overwrite=parsed.overwrite, originals=originals))
+    told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("restored", "skipped", "failed"))
+    print(f"{told} in {time.perf_counter() - start:.1f} s")
+    return 1 if counts["failed"] else 0
 
 
 def _format_of_output(output: Path, chosen: str) -> str:
@@ -60,42 +73,71 @@ def _format_of_output(output: Path, chosen: str) -> str:
     return form or chosen
 
 
-def _restore_all(restorer: "Restorer", tasks: list[files.Task], overwrite: bool) -> int:
+def _restore_all(restorer: "Restorer", tasks: list[files.Task], kept: Kept) -> Counter[str]:
+    """How many photos were restored, skipped, and failed; a line for each is printed."""
     from tqdm import tqdm
 
-    start, made, skipped, failed = time.perf_counter(), 0, 0, 0
-    # a bar of photos, moved by tiles: its ETA is that of the whole batch
-    bar = tqdm(
-        total=len(tasks), disable=None, bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    )
-    with bar:
-        for index, task in enumerate(tasks):
-            bar.set_description_str(f"{index + 1}/{len(tasks)} {task.source.name} ")
+    todo = [task for task in tasks if not _skipped(task, kept)]
+    counts = Counter(skipped=len(tasks) - len(todo))
+    if not todo:
+        return counts
+    # A bar of photos, moved by tiles: its ETA is that of all that is left
+    with tqdm(total=len(todo), desc="Loading the model", bar_format=_BAR, leave=False, disable=None) as bar:
+        restorer.load()
+        bar.reset()
+        for index, task in enumerate(todo):
+            bar.set_description_str(f"{index + 1}/{len(todo)} {_short(task.source.name)}")
 
             def follow(done: int, total: int, before: int = index) -> None:
                 bar.n = before + done / total
                 bar.refresh()
 
-            if not overwrite and (old := task.existing()):
-                skipped += 1
-                bar.write(f"{task.source}: {old} exists, skipped (--overwrite restores it again)")
-                continue
-            try:
-                result = restorer.restore(task.source.read_bytes(), progress=follow)
-                target = task.write(result.data, result.format)
-            except (RestoreError, OSError) as error:
-                failed += 1
-                bar.write(f"{task.source}: failed: {error}", file=sys.stderr)
-                continue
-            made += 1
-            bar.write(
-                f"{task.source} -> {target}: {result.width} x {result.height}, "
-                f"{result.model}, {result.seconds:.1f} s" + "".join(f"; {text}" for text in result.warnings)
-            )
-        bar.n = len(tasks)
-    seconds = time.perf_counter() - start
-    print(f"{made} restored, {skipped} skipped, {failed} failed in {seconds:.1f} s")
-    return 1 if failed else 0
+            outcome, told = _restore_one(restorer, task, kept, follow)
+            counts[outcome] += 1
+            bar.write(told, file=sys.stderr if outcome == "failed" else sys.stdout)
+            bar.n = index + 1
+    return counts
+
+
+def _skipped(task: files.Task, kept: Kept) -> bool:
+    old = task.existing()
+    reason = kept(old) if old else ""
+    if reason:
+        print(f"{task.source}: skipped, {reason}")
+    return bool(reason)
+
+
+def _restore_one(
+    restorer: "Restorer", task: files.Task, kept: Kept, follow: "Progress"
+) -> tuple[Literal["restored", "skipped", "failed"], str]:
+    """What became of one photo, and the line that says so."""
+    try:
+        result = restorer.restore(task.source.read_bytes(), progress=follow)
+        target = task.path(result.format)
+        # Another process may have written it; or the photo is not of the format that its name announces
+        if reason := kept(target):
+            return "skipped", f"{task.source}: skipped, {reason}"
+        files.write_atomic(target, result.data)
+    except RestoreError as error:
+        return "failed", f"{task.source}: failed, {error}"
+    except OSError as error:
+        return "failed", f"{task.source}: failed, {error.strerror or error}"
+    size = f"{result.width} x {result.height}"
+    notes = "".join(f"; {warning}" for warning in result.warnings)
+    return "restored", f"{task.source} -> {target}: {size}, {result.model}, {result.seconds:.1f} s{notes}"
+
+
+def _kept(target: Path, *, overwrite: bool, originals: set[Path]) -> str:
+    """Why a file stays as it is, empty where there is none or it may be replaced."""
+    if not files.exists(target):
+        return ""
+    if target.resolve() in originals:
+        return f"{target} is itself one of the photos"
+    return "" if overwrite else f"{target} exists (--overwrite restores it again)"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 3] + "..."
 
 
 def list_models(parsed: argparse.Namespace) -> int:
@@ -117,14 +159,16 @@ def list_models(parsed: argparse.Namespace) -> int:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"\nFolder of the files: {weights}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="restorer",
+        prog="python -m restorer",
         description="Restore old, small and damaged photos.",
-        epilog="'restorer photo.jpg' is short for 'restorer restore photo.jpg'.",
+        epilog="'restore' may be left out: python -m restorer photo.jpg scans/ -o out/. "
+        "For its options: python -m restorer restore --help",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -166,4 +210,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):  # a file name may hold what the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -7,7 +7,6 @@ to sRGB through their profiles.
 """
 
 import io
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -15,45 +14,31 @@ from PIL import Image, ImageCms
 
 # CIE L* of the middle grey code value: 53 for sRGB, 61 for gamma 1.8, 76 for linear light
 _LINEAR_ABOVE = 68
+_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
 def space(icc: bytes) -> str:
-    """The colour space of a profile ("RGB", "GRAY", "CMYK", ...), or "" when it cannot be read."""
-    try:
-        _open(icc)
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return ""
-    return icc[16:20].decode("ascii", "replace").strip()  # ICC.1:2022, 7.2
+    """The colour space of a profile ("RGB", "GRAY" or "CMYK"), or "" when it cannot be used."""
+    found = icc[16:20].decode("ascii", "replace").strip()  # ICC.1:2022, 7.2
+    return found if found in _MODES and _middle(icc, found) is not None else ""
 
 
-@lru_cache(maxsize=32)
 def is_linear(icc: bytes) -> bool:
     """Whether an RGB or grey profile holds linear light: half the code range looks far too bright."""
-    mode = {"RGB": "RGB", "GRAY": "L"}.get(space(icc))
-    if mode is None:
-        return False
-    grey = Image.new(mode, (1, 1), (128, 128, 128) if mode == "RGB" else 128)
-    try:
-        lab = _convert(grey, _open(icc), _built_in("LAB"), "LAB")
-    except ImageCms.PyCMSError:
-        return False
-    lightness = int(np.asarray(lab)[0, 0, 0]) * 100 / 255
-    return lightness > _LINEAR_ABOVE
+    found = space(icc)
+    lightness = _middle(icc, found) if found in ("RGB", "GRAY") else None
+    return lightness is not None and lightness > _LINEAR_ABOVE
 
 
-def to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
-    """A CMYK or Lab image in sRGB, through `icc`; without a profile CMYK takes Pillow's plain formula.
+def to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
+    """An image in sRGB, through a profile of its colour space (one that space() names).
 
-    Relative colorimetric with black point compensation, as printing and editing programs do.
-    Raises ImageCms.PyCMSError for a profile that does not convert.
+    Lab needs no profile; CMYK without one takes Pillow's plain formula. Relative colorimetric, without
+    black point compensation: colours that sRGB holds come out as they were measured.
     """
     if image.mode == "LAB":
-        source = _built_in("LAB")
-    elif icc is not None:
-        source = _open(icc)
-    else:
-        return image.convert("RGB")
-    return _convert(image, source, _built_in("sRGB"), "RGB")
+        return _convert(image, _built_in("LAB"), _built_in("sRGB"), "RGB")
+    return _convert(image, _open(icc), _built_in("sRGB"), "RGB") if icc else image.convert("RGB")
 
 
 def encode_linear(pixels: np.ndarray) -> np.ndarray:
@@ -74,6 +59,17 @@ def _levels(dtype: np.dtype) -> int:
     return int(np.iinfo(dtype).max) + 1
 
 
+def _middle(icc: bytes, found: str) -> float | None:
+    """CIE L* of the middle code value of every channel; None for a profile that does not convert."""
+    middle = Image.new(_MODES[found], (1, 1), 128 if found == "GRAY" else (128,) * len(found))
+    try:
+        # One pixel is not worth the table that littlecms otherwise works out first
+        lab = _convert(middle, _open(icc), _built_in("LAB"), "LAB", ImageCms.Flags.NOOPTIMIZE)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    return int(np.asarray(lab)[0, 0, 0]) * 100 / 255
+
+
 def _open(icc: bytes) -> ImageCms.ImageCmsProfile:
     return ImageCms.ImageCmsProfile(io.BytesIO(icc))
 
@@ -87,6 +83,7 @@ def _convert(
     source: ImageCms.ImageCmsProfile,
     target: ImageCms.ImageCmsProfile,
     mode: str,
+    flags: ImageCms.Flags = ImageCms.Flags.NONE,
 ) -> Image.Image:
     transform = ImageCms.buildTransform(
         source,
@@ -94,6 +91,6 @@ def _convert(
         image.mode,
         mode,
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        flags=flags,
     )
     return transform.apply(image)

@@ -17,7 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PRIVATE = "torchvision.transforms.functional_tensor"
-_PACKAGES = ("basicsr", "basicsr.archs", "basicsr.utils", "gfpgan", "gfpgan.archs")
+_PACKAGES = (
+    "basicsr",
+    "basicsr.archs",
+    "basicsr.utils",
+    "gfpgan",
+    "gfpgan.archs",
+    "realesrgan",
+    "realesrgan.archs",
+)
 
 
 def install() -> None:
@@ -43,20 +51,25 @@ def _without_init_files() -> Iterator[None]:
     if "basicsr" in sys.modules:  # imported in full by someone else: there is nothing left to save
         yield
         return
-    before = set(sys.modules)
     bare = {package: types.ModuleType(package) for package in _PACKAGES}
     for package, module in bare.items():
         module.__path__ = [str(_folder(package))]
     bare["basicsr.utils"].get_root_logger = logging.getLogger  # type: ignore[attr-defined]  # arch_util takes it
     sys.modules.update(bare)
-    if "torchvision" not in sys.modules:
-        sys.modules["torchvision"] = _on_demand("torchvision")
+    stand_in = _on_demand("torchvision")
+    sys.modules.setdefault("torchvision", stand_in)
     try:
         yield
     finally:
-        for added in set(sys.modules) - before:
-            if added.partition(".")[0] in ("basicsr", "gfpgan") or added == "torchvision":
-                del sys.modules[added]
+        _forget()  # and the debris of an import that failed half way, as basicsr's does without install()
+        if sys.modules.get("torchvision") is stand_in:
+            del sys.modules["torchvision"]
+
+
+def _forget() -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] in _PACKAGES:
+            del sys.modules[name]
 
 
 def _folder(package: str) -> Path:
@@ -68,7 +81,13 @@ def _folder(package: str) -> Path:
 
 
 def _on_demand(name: str) -> types.ModuleType:
-    """A stand-in that imports the real module when something is first asked of it."""
+    """A stand-in that gives way to the real module when something is first asked of it."""
     module = types.ModuleType(name)
-    module.__getattr__ = lambda attribute: getattr(importlib.import_module(name), attribute)  # type: ignore[method-assign]
+
+    def ask(attribute: str) -> object:
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), attribute)
+
+    module.__getattr__ = ask  # type: ignore[method-assign]
     return module

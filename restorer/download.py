@@ -28,17 +28,15 @@ def ensure(model: Model, weights: Path) -> Path:
         if not path.is_file():
             raise WeightsUnavailable(f"{model.name} was removed: {path} is gone")
         return path
-    if path.is_file():
-        _verify(model, path, _sha256(path))
-        return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path.with_name(f".{path.name}.lock")):
-            if not path.is_file():  # another process may have fetched it while we waited
-                _fetch(model, path)
+        if path.is_file():
+            _verify(model, path, _hash(path).hexdigest())
+        else:
+            _fetch_alone(model, path)
     except OSError as error:
         raise WeightsUnavailable(
-            f"{model.name} is not present and cannot be stored in {path.parent}: {error.strerror}"
+            f"{model.name} cannot be read from or stored in {path.parent}: {error.strerror or error}. "
+            + _by_hand(model, path)
         ) from error
     return path
 
@@ -48,19 +46,29 @@ def addresses(model: Model) -> Iterator[str]:
     if model.mirror:
         from huggingface_hub import hf_hub_url
 
-        yield hf_hub_url(model.mirror, model.file)
+        yield hf_hub_url(model.mirror, model.file, revision=model.revision or None)
     yield model.url
+
+
+def _fetch_alone(model: Model, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+        if path.is_file():  # another process fetched it while we waited
+            _verify(model, path, _hash(path).hexdigest())
+        else:
+            _fetch(model, path)
 
 
 def _fetch(model: Model, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     failures: list[str] = []
     bad: BadWeights | None = None
-    for address in [] if _offline() else addresses(model):
+    for address in [] if _offline() else dict.fromkeys(addresses(model)):
         try:
-            _verify(model, part, _stream(address, part, model))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            failures.append(f"{address}: {error or type(error).__name__}")
+            _download(address, part, model)
+        # ImportError: of what a SOCKS proxy in the environment needs
+        except (httpx.HTTPError, httpx.InvalidURL, ImportError) as error:
+            failures.append(f"{address}: {_told(error)}")
         except BadWeights as error:
             bad = error
         else:
@@ -70,40 +78,63 @@ def _fetch(model: Model, path: Path) -> None:
         raise bad
     why = "; ".join(failures) or "HF_HUB_OFFLINE is set"
     raise WeightsUnavailable(
-        f"{model.name} is not present and could not be downloaded ({why}). "
-        f"Fetch {model.url} yourself and put it into {path.parent} as {path.name}"
+        f"{model.name} is not present and could not be downloaded ({why}). {_by_hand(model, path)}"
     )
+
+
+def _download(address: str, part: Path, model: Model) -> None:
+    """The whole, verified file in `part`."""
+    resumed = part.exists()
+    try:
+        _verify(model, part, _stream(address, part, model))
+    except BadWeights:
+        if not resumed:
+            raise
+        # What lay there may have been of another file: once more from the start
+        _verify(model, part, _stream(address, part, model))
 
 
 def _stream(address: str, part: Path, model: Model) -> str:
     """Download to `part`, going on where an earlier try stopped; the sha256 of the whole file."""
-    have = part.stat().st_size if part.exists() else 0
+    if part.exists() and part.stat().st_size > model.bytes:
+        part.unlink()
+    size = part.stat().st_size if part.exists() else 0
+    if size == model.bytes:
+        return _hash(part).hexdigest()
     headers = {"Accept-Encoding": "identity"}
-    if 0 < have < model.bytes:
-        headers["Range"] = f"bytes={have}-"
+    if size:
+        headers["Range"] = f"bytes={size}-"
     client = httpx.stream("GET", address, headers=headers, follow_redirects=True, timeout=_TIMEOUT)
     with client as response:
         response.raise_for_status()
-        resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
-        digest = hashlib.sha256(part.read_bytes() if resumed else b"")
-        with (
-            part.open("ab" if resumed else "wb") as out,
-            tqdm(
-                desc=model.name,
-                total=model.bytes,
-                initial=have if resumed else 0,
-                unit="B",
-                unit_scale=True,
-                disable=None,  # no bar where nobody watches
-            ) as bar,
-        ):
-            for chunk in response.iter_bytes(_CHUNK):
+        if response.status_code != httpx.codes.PARTIAL_CONTENT:
+            part.unlink(missing_ok=True)
+            size = 0
+        with part.open("ab") as out, _bar(model, size) as bar:
+            digest = _hash(part)
+            for chunk in response.iter_bytes():
                 out.write(chunk)
                 digest.update(chunk)
                 bar.update(len(chunk))
-    if (size := part.stat().st_size) < model.bytes:
-        raise httpx.RemoteProtocolError(f"ended after {size} of {model.bytes} bytes")
+                size += len(chunk)
+                if size > model.bytes:  # another file, perhaps one without an end
+                    break
+        # httpx raises for a body shorter than announced; where nothing was announced it cannot know
+        if size < model.bytes and "Content-Length" not in response.headers:
+            raise httpx.RemoteProtocolError(f"ended after {size} of {model.bytes} bytes")
     return digest.hexdigest()
+
+
+def _bar(model: Model, size: int) -> tqdm:
+    return tqdm(
+        desc=f"Downloading {model.name}",
+        total=model.bytes,
+        initial=size,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        disable=None,  # no bar where nobody watches
+    )
 
 
 def _verify(model: Model, path: Path, found: str) -> None:
@@ -116,16 +147,26 @@ def _verify(model: Model, path: Path, found: str) -> None:
     except OSError:
         told = "Delete it"
     raise BadWeights(
-        f"{path.name} is not {model.name}: its sha256 is {found} and should be {model.sha256}. {told}"
+        f"{aside.stem} is not {model.name}: its sha256 is {found} and should be {model.sha256}. {told}"
     )
 
 
-def _sha256(path: Path) -> str:
+def _hash(path: Path) -> "hashlib._Hash":
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-    return digest.hexdigest()
+    return digest
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):  # its text is two lines, with the address a redirect led to
+        return f"{error.response.status_code} {error.response.reason_phrase}"
+    return str(error) or type(error).__name__
+
+
+def _by_hand(model: Model, path: Path) -> str:
+    return f"Fetch {model.url} yourself and put it into {path.parent.absolute()} as {path.name}"
 
 
 def _offline() -> bool:

@@ -1,25 +1,23 @@
 """Photo to bytes: one writer a format, metadata and colour profile included."""
 
 import io
-import struct
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import imagecodecs
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
-from . import color, metadata
+from . import color, jpeg, metadata, png, tiff, xmp
 from .errors import ImageTooLarge
+from .metadata import Blocks
 from .photo import Photo
 
 # What "same" writes for a format that is read only; 16-bit and transparent HEIF go to PNG
 _INSTEAD = {"heif": "jpeg", "bmp": "png", "gif": "png"}
 _LARGEST_SIDE = {"jpeg": 65_500, "webp": 16_383, "avif": 65_536, "png": 2**31 - 1, "tiff": 2**31 - 1}
-_TIFF_BYTES = 4_000_000_000  # offsets have 32 bits
 _DEEP = ("png", "tiff")
-_NO_GREY = ("webp", "avif")  # they store grey as RGB, which a grey profile does not fit
+_NO_GREY_PROFILE = ("webp", "avif")  # their readers expect a profile of an RGB space
+_RESOLUTION_IN_EXIF = ("webp", "avif", "tiff")
 _ROWS = 256  # arithmetic on whole pictures goes in bands of rows, to stay small in memory
 
 
@@ -30,18 +28,6 @@ class Encoded:
     data: bytes
     format: str
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Sheet:
-    """What a writer needs: samples (H, W) or (H, W, 2 to 4), and blocks that may be empty."""
-
-    samples: np.ndarray
-    icc: bytes
-    exif: bytes
-    xmp: bytes
-    dpi: tuple[float, float] | None
-    quality: int
 
 
 def output_format(photo: Photo, chosen: str) -> str:
@@ -64,7 +50,7 @@ def check_fits(photo: Photo, width: int, height: int, form: str) -> None:
         )
     channels = (1 if photo.meta.grey else 3) + (photo.alpha is not None)
     size = width * height * channels * photo.meta.depth // 8
-    if form == "tiff" and size > _TIFF_BYTES:
+    if form == "tiff" and size > tiff.LARGEST:
         raise ImageTooLarge(f"the result would have {size / 1e9:.1f} GB; TIFF holds 4: choose PNG")
 
 
@@ -77,19 +63,15 @@ def encode(
     """
     check_fits(photo, photo.width, photo.height, form)
     warnings: list[str] = []
-    exif, xmp, dpi = b"", b"", None
+    blocks = Blocks()
     if keep_metadata:
-        size = {"width": photo.width, "height": photo.height, "remove_gps": remove_gps}
-        dpi = photo.meta.dpi
-        exif = metadata.corrected_exif(photo.meta.exif, dpi, **size)
-        xmp = metadata.corrected_xmp(photo.meta.xmp, **size)
-    samples, icc = _samples(photo, form, warnings), photo.meta.icc or b""
-    if icc and photo.meta.grey and form in _NO_GREY:
-        samples, icc = _grey_as_srgb(samples, icc), b""
-    sheet = _Sheet(samples, icc, exif, xmp, dpi, quality)
+        blocks = _carried(photo, form, remove_gps=remove_gps)
+    samples, blocks.icc = _samples(photo, form, warnings), photo.meta.icc or b""
+    if blocks.icc and photo.meta.grey and form in _NO_GREY_PROFILE:
+        samples, blocks.icc = _grey_as_srgb(samples, blocks.icc), b""
     if form == "jpeg":
-        sheet = _fit_jpeg_segments(sheet, warnings)
-    return Encoded(_WRITERS[form](sheet), form, tuple(warnings))
+        blocks = _fit_segments(blocks, warnings)
+    return Encoded(_WRITERS[form](samples, blocks, quality), form, tuple(warnings))
 
 
 def to_uint8(samples: np.ndarray) -> np.ndarray:
@@ -126,7 +108,8 @@ def _samples(photo: Photo, form: str, warnings: list[str]) -> np.ndarray:
     samples = np.atleast_3d(samples)
     if form == "jpeg":
         warnings.append("transparency was laid on white: JPEG has none")
-        return _on_white(samples, alpha).squeeze()
+        flat = _on_white(samples, alpha)
+        return flat[..., 0] if meta.grey else flat
     return np.dstack([samples, alpha])
 
 
@@ -139,116 +122,74 @@ def _on_white(samples: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _grey_as_srgb(samples: np.ndarray, icc: bytes) -> np.ndarray:
-    """8-bit grey (H, W) or grey and alpha (H, W, 2) as sRGB, through the grey profile."""
-    samples = np.atleast_3d(samples)
-    colour = color.to_srgb(Image.fromarray(samples[..., 0]), icc)
-    return np.dstack([np.asarray(colour), samples[..., 1:]])
+    """8-bit grey (H, W) or grey and alpha (H, W, 2) on sRGB's curve, through the grey profile."""
+    colour = color.to_srgb(Image.fromarray(samples if samples.ndim == 2 else samples[..., 0]), icc)
+    grey = luma(np.asarray(colour))
+    return grey if samples.ndim == 2 else np.dstack([grey, samples[..., 1]])
 
 
-def _fit_jpeg_segments(sheet: _Sheet, warnings: list[str]) -> _Sheet:
-    """A JPEG segment holds 64 kB: a larger EXIF or XMP block is left out, and said."""
-    keep = dict(vars(sheet))
-    for name in ("exif", "xmp"):
-        if len(keep[name]) > 65_000:
-            keep[name] = b""
+def _carried(photo: Photo, form: str, *, remove_gps: bool) -> Blocks:
+    meta = photo.meta
+    size = {"width": photo.width, "height": photo.height, "remove_gps": remove_gps}
+    # A resolution alone needs no EXIF block where the format has its own place for it
+    dpi = meta.dpi if meta.exif or form in _RESOLUTION_IN_EXIF else None
+    return Blocks(
+        exif=metadata.corrected_exif(meta.exif, dpi, **size),
+        xmp=xmp.corrected(meta.xmp, **size),
+        dpi=meta.dpi,
+        iptc=meta.iptc,
+        comment=meta.comment,
+        text=meta.text,
+    )
+
+
+def _fit_segments(blocks: Blocks, warnings: list[str]) -> Blocks:
+    for name in ("exif", "xmp", "iptc", "comment"):
+        if len(getattr(blocks, name)) > jpeg.LARGEST_BLOCK:
+            blocks = replace(blocks, **{name: b""})
             warnings.append(f"the {name.upper()} block is larger than JPEG can hold and was left out")
-    return _Sheet(**keep)
+    return blocks
 
 
-def _write_jpeg(sheet: _Sheet) -> bytes:
-    return _pillow(sheet, "JPEG", subsampling=0, **_resolution(sheet))
+def _write_jpeg(samples: np.ndarray, blocks: Blocks, quality: int) -> bytes:
+    own = {"subsampling": 0, "comment": blocks.comment}
+    if blocks.dpi:
+        own["dpi"] = blocks.dpi
+    exif = b"Exif\0\0" + blocks.exif if blocks.exif else b""
+    return jpeg.put_in(_pillow(samples, replace(blocks, exif=exif), "JPEG", quality=quality, **own), blocks)
 
 
-def _write_webp(sheet: _Sheet) -> bytes:
-    return _pillow(sheet, "WEBP", exact=True)
+def _write_webp(samples: np.ndarray, blocks: Blocks, quality: int) -> bytes:
+    return _pillow(samples, blocks, "WEBP", quality=quality, exact=True)
 
 
-def _write_avif(sheet: _Sheet) -> bytes:
-    return _pillow(sheet, "AVIF", subsampling="4:4:4")
+def _write_avif(samples: np.ndarray, blocks: Blocks, quality: int) -> bytes:
+    exif = metadata.without_orientation(blocks.exif)  # Pillow would make a turn of it, and write EXIF anew
+    chroma = "4:0:0" if samples.ndim == 2 else "4:4:4"
+    return _pillow(samples, replace(blocks, exif=exif), "AVIF", quality=quality, subsampling=chroma)
 
 
-def _resolution(sheet: _Sheet) -> dict:
-    return {} if sheet.dpi is None else {"dpi": sheet.dpi}
+def _write_png(samples: np.ndarray, blocks: Blocks, _quality: int) -> bytes:
+    return png.encode(samples, blocks)
 
 
-def _pillow(sheet: _Sheet, name: str, **options: object) -> bytes:
+def _write_tiff(samples: np.ndarray, blocks: Blocks, _quality: int) -> bytes:
+    return tiff.encode(samples, blocks)
+
+
+def _pillow(samples: np.ndarray, blocks: Blocks, name: str, **options: object) -> bytes:
     out = io.BytesIO()
-    image = Image.fromarray(sheet.samples)
-    blocks = {"icc_profile": sheet.icc, "exif": sheet.exif, "xmp": sheet.xmp}
-    present = {key: block for key, block in blocks.items() if block}
-    if "exif" in present:
-        present["exif"] = b"Exif\x00\x00" + sheet.exif
-    image.save(out, name, quality=sheet.quality, **present, **options)
+    found = {"icc_profile": blocks.icc, "exif": blocks.exif, "xmp": blocks.xmp}
+    present = {key: block for key, block in found.items() if block}
+    Image.fromarray(samples).save(out, name, **present, **options)
     return out.getvalue()
-
-
-def _write_png(sheet: _Sheet) -> bytes:
-    # On enlarged photos the Up filter at level 4 is as small as libpng's default and five times as fast
-    samples = np.ascontiguousarray(sheet.samples)
-    plain = imagecodecs.png_encode(samples, level=4, filter=imagecodecs.PNG.FILTER.UP)
-    end_of_header = 8 + 25  # signature, then IHDR: metadata must precede the pixels
-    chunks = b"".join(_chunk(kind, body) for kind, body in _png_metadata(sheet))
-    return b"".join([plain[:end_of_header], chunks, plain[end_of_header:]])
-
-
-def _png_metadata(sheet: _Sheet) -> Iterator[tuple[bytes, bytes]]:
-    """The chunks of PNG (third edition) section 11.3 that carry profile, resolution, EXIF and XMP."""
-    if sheet.icc:
-        yield b"iCCP", b"ICC profile\0\0" + zlib.compress(sheet.icc)
-    if sheet.dpi:
-        per_metre = [round(dpi / 0.0254) for dpi in sheet.dpi]
-        yield b"pHYs", struct.pack(">IIB", *per_metre, 1)
-    if sheet.exif:
-        yield b"eXIf", sheet.exif
-    if sheet.xmp:
-        yield b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + sheet.xmp
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def _write_tiff(sheet: _Sheet) -> bytes:
-    """Baseline TIFF 6.0 with deflated strips and horizontal differencing, 8 or 16 bits a channel.
-
-    Pillow writes no 16-bit RGB and tifffile no EXIF directory: the strips are ours, the directory Pillow's.
-    """
-    samples = np.atleast_3d(sheet.samples)
-    height, width, channels = samples.shape
-    strips = [zlib.compress(_differences(samples[rows]), 6) for rows in _bands(samples)]
-    starts = np.cumsum([0, *map(len, strips)])[:-1]  # from the directory's end: Pillow adds where that is
-    directory = TiffImagePlugin.ImageFileDirectory_v2()
-    if sheet.exif:
-        metadata.into_tiff(directory, sheet.exif)
-    directory[256], directory[257] = width, height
-    directory[258] = (samples.dtype.itemsize * 8,) * channels
-    directory[259], directory[317] = 8, 2  # deflate, horizontal differencing
-    directory[262] = 1 if channels < 3 else 2
-    directory[273], directory[279] = tuple(map(int, starts)), tuple(map(len, strips))
-    directory.tagtype[273] = directory.tagtype[279] = 4
-    directory[277], directory[278] = channels, _ROWS
-    if channels in (2, 4):
-        directory[338] = 2  # alpha that is not multiplied into the colour
-    if sheet.dpi:
-        directory[282], directory[283], directory[296] = *sheet.dpi, 2
-    if sheet.icc:
-        directory[34675] = sheet.icc
-    if sheet.xmp:
-        directory[700] = sheet.xmp
-    return b"".join([b"II*\0\x08\0\0\0", directory.tobytes(8), *strips])
-
-
-def _differences(rows: np.ndarray) -> bytes:
-    out = rows.copy()
-    out[:, 1:] -= rows[:, :-1]  # wraps around, as the reader's sum does
-    return out.astype(out.dtype.newbyteorder("<")).tobytes()
 
 
 def _bands(array: np.ndarray) -> Iterator[slice]:
     return (slice(top, top + _ROWS) for top in range(0, len(array), _ROWS))
 
 
-_WRITERS: dict[str, Callable[[_Sheet], bytes]] = {
+_WRITERS: dict[str, Callable[[np.ndarray, Blocks, int], bytes]] = {
     "jpeg": _write_jpeg,
     "png": _write_png,
     "webp": _write_webp,

@@ -1,6 +1,8 @@
 """Which photo goes to which file, and how a file appears: whole or not at all."""
 
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -21,28 +23,37 @@ READABLE = {
 }
 _FORMAT_OF = {suffix: form for form, suffixes in READABLE.items() for suffix in suffixes}
 _WRITTEN = ("jpeg", "png", "webp", "tiff", "avif")
+# What "same" may make of a format that is only read, as encode.output_format does
+_INSTEAD = {"bmp": ("png",), "gif": ("png",), "heif": ("jpeg", "png")}
+
+_PARTS = count()
 
 
 @dataclass(frozen=True)
 class Task:
-    """One photo to restore. `target` lacks its suffix where only the photo's format decides it."""
+    """One photo to restore.
+
+    target  where to; without the ending where the result's format decides it
+    forms   the formats the result may have, empty where `target` has its ending
+    """
 
     source: Path
     target: Path
-    complete: bool
+    forms: tuple[str, ...] = ()
+
+    def path(self, form: str) -> Path:
+        """Where a result of that format goes."""
+        return suffixed(self.target, form) if self.forms else self.target
 
     def existing(self) -> Path | None:
         """The output that is already there, if any."""
-        if self.complete:
-            return self.target if self.target.exists() else None
-        candidates = (suffixed(self.target, form) for form in _WRITTEN)
-        return next((path for path in candidates if path.exists()), None)
+        paths = map(self.path, self.forms) if self.forms else [self.target]
+        return next((path for path in paths if exists(path)), None)
 
-    def write(self, data: bytes, form: str) -> Path:
-        """Store the result by an atomic rename; returns where."""
-        path = self.target if self.complete else suffixed(self.target, form)
-        write_atomic(path, data)
-        return path
+
+def exists(path: Path) -> bool:
+    """As path.exists(), but False where even asking is refused: the error comes with the photo's own turn."""
+    return os.path.exists(path)
 
 
 def suffixed(path: Path, form: str) -> Path:
@@ -61,72 +72,105 @@ def format_of(path: Path) -> str | None:
     return form if form in _WRITTEN else None
 
 
-def plan(photos: Sequence[Path], output: Path | None, *, outscale: float) -> list[Task]:
+def plan(photos: Sequence[Path], output: Path | None, *, outscale: float, form: str = "same") -> list[Task]:
     """One Task for each photo in `photos` (files and folders), no two with the same target.
 
     output  a folder, below which the folders' own structure is kept; or, for a single photo, a file
             with a known ending; or None: beside each photo
+    form    the format that is asked for, or "same"
 
     A path that does not exist gets a Task, so that its failure is told like any other's.
-    Raises InvalidOption for a folder without `output`: its results would be the next run's photos.
+    Raises InvalidOption where results would be the next run's photos, or `output` cannot be meant.
     """
-    if output is None and any(photo.is_dir() for photo in photos):
-        raise InvalidOption("a folder of photos needs an output folder: give one with -o")
-    if output is not None and len(photos) == 1 and not photos[0].is_dir() and not output.is_dir():
-        if format_of(output):
-            return [Task(photos[0], output, complete=True)]
-        if output.suffix:
-            raise InvalidOption(f"{output} ends with {output.suffix}, which is not written; use {_endings()}")
-    tasks: list[Task] = []
-    taken: set[str] = set()
-    for source, place in _sources(photos, output):
-        folder = source.parent if output is None else output / place
-        target = _free(folder, source, outscale, taken)
-        tasks.append(Task(source, target, complete=False))
-    return tasks
+    for photo in photos:
+        if os.path.isdir(photo) and (output is None or output.resolve() == photo.resolve()):
+            raise InvalidOption(f"{photo} is a folder: give another folder for its results with -o")
+    if output is not None and not os.path.isdir(output):
+        if len(photos) == 1 and not os.path.isdir(photos[0]):
+            if format_of(output):
+                return [_to_file(photos[0], output)]
+            if output.suffix:
+                raise InvalidOption(
+                    f"{output} ends with {output.suffix}, which is not written; use {_endings()}"
+                )
+        elif exists(output) or format_of(output):
+            raise InvalidOption(f"{output} is a file: several photos need a folder after -o")
+    return _named(list(_sources(photos, output)), outscale, form)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that nobody ever sees a part of it. Makes the folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{os.getpid()}-{next(_PARTS)}.part")
     try:
-        part.write_bytes(data)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the name without the bytes
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
+def _to_file(photo: Path, output: Path) -> Task:
+    if photo.resolve() == output.resolve():
+        raise InvalidOption(f"{output} is the photo itself: give another name, or a folder, after -o")
+    return Task(photo, output)
+
+
 def _sources(photos: Sequence[Path], output: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Each photo once, with the folder it lies in below the folder that was named."""
+    """Each photo once, with the folder its result goes to: as below the folder that was named."""
     seen: set[Path] = set()
-    own = None if output is None else output.resolve()
     for named in photos:
-        found = sorted(_below(named)) if named.is_dir() else [named]
-        for source in found:
-            real = source.resolve()
-            if real in seen or (named.is_dir() and own is not None and real.is_relative_to(own)):
+        folder = os.path.isdir(named)
+        for source in sorted(_below(named, output)) if folder else [named]:
+            if (real := source.resolve()) in seen:
                 continue
             seen.add(real)
-            yield source, source.parent.relative_to(named) if named.is_dir() else Path()
+            if output is None:
+                yield source, source.parent
+            else:
+                yield source, output / source.parent.relative_to(named) if folder else output
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    return (
-        p for p in folder.rglob("*") if p.suffix.lower() in _FORMAT_OF and p.is_file() and p.name[0] != "."
-    )
+def _below(folder: Path, output: Path | None) -> Iterator[Path]:
+    """The photos in a folder, without hidden ones and without the results in an output folder inside it."""
+    inside = [output.resolve()] if output and output.resolve().is_relative_to(folder.resolve()) else []
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or path.suffix.lower() not in _FORMAT_OF or not os.path.isfile(path):
+            continue
+        if not any(path.resolve().is_relative_to(results) for results in inside):
+            yield path
 
 
-def _free(folder: Path, source: Path, outscale: float, taken: set[str]) -> Path:
-    """A target no earlier photo of this run has: "a_4x", else "a_jpg_4x", "a_jpg_2_4x" and so on."""
-    full = source.name.replace(".", "_")
-    for name in chain([source.stem, full], (f"{full}_{number}" for number in count(2))):
-        target = folder / result_stem(name, outscale)
-        key = str(target).casefold()  # some file systems take a_4x and A_4x for one
-        if key not in taken:
-            taken.add(key)
-            return target
-    raise AssertionError("count() never ends")
+def _named(sources: list[tuple[Path, Path]], outscale: float, form: str) -> list[Task]:
+    """Targets no two of which are the same: "a_4x", for a.jpg and a.png "a_jpg_4x" and "a_png_4x"."""
+    tasks: list[Task] = []
+    wanted = Counter(_key(folder / source.stem) for source, folder in sources)
+    taken: set[str] = set()
+    for source, folder in sources:
+        full = source.name.replace(".", "_")
+        stems = chain([full], (f"{full}_{number}" for number in count(2)))
+        if wanted[_key(folder / source.stem)] == 1:
+            stems = chain([source.stem], stems)
+        targets = (folder / result_stem(stem, outscale) for stem in stems)
+        target = next(target for target in targets if _key(target) not in taken)
+        taken.add(_key(target))
+        tasks.append(Task(source, target, _forms(source, form)))
+    return tasks
+
+
+def _key(path: Path) -> str:
+    """Equal for two paths that some file system takes for one: A and a, composed and decomposed accents."""
+    return unicodedata.normalize("NFC", str(path.resolve())).casefold()
+
+
+def _forms(source: Path, form: str) -> tuple[str, ...]:
+    if form != "same":
+        return (form,)
+    own = _FORMAT_OF.get(source.suffix.lower())
+    return _WRITTEN if own is None else _INSTEAD.get(own, (own,))
 
 
 def _endings() -> str:

@@ -1,116 +1,142 @@
-"""EXIF, XMP and resolution: read from a file, corrected for the new picture, written to another format."""
+"""What stands beside the pixels; EXIF cleaned when it is read, and corrected for the new picture."""
 
-import re
-import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
 
-from PIL import Image, TiffImagePlugin
-from PIL.ExifTags import IFD, Base
-
-# What a damaged EXIF block makes Pillow raise while it reads or writes it
-EXIF_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    SyntaxError,
-    ArithmeticError,
-    struct.error,
-)
-
-# Tags of the first directory that describe how a file stores its pixels, not what the photo is:
-# sizes, compression, strips and tiles, the thumbnail, and what is carried in another way (XMP, ICC)
-_STRUCTURE = frozenset(
-    [254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 280, 281, 284, 292, 293, 296, 282, 283]
-    + [317, 320, 321, 322, 323, 324, 325, 330, 332, 338, 339, 347, 512, 513, 514, 529, 530, 531, 532]
-    + [700, 34675]
-)
-_INCH, _CENTIMETRE = 2, 3  # values of ResolutionUnit
-_PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003  # of the Exif directory
-_GPS_TAG = (
-    rb'\s+exif:GPS\w+\s*=\s*(?:"[^"]*"|\'[^\']*\')|<exif:GPS(\w+)[^>]*?/>|<exif:GPS(\w+).*?</exif:GPS\2\s*>'
-)
-_THUMBNAILS = rb"<xmp:Thumbnails.*?</xmp:Thumbnails\s*>"
+from . import exif
+from .exif import Block, Directory, Entry
 
 
-def read_exif(image: Image.Image) -> bytes:
-    """The EXIF block of an opened image without what describes its storage; b"" where there is none.
+@dataclass
+class Blocks:
+    """What stands beside the pixels in a file, as stored; b"" or None for what is not there.
 
-    Raises one of EXIF_ERRORS for a block too damaged to be carried.
+    iptc     a caption record, which JPEG and TIFF hold
+    comment  JPEG's
+    text     whole chunks of PNG
     """
-    exif = image.getexif()
-    for tag in _STRUCTURE.intersection(exif):
-        del exif[tag]
-    return _block(exif)
+
+    icc: bytes = b""
+    exif: bytes = b""
+    xmp: bytes = b""
+    dpi: tuple[float, float] | None = None
+    iptc: bytes = b""
+    comment: bytes = b""
+    text: bytes = b""
+
+    @classmethod
+    def of(cls, info: Mapping) -> "Blocks":
+        """Those that Pillow and pillow_heif name."""
+        names = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}
+        return cls(dpi=info.get("dpi"), **{name: info.get(key) or b"" for name, key in names.items()})
+
+
+# Tags of the first directory that say how a file stores its pixels or what one program made of them
+# (layers, previews, place on a map), and what is carried in another way (resolution, XMP, IPTC, ICC)
+_STORAGE = frozenset(
+    [254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 282, 283, 284]
+    + [288, 289, 290, 291, 292, 293, 296, 301, 317, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336]
+    + [338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700]
+    + [32995, 32996, 32997, 33421, 33422, 33550, 33723, 33922, 34264, 34377, 34675, 34735, 34736, 34737]
+    + [37724, 50838, 50839]
+)
+# Pillow writes these as BYTE, and so an AVIF that it has turned upright brings them
+_UNDEFINED_TAGS = (0x9000, 0x9101, 0x927C, 0x9286, 0xA000, 0xA300, 0xA301, 0xA302)
+_DESCRIPTION, _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _UNIT = 270, 274, 282, 283, 296
+_PER_INCH = {2: 1.0, 3: 2.54}  # values of ResolutionUnit: inch, centimetre
+_PIXELS, _RELATED = (0xA002, 0xA003), (0x1001, 0x1002)  # (width, height) in EXIF and interoperability
+
+
+def read_exif(block: bytes, warnings: list[str]) -> Block:
+    """An EXIF block, or the first directory of a TIFF file; no tags where there is none.
+
+    What is broken is left out, and said in `warnings`.
+    """
+    block = block.removeprefix(b"Exif\0\0")
+    if not block:
+        return exif.empty()
+    try:
+        read = exif.parse(block)
+    except ValueError:
+        warnings.append("the EXIF block is damaged and was left out")
+        return exif.empty()
+    if read.broken:
+        warnings.append("a part of the EXIF block is damaged and was left out")
+    return read
+
+
+def carried(read: Block) -> bytes:
+    """The part of a block that says what the photo is, as a block; b"" when nothing is left."""
+    tags = {tag: value for tag, value in read.tags.items() if tag not in _STORAGE and not _shape(tag, value)}
+    nested = tags.get(exif.EXIF)
+    if nested and not isinstance(nested, Entry):
+        tags[exif.EXIF] = {tag: _mended(tag, value) for tag, value in nested.items()}
+    return exif.write(read.order, tags) if tags else b""
+
+
+def _shape(tag: int, value: Entry | Directory) -> bool:
+    """Whether this is a note of tifffile or ImageJ about the array in the file."""
+    return (
+        tag == _DESCRIPTION and isinstance(value, Entry) and value.body.startswith((b'{"shape"', b"ImageJ="))
+    )
+
+
+def _mended(tag: int, value: Entry | Directory) -> Entry | Directory:
+    return Entry(exif.UNDEFINED, value.body) if isinstance(value, Entry) and tag in _UNDEFINED_TAGS else value
+
+
+def orientation(read: Block) -> int:
+    """1 to 8; 1 where the tag is absent or out of its range."""
+    found = exif.first(read.tags.get(_ORIENTATION), read.order, 1)
+    return found if 1 <= found <= 8 else 1
+
+
+def resolution(read: Block) -> tuple[float, float] | None:
+    """Dots per inch (x, y), or None where the block has none that makes sense."""
+    unit = _PER_INCH.get(exif.first(read.tags.get(_UNIT), read.order, 2), 0.0)
+    x, y = (exif.numbers(read.tags.get(tag), read.order) for tag in (_X_RESOLUTION, _Y_RESOLUTION))
+    return sensible((x[0] * unit, y[0] * unit)) if x and y else None
+
+
+def sensible(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The resolution where it is one: some files say 0 or 1 for "unknown"."""
+    return dpi if dpi and all(1 < value < 1e5 for value in dpi) else None
 
 
 def corrected_exif(
     block: bytes, dpi: tuple[float, float] | None, *, width: int, height: int, remove_gps: bool
 ) -> bytes:
     """An EXIF block for an upright picture of width x height pixels; b"" when there is nothing to say."""
-    exif = _parse(block)
-    if remove_gps and IFD.GPSInfo in exif:
-        del exif[IFD.GPSInfo]
-    if Base.Orientation in exif:
-        exif[Base.Orientation] = 1
-    if IFD.Exif in exif:
-        exif.get_ifd(IFD.Exif).update({_PIXEL_WIDTH: width, _PIXEL_HEIGHT: height})
+    read = exif.parse(block) if block else exif.empty()
+    order, tags = read.order, dict(read.tags)
+    if remove_gps:
+        tags.pop(exif.GPS, None)
+    if _ORIENTATION in tags:
+        tags[_ORIENTATION] = exif.entry(order, exif.SHORT, 1)
+    nested = tags.get(exif.EXIF)
+    if nested and not isinstance(nested, Entry):
+        tags[exif.EXIF] = _resized(order, nested, width, height)
     if dpi is not None:
-        exif[Base.XResolution], exif[Base.YResolution], exif[Base.ResolutionUnit] = *dpi, _INCH
-    return _block(exif)
+        for tag, value in zip((_X_RESOLUTION, _Y_RESOLUTION), dpi, strict=True):
+            ratio = Fraction(value).limit_denominator(10_000)
+            tags[tag] = exif.entry(order, exif.RATIONAL, ratio.numerator, ratio.denominator)
+        tags[_UNIT] = exif.entry(order, exif.SHORT, 2)
+    return exif.write(order, tags) if tags else b""
 
 
-def corrected_xmp(xmp: bytes, *, width: int, height: int, remove_gps: bool) -> bytes:
-    """An XMP packet with size and orientation of the new picture, and no embedded thumbnails."""
-    for names, value in (
-        (rb"tiff:Orientation", 1),
-        (rb"tiff:ImageWidth|exif:PixelXDimension", width),
-        (rb"tiff:ImageLength|exif:PixelYDimension", height),
-    ):
-        number = str(value).encode()
-        xmp = re.sub(rb"((?:%s)\s*=\s*[\"'])\d+" % names, rb"\g<1>" + number, xmp)
-        xmp = re.sub(rb"(<(?:%s)\s*>\s*)\d+" % names, rb"\g<1>" + number, xmp)
-    xmp = re.sub(_THUMBNAILS, b"", xmp, flags=re.DOTALL)
-    return re.sub(_GPS_TAG, b"", xmp, flags=re.DOTALL) if remove_gps else xmp
+def without_orientation(block: bytes) -> bytes:
+    if not block:
+        return block
+    read = exif.parse(block)
+    read.tags.pop(_ORIENTATION, None)
+    return exif.write(read.order, read.tags) if read.tags else b""
 
 
-def read_xmp(info: dict) -> bytes:
-    xmp = info.get("xmp") or b""
-    return xmp.encode() if isinstance(xmp, str) else xmp
-
-
-def read_dpi(image: Image.Image) -> tuple[float, float] | None:
-    """Resolution in dots per inch (x, y), or None where the file names none that makes sense."""
-    try:
-        if "dpi" in image.info:
-            x, y = (float(value) for value in image.info["dpi"])
-        else:
-            exif = image.getexif()
-            unit = 2.54 if exif.get(Base.ResolutionUnit, _INCH) == _CENTIMETRE else 1
-            x, y = (float(exif[tag]) * unit for tag in (Base.XResolution, Base.YResolution))
-    except EXIF_ERRORS:
-        return None
-    return (x, y) if 1 < x < 1e5 and 1 < y < 1e5 else None
-
-
-def into_tiff(directory: TiffImagePlugin.ImageFileDirectory_v2, block: bytes) -> None:
-    """Put an EXIF block's tags into the first directory of a TIFF file."""
-    exif = _parse(block)
-    for tag, value in exif.items():
-        directory[tag] = value
-    for tag in (IFD.Exif, IFD.GPSInfo):
-        if tag in exif:
-            directory[tag] = nested = dict(exif.get_ifd(tag))
-            if IFD.Interop in nested:
-                nested[IFD.Interop] = exif.get_ifd(IFD.Interop)
-
-
-def _parse(block: bytes) -> Image.Exif:
-    exif = Image.Exif()
-    exif.load(block)
-    return exif
-
-
-def _block(exif: Image.Exif) -> bytes:
-    """The mapping as bytes. Pillow leaves the thumbnail's directory out, which is as wanted."""
-    return exif.tobytes().removeprefix(b"Exif\x00\x00") if len(exif) else b""
+def _resized(order: exif.Order, tags: Directory, width: int, height: int) -> Directory:
+    sides = [exif.entry(order, exif.LONG, side) for side in (width, height)]
+    tags = {**tags, **dict(zip(_PIXELS, sides, strict=True))}
+    related = tags.get(exif.INTEROP)
+    if related and not isinstance(related, Entry) and _RELATED[0] in related:
+        tags[exif.INTEROP] = {**related, **dict(zip(_RELATED, sides, strict=True))}
+    return tags

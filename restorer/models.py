@@ -10,8 +10,9 @@ from .errors import UnknownModel
 _ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download/"
 _GFPGAN = "https://github.com/TencentARC/GFPGAN/releases/download/"
 _FACEXLIB = "https://github.com/xinntao/facexlib/releases/download/"
+_YUNET = "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310"  # the commit whose file has the sha256 below
 _BSD, _GFPGAN_LICENCE = "BSD-3-Clause", "Apache-2.0, parts non-commercial"
-_CUSTOM_SUFFIXES = (".safetensors", ".pth")
+_CUSTOM_SUFFIXES = (".pth", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Model:
     licence  of the weights
     about    what it is for, one line
     mirror   repository on the Hugging Face hub that carries the same file, or ""
+    revision the mirror's commit that does, or "" where it is not known
     pair     the model that a denoise strength below 1 blends in, or ""
     custom   the file below the weights folder, for a model that is not of the table
     """
@@ -40,6 +42,7 @@ class Model:
     licence: str
     about: str
     mirror: str = ""
+    revision: str = ""
     pair: str = ""
     custom: str = ""
 
@@ -173,9 +176,11 @@ MODELS = (
         0,
         232_589,
         "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
-        "https://huggingface.co/opencv/face_detection_yunet/resolve/main/face_detection_yunet_2023mar.onnx",
+        f"https://huggingface.co/opencv/face_detection_yunet/resolve/{_YUNET}/face_detection_yunet_2023mar.onnx",
         "MIT",
         "finds faces, in milliseconds",
+        mirror="opencv/face_detection_yunet",
+        revision=_YUNET,
     ),
     Model(
         "retinaface",
@@ -199,8 +204,8 @@ MODELS = (
     ),
 )
 
-# What "auto" prefers among the models present, and fetches when none is
-_AUTO = ("RealESRGAN_x4plus", "realesr-general-x4v3")
+# What "auto" prefers among the models present, best first, and what it fetches when none is
+_AUTO = ("RealESRGAN_x4plus", "realesr-general-x4v3", "RealESRNet_x4plus", "RealESRGAN_x2plus")
 _AUTO_TWICE = ("RealESRGAN_x2plus", *_AUTO)
 _AUTO_FETCHED = "realesr-general-x4v3"
 
@@ -208,13 +213,21 @@ _AUTO_FETCHED = "realesr-general-x4v3"
 def weights_folder(folder: str | Path | None = None) -> Path:
     """`folder`, else the environment's RESTORER_WEIGHTS, else weights/ beside the package."""
     chosen = folder or os.environ.get("RESTORER_WEIGHTS")
-    return Path(chosen) if chosen else Path(__file__).resolve().parent.parent / "weights"
+    return Path(chosen).expanduser() if chosen else Path(__file__).resolve().parent.parent / "weights"
 
 
 def available(weights: Path) -> tuple[Model, ...]:
-    """Every model that can be asked for: the table, then the files in weights/custom, by name."""
-    files = [f for f in sorted(weights.glob("custom/*")) if f.suffix in _CUSTOM_SUFFIXES and f.is_file()]
-    custom = {f"custom/{file.stem}": file for file in reversed(files)}
+    """Every model that can be asked for: the table, then the files in weights/custom, by name.
+
+    Of two custom files of one name the .safetensors is taken.
+    """
+    files = [file for file in sorted(weights.glob("custom/[!.]*")) if file.is_file()]
+    custom = {
+        f"custom/{file.stem}": file
+        for suffix in _CUSTOM_SUFFIXES
+        for file in files
+        if file.suffix.lower() == suffix
+    }
     return MODELS + tuple(_custom(name, custom[name], custom) for name in sorted(custom))
 
 
@@ -228,9 +241,10 @@ def find(name: str, weights: Path, kind: str = "upscale") -> Model:
     names = {model.name: model for model in available(weights) if model.kind == kind}
     if name in names:
         return names[name]
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UnknownModel(f"there is no model {name!r}; {hint}The models are: {', '.join(['auto', *names])}")
+    lowered = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1)
+    hint = f" Did you mean {lowered[near[0]]!r}?" if near else ""
+    raise UnknownModel(f"there is no model {name!r}.{hint} The models are: {', '.join(['auto', *names])}")
 
 
 def choose(weights: Path, outscale: float) -> Model:
@@ -238,10 +252,9 @@ def choose(weights: Path, outscale: float) -> Model:
     models = [model for model in available(weights) if model.kind == "upscale"]
     present = {model.name: model for model in models if is_present(model, weights)}
     order = _AUTO_TWICE if outscale <= 2 else _AUTO
-    for name in (*order, *(name for name in present if name.startswith("custom/"))):
-        if name in present:
-            return present[name]
-    return find(_AUTO_FETCHED, weights)
+    own = (name for name in present if name.startswith("custom/"))
+    best = next((name for name in (*order, *own, *present) if name in present), _AUTO_FETCHED)
+    return find(best, weights)
 
 
 def _custom(name: str, file: Path, others: dict[str, Path]) -> Model:

@@ -2,7 +2,9 @@
 
 import math
 import pickle
-from collections.abc import Mapping
+import re
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +12,44 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from . import compat
 from .errors import BadWeights
 
 State = dict[str, torch.Tensor]
+
+# All that readers raised over 12,000 files with a few altered bytes each
+_UNREADABLE = (
+    safetensors.SafetensorError,
+    pickle.PickleError,
+    struct.error,
+    RuntimeError,
+    OSError,
+    EOFError,
+    MemoryError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+# How ESRGAN (2018) and BSRGAN, and with them most community models, name an RRDBNet's tensors
+_RENAMED = (
+    (r"^model\.0\.(?=weight|bias)", "conv_first."),
+    (r"^model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.", r"body.\1.rdb\2.conv\3."),
+    (r"^model\.1\.sub\.\d+\.(?=weight|bias)", "conv_body."),
+    (r"^model\.3\.(?=weight|bias)", "conv_up1."),
+    (r"^model\.6\.(?=weight|bias)", "conv_up2."),
+    (r"^model\.8\.(?=weight|bias)", "conv_hr."),
+    (r"^model\.10\.(?=weight|bias)", "conv_last."),
+    (r"^RRDB_trunk\.(\d+)\.RDB(\d)\.", r"body.\1.rdb\2."),
+    (r"^trunk_conv\.", "conv_body."),
+    (r"^upconv(\d)\.", r"conv_up\1."),
+    (r"^HRconv\.", "conv_hr."),
+)
 
 
 class Shape(NamedTuple):
@@ -34,84 +69,38 @@ class Shape(NamedTuple):
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a .pth or .safetensors file, in float32 on the CPU.
+    """The tensors of a .pth or .safetensors file, in float32 on the CPU, an RRDBNet's by basicsr's names.
 
     Takes `params_ema` if the file has it, else `params`, else the bare state dict (the rule of the
-    Real-ESRGAN and GFPGAN releases). Raises BadWeights; code in a pickle is never run.
+    Real-ESRGAN and GFPGAN releases). `module.` before every key (a network saved while spread over
+    GPUs) is dropped. Raises BadWeights; code in a pickle is never run.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             found: object = safetensors.torch.load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        safetensors.SafetensorError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-    ) as e:
-        raise BadWeights(f"{path.name} is not a readable weights file (cut off, or of another kind)") from e
+    except _UNREADABLE as error:
+        raise BadWeights(
+            f"{path.name} is not a readable weights file (cut off, or of another kind)"
+        ) from error
     if isinstance(found, Mapping):
         found = found.get("params_ema", found.get("params", found))
     if not isinstance(found, Mapping) or not found:
         raise BadWeights(f"{path.name} holds no tensors")
-    state: State = {}
-    for key, tensor in found.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise BadWeights(f"{path.name} holds {key!r}, which is not a tensor")
-        if not torch.isfinite(tensor).all():
-            raise BadWeights(f"{path.name} holds NaN or infinite values in {key!r}")
-        state[str(key)] = tensor.float() if tensor.is_floating_point() else tensor
-    return state
+    state = {str(key).removeprefix("module."): _checked(found[key], key, path.name) for key in found}
+    return _renamed(state, path.name) if any("RDB1." in key for key in state) else state
 
 
 def recognise(state: State, name: str) -> Shape:
     """The shape of an RRDBNet or SRVGGNetCompact, read from its tensors' shapes. Raises BadWeights."""
-    first = state.get("conv_first.weight")
-    if first is not None and first.ndim == 4:
-        return _recognise_rrdb(state, first, name)
-    first = state.get("body.0.weight")
-    if first is not None and first.ndim == 4:
-        return _recognise_compact(state, first, name)
+    if any(key.startswith("conv_first.") or ".rdb1." in key for key in state):
+        return _recognise_rrdb(state, name)
+    if any(re.fullmatch(r"body\.\d+\.weight", key) for key in state):
+        return _recognise_compact(state, name)
     raise BadWeights(
         f"{name} is neither an RRDBNet nor an SRVGGNetCompact: its first key is {next(iter(state))!r}"
     )
-
-
-def _recognise_rrdb(state: State, first: torch.Tensor, name: str) -> Shape:
-    features, channels = first.shape[:2]
-    scale = {3: 4, 12: 2, 48: 1}.get(channels)  # pixel-unshuffled input: 3 x (4 / scale) squared
-    grow = state.get("body.0.rdb1.conv1.weight")
-    if scale is None or grow is None:
-        raise BadWeights(f"{name} is not an RRDBNet for RGB: conv_first.weight is {tuple(first.shape)}")
-    blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
-    parameters = {"num_feat": features, "num_block": blocks, "num_grow_ch": len(grow), "scale": scale}
-    # The receptive field is 351 pixels, but what lies beyond 24 changes no 8-bit level (bench/pad.py)
-    return Shape("RRDBNet", parameters, scale, 4 // scale, pad=24, bytes=150 * features * scale**2 // 16)
-
-
-def _recognise_compact(state: State, first: torch.Tensor, name: str) -> Shape:
-    features = len(first)
-    weights = sorted(
-        (int(key.split(".")[1]), tensor)
-        for key, tensor in state.items()
-        if key.startswith("body.") and key.endswith(".weight") and tensor.ndim == 4
-    )
-    last, out = weights[-1]
-    scale = math.isqrt(len(out) // 3)
-    if first.shape[1] != 3 or 3 * scale * scale != len(out):
-        raise BadWeights(
-            f"{name} is not an SRVGGNetCompact for RGB: body.{last}.weight is {tuple(out.shape)}"
-        )
-    if "body.1.weight" not in state:
-        raise BadWeights(
-            f"{name} has no body.1.weight: an SRVGGNetCompact is read with PReLU activations only"
-        )
-    parameters = {"num_feat": features, "num_conv": len(weights) - 2, "upscale": scale, "act_type": "prelu"}
-    # Its receptive field, one pixel a 3x3 convolution: tiled and whole are then the same picture
-    return Shape("SRVGGNetCompact", parameters, scale, 1, pad=len(weights), bytes=24 * features)
 
 
 def build(shape: Shape, state: State, name: str) -> nn.Module:
@@ -123,23 +112,137 @@ def build(shape: Shape, state: State, name: str) -> nn.Module:
     expected = network.state_dict()
     for key in [*expected, *state]:
         want, have = expected.get(key), state.get(key)
-        if want is None or have is None or want.shape != have.shape:
-            shapes = [None if t is None else tuple(t.shape) for t in (want, have)]
-            raise BadWeights(
-                f"{name} does not fit {shape.arch}: {key} should be {shapes[0]} and is {shapes[1]}"
-            )
+        if want is None or have is None or _form(want) != _form(have):
+            raise _misfit(name, shape.arch, key, have, None if want is None else _form(want))
     network.load_state_dict(state, strict=True, assign=True)
     return network
 
 
 def blend(first: State, second: State, share: float) -> State:
-    """share x first + (1 - share) x second, key by key: deep network interpolation (Wang et al., 2019)."""
+    """share x first + (1 - share) x second, key by key: deep network interpolation (Wang et al., 2019).
+
+    Raises BadWeights where they are not two states of one network.
+    """
+    for key in [*first, *second]:
+        if key not in first or key not in second or first[key].shape != second[key].shape:
+            raise BadWeights(f"the two checkpoints to blend are not of one network: they differ in {key}")
     return {key: torch.lerp(second[key], tensor, share) for key, tensor in first.items()}
+
+
+def _renamed(state: State, file: str) -> State:
+    renamed: State = {}
+    for key, tensor in state.items():
+        new = key
+        for pattern, name in _RENAMED:
+            new = re.sub(pattern, name, new)
+        if new in renamed:
+            raise BadWeights(f"{file} does not fit RRDBNet: {key} would be its second {new}")
+        renamed[new] = tensor
+    return renamed
+
+
+def _checked(tensor: object, key: object, file: str) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor):
+        raise BadWeights(f"{file} holds {key!r}, which is not a tensor")
+    try:
+        plain = _plain(tensor)
+    except (RuntimeError, ValueError) as error:
+        raise BadWeights(f"{file} holds {key!r}, which is not an ordinary tensor") from error
+    if not plain.numel():
+        raise BadWeights(f"{file} holds an empty tensor in {key!r}")
+    if plain.is_floating_point() and not torch.isfinite(plain).all():
+        raise BadWeights(f"{file} holds NaN or infinite values in {key!r}")
+    return plain
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 where it holds fractions. Raises ValueError for one that is not all in memory."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        raise ValueError(f"{tensor.layout} on {tensor.device}")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError("repeats its numbers")  # a small file could ask for any amount of memory
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _recognise_rrdb(state: State, name: str) -> Shape:
+    first = _kernel(state, "conv_first.weight", "RRDBNet", name)
+    features, channels = first.shape[:2]
+    scale = {3: 4, 12: 2, 48: 1}.get(channels)  # pixel-unshuffled input: 3 x (4 / scale) squared
+    if scale is None:
+        raise BadWeights(f"{name} is not an RRDBNet for RGB: conv_first.weight is {tuple(first.shape)}")
+    grow = _kernel(state, "body.0.rdb1.conv1.weight", "RRDBNet", name)
+    parameters = {
+        "num_feat": features,
+        "num_block": _last(state, "RRDBNet", name) + 1,
+        "num_grow_ch": len(grow),
+        "scale": scale,
+    }
+    # The receptive field is 351 pixels, but what lies beyond 24 changes no 8-bit level (bench/pad.py)
+    return Shape("RRDBNet", parameters, scale, 4 // scale, pad=24, bytes=150 * features * scale**2 // 16)
+
+
+def _recognise_compact(state: State, name: str) -> Shape:
+    arch = "SRVGGNetCompact"
+    first, last = _kernel(state, "body.0.weight", arch, name), _last(state, arch, name)
+    out = _kernel(state, f"body.{last}.weight", arch, name)
+    scale = math.isqrt(len(out) // 3)
+    if first.shape[1] != 3 or 3 * scale * scale != len(out):
+        raise BadWeights(
+            f"{name} is not an {arch} for RGB: body.0.weight is {tuple(first.shape)} and "
+            f"body.{last}.weight is {tuple(out.shape)}"
+        )
+    if not any(re.fullmatch(r"body\.\d*[13579]\.weight", key) for key in state):
+        raise BadWeights(f"{name} has no body.1.weight: an {arch} is read with PReLU activations only")
+    parameters = {
+        "num_feat": len(first),
+        "num_conv": last // 2 - 1,
+        "upscale": scale,
+        "act_type": "prelu",
+    }
+    # Its receptive field, one pixel a 3x3 convolution: tiled and whole are then the same picture
+    return Shape(arch, parameters, scale, 1, pad=last // 2 + 1, bytes=24 * len(first))
+
+
+def _last(state: State, arch: str, name: str) -> int:
+    """The highest N of the keys body.N.*; each has a key or more, so a false one cannot be far off."""
+    numbers = {int(found[1]): key for key in state if (found := re.match(r"body\.(\d{1,9})\.", key))}
+    last = max(numbers)
+    if last >= len(state):
+        raise _misfit(name, arch, numbers[last], state[numbers[last]], None)
+    return last
+
+
+def _kernel(state: State, key: str, arch: str, name: str) -> torch.Tensor:
+    tensor = state.get(key)
+    if tensor is None or tensor.ndim != 4:
+        raise _misfit(name, arch, key, tensor, "a kernel of 4 dimensions")
+    return tensor
+
+
+def _form(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else f" of {tensor.dtype}")
+
+
+def _misfit(name: str, arch: str, key: str, have: torch.Tensor | None, want: str | None) -> BadWeights:
+    if have is None:
+        return BadWeights(f"{name} does not fit {arch}: {key} is missing")
+    if want is None:
+        return BadWeights(f"{name} does not fit {arch}: {key} does not belong to it")
+    return BadWeights(f"{name} does not fit {arch}: {key} should be {want} and is {_form(have)}")
 
 
 def _new(shape: Shape) -> nn.Module:
     module = {"RRDBNet": "basicsr.archs.rrdbnet_arch", "SRVGGNetCompact": "basicsr.archs.srvgg_arch"}[
         shape.arch
     ]
-    with torch.device("meta"):  # no time is spent on random weights
+    with torch.device("meta"), _Unfilled():
         return compat.network_class(module, shape.arch)(num_in_ch=3, num_out_ch=3, **shape.parameters)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out random weights, for which the meta device would import torch's compiler: seconds."""
+
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        return args[0] if func is torch.Tensor.normal_ else func(*args, **(kwargs or {}))

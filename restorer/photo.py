@@ -1,24 +1,33 @@
-"""Bytes to Photo and back: file formats, bit depth, orientation, transparency, metadata."""
+"""Bytes to Photo: file formats, bit depth, orientation, transparency, metadata."""
 
 import io
 import struct
+import warnings as python_warnings
 import zlib
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import imagecodecs
 import numpy as np
-import pillow_heif
-import tifffile
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-from . import color, metadata
+from . import color, heif, jpeg, metadata, png, tiff, xmp
 from .errors import DamagedImage, ImageTooLarge, UnsupportedImage
+from .heif import CheckSize
+from .metadata import Blocks
 from .options import Limits
 
 READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC", "MPO")
 # The header is checked against our own limit before any pixel is read
 Image.MAX_IMAGE_PIXELS = None
+# What Pillow finds odd in a file is said in Meta.warnings or does not matter
+python_warnings.filterwarnings("ignore", module=r"PIL\.")
 
+_FIRST_ONLY = "only the first picture of the file is restored"
+# What a mode of Pillow's is read as
+_TARGETS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA"}
+_TARGETS |= {"RGB": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "RGBA": "RGBA", "RGBa": "RGBA"}
 # What the decoders raise for broken files, beside the errors Pillow documents
 _DECODER_ERRORS = (
     OSError,
@@ -30,9 +39,11 @@ _DECODER_ERRORS = (
     EOFError,
     RuntimeError,  # imagecodecs' own errors derive from it
     AttributeError,
+    AssertionError,
     MemoryError,
     struct.error,
     zlib.error,
+    ImageCms.PyCMSError,
 )
 
 
@@ -48,6 +59,7 @@ class Meta:
     exif      an EXIF block without its thumbnail, b"" for none
     xmp       an XMP packet, b"" for none
     dpi       dots per inch (x, y), or None
+    iptc      a caption record, comment a JPEG comment, text the text chunks of a PNG, b"" for none
     warnings  what was dropped or changed while reading, in the user's words
     """
 
@@ -59,6 +71,9 @@ class Meta:
     exif: bytes = b""
     xmp: bytes = b""
     dpi: tuple[float, float] | None = None
+    iptc: bytes = b""
+    comment: bytes = b""
+    text: bytes = b""
     warnings: tuple[str, ...] = ()
 
 
@@ -85,15 +100,21 @@ class Photo:
 
 @dataclass(frozen=True)
 class _Raw:
-    """A decoder's answer: (H, W) or (H, W, 2 to 4) samples as stored, and what came with them."""
+    """A reader's answer: (H, W) or (H, W, 2 to 4) samples, and what came with them.
+
+    turn     the EXIF orientation is still to be applied
+    """
 
     samples: np.ndarray
-    orientation: int
-    meta: Meta
+    blocks: Blocks
+    turn: bool = True
+
+
+_Reader = Callable[[bytes, CheckSize, "list[str]"], _Raw]
 
 
 def sniff(start: bytes) -> str | None:
-    """The format that a file's first 32 bytes announce, as in Meta.format, or None."""
+    """The format that a file's first 256 bytes announce, as in Meta.format, or None."""
     if start.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -105,10 +126,7 @@ def sniff(start: bytes) -> str | None:
     if start.startswith((b"GIF87a", b"GIF89a")):
         return "gif"
     if start[4:8] == b"ftyp":
-        brands = start[8:]
-        if b"avif" in brands or b"avis" in brands:
-            return "avif"
-        return "heif" if any(b in brands for b in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")) else None
+        return heif.sniff(start)
     return "bmp" if start.startswith(b"BM") else None
 
 
@@ -118,149 +136,99 @@ def decode(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Photo:
     Raises UnsupportedImage for what is not one of READABLE, DamagedImage for a file that is broken or
     cut off, and ImageTooLarge (before any pixel is read) for more than `max_pixels`.
     """
-    form = sniff(data[:32])
+    form = sniff(data[:256])
     if form is None:
         what = "is empty" if not data else "is not an image of a kind that is read"
         raise UnsupportedImage(f"the file {what}; use one of {', '.join(READABLE)}")
+    warnings: list[str] = []
     try:
-        raw = _read_heif(data, max_pixels) if form == "heif" else _read(data, form, max_pixels)
+        raw = _READERS[form](data, partial(_check_size, max_pixels=max_pixels), warnings)
     except _DECODER_ERRORS as error:
         raise DamagedImage(f"the {form.upper()} file is damaged or incomplete; export it again") from error
-    return _photo(_upright(raw.samples, raw.orientation), raw.meta)
+    return _photo(form, raw, warnings)
 
 
-def _read(data: bytes, form: str, max_pixels: int) -> _Raw:
-    image = Image.open(io.BytesIO(data), formats=["JPEG", "MPO"] if form == "jpeg" else [form.upper()])
-    _check_size(image.width, image.height, max_pixels)
-    warnings = []
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        warnings.append("only the first picture of the file is restored")
-    icc = image.info.get("icc_profile") or None
-    samples = _deep_samples(data, form, image)
-    if samples is None:
-        image.load()
-    dpi = metadata.read_dpi(image)
-    orientation = image.getexif().get(0x0112, 1)  # after load(), which turns a TIFF upright itself
-    exif = _exif_or_warning(image, warnings)
-    if samples is None:
-        if image.mode in ("CMYK", "LAB"):
-            image, icc = _to_srgb(image, icc, warnings), None
-        samples = _samples(image)
-    meta = Meta(
-        form,
-        icc=icc,
-        exif=exif,
-        xmp=metadata.read_xmp(image.info),
-        dpi=dpi,
-        warnings=tuple(warnings),
-    )
-    return _Raw(samples, orientation, meta)
+def _read_jpeg(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
+    picture, blocks = jpeg.take_apart(data)
+    return _Raw(_samples(_open(picture, "JPEG", check), blocks, warnings), blocks)
 
 
-def _read_heif(data: bytes, max_pixels: int) -> _Raw:
-    """HEIC through libheif, which turns the picture upright itself (the EXIF tag must then be ignored)."""
-    image = pillow_heif.open_heif(data, convert_hdr_to_8bit=False)
-    _check_size(*image.size, max_pixels)
-    samples = np.asarray(image)  # more than 8 bits come stretched to 16
-    holder = Image.new("L", (1, 1))
-    holder.info["exif"] = image.info.get("exif") or b""
-    warnings: list[str] = []
-    dpi = metadata.read_dpi(holder)  # before read_exif(), which takes the tags away
-    meta = Meta(
-        "heif",
-        icc=image.info.get("icc_profile") or None,
-        exif=_exif_or_warning(holder, warnings),
-        xmp=metadata.read_xmp(image.info),
-        dpi=dpi,
-        warnings=tuple(warnings),
-    )
-    return _Raw(samples, 1, meta)
+def _read_png(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
+    picture, blocks = png.take_apart(data, warnings)
+    check(*png.size(picture))
+    return _Raw(imagecodecs.png_decode(picture), blocks)
 
 
-def _deep_samples(data: bytes, form: str, image: Image.Image) -> np.ndarray | None:
-    """The samples of a file with more than 8 bits a channel, which Pillow would cut to 8; else None."""
-    if form == "png" and data[24] == 16:
-        samples = imagecodecs.png_decode(data)
-        key = image.info.get("transparency")
-        return samples if key is None else _keyed(samples, key)
-    if form == "avif" and (bits := _avif_depth(data)) > 8:
-        samples = imagecodecs.avif_decode(data, index=0)
-        return np.rint(samples * np.float32(65535 / (2**bits - 1))).astype(np.uint16)
-    if form == "tiff" and set(image.tag_v2.get(258, ())) == {16}:  # type: ignore[attr-defined]
-        return _deep_tiff(data)
-    return None
+def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
+    block = metadata.read_exif(data, warnings)
+    directory = tiff.Directory(block)
+    check(directory.width, directory.height)
+    directory.check_whole(len(data))
+    if block.more:
+        warnings.append(_FIRST_ONLY)
+    blocks = directory.blocks()
+    blocks.exif, blocks.dpi = metadata.carried(block), metadata.resolution(block)
+    samples = tiff.samples(data, directory)
+    if samples is not None:
+        return _Raw(samples, blocks)
+    try:
+        image = _open(directory.picture(data), "TIFF", check)
+    except UnidentifiedImageError as error:
+        raise UnsupportedImage(
+            f"TIFF files of this kind (photometric interpretation {directory.photometric}, "
+            f"{directory.channels} x {max(directory.bits)} bits) are not read; save it as RGB"
+        ) from error
+    if max(directory.bits) > 8:
+        warnings.append("the colours were read with 8 bits a channel")
+    return _Raw(_samples(image, blocks, warnings), blocks)
 
 
-def _keyed(samples: np.ndarray, key: int | tuple[int, ...]) -> np.ndarray:
-    """Samples with alpha from a PNG's one transparent colour."""
-    colour = np.atleast_3d(samples)
-    opaque = (colour != np.array(key, colour.dtype)).any(axis=2)
-    return np.dstack([colour, np.where(opaque, np.iinfo(colour.dtype).max, 0).astype(colour.dtype)])
+def _read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
+    return _Raw(*heif.read_avif(data, check, warnings))
 
 
-def _avif_depth(data: bytes) -> int:
-    """Bits a channel, from the AV1 configuration box (AV1-ISOBMFF 2.3)."""
-    box = data.find(b"av1C")
-    flags = data[box + 6] if box >= 0 else 0
-    return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
+def _read_heif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
+    return _Raw(*heif.read_heic(data, check), turn=False)  # libheif turns it upright itself
 
 
-def _deep_tiff(data: bytes) -> np.ndarray | None:
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page = tiff.pages.first
-        samples, axes = page.asarray(), page.axes
-        photometric, extra = int(page.photometric), [int(kind) for kind in page.extrasamples]
-    if photometric not in (0, 1, 2) or samples.dtype != np.uint16:
-        return None
-    if axes.startswith("S"):
-        samples = np.moveaxis(samples, 0, -1)
-    samples = np.atleast_3d(samples)
-    colours = 3 if photometric == 2 else 1
-    colour, alpha = samples[..., :colours], samples[..., colours : colours + 1]
-    if photometric == 0:
-        colour = 65535 - colour
-    if extra[:1] == [1]:  # associated alpha: the colour is stored times alpha
-        whole = np.maximum(alpha, 1).astype(np.uint32)
-        colour = np.minimum((colour.astype(np.uint32) * 65535 + whole // 2) // whole, 65535).astype(np.uint16)
-    return np.dstack([colour, alpha]) if extra[:1] in ([1], [2]) else colour
+def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, form: str) -> _Raw:
+    image = _open(data, form, check)
+    blocks = Blocks.of(image.info)
+    if getattr(image, "is_animated", False):
+        warnings.append(_FIRST_ONLY)
+    return _Raw(_samples(image, blocks, warnings), blocks)
 
 
-def _samples(image: Image.Image) -> np.ndarray:
-    """The samples of a loaded 8-bit image, or of a 16-bit grey one: (H, W) or (H, W, 2 to 4)."""
-    mode = image.mode
-    if mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
-    if mode in ("I", "F"):
-        kind = "floating-point" if mode == "F" else "32-bit"
-        raise UnsupportedImage(f"the file holds {kind} samples; save it with 8 or 16 bits a channel")
-    target = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}.get(mode, mode)
+def _open(data: bytes, form: str, check: CheckSize) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=[form])
+    check(image.width, image.height)
+    image.load()
+    return image
+
+
+def _samples(image: Image.Image, blocks: Blocks, warnings: list[str]) -> np.ndarray:
+    """The samples of a loaded 8-bit image: (H, W) or (H, W, 2 to 4). CMYK and Lab become sRGB."""
+    if image.mode in ("CMYK", "LAB"):
+        image, blocks.icc = _to_srgb(image, blocks.icc, warnings), b""
+    target = _TARGETS.get(image.mode)
+    if target is None:
+        raise UnsupportedImage(f"pictures of the kind {image.mode} are not read; save it as RGB")
     if "transparency" in image.info and target in ("L", "RGB"):
         target = {"L": "LA", "RGB": "RGBA"}[target]
-    if target not in ("L", "LA", "RGB", "RGBA"):
-        target = "RGB"
-    return np.asarray(image if target == mode else image.convert(target))
+    return np.asarray(image if target == image.mode else image.convert(target))
 
 
-def _to_srgb(image: Image.Image, icc: bytes | None, warnings: list[str]) -> Image.Image:
-    if image.mode == "CMYK" and (icc is None or color.space(icc) != "CMYK"):
-        icc = None
-        warnings.append("CMYK without a profile: the colours are approximate")
-    try:
-        return color.to_srgb(image, icc)
-    except ImageCms.PyCMSError:
-        warnings.append("the CMYK profile is damaged: the colours are approximate")
-        return image.convert("RGB")
+def _to_srgb(image: Image.Image, icc: bytes, warnings: list[str]) -> Image.Image:
+    if image.mode == "CMYK" and color.space(icc) != "CMYK":
+        state = "with a damaged profile" if icc else "without a profile"
+        warnings.append(f"CMYK {state}: the colours are approximate")
+        icc = b""
+    return color.to_srgb(image, icc)
 
 
-def _exif_or_warning(image: Image.Image, warnings: list[str]) -> bytes:
-    try:
-        return metadata.read_exif(image)
-    except metadata.EXIF_ERRORS:
-        warnings.append("the EXIF block is damaged and was left out")
-        return b""
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def _check_size(width: int, height: int, *, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ValueError("a picture without pixels")
     if width * height > max_pixels:
         raise ImageTooLarge(
             f"the photo has {width} x {height} = {width * height / 1e6:.1f} megapixels; "
@@ -269,7 +237,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply the EXIF orientation (1 to 8; others are taken as 1)."""
+    """Apply the EXIF orientation, 1 to 8."""
     if orientation in (5, 6, 7, 8):
         samples = samples.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -279,22 +247,46 @@ def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
     return samples
 
 
-def _photo(samples: np.ndarray, meta: Meta) -> Photo:
-    samples = np.atleast_3d(samples)
+def _photo(form: str, raw: _Raw, warnings: list[str]) -> Photo:
+    blocks = raw.blocks
+    block = metadata.read_exif(blocks.exif, warnings)
+    samples = np.atleast_3d(_upright(raw.samples, metadata.orientation(block)) if raw.turn else raw.samples)
     channels = samples.shape[2]
-    grey = channels < 3
-    alpha = samples[..., -1] if channels in (2, 4) else None
+    grey, depth = channels < 3, samples.dtype.itemsize * 8
     pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
-    depth = pixels.dtype.itemsize * 8
-    icc, warnings = meta.icc, meta.warnings
+    alpha = samples[..., -1] if channels in (2, 4) else None
+    icc = blocks.icc or None
     if icc is not None and color.space(icc) != ("GRAY" if grey else "RGB"):
-        icc, warnings = None, (*warnings, "the colour profile is damaged or of another kind and was left out")
+        icc = None
+        warnings.append("the colour profile is damaged or of another kind and was left out")
     linear = icc is not None and color.is_linear(icc)
     if linear:
         pixels = color.encode_linear(pixels)
         alpha = None if alpha is None else alpha.astype(np.uint16) * (257 if depth == 8 else 1)
-    return Photo(
-        np.ascontiguousarray(pixels),
-        None if alpha is None else np.ascontiguousarray(alpha),
-        replace(meta, grey=grey, depth=depth, linear=linear, icc=icc, warnings=warnings),
+    meta = Meta(
+        form,
+        grey=grey,
+        depth=depth,
+        linear=linear,
+        icc=icc,
+        exif=metadata.carried(block),
+        xmp=xmp.read(blocks.xmp, warnings),
+        dpi=metadata.sensible(blocks.dpi) or metadata.resolution(block),
+        iptc=blocks.iptc,
+        comment=blocks.comment,
+        text=blocks.text,
+        warnings=tuple(dict.fromkeys(warnings)),  # each once
     )
+    return Photo(np.ascontiguousarray(pixels), None if alpha is None else np.ascontiguousarray(alpha), meta)
+
+
+_READERS: dict[str, _Reader] = {
+    "jpeg": _read_jpeg,
+    "png": _read_png,
+    "tiff": _read_tiff,
+    "avif": _read_avif,
+    "heif": _read_heif,
+    "webp": partial(_read_other, form="WEBP"),
+    "gif": partial(_read_other, form="GIF"),
+    "bmp": partial(_read_other, form="BMP"),
+}

@@ -1,0 +1,1 @@
+"""Measurements: this project and its peers, side by side, in one run."""

@@ -1,0 +1,83 @@
+"""JPEG segments: what stands beside the picture is taken out before a decoder sees it, and put in again.
+
+So a broken block costs itself and not the photo, and of an MPO the first picture is left.
+"""
+
+import struct
+
+from .metadata import Blocks
+
+LARGEST_BLOCK = 65_000  # a segment holds 64 kB, its own header included
+_SCAN, _PADDING = 0xDA, 0xFF
+_APP1, _APP2, _APP13, _COMMENT = 0xE1, 0xE2, 0xED, 0xFE
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_ICC, _PHOTOSHOP = b"ICC_PROFILE\0", b"Photoshop 3.0\0"
+_IPTC = 0x0404  # among Photoshop's image resources
+
+
+def take_apart(data: bytes) -> tuple[bytes, Blocks]:
+    """The file without the segments that describe it, and what they held."""
+    kept, beside = [data[:2]], []
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data) and (marker := data[at + 1]) != _SCAN:
+        if marker == _PADDING:
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in (_APP1, _APP2, _APP13, _COMMENT):
+            beside.append((marker, data[at + 4 : end]))
+        else:
+            kept.append(data[at:end])
+        at = end
+    blocks = _blocks(beside)
+    blocks.dpi = next(filter(None, map(_density, kept)), None)
+    return b"".join([*kept, data[at:]]), blocks
+
+
+def put_in(picture: bytes, blocks: Blocks) -> bytes:
+    """A JPEG file with the captions of `blocks`, which Pillow does not write."""
+    if not blocks.iptc:
+        return picture
+    body = _PHOTOSHOP + struct.pack(">4sHHI", b"8BIM", _IPTC, 0, len(blocks.iptc)) + blocks.iptc
+    body += bytes(len(body) % 2)
+    at = 4 + int.from_bytes(picture[4:6], "big")  # after JFIF's segment, which must be the first
+    return picture[:at] + struct.pack(">BBH", 0xFF, _APP13, len(body) + 2) + body + picture[at:]
+
+
+def _blocks(segments: list[tuple[int, bytes]]) -> Blocks:
+    blocks, profile, exif, resources = Blocks(), {}, [], []
+    for marker, body in segments:
+        if marker == _COMMENT:
+            blocks.comment = blocks.comment or body
+        elif body.startswith(b"Exif\0"):  # a block too long for one segment goes on in the next
+            exif.append(body[len(_EXIF) :])
+        elif body.startswith(_XMP):
+            blocks.xmp = blocks.xmp or body[len(_XMP) :]
+        elif body.startswith(_ICC) and len(body) > 14:
+            profile[body[12]] = body[14:]
+        elif body.startswith(_PHOTOSHOP):
+            resources.append(body[len(_PHOTOSHOP) :])
+    blocks.icc = b"".join(profile[number] for number in sorted(profile))
+    blocks.exif, blocks.iptc = b"".join(exif), _caption(b"".join(resources))
+    return blocks
+
+
+def _density(segment: bytes) -> tuple[float, float] | None:
+    """Dots per inch from a JFIF segment."""
+    if segment[4:9] != b"JFIF\0" or len(segment) < 16:
+        return None
+    unit, x, y = struct.unpack_from(">BHH", segment, 11)
+    scale = {1: 1.0, 2: 2.54}.get(unit)
+    return (x * scale, y * scale) if scale else None
+
+
+def _caption(resources: bytes) -> bytes:
+    at = 0
+    while resources[at : at + 4] == b"8BIM" and at + 12 <= len(resources):
+        code, name = struct.unpack_from(">HB", resources, at + 4)
+        at += 6 + (name + 2) // 2 * 2  # the name's length and the name, made even
+        size = int.from_bytes(resources[at : at + 4], "big")
+        if code == _IPTC:
+            return resources[at + 4 : at + 4 + size]
+        at += 4 + size + size % 2
+    return b""

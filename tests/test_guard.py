@@ -1,0 +1,80 @@
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from restorer.web.guard import KeyGuard
+
+KEY = "schlüssel"
+
+
+async def secret(request):
+    return PlainTextResponse("secret")
+
+
+def client(**options) -> TestClient:
+    routes = [Route("/{path:path}", secret, methods=["GET", "POST", "DELETE"])]
+    app = Starlette(routes=routes, middleware=[Middleware(KeyGuard, key=KEY)])
+    return TestClient(app, follow_redirects=False, **options)
+
+
+HEADER = {"X-API-KEY": KEY.encode()}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT", "OPTIONS", "HEAD"])
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/upload", "//", "/%2e%2e/x", "/startup-events"])
+@pytest.mark.parametrize("key", [None, b"", b"wrong", KEY.encode()[:-1], b"\xff\xfe"])
+def test_without_the_key_nothing_passes(method, path, key):
+    response = client().request(method, path, headers={} if key is None else {"X-API-KEY": key})
+    assert response.status_code == 401
+    assert "secret" not in response.text
+    assert KEY not in response.text
+
+
+def test_the_header_opens():
+    assert client().get("/config", headers=HEADER).text == "secret"
+
+
+def test_what_gradio_asks_itself_at_the_start_stays_open():
+    assert client().get("/gradio_api/startup-events").status_code == 200
+
+
+def test_a_browser_signs_in_and_stays_signed_in():
+    browser = client(headers={"accept": "text/html"})
+    form = browser.get("/")
+    assert form.status_code == 401
+    assert 'name="key"' in form.text
+    wrong = browser.post("/", data={"key": "wrong"})
+    assert wrong.status_code == 401
+    assert "not the key" in wrong.text
+    assert not browser.cookies
+    right = browser.post("/", data={"key": KEY})
+    assert right.status_code == 303
+    cookie = right.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=lax" in cookie
+    assert KEY.lower() not in cookie
+    assert browser.get("/config").text == "secret"
+
+
+def test_the_cookie_of_another_site_or_key_does_not_open():
+    browser = client()
+    browser.post("/", data={"key": KEY})
+    assert browser.get("/config").text == "secret"
+    assert browser.get("/config", headers={"origin": "http://evil.example"}).status_code == 401
+    assert browser.get("/config", headers={"origin": "http://testserver"}).status_code == 200
+    token = browser.cookies["restorer_session"]
+    for forged in (token[:-1], token + "0", "", "é"):
+        response = client().get("/config", headers={"cookie": f"restorer_session={forged}".encode()})
+        assert response.status_code == 401
+
+
+def test_another_site_cannot_sign_a_browser_in():
+    response = client().post("/", data={"key": KEY}, headers={"origin": "http://evil.example"})
+    assert response.status_code == 401
+
+
+def test_a_huge_form_is_not_read():
+    assert client().post("/", data={"key": "x" * 1_000_000}).status_code == 401

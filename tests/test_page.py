@@ -1,0 +1,257 @@
+"""The page in a real browser, against a real server with small networks."""
+
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from conftest import photo_like, save_network
+from PIL import Image
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@contextmanager
+def served(folder: Path, **environment: str):
+    """`python app.py` with its own folders and port; the address, once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PORT": str(port),
+        "UPLOAD_FOLDER": str(folder / "uploads"),
+        "PROCESSED_FOLDER": str(folder / "processed"),
+        "RESTORER_WEIGHTS": str(folder / "weights"),
+        "MODEL": "custom/quick",
+        "DEVICE": "cpu",
+        **environment,
+    }
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen([sys.executable, ROOT / "app.py"], env=environment, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _await_answer(server, address)
+        yield address
+    finally:
+        server.terminate()
+        assert server.wait(timeout=30) == 0, (folder / "log").read_text()
+
+
+def _await_answer(server: subprocess.Popen, address: str) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            httpx.get(address, timeout=5)
+            return
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    raise AssertionError("the server did not come up")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("server")
+    save_network(folder / "weights/custom/quick.safetensors", seed=1)
+    save_network(folder / "weights/custom/slow.safetensors", seed=2, features=64, convs=16)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    with served(folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("needs chromium on the PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def watched(browser: Browser, address: str, **options):
+    """A page on which nothing may fail: no console error, no failed request, none to anywhere else."""
+    page, wrong = browser.new_page(**options), []
+    page.on("console", lambda m: m.type == "error" and wrong.append(m.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("response", lambda r: r.status >= 400 and wrong.append(f"{r.status} {r.url}"))
+    page.on("request", lambda r: r.url.startswith(("data:", "blob:", address)) or wrong.append(r.url))
+    page.on("requestfailed", lambda r: ended_stream(r) or wrong.append(f"{r.failure} {r.url}"))
+    page.goto(address)
+    expect(page.locator("#start")).to_be_visible(timeout=30_000)
+    yield page
+    page.close()
+    assert wrong == []
+
+
+def ended_stream(request: Request) -> bool:
+    """Gradio's page itself closes its streams of events when all of them have come."""
+    return "/queue/data" in request.url or "/upload_progress" in request.url
+
+
+@pytest.fixture
+def page(browser, address):
+    with watched(browser, address) as page:
+        yield page
+
+
+def choose(page: Page, pixels: np.ndarray, name: str = "holiday.png", **save) -> None:
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG" if name.endswith("png") else "JPEG", **save)
+    upload(page, name, data.getvalue())
+
+
+def upload(page: Page, name: str, data: bytes) -> None:
+    if page.locator("#upload [aria-label=Clear]").count():
+        page.click("#upload [aria-label=Clear]")
+    page.set_input_files("#upload input[type=file]", {"name": name, "mimeType": "image/png", "buffer": data})
+
+
+def choose_model(page: Page, name: str) -> None:
+    page.click("#options button")
+    page.click("#model input")
+    page.click(f"[role=option]:has-text('{name}')")
+    expect(page.locator("#said")).to_contain_text(name)
+
+
+def saved(page: Page) -> tuple[str, bytes]:
+    with page.expect_download() as download:
+        page.click("#download")
+    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+
+
+def test_a_photo_is_restored_compared_and_taken_home(page, rng):
+    choose(page, photo_like(rng, 60, 90))
+    expect(page.locator("#said")).to_contain_text("90 × 60 → 360 × 240 · custom/quick")
+    page.click("#start")
+    expect(page.locator("#download")).to_be_visible(timeout=60_000)
+    expect(page.locator("#said")).to_contain_text("360 × 240 · custom/quick")
+    pictures = page.locator("#slider img")
+    expect(pictures).to_have_count(2)
+    sizes = [picture.evaluate("i => [i.naturalWidth, i.naturalHeight]") for picture in pictures.all()]
+    assert sizes == [[360, 240], [360, 240]]
+    name, data = saved(page)
+    assert name == "holiday_4x.png"
+    assert Image.open(io.BytesIO(data)).size == (360, 240)
+    assert Image.open(io.BytesIO(data)).format == "PNG"
+
+
+def test_options_change_the_result(page, rng):
+    choose(page, photo_like(rng, 40, 50), "old photo.jpg", quality=90)
+    page.click("#options button")
+    page.fill("#outscale input[type=number]", "2")
+    page.press("#outscale input[type=number]", "Tab")
+    expect(page.locator("#said")).to_contain_text("50 × 40 → 100 × 80")
+    page.click("#format input")
+    page.click("[role=option]:has-text('TIFF')")
+    page.click("#start")
+    expect(page.locator("#download")).to_contain_text("TIFF", timeout=60_000)
+    name, data = saved(page)
+    assert re.fullmatch(r"old.photo_2x\.tif", name)
+    assert Image.open(io.BytesIO(data)).size == (100, 80)
+
+
+def test_stop_stops_and_the_next_photo_has_its_turn(page, rng, folder):
+    choose(page, photo_like(rng, 900, 1100))
+    expect(page.locator("#said")).to_contain_text("4400 × 3600")
+    choose_model(page, "custom/slow")
+    page.click("#start")
+    expect(page.locator("#slider")).to_contain_text("tiles", timeout=60_000)
+    before = len(list((folder / "processed").iterdir()))
+    page.click("#stop")
+    expect(page.locator("#start")).to_be_visible(timeout=10_000)
+    expect(page.locator("#download")).to_be_hidden()
+    choose(page, photo_like(rng, 30, 30), "next.png")
+    expect(page.locator("#said")).to_contain_text("30 × 30")
+    page.click("#start")
+    expect(page.locator("#download")).to_be_visible(timeout=60_000)
+    assert saved(page)[0] == "next_4x.png"
+    assert len(list((folder / "processed").iterdir())) == before + 1, "the stopped photo left nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("notes.png", b"just text", "not an image of a kind that is read"),
+        ("cut.png", None, "damaged or incomplete"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_words(page, rng, name, data, words):
+    if data is None:
+        whole = io.BytesIO()
+        Image.fromarray(photo_like(rng, 60, 60)).save(whole, "PNG")
+        data = whole.getvalue()[:2000]
+    upload(page, name, data)
+    expect(page.locator("#said")).to_contain_text(words)
+    assert "/" not in page.locator("#said").inner_text()
+    expect(page.locator("#start")).to_be_disabled()
+    choose(page, photo_like(rng, 30, 30))
+    expect(page.locator("#start")).to_be_enabled()
+
+
+def test_two_pages_do_not_mix_their_results(browser, address, rng):
+    with watched(browser, address) as one, watched(browser, address) as two:
+        choose(one, photo_like(rng, 40, 40), "one.png")
+        choose(two, photo_like(rng, 30, 50), "two.png")
+        expect(one.locator("#said")).to_contain_text("160 × 160")
+        expect(two.locator("#said")).to_contain_text("200 × 120")
+        one.click("#start")
+        two.click("#start")
+        for page, name, size in ((one, "one_4x.png", (160, 160)), (two, "two_4x.png", (200, 120))):
+            expect(page.locator("#download")).to_be_visible(timeout=60_000)
+            found, data = saved(page)
+            assert (found, Image.open(io.BytesIO(data)).size) == (name, size)
+
+
+def test_the_page_fits_a_phone(browser, address):
+    with watched(browser, address, viewport={"width": 375, "height": 700}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def test_a_path_of_the_server_is_not_an_upload(address, folder):
+    """Gradio hands a handler any path that a program sends in place of an upload."""
+    secret = folder / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    config = httpx.get(f"{address}/config").json()
+    target = next(d for d in config["dependencies"] if d["api_name"] == "chosen")
+    values = [{"path": str(secret)}, 4, "custom/quick", 1, "same", 95, True, False]
+    with httpx.Client(base_url=address, timeout=30) as client:
+        client.post(
+            "/gradio_api/queue/join", json={"data": values, "fn_index": target["id"], "session_hash": "s"}
+        )
+        with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "s"}) as events:
+            told = "".join(events.iter_text())
+    assert "8 × 8" not in told
+
+
+def test_with_a_key_the_page_asks_for_it(browser, folder, rng, tmp_path):
+    shutil.copytree(folder / "weights", tmp_path / "weights")
+    with served(tmp_path, API_KEY="open sesame") as address:
+        assert httpx.get(f"{address}/config").status_code == 401
+        assert httpx.get(f"{address}/config", headers={"X-API-KEY": "open sesame"}).status_code == 200
+        page = browser.new_page()
+        page.goto(address)
+        page.fill("#key", "open sesame")
+        page.click("text=Sign in")
+        choose(page, photo_like(rng, 20, 20))
+        expect(page.locator("#said")).to_contain_text("80 × 80")
+        page.click("#start")
+        expect(page.locator("#download")).to_be_visible(timeout=60_000)
+        page.close()
+        assert "open sesame" not in (tmp_path / "log").read_text()
