@@ -33,9 +33,7 @@ def main() -> int:
             off = np.concatenate(
                 [np.abs(t.astype(int) - w).ravel() for t, w in zip(tiled, wholes, strict=True)]
             )
-            print(
-                f"  pad {pad:2}: at most {off.max():3} levels; {np.mean(off > 1):.1e} of samples move by over 1"
-            )
+            print(f"  pad {pad:2}: at most {off.max():3} levels; {np.mean(off > 1):.1e} move by over 1")
     return 0
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from . import color, jpeg, metadata, png, tiff, xmp
+from . import color
 from .errors import ImageTooLarge
-from .metadata import Blocks
+from .formats import jpeg, metadata, png, tiff, xmp
+from .formats.metadata import Blocks
 from .photo import Photo
 
 # What "same" writes for a format that is read only; 16-bit and transparent HEIF go to PNG

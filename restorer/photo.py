@@ -12,10 +12,11 @@ import imagecodecs
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from . import color, heif, jpeg, metadata, png, tiff, xmp
+from . import color
 from .errors import DamagedImage, ImageTooLarge, UnsupportedImage
-from .heif import CheckSize
-from .metadata import Blocks
+from .formats import heif, jpeg, metadata, png, tiff, xmp
+from .formats.heif import CheckSize
+from .formats.metadata import Blocks
 from .options import Limits
 
 READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC", "MPO")

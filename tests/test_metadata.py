@@ -14,7 +14,8 @@ import tifffile
 from conftest import photo_like
 from PIL import ExifTags, Image, PngImagePlugin
 
-from restorer import encode, exif, photo, xmp
+from restorer import encode, photo
+from restorer.formats import exif, xmp
 
 FORMATS = ("png", "jpeg", "webp", "tiff", "avif")
 SOURCES = (*FORMATS, "heif")

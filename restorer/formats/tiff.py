@@ -10,8 +10,8 @@ import zlib
 import numpy as np
 import tifffile
 
+from ..errors import UnsupportedImage
 from . import exif
-from .errors import UnsupportedImage
 from .exif import Block, Entry
 from .metadata import Blocks
 
