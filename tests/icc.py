@@ -34,11 +34,9 @@ def grey(*, linear: bool = False) -> bytes:
 def cmyk() -> bytes:
     """A printer profile of two steps an ink, to Lab."""
     nodes = np.stack(np.meshgrid(*[[0, 1]] * 4, indexing="ij"), axis=-1).reshape(-1, 4)
-    lab = _node_lab(nodes)
-    ramp = bytes(range(256))
-    matrix = struct.pack(">9i", *(65536 if i in (0, 4, 8) else 0 for i in range(9)))
-    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix + ramp * 4 + lab.tobytes() + ramp * 3
-    return _profile(b"prtr", b"CMYK", b"Lab ", {b"A2B0": lut})
+    measured = _node_lab(nodes)
+    # The table for "perceptual" is another one, as in real profiles
+    return _profile(b"prtr", b"CMYK", b"Lab ", {b"A2B0": _lut(measured // 2 + 64), b"A2B1": _lut(measured)})
 
 
 def cmyk_lab(inks: np.ndarray) -> np.ndarray:
@@ -89,6 +87,13 @@ def _srgb_table() -> list[int]:
     value = np.linspace(0, 1, 1024)
     light = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     return np.rint(light * 65535).astype(int).tolist()
+
+
+def _lut(lab: np.ndarray) -> bytes:
+    """A lut8Type of four channels, two steps each, to Lab."""
+    ramp = bytes(range(256))
+    matrix = struct.pack(">9i", *(65536 if i in (0, 4, 8) else 0 for i in range(9)))
+    return b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix + ramp * 4 + lab.tobytes() + ramp * 3
 
 
 def _xyz(value: np.ndarray) -> bytes:

@@ -143,6 +143,24 @@ def test_kinds_and_bytes_of_exif_values_stay(to, order, rng):
     assert written.tags[0x010F] == original.tags[0x010F]
 
 
+def test_kinds_that_pillow_changes_in_a_turned_avif_are_mended(rng):
+    block = pictures.camera_exif("<", 6)
+    found = exif.parse(photo.decode(source("avif", rng, block)).meta.exif).tags[exif.EXIF]
+    for tag, value in exif.parse(block).tags[exif.EXIF].items():
+        if tag != exif.INTEROP:
+            assert found[tag].kind == value.kind or {found[tag].kind, value.kind} <= {3, 4}, hex(tag)
+
+
+def test_kinds_of_bigtiff_do_not_reach_an_exif_block(rng):
+    extra = [(50000, "Q", 1, 2**40, True), (305, "s", 0, "a program", True)]
+    data = pictures.tiff(
+        photo_like(rng, 30, 40), photometric="rgb", bigtiff=True, software=False, extratags=extra
+    )
+    read = photo.decode(data)
+    assert set(exif.parse(read.meta.exif).tags) == {305}
+    assert dict(exif_of(encode.encode(read, "jpeg", quality=90).data)) == {305: "a program"}
+
+
 @pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize("form", ["jpeg", "png", "tiff", "webp"])
 def test_resolution_is_carried_without_exif(form, to, rng):
@@ -407,7 +425,14 @@ def test_padding_of_xmp_is_no_damage(padding, rng):
 # Directories
 
 
-def test_written_directories_are_read_again(rng):
+def test_values_begin_on_even_offsets():
+    tags = {number: exif.Entry(exif.UNDEFINED, bytes(5)) for number in range(40000, 40004)}
+    block = exif.write("<", tags | {exif.EXIF: dict(tags)})
+    offsets = [struct.unpack_from("<I", block, at + 8)[0] for at in range(10, 10 + 12 * 5, 12)]
+    assert all(offset % 2 == 0 for offset in offsets)
+
+
+def test_written_directories_are_read_again():
     for order in ("<", ">"):
         original = exif.parse(pictures.camera_exif(order))
         again = exif.parse(exif.write(order, original.tags))

@@ -19,7 +19,7 @@ import tifffile
 from conftest import photo_like
 from PIL import Image, ImageOps
 
-from restorer import photo
+from restorer import photo, tiff
 from restorer.errors import DamagedImage, ImageTooLarge, RestoreError, UnsupportedImage
 
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
@@ -248,6 +248,12 @@ def test_tiff_alpha_that_is_multiplied_in(channels, deep, rng):
     assert (got[0, :, :-1] == 0).all()
 
 
+def test_division_by_alpha_is_rounded():
+    alpha, colour = (grid.astype(np.uint8) for grid in np.mgrid[1:256, 0:256])
+    exact = np.minimum(np.floor(colour * 255.0 / alpha + 0.5), 255)
+    np.testing.assert_array_equal(tiff.divided(colour[..., None], alpha[..., None])[..., 0], exact)
+
+
 def test_tiff_extra_channel_that_is_no_alpha(rng):
     stored = pictures.noise(rng, 20, 31, 4, deep=True)
     read_exactly(pictures.tiff(stored, photometric="rgb", extrasamples=["unspecified"]), stored[..., :3])
@@ -307,6 +313,15 @@ def test_tiff_whose_directory_is_damaged_where_it_matters(rng):
         else:
             with pytest.raises(DamagedImage):
                 photo.decode(broken)
+
+
+def test_tiff_that_names_two_widths_is_damaged(rng):
+    samples = pictures.noise(rng, 16, 20)
+    whole = by_hand(samples, [samples.tobytes()], t305=(3, [10]))
+    at = whole.index(struct.pack("<HHI", 305, 3, 1))
+    twice = whole[:at] + struct.pack("<HHI", 256, 3, 1) + whole[at + 8 :]  # 10 instead of 20
+    with pytest.raises(DamagedImage):
+        photo.decode(twice)
 
 
 @pytest.mark.parametrize("bigtiff", [False, True])
@@ -699,6 +714,27 @@ def test_png_whose_pixels_end_early_is_damaged(bits):
         photo.decode(pictures.raw_png(10, 10, bits, 2, rows))
 
 
+def test_png_chunk_that_must_not_be_ignored_is_not(rng):
+    samples = pictures.noise(rng, 8, 9)
+    read_exactly(pictures.png(samples, (b"abCd", b"")), samples)
+    with pytest.raises(DamagedImage):
+        photo.decode(pictures.png(samples, (b"ABCD", b"")))
+
+
+def test_png_blocks_with_a_wrong_checksum(rng):
+    samples = pictures.noise(rng, 8, 9)
+    for kind, body in ((b"eXIf", pictures.camera_exif("<", 6)), (b"tRNS", b"\0a\0b\0c"), (b"IDAT", b"")):
+        data = pictures.png(samples, *[(kind, body)] * (kind != b"IDAT"))
+        end = data.index(kind) + 4 + int.from_bytes(data[data.index(kind) - 4 : data.index(kind)], "big")
+        broken = data[:end] + bytes(4) + data[end + 4 :]
+        if kind == b"eXIf":
+            read = read_exactly(broken, samples)
+            assert (read.meta.exif, len(read.meta.warnings)) == (b"", 1)
+        else:
+            with pytest.raises(DamagedImage):
+                photo.decode(broken)
+
+
 @pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits"])
 @pytest.mark.parametrize("deep", [False, True])
 def test_tiff_whose_strip_ends_early_is_damaged(compression, deep, rng):
@@ -810,6 +846,14 @@ def test_decoding_prints_nothing(rng, tmp_path):
             "one bit tiff",
         ):  # libtiff's own decoders cannot be silenced
             (tmp_path / f"{number}c").write_bytes(data[:middle] + junk[:8] + data[middle + 8 :])
+    samples = pictures.noise(rng, 16, 20)
+    whole = by_hand(samples, [samples.tobytes()], t305=(2, b"a program\0"))
+    at = whole.index(struct.pack("<HHI", 305, 2, 10)) + 8
+    (tmp_path / "tag").write_bytes(whole[:at] + b"\xff\xff\xff\x7f" + whole[at + 4 :])
+    block = pictures.camera_exif("<", 6)
+    avif = pictures.pillow(photo_like(rng, 20, 30), "AVIF", exif=block)
+    at = avif.index(struct.pack("<HHI", 0x010F, 2, 6)) + 8
+    (tmp_path / "avif").write_bytes(avif[:at] + b"\xff\xff\xff\x7f" + avif[at + 4 :])
     script = (
         "import pathlib, sys\nfrom restorer import photo, errors\n"
         "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
