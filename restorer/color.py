@@ -20,7 +20,8 @@ _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 def space(icc: bytes) -> str:
     """The colour space of a profile ("RGB", "GRAY" or "CMYK"), or "" when it cannot be used."""
     found = icc[16:20].decode("ascii", "replace").strip()  # ICC.1:2022, 7.2
-    return found if found in _MODES and _middle(icc, found) is not None else ""
+    whole = int.from_bytes(icc[:4], "big") <= len(icc)  # of one that is cut off littlecms uses the rest
+    return found if whole and found in _MODES and _middle(icc, found) is not None else ""
 
 
 def is_linear(icc: bytes) -> bool:

@@ -19,8 +19,9 @@ import tifffile
 from conftest import photo_like
 from PIL import Image, ImageOps
 
-from restorer import photo, tiff
+from restorer import photo
 from restorer.errors import DamagedImage, ImageTooLarge, RestoreError, UnsupportedImage
+from restorer.formats import tiff
 
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
 LOSSLESS = ("PNG", "TIFF", "BMP", "WEBP")
