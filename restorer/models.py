@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UnknownModel
+from .options import Options
 
 _ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download/"
 _GFPGAN = "https://github.com/TencentARC/GFPGAN/releases/download/"
@@ -247,14 +248,24 @@ def find(name: str, weights: Path, kind: str = "upscale") -> Model:
     raise UnknownModel(f"there is no model {name!r}.{hint} The models are: {', '.join(['auto', *names])}")
 
 
-def choose(weights: Path, outscale: float) -> Model:
-    """What "auto" means here and now: the best model present, for a scale up to 2 a native 2x one."""
-    models = [model for model in available(weights) if model.kind == "upscale"]
+def choose(weights: Path, outscale: float, denoise: float = Options.denoise) -> Model:
+    """What "auto" means here and now: the best model present that can do what is asked.
+
+    For a scale up to 2 that is a native 2x one, for less than full denoising one with a pair.
+    """
+    models = [
+        model for model in available(weights) if model.kind == "upscale" and (denoise == 1 or model.pair)
+    ]
     present = {model.name: model for model in models if is_present(model, weights)}
     order = _AUTO_TWICE if outscale <= 2 else _AUTO
-    own = (name for name in present if name.startswith("custom/"))
+    own = sorted((name for name in present if name.startswith("custom/")), key=_is_not_of_the_table)
     best = next((name for name in (*order, *own, *present) if name in present), _AUTO_FETCHED)
     return find(best, weights)
+
+
+def _is_not_of_the_table(name: str) -> bool:
+    """Whether a custom model is not a copy of one that "auto" knows, by its name."""
+    return name.removeprefix("custom/") not in _AUTO
 
 
 def _custom(name: str, file: Path, others: dict[str, Path]) -> Model:

@@ -125,7 +125,7 @@ class Restorer:
     def model(self, options: Options) -> models.Model:
         """The model these options mean. Raises UnknownModel."""
         if options.model == "auto":
-            return models.choose(self.weights, options.outscale)
+            return models.choose(self.weights, options.outscale, options.denoise)
         return models.find(options.model, self.weights)
 
     def load(self) -> "Restorer":

@@ -182,3 +182,14 @@ def test_find_of_another_kind(tmp_path):
 def test_auto_is_the_best_present(present, outscale, chosen, tmp_path):
     put(tmp_path, *(f"{name}.pth" for name in present.split()))
     assert models.choose(tmp_path, outscale).name == chosen
+
+
+def test_auto_prefers_a_copy_of_a_known_model_and_one_that_can_be_turned_down(tmp_path):
+    for name in ("aaa", "realesr-general-x4v3", "realesr-general-wdn-x4v3", "zzz"):
+        (tmp_path / "custom").mkdir(exist_ok=True)
+        (tmp_path / f"custom/{name}.pth").touch()
+    assert models.choose(tmp_path, 4).name == "custom/realesr-general-x4v3"
+    (tmp_path / "RealESRGAN_x4plus.pth").touch()
+    assert models.choose(tmp_path, 4).name == "RealESRGAN_x4plus"
+    assert models.choose(tmp_path, 4, 0.5).name == "custom/realesr-general-x4v3"
+    assert models.choose(tmp_path / "empty", 4, 0.5).name == "realesr-general-x4v3"

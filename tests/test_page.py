@@ -19,6 +19,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
+expect.set_options(timeout=30_000)  # for machines with much else to do
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
