@@ -167,7 +167,9 @@ def _write_webp(samples: np.ndarray, blocks: Blocks, quality: int) -> bytes:
 def _write_avif(samples: np.ndarray, blocks: Blocks, quality: int) -> bytes:
     exif = metadata.without_orientation(blocks.exif)  # Pillow would make a turn of it, and write EXIF anew
     chroma = "4:0:0" if samples.ndim == 2 else "4:4:4"
-    return _pillow(samples, replace(blocks, exif=exif), "AVIF", quality=quality, subsampling=chroma)
+    # As good as the default speed of 6, five times as fast, a tenth larger (measured at qualities 80 and 95)
+    options = {"quality": quality, "subsampling": chroma, "speed": 9}
+    return _pillow(samples, replace(blocks, exif=exif), "AVIF", **options)
 
 
 def _write_png(samples: np.ndarray, blocks: Blocks, _quality: int) -> bytes:

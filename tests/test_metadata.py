@@ -20,7 +20,7 @@ from restorer.formats import exif, xmp
 FORMATS = ("png", "jpeg", "webp", "tiff", "avif")
 SOURCES = (*FORMATS, "heif")
 PROFILE = icc.rgb("p3")
-IPTC = b"\x1c\x02\x00\x00\x02\x00\x04\x1c\x02\x78\x00\x0ca caption yes"
+IPTC = b"\x1c\x02\x00\x00\x02\x00\x04\x1c\x02\x78\x00\x09a caption"
 
 
 def source(form: str, rng: np.random.Generator, block: bytes, xmp: bytes = pictures.XMP) -> bytes:
@@ -180,6 +180,12 @@ def test_resolution_is_carried_without_exif(form, to, rng):
         assert found == pytest.approx((400, 200), abs=0.02)
 
 
+def test_resolution_of_png_is_rounded(rng):
+    data = pictures.pillow(photo_like(rng, 8, 9), "JPEG", dpi=(72, 96))
+    result = encode.encode(photo.decode(data), "png", quality=90).data
+    assert struct.pack(">4sIIB", b"pHYs", 2835, 3780, 1) in result
+
+
 @pytest.mark.parametrize(
     "unit",
     [
@@ -272,6 +278,9 @@ def test_captions(form, to, rng):
     assert photo.decode(result).meta.iptc == IPTC
     if to == "jpeg":
         assert Image.open(io.BytesIO(result)).info["photoshop"][0x0404] == IPTC
+        assert result[2:4] == b"\xff\xe0", "JFIF's segment is first"
+        segment = result.index(b"Photoshop 3.0\0") - 2
+        assert int.from_bytes(result[segment : segment + 2], "big") % 2 == 0, "resources are of even length"
     else:
         with tifffile.TiffFile(io.BytesIO(result)) as tiff:
             assert bytes(tiff.pages.first.tags[33723].value) == IPTC
