@@ -10,9 +10,13 @@ from restorer import RestoreError, settings
 def main() -> None:
     """Read the settings, set what Gradio reads from the environment when imported, and serve."""
     try:
-        found = settings.read(Path(__file__).resolve().parent)
-    except RestoreError as error:
+        serve(settings.read(Path(__file__).resolve().parent))
+    except (RestoreError, OSError) as error:
         sys.exit(f"app: {error}")
+
+
+def serve(found: settings.Settings) -> None:
+    """Gradio reads these when it is imported: so they are set first."""
     os.environ["GRADIO_TEMP_DIR"] = str(found.upload_folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

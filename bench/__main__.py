@@ -61,7 +61,7 @@ def _reference(path: Path, ours: "restorer.Restorer") -> Callable[[bytes], bytes
         from basicsr.archs.srvgg_arch import SRVGGNetCompact
         from realesrgan import RealESRGANer
 
-    engine = next(iter(ours._engines.values()))
+    _, engine = next(iter(ours._engines.values()))
     upsampler = RealESRGANer(
         4,
         str(path),

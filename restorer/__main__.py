@@ -4,6 +4,7 @@ import argparse
 import io
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -117,11 +118,17 @@ def _restore_one(
         # Another process may have written it; or the photo is not of the format that its name announces
         if reason := kept(target):
             return "skipped", f"{task.source}: skipped, {reason}"
-        files.write_atomic(target, result.data)
     except RestoreError as error:
         return "failed", f"{task.source}: failed, {error}"
     except OSError as error:
         return "failed", f"{task.source}: failed, {error.strerror or error}"
+    except Exception as error:  # noqa: BLE001  one photo of a batch: the others go on
+        traceback.print_exc()
+        return "failed", f"{task.source}: failed, {type(error).__name__}: {error}"
+    try:
+        files.write_atomic(target, result.data)
+    except OSError as error:
+        return "failed", f"{task.source}: failed, {target} cannot be written: {error.strerror or error}"
     size = f"{result.width} x {result.height}"
     notes = "".join(f"; {warning}" for warning in result.warnings)
     return "restored", f"{task.source} -> {target}: {size}, {result.model}, {result.seconds:.1f} s{notes}"

@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageCms
 
+from .pixels import looked_up
+
 # CIE L* of the middle grey code value: 53 for sRGB, 61 for gamma 1.8, 76 for linear light
 _LINEAR_ABOVE = 68
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
@@ -46,14 +48,14 @@ def encode_linear(pixels: np.ndarray) -> np.ndarray:
     """Linear light (uint8 or uint16) as sRGB-curve values in uint16 (IEC 61966-2-1)."""
     table = np.linspace(0, 1, _levels(pixels.dtype))
     curved = np.where(table <= 0.0031308, table * 12.92, 1.055 * table ** (1 / 2.4) - 0.055)
-    return np.rint(curved * 65535).astype(np.uint16)[pixels]
+    return looked_up(pixels, np.rint(curved * 65535).astype(np.uint16))
 
 
 def decode_linear(pixels: np.ndarray) -> np.ndarray:
     """The inverse of encode_linear, uint16 to uint16."""
     table = np.linspace(0, 1, _levels(pixels.dtype))
     linear = np.where(table <= 0.04045, table / 12.92, ((table + 0.055) / 1.055) ** 2.4)
-    return np.rint(linear * 65535).astype(np.uint16)[pixels]
+    return looked_up(pixels, np.rint(linear * 65535).astype(np.uint16))
 
 
 def _levels(dtype: np.dtype) -> int:

@@ -1,7 +1,7 @@
 """Photo to bytes: one writer a format, metadata and colour profile included."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,17 +9,17 @@ from PIL import Image
 
 from . import color
 from .errors import ImageTooLarge
+from .files import INSTEAD
 from .formats import jpeg, metadata, png, tiff, xmp
 from .formats.metadata import Blocks
+from .options import Options
 from .photo import Photo
+from .pixels import bands, luma, to_uint8
 
-# What "same" writes for a format that is read only; 16-bit and transparent HEIF go to PNG
-_INSTEAD = {"heif": "jpeg", "bmp": "png", "gif": "png"}
 _LARGEST_SIDE = {"jpeg": 65_500, "webp": 16_383, "avif": 65_536, "png": 2**31 - 1, "tiff": 2**31 - 1}
 _DEEP = ("png", "tiff")
 _NO_GREY_PROFILE = ("webp", "avif")  # their readers expect a profile of an RGB space
 _RESOLUTION_IN_EXIF = ("webp", "avif", "tiff")
-_ROWS = 256  # arithmetic on whole pictures goes in bands of rows, to stay small in memory
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def output_format(photo: Photo, chosen: str) -> str:
         return chosen
     form = photo.meta.format
     if form == "heif" and (photo.alpha is not None or photo.meta.depth > 8):
-        return "png"
-    return _INSTEAD.get(form, form)
+        return INSTEAD[form][1]
+    return INSTEAD.get(form, (form,))[0]
 
 
 def check_fits(photo: Photo, width: int, height: int, form: str) -> None:
@@ -56,7 +56,12 @@ def check_fits(photo: Photo, width: int, height: int, form: str) -> None:
 
 
 def encode(
-    photo: Photo, form: str, *, quality: int, keep_metadata: bool = True, remove_gps: bool = False
+    photo: Photo,
+    form: str,
+    *,
+    quality: int,
+    keep_metadata: bool = Options.keep_metadata,
+    remove_gps: bool = Options.remove_gps,
 ) -> Encoded:
     """Write a Photo as `form` ("png", "jpeg", "webp", "tiff" or "avif") with its profile and metadata.
 
@@ -75,29 +80,9 @@ def encode(
     return Encoded(_WRITERS[form](samples, blocks, quality), form, tuple(warnings))
 
 
-def to_uint8(samples: np.ndarray) -> np.ndarray:
-    """uint16 samples as uint8, each rounded to the nearest (65535 is 255); uint8 as it is."""
-    if samples.dtype == np.uint8:
-        return samples
-    out = np.empty(samples.shape, np.uint8)
-    for rows in _bands(samples):
-        # exact round(x / 257) in integers
-        out[rows] = (samples[rows].astype(np.uint32) * 255 + 32895) >> 16
-    return out
-
-
-def luma(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 or uint16 RGB as one channel, rounded (ITU-R BT.601 weights)."""
-    out = np.empty(pixels.shape[:2], pixels.dtype)
-    for rows in _bands(pixels):
-        red, green, blue = np.moveaxis(pixels[rows].astype(np.uint32), 2, 0)
-        out[rows] = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
-    return out
-
-
 def _samples(photo: Photo, form: str, warnings: list[str]) -> np.ndarray:
     meta, alpha = photo.meta, photo.alpha
-    samples = luma(photo.pixels) if meta.grey else photo.pixels
+    samples = photo.pixels[..., 0].copy() if meta.grey else photo.pixels
     if meta.linear:
         samples = color.decode_linear(samples)
     if meta.depth == 16 and form not in _DEEP:
@@ -116,7 +101,7 @@ def _samples(photo: Photo, form: str, warnings: list[str]) -> np.ndarray:
 
 def _on_white(samples: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     out = np.empty_like(samples)
-    for rows in _bands(samples):
+    for rows in bands(len(samples)):
         cover = alpha[rows, :, None].astype(np.uint32)
         out[rows] = (samples[rows] * cover + 255 * (255 - cover) + 127) // 255
     return out
@@ -186,10 +171,6 @@ def _pillow(samples: np.ndarray, blocks: Blocks, name: str, **options: object) -
     present = {key: block for key, block in found.items() if block}
     Image.fromarray(samples).save(out, name, **present, **options)
     return out.getvalue()
-
-
-def _bands(array: np.ndarray) -> Iterator[slice]:
-    return (slice(top, top + _ROWS) for top in range(0, len(array), _ROWS))
 
 
 _WRITERS: dict[str, Callable[[np.ndarray, Blocks, int], bytes]] = {

@@ -11,10 +11,12 @@ from torch import nn
 from .errors import InvalidOption, InvalidOutput, OutOfMemory
 from .options import SMALLEST_TILE
 
-# A larger tile wastes less on context, but on a CPU it leaves the cache: 256 is the measured best
-_LARGEST_TILE = {"cpu": 256}
-_LARGEST_GPU_TILE = 768
-_CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
+# Few sizes, so that a little more or less free memory does not change the result. A larger tile wastes less
+# on context, but on a CPU it leaves the cache: 256 is the measured best
+_TILES = (768, 512, 384, 256, 192, 128, 96, 64, 48, SMALLEST_TILE)
+_LARGEST_ON_CPU = 256
+# What torch's allocators say where they raise no error class of their own (CPU, MPS, CUDA's runtime)
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator", "out of memory")
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -72,19 +74,21 @@ class Engine:
             torch.cuda.empty_cache()
             raise OutOfMemory("out of GPU memory") from error
         except RuntimeError as error:
-            if any(text in str(error) for text in _CPU_OUT_OF_MEMORY):
+            if any(text in str(error) for text in _OUT_OF_MEMORY):
                 raise OutOfMemory("out of memory") from error
             raise
 
     def best_tile(self) -> int:
         """Side of a tile in pixels for which half of the free memory suffices, context included."""
         side = math.isqrt(self._free_memory() // 2 // self.bytes) - 2 * self.pad
-        return max(SMALLEST_TILE, min(side, _LARGEST_TILE.get(self.device.type, _LARGEST_GPU_TILE)))
+        side = min(side, _LARGEST_ON_CPU) if self.device.type == "cpu" else side
+        return next((tile for tile in _TILES if tile <= side), SMALLEST_TILE)
 
     def _free_memory(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.device)[0]
-        return psutil.virtual_memory().available
+        if self.device.type != "cuda":
+            return psutil.virtual_memory().available
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return torch.cuda.mem_get_info(self.device)[0] + kept  # torch keeps what it has freed
 
     def _run(self, tile: np.ndarray) -> np.ndarray:
         top = int(np.iinfo(tile.dtype).max)

@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from .errors import InvalidOption
+from .options import FORMATS
 
 # By what a name ends with; what a file really holds is seen when it is opened
 READABLE = {
@@ -22,11 +24,9 @@ READABLE = {
     "heif": (".heic", ".heif", ".hif"),
 }
 _FORMAT_OF = {suffix: form for form, suffixes in READABLE.items() for suffix in suffixes}
-_WRITTEN = ("jpeg", "png", "webp", "tiff", "avif")
+_WRITTEN = FORMATS[1:]
 # What "same" may make of a format that is only read, as encode.output_format does
-_INSTEAD = {"bmp": ("png",), "gif": ("png",), "heif": ("jpeg", "png")}
-
-_PARTS = count()
+INSTEAD = {"bmp": ("png",), "gif": ("png",), "heif": ("jpeg", "png")}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def plan(photos: Sequence[Path], output: Path | None, *, outscale: float, form: 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that nobody ever sees a part of it. Makes the folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}-{next(_PARTS)}.part")
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with part.open("wb") as file:
             file.write(data)
@@ -170,7 +170,7 @@ def _forms(source: Path, form: str) -> tuple[str, ...]:
     if form != "same":
         return (form,)
     own = _FORMAT_OF.get(source.suffix.lower())
-    return _WRITTEN if own is None else _INSTEAD.get(own, (own,))
+    return _WRITTEN if own is None else INSTEAD.get(own, (own,))
 
 
 def _endings() -> str:

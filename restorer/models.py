@@ -244,8 +244,11 @@ def find(name: str, weights: Path, kind: str = "upscale") -> Model:
         return names[name]
     lowered = {known.lower(): known for known in names}
     near = difflib.get_close_matches(name.lower(), lowered, n=1)
-    hint = f" Did you mean {lowered[near[0]]!r}?" if near else ""
-    raise UnknownModel(f"there is no model {name!r}.{hint} The models are: {', '.join(['auto', *names])}")
+    why = f"there is no model {name!r}." + (f" Did you mean {lowered[near[0]]!r}?" if near else "")
+    other = next((model for model in MODELS if model.name == name), None)
+    if other is not None:
+        why = f"{name} is a model of the kind {other.kind!r}, not {kind!r}."
+    raise UnknownModel(f"{why} The models are: {', '.join(['auto', *names])}")
 
 
 def choose(weights: Path, outscale: float, denoise: float = Options.denoise) -> Model:

@@ -6,6 +6,7 @@ from .errors import InvalidOption
 
 FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
 SMALLEST_TILE = 32
+_KINDS = {str: "a text", float: "a number", int: "a whole number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Options:
     remove_gps: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _is_of(field.name, getattr(self, field.name), type(field.default))
         _within("outscale", self.outscale, 1, 8)
         _within("denoise", self.denoise, 0, 1)
         _within("quality", self.quality, 1, 100)
@@ -52,6 +55,12 @@ class Limits:
 
     input_pixels: int = 100_000_000
     output_pixels: int = 400_000_000
+
+
+def _is_of(name: str, value: object, kind: type) -> None:
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if not fits:
+        raise InvalidOption(f"{name} is {value!r}; it must be {_KINDS[kind]}")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

@@ -41,7 +41,6 @@ _DECODER_ERRORS = (
     RuntimeError,  # imagecodecs' own errors derive from it
     AttributeError,
     AssertionError,
-    MemoryError,
     struct.error,
     zlib.error,
     ImageCms.PyCMSError,

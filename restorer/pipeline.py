@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,15 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import download, encode, models, photo
-from .errors import ImageTooLarge, InvalidOption
+from .errors import ImageTooLarge, InvalidOption, OutOfMemory
 from .options import Limits, Options
 from .photo import Photo
+from .tiling import Progress
 from .upscale import output_size, upscale
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ class Restorer:
     limits   how large photos may be
     options  defaults for restore(), see Options
 
-    Nothing is loaded until it is needed. One Restorer serves any number of threads; they take turns
-    at the device, tile by tile.
+    Nothing is loaded until it is needed. One Restorer serves any number of threads; no two tiles are
+    ever computed at once.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class Restorer:
         self.limits = limits or Limits()
         self.options = _changed(Options(), options)
         self._device, self._half = device, half
-        self._engines: dict[tuple[str, float], Engine] = {}
+        self._engines: dict[str, tuple[float, Engine]] = {}  # by model: its denoise strength, and itself
         self._loading, self._running = threading.Lock(), threading.Lock()
 
     def restore(self, data: bytes, *, progress: Progress | None = None, **options: object) -> Result:
@@ -82,6 +80,14 @@ class Restorer:
 
         Raises any RestoreError; see errors.py.
         """
+        try:
+            return self._restore(data, progress, options)
+        except MemoryError as error:
+            raise OutOfMemory(
+                "the photo and its result do not fit into memory: choose a smaller scale"
+            ) from error
+
+    def _restore(self, data: bytes, progress: Progress | None, options: dict[str, object]) -> Result:
         start = time.perf_counter()
         chosen = _changed(self.options, options)
         before = photo.decode(data, max_pixels=self.limits.input_pixels)
@@ -138,11 +144,13 @@ class Restorer:
             raise InvalidOption(
                 f"denoise is {denoise}, but {model.name} has no strength to choose: leave it at 1"
             )
-        key = model.name, denoise
-        with self._loading:
-            if key not in self._engines:
-                self._engines[key] = self._build(model, denoise)
-            return self._engines[key]
+        loaded = self._engines.get(model.name)
+        if loaded is None or loaded[0] != denoise:
+            with self._loading:
+                loaded = self._engines.get(model.name)  # another thread may have loaded it while we waited
+                if loaded is None or loaded[0] != denoise:
+                    loaded = self._engines[model.name] = denoise, self._build(model, denoise)
+        return loaded[1]
 
     def _build(self, model: models.Model, denoise: float) -> "Engine":
         from . import engine, networks  # torch takes seconds to import, and a page or --help needs none

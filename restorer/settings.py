@@ -12,7 +12,7 @@ from .options import Limits, Options
 
 @dataclass(frozen=True)
 class Settings:
-    """One field for each variable of .env.example, in lower case; folders are absolute.
+    """One field for each variable of .env.example, in lower case; read() makes folders absolute.
 
     Raises InvalidOption for a number that is none, or is out of range.
     """
@@ -58,6 +58,8 @@ def read(folder: Path) -> Settings:
             given[field.name] = _typed(field.name.upper(), text, type(field.default))
     for name in ("upload_folder", "processed_folder"):
         given[name] = (folder / given.get(name, getattr(Settings, name))).resolve()
+    if "restorer_weights" in given:
+        given["restorer_weights"] = str((folder / given["restorer_weights"]).resolve())
     return Settings(**given)
 
 

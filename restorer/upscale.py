@@ -1,19 +1,14 @@
 """A Photo in, a larger Photo out: passes of a network, transparency, and the resize to the asked scale."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
-from .encode import luma
 from .photo import Photo
+from .pixels import bands, luma, resampled, resize, rounded
 from .tiling import Progress, run
-
-_ROWS = 256  # arithmetic on whole pictures goes in bands of rows, to stay small in memory
-_LANCZOS = Image.Resampling.LANCZOS
 
 
 class TileEngine(Protocol):
@@ -48,25 +43,27 @@ def upscale(
 ) -> Photo:
     """Enlarge a Photo `outscale` times, colour and alpha, in tiles of `tile` input pixels a side.
 
-    An opaque alpha is not run through the network. Otherwise colour is multiplied by alpha (in 16 bit)
-    before and divided by it after, so that what lies hidden under transparent pixels shows nowhere.
+    An opaque alpha is not run through the network. Otherwise it goes through as a picture of its own, and
+    what lies hidden under transparent pixels shows nowhere: the network does not see it, and colour is
+    multiplied by alpha while it is resized.
     """
     width, height = output_size(photo.width, photo.height, outscale)
     pixels, alpha = photo.pixels, photo.alpha
     planes = [pixels]
     if alpha is not None and not _opaque(alpha):
-        planes = [_premultiplied(pixels, alpha), np.repeat(alpha[..., None], 3, axis=2)]
+        planes = [_filled(pixels, alpha), np.repeat(alpha[..., None], 3, axis=2)]
     count = passes(outscale, engine.scale)
     follow = _Follow(progress, len(planes) * count)
     done = [_enlarge(plane, engine, count, tile, follow) for plane in planes]
     if len(done) == 2:
         larger, alpha = _merged(done[0], luma(done[1]), width, height)
     else:
-        larger = _resize(done[0], width, height)
+        larger = resize(done[0], width, height)
         if alpha is not None:
             alpha = np.full((height, width), np.iinfo(alpha.dtype).max, alpha.dtype)
     if photo.meta.grey:  # a network leaves a trace of colour
-        larger = np.repeat(luma(larger)[..., None], 3, axis=2)
+        for rows in bands(height):
+            larger[rows] = luma(larger[rows])[..., None]
     return replace(photo, pixels=larger, alpha=alpha)
 
 
@@ -117,55 +114,55 @@ def _opaque(alpha: np.ndarray) -> bool:
     return int(alpha.min()) == np.iinfo(alpha.dtype).max
 
 
-def _premultiplied(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Colour times alpha as uint16, (H, W, 3)."""
-    top = int(np.iinfo(alpha.dtype).max)
-    out = np.empty(pixels.shape, np.uint16)
-    for rows in _bands(out):
-        share = alpha[rows, :, None] / np.float32(top)
-        out[rows] = np.rint(pixels[rows] * share * np.float32(65535 / top))
-    return out
+def _filled(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """The pixels, with the visible colours around them where alpha is 0: what lies there may be anything.
+
+    A network must not see it, nor black in its place: it would sharpen the edge between the two.
+    """
+    weight = alpha[..., None].astype(np.float32)
+    colours = _push_pull(pixels * weight, weight)
+    return np.where(alpha[..., None] > 0, pixels, rounded(colours, pixels.dtype))
 
 
-def _merged(
-    premultiplied: np.ndarray, alpha: np.ndarray, width: int, height: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Colour and alpha, resized and in alpha's dtype, from colour times alpha in uint16.
+def _push_pull(weighted: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """weighted / weight, and where the weight is 0 an average of what is near (Gortler et al., 1996)."""
+    height, width = weight.shape[:2]
+    known = weight > 0
+    if known.all() or height == width == 1:
+        return weighted / np.where(known, weight, 1)
+    coarse = _push_pull(_halved(weighted), _halved(weight))
+    coarse = coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+    return np.where(known, weighted / np.where(known, weight, 1), coarse)
 
-    Both are divided before either is clipped: where Lanczos overshoots, it overshoots in both alike.
-    Where alpha rounds to 0 the colour is black: nothing is known of it.
+
+def _halved(plane: np.ndarray) -> np.ndarray:
+    """Sums of two by two pixels; beyond the edge lies 0."""
+    height, width = plane.shape[:2]
+    even = np.pad(plane, ((0, height % 2), (0, width % 2), (0, 0)))
+    return even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]
+
+
+def _merged(colour: np.ndarray, alpha: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Colour and alpha at another size: multiplied before they are resized, and divided after.
+
+    Neither is clipped in between: where Lanczos overshoots, it overshoots in both alike. Where alpha
+    rounds to 0 the colour is black: nothing is seen of it.
     """
     top = int(np.iinfo(alpha.dtype).max)
-    share = _resampled(alpha, width, height) / np.float32(top)
-    colour = np.zeros((height, width, 3), alpha.dtype)
-    seen = share * top >= 0.5
-    for channel in range(3):
-        times = _resampled(premultiplied[..., channel], width, height)
-        times *= np.float32(top / 65535)
+    if alpha.shape == (height, width):
+        for rows in bands(height):
+            colour[rows][alpha[rows] == 0] = 0
+        return colour, alpha
+    product = np.empty(colour.shape, np.uint16)
+    for rows in bands(len(product)):
+        product[rows] = np.rint(colour[rows] * (alpha[rows, :, None] * np.float32(65535 / top / top)))
+    out = np.empty((height, width, 3), alpha.dtype)
+    coverage = np.empty((height, width), alpha.dtype)
+    for rows in bands(height):
+        share = resampled(alpha[..., None], rows, width, height) / np.float32(top)
+        times = resampled(product, rows, width, height) * np.float32(top / 65535)
+        seen = share * top >= 0.5
         np.divide(times, share, out=times, where=seen)
-        colour[..., channel] = np.where(seen, _rounded(times, alpha.dtype), 0)
-    return colour, _rounded(share * top, alpha.dtype)
-
-
-def _resize(plane: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Lanczos with three lobes, antialiased, rounded. (H, W, 3) uint8 or uint16."""
-    if plane.shape[:2] == (height, width):
-        return plane
-    if plane.dtype == np.uint8:
-        return np.asarray(Image.fromarray(plane).resize((width, height), _LANCZOS))
-    channels = (_resampled(plane[..., channel], width, height) for channel in range(plane.shape[2]))
-    return np.dstack([_rounded(channel, plane.dtype) for channel in channels])
-
-
-def _resampled(channel: np.ndarray, width: int, height: int) -> np.ndarray:
-    """One channel (H, W) resized in float32, neither rounded nor clipped."""
-    floats = Image.fromarray(channel.astype(np.float32))
-    return np.array(floats.resize((width, height), _LANCZOS))
-
-
-def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return np.rint(np.clip(values, 0, np.iinfo(dtype).max)).astype(dtype)
-
-
-def _bands(array: np.ndarray) -> Iterator[slice]:
-    return (slice(top, top + _ROWS) for top in range(0, len(array), _ROWS))
+        out[rows] = np.where(seen, rounded(times, alpha.dtype), 0)
+        coverage[rows] = rounded(share[..., 0] * top, alpha.dtype)
+    return out, coverage

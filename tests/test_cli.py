@@ -181,7 +181,7 @@ def run(*words: str) -> int:
         (["empty", "-o", "out"], "no photos found"),
         (["a.jpg", "--model", "custom/tyny"], "no model 'custom/tyny'. Did you mean 'custom/tiny'?"),
         (["a.jpg", "--model", "realesr-general"], "Did you mean 'realesr-general-x4v3'?"),
-        (["a.jpg", "--model", "GFPGANv1.4"], "no model 'GFPGANv1.4'"),
+        (["a.jpg", "--model", "GFPGANv1.4"], "GFPGANv1.4 is a model of the kind 'face'"),
         (["a.jpg", "--outscale", "9"], "outscale is 9.0; it must be from 1 to 8"),
         (["a.jpg", "--outscale", "nan"], "outscale is nan"),
         (["a.jpg", "--quality", "0"], "quality is 0"),
@@ -304,7 +304,7 @@ def test_output_that_cannot_be_written_fails(capsys):
     photos("a.png")
     Path("out").write_text("a file")
     assert run("a.png", "-o", "out/deeper", "--model", "custom/tiny") == 1
-    assert "a.png: failed, Not a directory" in capsys.readouterr().err
+    assert "a.png: failed, out/deeper/a_4x.png cannot be written: Not a directory" in capsys.readouterr().err
 
 
 def test_the_model_that_is_named_is_used(capsys):

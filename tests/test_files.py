@@ -137,7 +137,7 @@ def test_one_photo_to_a_named_file():
         (["a.jpg", "in"], None, "in is a folder"),
         (["in"], "in", "in is a folder"),
         (["in"], "./in/../in", "in is a folder"),
-        (["a.jpg"], "b.gif", r"b.gif ends with .gif, which is not written; use .jpg, .png"),
+        (["a.jpg"], "b.gif", r"b.gif ends with .gif, which is not written; use .png, .jpg"),
         (["a.jpg"], "b.txt", r"ends with .txt"),
         (["a.jpg"], "a.jpg", "a.jpg is the photo itself"),
         (["a.jpg"], "in/../a.jpg", "is the photo itself"),

@@ -64,6 +64,11 @@ def test_the_cookie_of_another_site_or_key_does_not_open():
     browser.post("/", data={"key": KEY})
     assert browser.get("/config").text == "secret"
     assert browser.get("/config", headers={"origin": "http://evil.example"}).status_code == 401
+    assert browser.get("/config", headers={"origin": "http://[evil"}).status_code == 401
+    forged = {"origin": "http://evil.example", "x-forwarded-host": "evil.example"}
+    assert browser.get("/config", headers=forged).status_code == 401
+    for site, expected in (("cross-site", 401), ("same-site", 401), ("same-origin", 200), ("none", 200)):
+        assert browser.get("/config", headers={"sec-fetch-site": site}).status_code == expected
     assert browser.get("/config", headers={"origin": "http://testserver"}).status_code == 200
     token = browser.cookies["restorer_session"]
     for forged in (token[:-1], token + "0", "", "é"):

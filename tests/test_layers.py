@@ -12,12 +12,14 @@ PACKAGE = ROOT / "restorer"
 ROWS = [
     {"errors"},
     {"options"},
-    {"files", "models", "color", "compat", "settings", "tiling"},
+    {"files", "models", "compat", "tiling", "pixels"},
+    {"color"},
     {"download", "networks", "formats"},
     {"photo"},
     {"encode"},
     {"engine", "upscale"},
     {"pipeline"},
+    {"settings"},  # read by the doors only
     {"web", "__main__"},
 ]
 TORCH = {"networks", "engine"}

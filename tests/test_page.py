@@ -156,8 +156,7 @@ def test_a_photo_is_restored_compared_and_taken_home(page, rng):
 def test_options_change_the_result(page, rng):
     choose(page, photo_like(rng, 40, 50), "old photo.jpg", quality=90)
     page.click("#options button")
-    page.fill("#outscale input[type=number]", "2")
-    page.press("#outscale input[type=number]", "Tab")
+    page.click("#outscale label:has-text('2x')")
     expect(page.locator("#said")).to_contain_text("50 × 40 → 100 × 80")
     page.click("#format input")
     page.click("[role=option]:has-text('TIFF')")
@@ -177,6 +176,7 @@ def test_stop_stops_and_the_next_photo_has_its_turn(page, rng, folder):
     before = len(list((folder / "processed").iterdir()))
     page.click("#stop")
     expect(page.locator("#start")).to_be_visible(timeout=10_000)
+    expect(page.locator("#said")).to_contain_text("Stopped")
     expect(page.locator("#download")).to_be_hidden()
     choose(page, photo_like(rng, 30, 30), "next.png")
     expect(page.locator("#said")).to_contain_text("30 × 30")
@@ -225,20 +225,29 @@ def test_the_page_fits_a_phone(browser, address):
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
-def test_a_path_of_the_server_is_not_an_upload(address, folder):
-    """Gradio hands a handler any path that a program sends in place of an upload."""
-    secret = folder / "secret.png"
-    Image.new("RGB", (8, 8)).save(secret)
-    config = httpx.get(f"{address}/config").json()
-    target = next(d for d in config["dependencies"] if d["api_name"] == "chosen")
-    values = [{"path": str(secret)}, 4, "custom/quick", 1, "same", 95, True, False]
-    with httpx.Client(base_url=address, timeout=30) as client:
-        client.post(
-            "/gradio_api/queue/join", json={"data": values, "fn_index": target["id"], "session_hash": "s"}
-        )
-        with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "s"}) as events:
-            told = "".join(events.iter_text())
-    assert "8 × 8" not in told
+def test_another_photo_while_one_is_worked_on_takes_its_place(page, rng):
+    choose(page, photo_like(rng, 900, 1100), "first.png")
+    expect(page.locator("#said")).to_contain_text("4400 × 3600")
+    choose_model(page, "custom/slow")
+    page.click("#start")
+    expect(page.locator("#slider")).to_contain_text("tiles", timeout=60_000)
+    choose(page, photo_like(rng, 30, 30), "second.png")
+    expect(page.locator("#said")).to_contain_text("30 × 30")
+    page.click("#start")
+    expect(page.locator("#download")).to_be_visible(timeout=60_000)
+    assert saved(page)[0] == "second_4x.png"
+
+
+def test_the_server_ends_well_in_the_middle_of_a_photo(browser, folder, rng, tmp_path):
+    shutil.copytree(folder / "weights", tmp_path / "weights")
+    with served(tmp_path, MODEL="custom/slow") as address:  # which asserts exit code 0 after SIGTERM
+        page = browser.new_page()
+        page.goto(address)
+        choose(page, photo_like(rng, 900, 1100))
+        expect(page.locator("#said")).to_contain_text("4400 × 3600")
+        page.click("#start")
+        expect(page.locator("#slider")).to_contain_text("tiles", timeout=60_000)
+    page.close()
 
 
 def test_with_a_key_the_page_asks_for_it(browser, folder, rng, tmp_path):

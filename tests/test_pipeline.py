@@ -80,6 +80,11 @@ def test_auto_takes_the_best_present_and_says_which(weights, rng, monkeypatch):
         ({"format": "gif"}, "'gif'"),
         ({"denoise": -0.1}, "from 0 to 1"),
         ({"denoise": 0.5}, "custom/tiny has no strength"),
+        ({"outscale": "4"}, "outscale is '4'; it must be a number"),
+        ({"outscale": None}, "it must be a number"),
+        ({"quality": 90.5}, "it must be a whole number"),
+        ({"keep_metadata": "no"}, "true or false"),
+        ({"model": None}, "model is None; it must be a text"),
         ({"sharpen": 1}, "no option 'sharpen'"),
     ],
 )

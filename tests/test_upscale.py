@@ -148,3 +148,35 @@ def test_progress_never_runs_backwards_and_ends_complete(rng):
     assert done == sorted(done)
     assert told[-1][0] == told[-1][1]
     assert all(a < b for a, b in told[:-1])
+
+
+def test_the_network_never_sees_what_is_hidden(rng):
+    """Whatever lies under transparent pixels, the result is the same to the bit."""
+
+    class Blurring(Nearest):
+        def __call__(self, tile):
+            mean = sum(np.roll(tile.astype(int), shift, axis) for axis in (0, 1) for shift in (-2, 0, 2)) // 6
+            return super().__call__(mean.astype(tile.dtype))
+
+    pixels = photo_like(rng, 50, 61)
+    alpha = rng.integers(0, 256, (50, 61), dtype=np.uint8)
+    alpha[10:40, 20:50] = 0
+    results = []
+    for hidden in (0, 255, 77):
+        given = np.where(alpha[..., None] > 0, pixels, hidden).astype(np.uint8)
+        results.append(upscale.upscale(photo(given, alpha), Blurring(2), outscale=3, tile=32))
+    for other in results[1:]:
+        np.testing.assert_array_equal(other.pixels, results[0].pixels)
+        np.testing.assert_array_equal(other.alpha, results[0].alpha)
+
+
+def test_filling_takes_the_nearest_visible_colours(rng):
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:, :20], pixels[:, 44:] = (200, 40, 10), (10, 40, 200)
+    alpha = np.zeros((32, 64), np.uint8)
+    alpha[:, :20] = alpha[:, 44:] = 255
+    filled = upscale._filled(pixels, alpha)
+    np.testing.assert_array_equal(filled[alpha > 0], pixels[alpha > 0])
+    assert (filled[:, 20:24] == (200, 40, 10)).all()
+    assert (filled[:, 40:44] == (10, 40, 200)).all()
+    assert (filled[..., 1] == 40).all()

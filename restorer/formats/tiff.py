@@ -11,6 +11,7 @@ import numpy as np
 import tifffile
 
 from ..errors import UnsupportedImage
+from ..pixels import looked_up
 from . import exif
 from .exif import Block, Entry
 from .metadata import Blocks
@@ -149,7 +150,7 @@ def scaled(stored: np.ndarray, bits: int) -> np.ndarray:
     """Samples of 9 to 15 bits stretched to the 16 of uint16."""
     top = 2**bits - 1
     table = np.rint(np.arange(top + 1) * (65535 / top)).astype(np.uint16)
-    return table[np.minimum(stored, top)]
+    return looked_up(np.minimum(stored, top), table)
 
 
 def _colour_and_alpha(stored: np.ndarray, directory: Directory) -> np.ndarray:

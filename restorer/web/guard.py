@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 _COOKIE = "restorer_session"
 _MONTH = 30 * 24 * 3600
-# Gradio asks itself for this one while it starts; it answers "true" and no more
+# Gradio asks itself for this one while it starts; it answers "true" or "false" and no more
 _OPEN = "/gradio_api/startup-events"
 _LARGEST_FORM = 4096
 _FORM = """<!doctype html><html lang="en"><meta charset="utf-8">
@@ -86,12 +86,19 @@ class KeyGuard:
 
 
 def _same_site(request: Request) -> bool:
-    """Gradio's CORS lets any origin send cookies along: only requests from our own pages may use them."""
+    """Gradio's CORS lets any origin send cookies along: only requests from our own pages may use them.
+
+    No script can set Sec-Fetch-Site; browsers send it over HTTPS and to this machine. Elsewhere the
+    Origin must be the Host. Forwarded-For headers are not believed: a foreign page may set them.
+    """
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
     origin = request.headers.get("origin")
-    if origin is None:
-        return True
-    hosts = (request.headers.get("host"), request.headers.get("x-forwarded-host"))
-    return urlsplit(origin).netloc in hosts
+    try:
+        return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    except ValueError:
+        return False
 
 
 async def _given_key(request: Request) -> bytes:

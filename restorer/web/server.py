@@ -1,5 +1,6 @@
 """Put page, queue and guard together, and serve them: on a port of our own, or inside another server."""
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ from ..pipeline import Restorer
 from ..settings import Settings
 from . import ui
 from .guard import KeyGuard
+from .work import AGE, Workshop, sweep
+
+_PATIENCE = 8  # seconds for the tile under way when the server ends
 
 
-def build(settings: Settings) -> gr.Blocks:
+def build(settings: Settings, workshop: Workshop) -> gr.Blocks:
     """The queued Blocks of a server with these settings. Loads no model yet."""
     for folder in (settings.upload_folder, settings.processed_folder):
         folder.mkdir(parents=True, exist_ok=True)
+    sweep(settings.processed_folder, AGE)
     gr.set_static_paths([settings.processed_folder])  # results are served from where they lie, not copied
     restorer = Restorer(
         weights=settings.restorer_weights or None,
@@ -24,7 +29,7 @@ def build(settings: Settings) -> gr.Blocks:
         limits=settings.limits,
         model=settings.model,
     )
-    blocks = ui.build(restorer, settings)
+    blocks = ui.build(restorer, settings, workshop)
     # api_open would let programs pass by the queue
     return blocks.queue(max_size=settings.max_queue, api_open=False)
 
@@ -32,13 +37,16 @@ def build(settings: Settings) -> gr.Blocks:
 def serve(settings: Settings) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    build(settings).launch(
+    workshop = Workshop()
+    build(settings, workshop).launch(
         server_name=settings.host, server_port=settings.port, ssr_mode=False, **launch_options(settings)
     )
+    if not workshop.close(_PATIENCE):
+        os._exit(0)  # a thread inside torch would turn an ordinary end into an abort
 
 
 def launch_options(settings: Settings) -> dict[str, Any]:
-    """What Blocks.launch() and gradio.mount_gradio_app() are both given."""
+    """What Blocks.launch() is given whatever the address."""
     guard = [Middleware(KeyGuard, key=settings.api_key)] if settings.api_key else []
     return {
         "theme": ui.theme(),

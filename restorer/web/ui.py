@@ -1,5 +1,6 @@
 """The page: what is on it and what happens on a click. The work is in work.py and in the package."""
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,9 @@ _FORMAT_NAMES = {
     "tiff": "TIFF",
     "avif": "AVIF",
 }
+_SIZES = (1, 2, 3, 4, 6, 8)
 _START = "Choose a photo to begin."
+_FIELDS = ("outscale", "model", "denoise", "format", "quality", "keep_metadata", "remove_gps")
 
 
 def theme() -> themes.Base:
@@ -41,12 +44,12 @@ def theme() -> themes.Base:
         neutral_hue="stone",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
-    )
+    ).set(button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800")
 
 
-def build(restorer: Restorer, settings: Settings) -> gr.Blocks:
+def build(restorer: Restorer, settings: Settings, workshop: work.Workshop) -> gr.Blocks:
     """The page, ready for server.py to queue and serve."""
-    page = _Page(restorer, settings)
+    page = _Page(restorer, settings, workshop)
     with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(1800, 3600)) as blocks:
         gr.Markdown(f"# {_TITLE}\nMakes old, small and damaged photos large and clear.", elem_id="title")
         with gr.Row():
@@ -66,31 +69,34 @@ def build(restorer: Restorer, settings: Settings) -> gr.Blocks:
                     max_height=720,
                     elem_id="slider",
                 )
-        given = [upload, *fields.values()]
+        given = [upload, *(fields[name] for name in _FIELDS)]
         shown = {"slider": slider, "said": said, "start": start, "stop": stop, "download": download}
         outputs = list(shown.values())
-        upload.change(page.chosen, given, [said, start, download], **_QUIET)
+        run = start.click(_busy, None, [start, stop, download], **_QUIET).then(
+            page.restore, given, outputs, show_progress_on=slider, api_visibility="private", **_DEVICE
+        )
+        stop.click(_stopped, None, [said, start, stop], cancels=run, queue=False, **_QUIET)
+        upload.change(page.picked, given, outputs, cancels=run, **_QUIET)
         for name in ("model", "outscale", "format"):
             fields[name].change(page.chosen, given, [said, start, download], **_QUIET)
         for name in ("model", "outscale"):
             fields[name].change(
                 page.denoise, [fields["model"], fields["outscale"]], fields["denoise"], **_QUIET
             )
-        begun = start.click(_busy, None, [start, stop, download], **_QUIET)
-        run = begun.then(
-            page.restore, given, outputs, show_progress_on=slider, api_visibility="private", **_DEVICE
-        )
-        idle = partial(_idle, page)
-        run.failure(idle, given, [said, start, stop], **_QUIET)
-        stop.click(idle, given, [said, start, stop], cancels=run, **_QUIET)
     return blocks
 
 
 class _Page:
     """The handlers. What they are given, after the upload's path, are the values of _option_fields()."""
 
-    def __init__(self, restorer: Restorer, settings: Settings) -> None:
-        self.restorer, self.settings = restorer, settings
+    def __init__(self, restorer: Restorer, settings: Settings, workshop: work.Workshop) -> None:
+        self.restorer, self.settings, self.workshop = restorer, settings, workshop
+
+    def picked(self, path: str | None, *values: object) -> tuple:
+        """Another photo: what was made of the one before is no longer shown."""
+        said, fine = self._described(path, values)
+        start = gr.Button(visible=True, interactive=fine)
+        return None, said, start, gr.Button(visible=False), gr.DownloadButton(visible=False)
 
     def chosen(self, path: str | None, *values: object) -> tuple[str, gr.Button, gr.DownloadButton]:
         """What will be made of the photo, or why nothing can."""
@@ -105,10 +111,10 @@ class _Page:
 
     def restore(self, path: str, *values: object, progress: gr.Progress = gr.Progress()) -> Iterator[tuple]:  # noqa: B008
         """Restore the upload, telling tiles and yielding twice a second: what stops it, stops it here."""
-        options = _options(values)
         try:
-            data = self._upload(path).read_bytes()
-            for step in work.steps(partial(self.restorer.restore, data, **vars(options))):
+            options = _options(values)
+            data = self._upload(path)
+            for step in self.workshop.steps(partial(self.restorer.restore, data, **vars(options))):
                 if isinstance(step, Result):
                     yield self._done(step, path, options.outscale)
                     return
@@ -118,7 +124,10 @@ class _Page:
                     progress(None, desc="Loading the model")
                 yield tuple(gr.skip() for _ in range(5))
         except RestoreError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            yield _failed(str(error))
+        except Exception:  # noqa: BLE001  one job of the queue: the next one must have its turn
+            logging.getLogger(__name__).exception("a restoration failed")
+            yield _failed("something went wrong; the server's log says what")
 
     def _done(self, result: Result, path: str, outscale: float) -> tuple:
         shown = work.store(result, Path(path).name, outscale, self.settings.processed_folder)
@@ -139,9 +148,7 @@ class _Page:
             return _START, False
         try:
             options = _options(values)
-            found = photo.decode(
-                self._upload(path).read_bytes(), max_pixels=self.settings.limits.input_pixels
-            )
+            found = photo.decode(self._upload(path), max_pixels=self.settings.limits.input_pixels)
             width, height = self.restorer.result_size(found, options)
             model = self.restorer.model(options)
         except RestoreError as error:
@@ -153,12 +160,15 @@ class _Page:
         )
         return f"{found.width} × {found.height} → **{width} × {height}** · {model.name}{here}", True
 
-    def _upload(self, path: str) -> Path:
-        """The upload's path; Gradio hands over any path that a program sends."""
-        real = Path(path).resolve()
+    def _upload(self, path: str | None) -> bytes:
+        """The upload's bytes. Gradio hands over any path that a program sends, and deletes old uploads."""
+        real = Path(path or "").resolve()
         if not real.is_relative_to(self.settings.upload_folder):
             raise UnsupportedImage("this is not an uploaded file")
-        return real
+        try:
+            return real.read_bytes()
+        except OSError as error:
+            raise UnsupportedImage("the upload is no longer there; choose the photo again") from error
 
 
 def _option_fields(page: _Page) -> dict[str, Any]:
@@ -166,13 +176,11 @@ def _option_fields(page: _Page) -> dict[str, Any]:
     names = [model.name for model in models.available(page.restorer.weights) if model.kind == "upscale"]
     with gr.Accordion("Options", open=False, elem_id="options"):
         return {
-            "outscale": gr.Slider(
-                1,
-                8,
-                default.outscale,
-                step=0.5,
+            "outscale": gr.Radio(
+                [(f"{times}x", times) for times in _SIZES],
+                value=default.outscale,
                 label="Size",
-                info="Times the photo's width",
+                info="Times the photo's width and height",
                 elem_id="outscale",
             ),
             "model": gr.Dropdown(["auto", *names], value=default.model, label="Model", elem_id="model"),
@@ -212,9 +220,6 @@ def _option_fields(page: _Page) -> dict[str, Any]:
         }
 
 
-_FIELDS = ("outscale", "model", "denoise", "format", "quality", "keep_metadata", "remove_gps")
-
-
 def _options(values: tuple[object, ...]) -> Options:
     return Options(**dict(zip(_FIELDS, values, strict=True)))  # type: ignore[arg-type]
 
@@ -223,9 +228,18 @@ def _busy() -> tuple[gr.Button, gr.Button, gr.DownloadButton]:
     return gr.Button(visible=False), gr.Button(visible=True), gr.DownloadButton(visible=False)
 
 
-def _idle(page: _Page, path: str | None, *values: object) -> tuple[str, gr.Button, gr.Button]:
-    said, fine = page._described(path, values)
-    return said, gr.Button(visible=True, interactive=fine), gr.Button(visible=False)
+def _stopped() -> tuple[str, gr.Button, gr.Button]:
+    return "Stopped.", gr.Button(visible=True), gr.Button(visible=False)
+
+
+def _failed(why: str) -> tuple:
+    return (
+        None,
+        f"⚠ {why}",
+        gr.Button(visible=True),
+        gr.Button(visible=False),
+        gr.DownloadButton(visible=False),
+    )
 
 
 def _endings() -> list[str]:

@@ -1,0 +1,77 @@
+"""Arithmetic on whole pictures, in bands of rows.
+
+A picture may hold 400 megapixels: one temporary copy of it in float32 would be 4.8 GB.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+_ROWS = 256
+_LANCZOS = Image.Resampling.LANCZOS
+_LOBES = 3  # of Pillow's Lanczos: so many pixels of the smaller picture weigh in on each side
+
+
+def bands(height: int) -> Iterator[slice]:
+    """The rows of a picture, some at a time."""
+    return (slice(top, min(top + _ROWS, height)) for top in range(0, height, _ROWS))
+
+
+def to_uint8(samples: np.ndarray) -> np.ndarray:
+    """uint16 samples as uint8, each rounded to the nearest (65535 is 255); uint8 as it is."""
+    if samples.dtype == np.uint8:
+        return samples
+    out = np.empty(samples.shape, np.uint8)
+    for rows in bands(len(out)):
+        # exact round(x / 257) in integers
+        out[rows] = (samples[rows].astype(np.uint32) * 255 + 32895) >> 16
+    return out
+
+
+def luma(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 or uint16 RGB as one channel, rounded (ITU-R BT.601 weights)."""
+    out = np.empty(pixels.shape[:2], pixels.dtype)
+    for rows in bands(len(out)):
+        red, green, blue = np.moveaxis(pixels[rows].astype(np.uint32), 2, 0)
+        out[rows] = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    return out
+
+
+def looked_up(samples: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """table[samples], in the table's dtype."""
+    out = np.empty(samples.shape, table.dtype)
+    for rows in bands(len(out)):
+        out[rows] = table[samples[rows]]
+    return out
+
+
+def resize(plane: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(H, W, C) uint8 or uint16 at another size: Lanczos with three lobes, antialiased, rounded once."""
+    if plane.shape[:2] == (height, width):
+        return plane
+    out = np.empty((height, width, plane.shape[2]), plane.dtype)
+    for rows in bands(height):
+        out[rows] = rounded(resampled(plane, rows, width, height), plane.dtype)
+    return out
+
+
+def resampled(plane: np.ndarray, rows: slice, width: int, height: int) -> np.ndarray:
+    """Some rows of (H, W, C) at width x height, in float32, neither rounded nor clipped."""
+    if plane.shape[:2] == (height, width):
+        return plane[rows].astype(np.float32)
+    step = len(plane) / height
+    reach = _LOBES * max(step, 1) + 1
+    first, last = max(0, math.floor(rows.start * step - reach)), math.ceil(rows.stop * step + reach)
+    source = plane[first:last]
+    box = (0, rows.start * step - first, plane.shape[1], min(rows.stop * step - first, len(source)))
+    size = (width, rows.stop - rows.start)
+    channels = [Image.fromarray(channel) for channel in np.moveaxis(source.astype(np.float32), 2, 0)]
+    return np.dstack([np.asarray(channel.resize(size, _LANCZOS, box)) for channel in channels])
+
+
+def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Floats as integers, clipped to the dtype's range; the floats are used up."""
+    np.clip(values, 0, np.iinfo(dtype).max, out=values)
+    return np.rint(values, out=values).astype(dtype)
