@@ -3,7 +3,7 @@
 # make test     run the tests
 # make lint     check style, formatting and types
 # make fix      repair what style and formatting checks can repair
-# make bench    measure quality and speed
+# make bench    measure speed beside RealESRGANer
 # make lock     renew requirements.lock with the newest versions allowed
 
 PYTHON := .venv/bin/python

@@ -177,7 +177,8 @@ def _recognise_rrdb(state: State, name: str) -> Shape:
         "num_grow_ch": len(grow),
         "scale": scale,
     }
-    # The receptive field is 351 pixels, but what lies beyond 24 changes no 8-bit level (bench/pad.py)
+    # Its receptive field is 351 pixels. Seeded weights stay within one 8-bit level from pad 4 (bench/pad.py);
+    # trained ones look further: of the compact networks, realesr-general-x4v3 needs 24
     return Shape("RRDBNet", parameters, scale, 4 // scale, pad=24, bytes=150 * features * scale**2 // 16)
 
 

@@ -188,7 +188,7 @@ def _read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
 
 
 def _read_heif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    return _Raw(*heif.read_heic(data, check), turn=False)  # libheif turns it upright itself
+    return _Raw(*heif.read_heic(data, check, warnings), turn=False)  # libheif turns it upright itself
 
 
 def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, form: str) -> _Raw:

@@ -1,6 +1,8 @@
 """Colour profiles: nothing moves on the way through, whatever the space."""
 
 import io
+import struct
+import zlib
 from dataclasses import replace
 
 import icc
@@ -220,3 +222,26 @@ def test_an_unusable_profile_is_left_out_and_said(profile, form, rng):
 def test_an_rgb_profile_on_a_grey_picture_is_left_out(rng):
     read = photo.decode(pictures.pillow(pictures.noise(rng, 9, 9, 1), "PNG", icc_profile=icc.rgb("srgb")))
     assert (read.meta.grey, read.meta.icc) == (True, None)
+
+
+def test_colours_described_without_a_profile_are_said_to_be_taken_for_srgb(rng):
+    plain = pictures.pillow(photo_like(rng, 8, 9), "PNG")
+
+    def with_chunk(kind, body):
+        chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return plain[:33] + chunk + plain[33:]
+
+    for kind, body, said in (
+        (b"cICP", b"\x0c\x0d\x00\x01", True),  # Display-P3
+        (b"cICP", b"\x09\x10\x00\x01", True),  # BT.2020 with PQ
+        (b"cICP", b"\x01\x0d\x00\x01", False),
+        (b"gAMA", struct.pack(">I", 100_000), True),
+        (b"gAMA", struct.pack(">I", 45_455), False),
+    ):
+        warnings = photo.decode(with_chunk(kind, body)).meta.warnings
+        assert any("taken for sRGB" in warning for warning in warnings) == said, (kind, body)
+    tagged = bytearray(pictures.pillow(photo_like(rng, 16, 16), "AVIF"))
+    assert not photo.decode(bytes(tagged)).meta.warnings
+    at = tagged.index(b"colrnclx") + 8
+    tagged[at : at + 2] = b"\x00\x0c"
+    assert "taken for sRGB" in photo.decode(bytes(tagged)).meta.warnings[0]

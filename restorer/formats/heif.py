@@ -3,14 +3,14 @@
 import io
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import imagecodecs
 import numpy as np
 import pillow_heif
 from PIL import Image
 
-from .metadata import Blocks
+from .metadata import AS_SRGB, Blocks
 from .tiff import divided, scaled
 
 CheckSize = Callable[[int, int], None]
@@ -46,10 +46,10 @@ def read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
         raise ValueError("two readers see two sizes")
     if samples.dtype != np.uint8:
         samples = scaled(samples, _av1_bits(data))
-    return samples, Blocks.of(image.info)
+    return samples, _blocks(data, image.info, warnings)
 
 
-def read_heic(data: bytes, check: CheckSize) -> tuple[np.ndarray, Blocks]:
+def read_heic(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray, Blocks]:
     """Samples, 8 bit or stretched to 16, that libheif has turned upright."""
     _check_boxes(data, check)
     image = pillow_heif.open_heif(data, convert_hdr_to_8bit=False)
@@ -59,7 +59,18 @@ def read_heic(data: bytes, check: CheckSize) -> tuple[np.ndarray, Blocks]:
         samples = scaled(samples >> (16 - bits), bits)  # they come shifted, so that white would be grey
     if image.premultiplied_alpha:
         samples = np.dstack([divided(samples[..., :-1], samples[..., -1:]), samples[..., -1]])
-    return samples, Blocks.of(image.info)
+    return samples, _blocks(data, image.info, warnings)
+
+
+def _blocks(data: bytes, info: Mapping, warnings: list[str]) -> Blocks:
+    blocks = Blocks.of(info)
+    found = re.search(rb"(?s)colrnclx(..)(..)", data)
+    if found and not blocks.icc:
+        # ITU-T H.273: 1 is BT.709's primaries, which are sRGB's; 2 is "not said"; 16 and 18 are HDR's curves
+        primaries, curve = (int.from_bytes(code, "big") for code in found.groups())
+        if primaries not in (1, 2, 5, 6) or curve in (8, 16, 18):
+            warnings.append(AS_SRGB)
+    return blocks
 
 
 def _open_avif(data: bytes, warnings: list[str]) -> tuple[Image.Image, bytes]:

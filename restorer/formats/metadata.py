@@ -7,6 +7,9 @@ from fractions import Fraction
 from . import exif
 from .exif import Block, Directory, Entry
 
+# A profile could be made of such a description, but none is yet
+AS_SRGB = "the file describes its colours without a profile; they are taken for sRGB"
+
 
 @dataclass
 class Blocks:

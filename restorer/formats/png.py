@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import imagecodecs
 import numpy as np
 
-from .metadata import Blocks
+from .metadata import AS_SRGB, Blocks
 
 _SIGNATURE = 8
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
@@ -26,7 +26,7 @@ def take_apart(data: bytes, warnings: list[str]) -> tuple[bytes, Blocks]:
     A broken one of those is left out, and said in `warnings`. Raises ValueError for a broken chunk of
     the picture itself.
     """
-    kept, blocks, text = [data[:_SIGNATURE]], Blocks(), []
+    kept, blocks, text, unlike = [data[:_SIGNATURE]], Blocks(), [], False
     for kind, chunk, intact in _chunks(data):
         if kind in _PIXELS or kind[:1].isupper():  # a capital: not to be ignored by a reader
             if not intact or kind not in _PIXELS:
@@ -36,8 +36,19 @@ def take_apart(data: bytes, warnings: list[str]) -> tuple[bytes, Blocks]:
             warnings.append("a damaged block beside the picture was left out")
         elif kind in _TEXT and not chunk.startswith((_XMP, _PROFILE), 8):
             text.append(chunk)
+        if kind in (b"cICP", b"gAMA") and intact and not _like_srgb(kind, chunk[8:-4]):
+            unlike = True
+    if unlike and not blocks.icc:
+        warnings.append(AS_SRGB)
     blocks.text = b"".join(text)
     return b"".join([*kept, _chunk(b"IEND", b"")]), blocks
+
+
+def _like_srgb(kind: bytes, body: bytes) -> bool:
+    """Whether code points (ITU-T H.273) or a gamma, which is stored times 100,000, mean sRGB or nearly."""
+    if kind == b"cICP":
+        return body[:1] == b"\x01" and body[1:2] in (b"\x01", b"\x06", b"\x0d")
+    return 40_000 <= int.from_bytes(body, "big") <= 60_000
 
 
 def size(picture: bytes) -> tuple[int, int]:
