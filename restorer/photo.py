@@ -10,6 +10,7 @@ from functools import partial
 
 import imagecodecs
 import numpy as np
+import tifffile
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from . import color
@@ -41,6 +42,7 @@ _DECODER_ERRORS = (
     RuntimeError,  # imagecodecs' own errors derive from it
     AttributeError,
     AssertionError,
+    tifffile.TiffFileError,  # in older releases an Exception of its own
     struct.error,
     zlib.error,
     ImageCms.PyCMSError,

@@ -124,7 +124,7 @@ def samples(data: bytes, directory: Directory) -> np.ndarray | None:
         return None
     try:
         stored = _stored(data, directory.width, directory.height)
-    except (ValueError, RuntimeError):
+    except (ValueError, RuntimeError, tifffile.TiffFileError):
         # Some writers fill the last strip up with rows that do not count, and tifffile stumbles over them
         rows = -(-directory.height // directory.strip_rows) * directory.strip_rows
         if directory.tiled or rows == directory.height:
