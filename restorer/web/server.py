@@ -1,4 +1,4 @@
-"""Put page, queue and guard together, and serve them: on a port of our own, or inside another server."""
+"""Put page, queue and guard together, and serve them."""
 
 import os
 import signal
