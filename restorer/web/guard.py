@@ -89,7 +89,7 @@ def _same_site(request: Request) -> bool:
     """Gradio's CORS lets any origin send cookies along: only requests from our own pages may use them.
 
     No script can set Sec-Fetch-Site; browsers send it over HTTPS and to this machine. Elsewhere the
-    Origin must be the Host. Forwarded-For headers are not believed: a foreign page may set them.
+    Origin must be the Host. X-Forwarded-Host is not believed: a foreign page may set it.
     """
     site = request.headers.get("sec-fetch-site")
     if site is not None:

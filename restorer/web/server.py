@@ -2,8 +2,6 @@
 
 import os
 import signal
-from pathlib import Path
-from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -38,23 +36,19 @@ def serve(settings: Settings) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     workshop = Workshop()
+    guard = [Middleware(KeyGuard, key=settings.api_key)] if settings.api_key else []
     build(settings, workshop).launch(
-        server_name=settings.host, server_port=settings.port, ssr_mode=False, **launch_options(settings)
+        server_name=settings.host,
+        server_port=settings.port,
+        theme=ui.theme(),
+        css_paths=[ui.STYLE],
+        max_file_size=settings.max_file_size_mb * 2**20,
+        show_error=False,
+        enable_monitoring=False,
+        run_history=False,
+        ssr_mode=False,
+        footer_links=[],
+        app_kwargs={"middleware": guard},
     )
     if not workshop.close(_PATIENCE):
         os._exit(0)  # a thread inside torch would turn an ordinary end into an abort
-
-
-def launch_options(settings: Settings) -> dict[str, Any]:
-    """What Blocks.launch() is given whatever the address."""
-    guard = [Middleware(KeyGuard, key=settings.api_key)] if settings.api_key else []
-    return {
-        "theme": ui.theme(),
-        "css_paths": [Path(ui.STYLE)],
-        "max_file_size": settings.max_file_size_mb * 2**20,
-        "show_error": False,
-        "enable_monitoring": False,
-        "run_history": False,
-        "footer_links": [],
-        "app_kwargs": {"middleware": guard},
-    }

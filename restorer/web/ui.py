@@ -19,10 +19,8 @@ from . import work
 
 STYLE = Path(__file__).with_name("style.css")
 _TITLE = "Neural Image Restore"
-_DEVICE: dict[str, Any] = {
-    "concurrency_id": "device",
-    "concurrency_limit": 1,
-}  # everything that computes shares one worker
+# Everything that computes shares one worker
+_DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _FORMAT_NAMES = {
     "same": "As the photo",
@@ -70,8 +68,7 @@ def build(restorer: Restorer, settings: Settings, workshop: work.Workshop) -> gr
                     elem_id="slider",
                 )
         given = [upload, *(fields[name] for name in _FIELDS)]
-        shown = {"slider": slider, "said": said, "start": start, "stop": stop, "download": download}
-        outputs = list(shown.values())
+        outputs = [slider, said, start, stop, download]
         run = start.click(_busy, None, [start, stop, download], **_QUIET).then(
             page.restore, given, outputs, show_progress_on=slider, api_visibility="private", **_DEVICE
         )
@@ -121,7 +118,7 @@ class _Page:
                 if step.total:
                     progress((step.done, step.total), desc="Restoring", unit="tiles")
                 else:
-                    progress(None, desc="Loading the model")
+                    progress(None, desc="Preparing")  # its turn, the photo, the model
                 yield tuple(gr.skip() for _ in range(5))
         except RestoreError as error:
             yield _failed(str(error))
