@@ -4,12 +4,14 @@
 # make lint     check style, formatting and types
 # make fix      repair what style and formatting checks can repair
 # make bench    measure speed beside RealESRGANer
+# make quality  judge the built-in model beside its teacher: make quality SETS=folder
+# make train    make the built-in model anew: make train PHOTOS=folder
 # make lock     renew requirements.lock with the newest versions allowed
 
 PYTHON := .venv/bin/python
 UV := $(PYTHON) -m uv
 
-.PHONY: run setup test lint fix bench lock
+.PHONY: run setup test lint fix bench quality train lock
 
 run: setup
 	@$(PYTHON) app.py
@@ -30,6 +32,12 @@ fix: setup
 
 bench: setup
 	@$(PYTHON) -m bench
+
+quality: setup
+	@$(PYTHON) -m bench.quality $(or $(SETS),$(error say where kodak24/, set14/ and realsrset/ are: make quality SETS=folder))
+
+train: setup
+	@$(PYTHON) -m training $(or $(PHOTOS),$(error say where photographs are: make train PHOTOS=folder))
 
 lock: .venv/.uv
 	@$(UV) pip compile --quiet requirements-dev.txt --universal --python-version 3.10 --upgrade -o requirements.lock

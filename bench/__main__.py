@@ -1,7 +1,8 @@
-"""`make bench`: seconds of this project beside RealESRGANer as shipped, on the same weights and photo.
+"""`make bench`: seconds of this project beside RealESRGANer as shipped, and of the built-in network.
 
-Runs are interleaved, so that whatever else the machine does hits both. Needs realesr-general-x4v3 in the
-weights folder (the official file, or a copy in custom/). Prints a table and writes bench/results.json.
+The first two have the same weights and photo. Runs are interleaved, so that whatever else the
+machine does hits both. Needs realesr-general-x4v3 in the weights folder (the official file, or a copy in
+custom/). Prints a table and writes bench/results.json.
 """
 
 import argparse
@@ -22,10 +23,14 @@ import torch
 from PIL import Image
 
 import restorer
-from restorer import compat, models
+from restorer import compat
+from restorer.engine import Engine
+
+from . import present
 
 RESULTS = Path(__file__).with_name("results.json")
-_NETWORK = "realesr-general-x4v3"
+_NETWORK, _BUILT_IN = "realesr-general-x4v3", "restore-lite-x4"
+_TILE = 256  # of the networks alone: what a large photo is cut into on a CPU
 
 
 def main() -> int:
@@ -34,20 +39,21 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
     arguments = parser.parse_args()
-    weights = models.weights_folder()
-    here = {model.name: model for model in models.available(weights) if models.is_present(model, weights)}
-    model = here.get(_NETWORK) or here.get(f"custom/{_NETWORK}")
-    if model is None:
-        print(f"bench: put {_NETWORK}.pth into {weights} or {weights / 'custom'}", file=sys.stderr)
-        return 2
-    ours = restorer.load(model.name, device=arguments.device, format="png")
-    theirs = _reference(weights / model.file, ours)
+    name, file = present(_NETWORK)
+    ours = restorer.load(name, device=arguments.device, format="png")
+    theirs = _reference(file, ours)
     lines = []
     for size in arguments.sizes:
         for kind, photo in (("RGB", _photo(size)), ("opaque RGBA", _photo(size, alpha=True))):
             runs = {"restorer": lambda p=photo: ours.restore(p), "RealESRGANer": lambda p=photo: theirs(p)}
             lines.append({"photo": f"{size} x {size} {kind}", **_compare(runs, arguments.rounds)})
             _show(lines[-1])
+    lite = restorer.load(_BUILT_IN, device=arguments.device)
+    tile = np.array(Image.open(io.BytesIO(_photo(_TILE))))
+    engines = {name: _engine(run) for name, run in ((_BUILT_IN, lite), (_NETWORK, ours))}
+    runs = {name: lambda run=run: run(tile) for name, run in engines.items()}
+    lines.append({"photo": f"{_TILE} x {_TILE} network alone", **_compare(runs, 4 * arguments.rounds)})
+    _show(lines[-1])
     machine = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     RESULTS.write_text(json.dumps({**machine, "torch": torch.__version__, "lines": lines}, indent=1) + "\n")
     return 0
@@ -61,7 +67,7 @@ def _reference(path: Path, ours: "restorer.Restorer") -> Callable[[bytes], bytes
         from basicsr.archs.srvgg_arch import SRVGGNetCompact
         from realesrgan import RealESRGANer
 
-    _, engine = next(iter(ours._engines.values()))
+    engine = _engine(ours)
     upsampler = RealESRGANer(
         4,
         str(path),
@@ -77,6 +83,11 @@ def _reference(path: Path, ours: "restorer.Restorer") -> Callable[[bytes], bytes
         return cv2.imencode(".png", out)[1].tobytes()
 
     return restore
+
+
+def _engine(loaded: "restorer.Restorer") -> Engine:
+    _, engine = next(iter(loaded._engines.values()))
+    return engine
 
 
 def _compare(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import filelock
 import httpx
 from tqdm import tqdm
 
+from . import models
 from .errors import BadWeights, WeightsUnavailable
 from .models import Model
 
@@ -23,13 +24,13 @@ def ensure(model: Model, weights: Path) -> Path:
     the file is absent and no address answers, and BadWeights when its sha256 is wrong: such a file is
     renamed to `<name>.bad` and never loaded.
     """
-    path = weights / model.file
+    path = models.path(model, weights)
     if not model.sha256:
         if not path.is_file():
             raise WeightsUnavailable(f"{model.name} was removed: {path} is gone")
         return path
     try:
-        if path.is_file():
+        if path.is_file() or not model.url:
             _verify(model, path, _hash(path).hexdigest())
         else:
             _fetch_alone(model, path)
@@ -143,7 +144,8 @@ def _verify(model: Model, path: Path, found: str) -> None:
     aside = path.with_name(path.name.removesuffix(".part") + ".bad")
     try:
         path.replace(aside)
-        told = f"It was set aside as {aside.name}; the next try downloads it again"
+        told = f"It was set aside as {aside.name}"
+        told += "; the next try downloads it again" if model.url else f". {_by_hand(model, path)}"
     except OSError:
         told = "Delete it"
     raise BadWeights(
@@ -166,6 +168,8 @@ def _told(error: Exception) -> str:
 
 
 def _by_hand(model: Model, path: Path) -> str:
+    if not model.url:
+        return f"It comes with the project: put the project's own copy back as {path.absolute()}"
     return f"Fetch {model.url} yourself and put it into {path.parent.absolute()} as {path.name}"
 
 

@@ -25,13 +25,13 @@ class Model:
     scale    what the network multiplies by, 0 where that means nothing or only the file tells
     bytes    size of the file
     sha256   of the file; "" for a custom one, which is taken as it is
-    url      the official release; "" for a custom one
+    url      the official release; "" for a custom one and the built-in one
     licence  of the weights
     about    what it is for, one line
     mirror   repository on the Hugging Face hub that carries the same file, or ""
     revision the mirror's commit that does, or "" where it is not known
     pair     the model that a denoise strength below 1 blends in, or ""
-    custom   the file below the weights folder, for a model that is not of the table
+    local    the file of a model that has no release: custom/... of the user's, or the built-in one's
     """
 
     name: str
@@ -45,12 +45,12 @@ class Model:
     mirror: str = ""
     revision: str = ""
     pair: str = ""
-    custom: str = ""
+    local: str = ""
 
     @property
     def file(self) -> str:
-        """The file's path below the weights folder."""
-        return self.custom or self.url.rpartition("/")[2]
+        """The file's path below its folder, see path()."""
+        return self.local or self.url.rpartition("/")[2]
 
 
 MODELS = (
@@ -127,7 +127,18 @@ MODELS = (
         "b8a8376811077954d82ca3fcf476f1ac3da3e8a68a4f4d71363008000a18b75d",
         _ESRGAN + "v0.2.5.0/realesr-animevideov3.pth",
         _BSD,
-        "frames of animated films; the fastest",
+        "frames of animated films; the fastest of these",
+    ),
+    Model(
+        "restore-lite-x4",
+        "upscale",
+        4,
+        715_104,
+        "09c1c57e5c35b1270e04d7545e9236925ef588f780e830a1d9eb3f02d3850830",
+        "",
+        "Apache-2.0",
+        "any picture, at once: comes with the project",
+        local="restore-lite-x4.safetensors",
     ),
     Model(
         "GFPGANv1.3",
@@ -205,16 +216,24 @@ MODELS = (
     ),
 )
 
-# What "auto" prefers among the models present, best first, and what it fetches when none is
+# What "auto" prefers among the models present, best first; what it fetches when none can do what is asked;
+# and what it takes when none of the better ones is present
 _AUTO = ("RealESRGAN_x4plus", "realesr-general-x4v3", "RealESRNet_x4plus", "RealESRGAN_x2plus")
 _AUTO_TWICE = ("RealESRGAN_x2plus", *_AUTO)
 _AUTO_FETCHED = "realesr-general-x4v3"
+_BUILT_IN = "restore-lite-x4"
+_PROJECT = Path(__file__).resolve().parent.parent / "weights"
 
 
 def weights_folder(folder: str | Path | None = None) -> Path:
     """`folder`, else the environment's RESTORER_WEIGHTS, else weights/ beside the package."""
     chosen = folder or os.environ.get("RESTORER_WEIGHTS")
-    return Path(chosen).expanduser() if chosen else Path(__file__).resolve().parent.parent / "weights"
+    return Path(chosen).expanduser() if chosen else _PROJECT
+
+
+def path(model: Model, weights: Path) -> Path:
+    """Where the model's file is or will be: below `weights`, the built-in one's always beside the package."""
+    return (_PROJECT if model.name == _BUILT_IN else weights) / model.file
 
 
 def available(weights: Path) -> tuple[Model, ...]:
@@ -233,8 +252,8 @@ def available(weights: Path) -> tuple[Model, ...]:
 
 
 def is_present(model: Model, weights: Path) -> bool:
-    """Whether the model's file lies in the weights folder. Its hash is checked when it is loaded."""
-    return (weights / model.file).is_file()
+    """Whether the model's file is here. Its hash is checked when it is loaded."""
+    return path(model, weights).is_file()
 
 
 def find(name: str, weights: Path, kind: str = "upscale") -> Model:
@@ -262,7 +281,7 @@ def choose(weights: Path, outscale: float, denoise: float = Options.denoise) -> 
     present = {model.name: model for model in models if is_present(model, weights)}
     order = _AUTO_TWICE if outscale <= 2 else _AUTO
     own = sorted((name for name in present if name.startswith("custom/")), key=_is_not_of_the_table)
-    best = next((name for name in (*order, *own, *present) if name in present), _AUTO_FETCHED)
+    best = next((name for name in (*order, *own, _BUILT_IN) if name in present), _AUTO_FETCHED)
     return find(best, weights)
 
 
@@ -283,5 +302,5 @@ def _custom(name: str, file: Path, others: dict[str, Path]) -> Model:
         "its own",
         "your own model",
         pair=pair if pair in others else "",
-        custom=f"custom/{file.name}",
+        local=f"custom/{file.name}",
     )

@@ -390,6 +390,19 @@ def test_folder_that_cannot_be_written(inside, server, model, tmp_path):
     assert_tells_what_to_do(caught.value, model, folder)
 
 
+def test_built_in_file_is_verified_and_never_downloaded(tmp_path, monkeypatch):
+    ours = models.find("restore-lite-x4", tmp_path)
+    assert download.ensure(ours, tmp_path) == models.path(ours, tmp_path)
+    monkeypatch.setattr(models, "_PROJECT", tmp_path)
+    with pytest.raises(WeightsUnavailable, match="comes with the project") as caught:
+        download.ensure(ours, tmp_path)
+    assert str(tmp_path / ours.file) in str(caught.value)
+    (tmp_path / ours.file).write_bytes(BODY)
+    with pytest.raises(BadWeights, match="set aside as restore-lite-x4.safetensors.bad. It comes with"):
+        download.ensure(ours, tmp_path)
+    assert names(tmp_path) == {"restore-lite-x4.safetensors.bad"}
+
+
 def test_addresses_are_the_mirror_at_its_revision_then_the_release():
     by_name = {model.name: model for model in models.MODELS}
     hub = constants.ENDPOINT

@@ -1,5 +1,6 @@
 """The table against its source, and which model a name means."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from restorer import models
 from restorer.errors import UnknownModel
 from restorer.models import MODELS
 
+BUILT_IN = next(model for model in MODELS if model.name == "restore-lite-x4")
 UPSCALERS = [model.name for model in MODELS if model.kind == "upscale"]
 
 
@@ -61,8 +63,8 @@ def test_mirrors_are_those_of_the_facts(shared):
 def test_table_holds_together():
     for model in MODELS:
         assert re.fullmatch("[0-9a-f]{64}", model.sha256), model.name
-        assert model.url.startswith("https://") and model.url.endswith(model.file)
-        assert model.file.endswith((".pth", ".onnx")) and "/" not in model.file
+        assert model is BUILT_IN or model.url.startswith("https://") and model.url.endswith(model.file)
+        assert model is BUILT_IN or model.file.endswith((".pth", ".onnx")) and "/" not in model.file
         assert model.bytes > 100_000 and model.licence and model.about
         assert not model.revision or re.fullmatch("[0-9a-f]{40}", model.revision)
         assert model.scale in (1, 2, 4) if model.kind in ("upscale", "face") else model.scale == 0
@@ -90,7 +92,9 @@ def put(folder: Path, *names: str) -> None:
 
 
 def custom_files(weights: Path) -> dict[str, str]:
-    return {model.name: model.file for model in models.available(weights) if model.custom}
+    return {
+        model.name: model.file for model in models.available(weights) if model.local and model is not BUILT_IN
+    }
 
 
 def test_custom_models_are_the_weights_files_of_their_folder(tmp_path):
@@ -166,22 +170,38 @@ def test_find_of_another_kind(tmp_path):
 @pytest.mark.parametrize(
     ("present", "outscale", "chosen"),
     [
-        ("", 4, "realesr-general-x4v3"),
-        ("", 2, "realesr-general-x4v3"),
+        ("", 4, "restore-lite-x4"),
+        ("", 2, "restore-lite-x4"),
         ("RealESRGAN_x4plus realesr-general-x4v3 RealESRGAN_x2plus custom/a", 4, "RealESRGAN_x4plus"),
         ("RealESRGAN_x4plus realesr-general-x4v3 RealESRGAN_x2plus custom/a", 2, "RealESRGAN_x2plus"),
         ("RealESRGAN_x4plus realesr-general-x4v3", 1.5, "RealESRGAN_x4plus"),
         ("RealESRGAN_x2plus", 4, "RealESRGAN_x2plus"),
         ("realesr-general-x4v3 custom/a", 4, "realesr-general-x4v3"),
         ("custom/b custom/a realesr-animevideov3", 4, "custom/a"),
-        ("realesr-animevideov3", 4, "realesr-animevideov3"),
+        ("realesr-animevideov3", 4, "restore-lite-x4"),
         ("RealESRNet_x4plus", 2, "RealESRNet_x4plus"),
-        ("GFPGANv1.4", 4, "realesr-general-x4v3"),
+        ("GFPGANv1.4", 4, "restore-lite-x4"),
     ],
 )
 def test_auto_is_the_best_present(present, outscale, chosen, tmp_path):
     put(tmp_path, *(f"{name}.pth" for name in present.split()))
     assert models.choose(tmp_path, outscale).name == chosen
+
+
+def test_auto_fetches_only_what_the_built_in_model_cannot_do(tmp_path, monkeypatch):
+    assert models.choose(tmp_path, 4, 0.5).name == "realesr-general-x4v3"
+    monkeypatch.setattr(models, "_PROJECT", tmp_path)  # somebody deleted it
+    assert models.choose(tmp_path, 4).name == "realesr-general-x4v3"
+
+
+def test_built_in_model_is_beside_the_package_wherever_the_others_are(tmp_path):
+    file = Path(models.__file__).parents[1] / "weights/restore-lite-x4.safetensors"
+    assert models.path(BUILT_IN, tmp_path) == file and models.is_present(BUILT_IN, tmp_path)
+    body = file.read_bytes()
+    assert (len(body), hashlib.sha256(body).hexdigest()) == (BUILT_IN.bytes, BUILT_IN.sha256)
+    assert len(body) <= 2_600_000
+    other = models.find("RealESRGAN_x4plus", tmp_path)
+    assert models.path(other, tmp_path) == tmp_path / "RealESRGAN_x4plus.pth"
 
 
 def test_auto_prefers_a_copy_of_a_known_model_and_one_that_can_be_turned_down(tmp_path):

@@ -1,0 +1,156 @@
+"""`python -m bench.quality`: the built-in model beside its teacher and bicubic.
+
+Photographs of SETS/kodak24 and SETS/set14, made small by a fixed recipe (degrade), and the real ones of
+SETS/realsrset as they are. Prints, a set: how many decibels nearer to the teacher's picture ours is than
+bicubic is; gradient energy beside the teacher's; PSNR to the truth, ours less the teacher's; NIQE (lower is
+better), ours over the teacher's. Writes OUT/sheet-SET.png: bicubic, ours and teacher, 12 crops at 200 %.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from restorer import compat, engine, networks, photo, tiling
+
+from . import present
+
+compat.install()
+from basicsr.metrics.niqe import calculate_niqe  # noqa: E402
+
+OURS, TEACHER = "restore-lite-x4", "realesr-general-x4v3"
+_CROP = 128  # of a contact sheet, in the pixels of the result
+
+
+class Figures(NamedTuple):
+    """One picture's. nearer, truth in dB (truth NaN where there is none), energy and niqe as ratios."""
+
+    nearer: float
+    energy: float
+    truth: float
+    niqe: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench.quality", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("sets", type=Path, help="folder that holds kodak24/, set14/ and realsrset/")
+    parser.add_argument("--model", type=Path, help=f"a weights file to judge instead of {OURS}")
+    parser.add_argument("--out", type=Path, default=Path("out/quality"), help="folder for the contact sheets")
+    parser.add_argument("--no-niqe", action="store_true", help="leave out NIQE, which takes most of the time")
+    arguments = parser.parse_args()
+    ours, teacher = network(OURS, arguments.model), network(TEACHER)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    print(f"{'set':10}  dB nearer  energy  PSNR to truth  NIQE")
+    for name, pattern, made_small in (
+        ("kodak24", "*.png", True),
+        ("set14", "*HR.png", True),
+        ("realsrset", "*", False),
+    ):
+        files = sorted((arguments.sets / name).glob(pattern))
+        if not files:
+            print(f"bench.quality: no pictures in {arguments.sets / name}", file=sys.stderr)
+            return 2
+        found, crops = [], []
+        for number, file in enumerate(files):
+            truth = _read(file)
+            small = degrade(truth, seed=number) if made_small else truth
+            one, two, plain = ours(small), teacher(small), bicubic(small)
+            found.append(
+                figures(one, two, plain, _even(truth) if made_small else None, not arguments.no_niqe)
+            )
+            print(f"  {file.name:22} {_row(found[-1])}")
+            crops += _crops(plain, one, two)
+        print(f"{name:10}  {_row(Figures(*np.array(found).mean(axis=0)))}", flush=True)
+        _sheet(crops, arguments.out / f"sheet-{name}.png")
+    return 0
+
+
+def degrade(truth: np.ndarray, *, seed: int) -> np.ndarray:
+    """A quarter of the size: blur of 0.6 to 1.6 pixels, area mean, noise of 3 to 10 levels, JPEG of 50 to 90.
+
+    truth  (h, w, 3) uint8 RGB; the same seed gives the same picture
+    """
+    rng = np.random.default_rng(seed)
+    truth = _even(truth)
+    height, width = truth.shape[0] // 4, truth.shape[1] // 4
+    blurred = cv2.GaussianBlur(truth.astype(np.float32), (0, 0), rng.uniform(0.6, 1.6))
+    small = cv2.resize(blurred, (width, height), interpolation=cv2.INTER_AREA)
+    small = np.clip(np.rint(small + rng.normal(0, rng.uniform(3, 10), small.shape)), 0, 255).astype(np.uint8)
+    quality = int(rng.integers(50, 91))
+    coded = cv2.imencode(".jpg", small[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
+    return photo.decode(coded.tobytes()).pixels
+
+
+def bicubic(small: np.ndarray) -> np.ndarray:
+    """Four times the size."""
+    height, width = small.shape[:2]
+    return cv2.resize(small, (4 * width, 4 * height), interpolation=cv2.INTER_CUBIC)
+
+
+def network(name: str, file: Path | None = None) -> "tiling.TileFunction":
+    """A model of the table, or the copy of it in custom/, or a file: (h, w, 3) to (4h, 4w, 3), uint8 RGB."""
+    file = file or present(name)[1]
+    state = networks.read_state(file)
+    shape = networks.recognise(state, file.name)
+    run = engine.Engine(networks.build(shape, state, file.name), scale=4, device=torch.device("cpu"))
+    return lambda image: tiling.run(image, run, scale=4, tile=256, pad=shape.pad)
+
+
+def figures(
+    ours: np.ndarray, teacher: np.ndarray, plain: np.ndarray, truth: np.ndarray | None, with_niqe: bool
+) -> Figures:
+    """All (h, w, 3) uint8 RGB."""
+    return Figures(
+        nearer=cv2.PSNR(ours, teacher) - cv2.PSNR(plain, teacher),
+        energy=gradient_energy(ours) / gradient_energy(teacher),
+        truth=np.nan if truth is None else cv2.PSNR(ours, truth) - cv2.PSNR(teacher, truth),
+        niqe=_niqe(ours) / _niqe(teacher) if with_niqe else np.nan,
+    )
+
+
+def gradient_energy(image: np.ndarray) -> float:
+    """Mean square of the differences between neighbours in luma, both ways."""
+    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return float(sum(np.mean(np.diff(luma, axis=axis) ** 2) for axis in (0, 1)))
+
+
+def _niqe(image: np.ndarray) -> float:
+    return float(calculate_niqe(image[..., ::-1].astype(np.float32), crop_border=4))
+
+
+def _read(file: Path) -> np.ndarray:
+    return photo.decode(file.read_bytes()).pixels
+
+
+def _even(image: np.ndarray) -> np.ndarray:
+    return image[: image.shape[0] // 4 * 4, : image.shape[1] // 4 * 4]
+
+
+def _row(found: Figures) -> str:
+    return f"{found.nearer:9.2f} {found.energy:7.2f} {found.truth:+14.2f} {found.niqe:5.2f}"
+
+
+def _crops(*pictures: np.ndarray) -> list[np.ndarray]:
+    """The liveliest square of the last picture, from each, side by side."""
+    luma = cv2.cvtColor(pictures[-1], cv2.COLOR_RGB2GRAY).astype(np.float32)
+    energy = cv2.blur(np.abs(cv2.Laplacian(luma, cv2.CV_32F)), (_CROP, _CROP))
+    half = _CROP // 2
+    inner = energy[half : max(half + 1, luma.shape[0] - half), half : max(half + 1, luma.shape[1] - half)]
+    top, left = np.unravel_index(inner.argmax(), inner.shape)
+    crops = [picture[top : top + _CROP, left : left + _CROP] for picture in pictures]
+    return [
+        np.concatenate([cv2.resize(c, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for c in crops], 1)
+    ]
+
+
+def _sheet(crops: list[np.ndarray], path: Path) -> None:
+    rows = [np.concatenate(crops[at : at + 2], axis=1) for at in range(0, min(12, len(crops)) // 2 * 2, 2)]
+    cv2.imwrite(str(path), np.concatenate(rows)[..., ::-1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
