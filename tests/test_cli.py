@@ -376,8 +376,9 @@ def test_models_lists_each_with_size_licence_and_presence(capsys, tmp_path, weig
     for model in MODELS:
         words = [f"{model.bytes / 1e6:.1f}", model.licence, model.about]
         assert all(f"  {word}" in lines[model.name] for word in words), model.name
-        assert ("  present  " in lines[model.name]) == (model.name == "realesr-animevideov3")
-        assert ("  to download  " in lines[model.name]) != (model.name == "realesr-animevideov3")
+        here = model.name in ("realesr-animevideov3", "restore-lite-x4")
+        assert ("  present  " in lines[model.name]) == here
+        assert ("  to download  " in lines[model.name]) != here
     assert "  present  " in lines["custom/my own"]
     assert lines["Folder of the files: w"]
     assert main(["models"]) == 0
