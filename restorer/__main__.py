@@ -2,23 +2,25 @@
 
 import argparse
 import io
+import json
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import __version__, files, models
-from .errors import InvalidOption, RestoreError, UnknownModel
-from .options import FORMATS, Options
+from .errors import BadWeights, InvalidOption, RestoreError, UnknownModel, WeightsUnavailable
+from .options import FACE_ENHANCE, FACE_MASKS, FORMATS, Options
 
 if TYPE_CHECKING:
     from .pipeline import Progress, Restorer
 
-_COMMANDS = ("restore", "models")
+_COMMANDS = ("restore", "faces", "models")
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
 _NAME_LENGTH = 32  # of a file in the bar, in characters
 
@@ -147,6 +149,43 @@ def _short(name: str) -> str:
     return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 3] + "..."
 
 
+def faces(parsed: argparse.Namespace) -> int:
+    """Print a JSON line for each face of each photo; draw them into copies if asked."""
+    sources = files.every(parsed.photos)
+    if not sources:
+        raise InvalidOption("no photos found")
+    tasks = files.plan(parsed.photos, parsed.draw, mark="_faces", form="png") if parsed.draw else []
+    targets = {task.source: task.path("png") for task in tasks}
+    from . import pipeline
+
+    restorer = pipeline.Restorer(
+        weights=parsed.weights_dir, device=parsed.device, face_detector=parsed.face_detector
+    )
+    failed = [source for source in sources if not _faces_of(source, restorer, targets.get(source))]
+    return 1 if failed else 0
+
+
+def _faces_of(source: Path, restorer: "Restorer", target: Path | None) -> bool:
+    """Print the faces of one photo and draw them into `target`; whether it could be read."""
+    from . import encode
+    from .faces import detect
+
+    try:
+        seen, found = restorer.find_faces(source.read_bytes())
+        if target:
+            picture = replace(seen, pixels=detect.drawn(seen.pixels, found), alpha=None)
+            files.write_atomic(target, encode.encode(picture, "png", quality=Options.quality).data)
+    except (WeightsUnavailable, BadWeights):
+        raise
+    except (RestoreError, OSError) as error:
+        print(f"{source}: failed, {error}", file=sys.stderr)
+        return False
+    for face in found:
+        told = {"file": str(source), "box": face.box, "score": face.score}
+        print(json.dumps({**told, "landmarks": face.landmarks.tolist()}), flush=True)
+    return True
+
+
 def list_models(parsed: argparse.Namespace) -> int:
     """Print every model: name, kind, scale, size, licence, whether its file is here, what it is for."""
     weights = models.weights_folder(parsed.weights_dir)
@@ -206,10 +245,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--remove-gps", action="store_true", help="leave out where the photo was taken")
     command.add_argument(
+        "--face-enhance", choices=FACE_ENHANCE, default=Options.face_enhance, help="(%(default)s)"
+    )
+    command.add_argument(
+        "--face-model", default=Options.face_model, help="a name that 'models' lists (%(default)s)"
+    )
+    command.add_argument(
+        "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
+    )
+    command.add_argument(
+        "--face-strength", type=float, default=Options.face_strength, help="0 to 1: a blend (%(default)s)"
+    )
+    command.add_argument("--face-mask", choices=FACE_MASKS, default=Options.face_mask, help="(%(default)s)")
+    command.add_argument("--face-large", action="store_true", help="also faces of more than 512 pixels")
+    command.add_argument(
         "--tile", type=int, default=Options.tile, help="side in pixels; 0: by free memory (%(default)s)"
     )
     command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
     command.add_argument("--fp32", action="store_true", help="full precision on a GPU too")
+
+    command = commands.add_parser("faces", parents=[weights], help="find faces: a JSON line for each")
+    command.set_defaults(run=faces)
+    command.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
+    command.add_argument("--draw", type=Path, metavar="OUT", help="folder for copies with the faces drawn in")
+    command.add_argument(
+        "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
+    )
+    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
 
     command = commands.add_parser("models", parents=[weights], help="list the models")
     command.set_defaults(run=list_models)

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import psutil
@@ -31,6 +33,22 @@ def pick_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InvalidOption(f"device is {name!r}, which this machine does not have") from error
     return device
+
+
+@contextmanager
+def out_of_memory() -> Iterator[None]:
+    """Every way in which memory can run out here becomes OutOfMemory; a GPU's cache is emptied."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemory("out of memory") from error
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise OutOfMemory("out of GPU memory") from error
+    except RuntimeError as error:
+        if any(text in str(error) for text in _OUT_OF_MEMORY):
+            raise OutOfMemory("out of memory") from error
+        raise
 
 
 class Engine:
@@ -65,18 +83,8 @@ class Engine:
 
         Raises OutOfMemory, and InvalidOutput when even float32 gives NaN or Inf.
         """
-        try:
-            with torch.inference_mode():
-                return self._run(tile)
-        except MemoryError as error:
-            raise OutOfMemory("out of memory") from error
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfMemory("out of GPU memory") from error
-        except RuntimeError as error:
-            if any(text in str(error) for text in _OUT_OF_MEMORY):
-                raise OutOfMemory("out of memory") from error
-            raise
+        with out_of_memory(), torch.inference_mode():
+            return self._run(tile)
 
     def best_tile(self) -> int:
         """Side of a tile in pixels for which half of the free memory suffices, context included."""

@@ -72,11 +72,14 @@ def format_of(path: Path) -> str | None:
     return form if form in _WRITTEN else None
 
 
-def plan(photos: Sequence[Path], output: Path | None, *, outscale: float, form: str = "same") -> list[Task]:
+def plan(
+    photos: Sequence[Path], output: Path | None, *, outscale: float = 1, mark: str = "", form: str = "same"
+) -> list[Task]:
     """One Task for each photo in `photos` (files and folders), no two with the same target.
 
     output  a folder, below which the folders' own structure is kept; or, for a single photo, a file
             with a known ending; or None: beside each photo
+    mark    what is added to a photo's name; left out it is "_4x" for an outscale of 4
     form    the format that is asked for, or "same"
 
     A path that does not exist gets a Task, so that its failure is told like any other's.
@@ -95,7 +98,12 @@ def plan(photos: Sequence[Path], output: Path | None, *, outscale: float, form: 
                 )
         elif exists(output) or format_of(output):
             raise InvalidOption(f"{output} is a file: several photos need a folder after -o")
-    return _named(list(_sources(photos, output)), outscale, form)
+    return _named(list(_sources(photos, output)), mark or result_stem("", outscale), form)
+
+
+def every(photos: Sequence[Path]) -> list[Path]:
+    """Each photo in `photos` (files and folders) once."""
+    return [source for source, _ in _sources(photos, None)]
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -144,7 +152,7 @@ def _below(folder: Path, output: Path | None) -> Iterator[Path]:
             yield path
 
 
-def _named(sources: list[tuple[Path, Path]], outscale: float, form: str) -> list[Task]:
+def _named(sources: list[tuple[Path, Path]], mark: str, form: str) -> list[Task]:
     """Targets no two of which are the same: "a_4x", for a.jpg and a.png "a_jpg_4x" and "a_png_4x"."""
     tasks: list[Task] = []
     wanted = Counter(_key(folder / source.stem) for source, folder in sources)
@@ -154,7 +162,7 @@ def _named(sources: list[tuple[Path, Path]], outscale: float, form: str) -> list
         stems = chain([full], (f"{full}_{number}" for number in count(2)))
         if wanted[_key(folder / source.stem)] == 1:
             stems = chain([source.stem], stems)
-        targets = (folder / result_stem(stem, outscale) for stem in stems)
+        targets = (folder / (stem + mark) for stem in stems)
         target = next(target for target in targets if _key(target) not in taken)
         taken.add(_key(target))
         tasks.append(Task(source, target, _forms(source, form)))

@@ -36,6 +36,38 @@ _UNREADABLE = (
     ValueError,
 )
 
+# Where each class is, and the arguments that all its files have in common
+_RGB = {"num_in_ch": 3, "num_out_ch": 3}
+_CLASSES: dict[str, tuple[str, dict]] = {
+    "RRDBNet": ("basicsr.archs.rrdbnet_arch", _RGB),
+    "SRVGGNetCompact": ("basicsr.archs.srvgg_arch", _RGB),
+    "GFPGANv1Clean": (
+        "gfpgan.archs.gfpganv1_clean_arch",
+        {
+            "out_size": 512,
+            "num_style_feat": 512,
+            "channel_multiplier": 2,
+            "fix_decoder": False,
+            "num_mlp": 8,
+            "input_is_latent": True,
+            "different_w": True,
+            "sft_half": True,
+        },
+    ),
+    "RestoreFormer": ("gfpgan.archs.restoreformer_arch", {}),
+    "RetinaFace": ("facexlib.detection.retinaface", {"device": torch.device("meta")}),
+    "ParseNet": ("facexlib.parsing.parsenet", {"in_size": 512, "out_size": 512, "parsing_ch": 19}),
+}
+
+# What a face network is for, a tensor that only it has, and the arguments that its file decides
+_FACE_NETWORKS: dict[str, tuple[str, str, dict]] = {
+    "GFPGANv1Clean": ("face", "stylegan_decoder.constant_input.weight", {}),
+    "RestoreFormer": ("face", "quantize.embedding.weight", {}),
+    "RetinaFace": ("detect", "body.conv1.weight", {"network_name": "resnet50"}),
+    "RetinaFace mobilenet": ("detect", "body.stage1.0.0.weight", {"network_name": "mobile0.25"}),
+    "ParseNet": ("parse", "out_mask_conv.conv2d.weight", {}),
+}
+
 # How ESRGAN (2018) and BSRGAN, and with them most community models, name an RRDBNet's tensors
 _RENAMED = (
     (r"^model\.0\.(?=weight|bias)", "conv_first."),
@@ -100,6 +132,16 @@ def recognise(state: State, name: str) -> Shape:
         return _recognise_compact(state, name)
     raise BadWeights(
         f"{name} is neither an RRDBNet nor an SRVGGNetCompact: its first key is {next(iter(state))!r}"
+    )
+
+
+def recognise_face(state: State, kind: str, name: str) -> Shape:
+    """The shape of a network that sees faces, of the kind "face", "detect" or "parse". Raises BadWeights."""
+    for arch, (of, key, parameters) in _FACE_NETWORKS.items():
+        if of == kind and key in state:
+            return Shape(arch.partition(" ")[0], parameters, 1, align=1, pad=0, bytes=0)
+    raise BadWeights(
+        f"{name} is no face network of the kind {kind!r}: its first key is {next(iter(state))!r}"
     )
 
 
@@ -233,11 +275,9 @@ def _misfit(name: str, arch: str, key: str, have: torch.Tensor | None, want: str
 
 
 def _new(shape: Shape) -> nn.Module:
-    module = {"RRDBNet": "basicsr.archs.rrdbnet_arch", "SRVGGNetCompact": "basicsr.archs.srvgg_arch"}[
-        shape.arch
-    ]
+    module, fixed = _CLASSES[shape.arch]
     with torch.device("meta"), _Unfilled():
-        return compat.network_class(module, shape.arch)(num_in_ch=3, num_out_ch=3, **shape.parameters)
+        return compat.network_class(module, shape.arch)(**fixed, **shape.parameters)
 
 
 class _Unfilled(TorchFunctionMode):

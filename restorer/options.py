@@ -6,6 +6,8 @@ from .errors import InvalidOption
 
 FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
 SMALLEST_TILE = 32
+FACE_ENHANCE = ("auto", "on", "off")
+FACE_MASKS = ("ellipse", "parsing")
 _KINDS = {str: "a text", float: "a number", int: "a whole number", bool: "true or false"}
 
 
@@ -22,6 +24,13 @@ class Options:
     quality        1 to 100, of the lossy formats (jpeg, webp, avif)
     keep_metadata  carry EXIF, XMP and resolution over; the colour profile always stays
     remove_gps     leave out where the photo was taken
+    face_enhance   "on" restores every face, "off" none; "auto" does if its models are here or can be fetched,
+                   and otherwise says so in the result
+    face_model     the network that restores them
+    face_detector  the one that finds them
+    face_strength  0 to 1: a blend of the upscaled face (0) and the restored one (1)
+    face_mask      what is put back of a crop: an "ellipse" about the face, or by "parsing" its outline
+    face_large     also restore faces with more pixels than the network gives, which takes detail from them
     """
 
     model: str = "auto"
@@ -32,6 +41,12 @@ class Options:
     quality: int = 95
     keep_metadata: bool = True
     remove_gps: bool = False
+    face_enhance: str = "auto"
+    face_model: str = "GFPGANv1.3"
+    face_detector: str = "yunet"
+    face_strength: float = 1.0
+    face_mask: str = "ellipse"
+    face_large: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -39,10 +54,12 @@ class Options:
         _within("outscale", self.outscale, 1, 8)
         _within("denoise", self.denoise, 0, 1)
         _within("quality", self.quality, 1, 100)
+        _within("face_strength", self.face_strength, 0, 1)
         if self.tile != 0:
             _within("tile", self.tile, SMALLEST_TILE, 4096)
-        if self.format not in FORMATS:
-            raise InvalidOption(f"format is {self.format!r}; it must be one of {', '.join(FORMATS)}")
+        _one_of("format", self.format, FORMATS)
+        _one_of("face_enhance", self.face_enhance, FACE_ENHANCE)
+        _one_of("face_mask", self.face_mask, FACE_MASKS)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -61,6 +78,11 @@ def _is_of(name: str, value: object, kind: type) -> None:
     fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits:
         raise InvalidOption(f"{name} is {value!r}; it must be {_KINDS[kind]}")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InvalidOption(f"{name} is {value!r}; it must be one of {', '.join(known)}")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

@@ -1,7 +1,8 @@
-"""The order of the rooms: decode, choose a network, enlarge, encode. Read this first."""
+"""The order of the rooms: decode, restore faces, enlarge, put the faces in, encode. Read this first."""
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import download, encode, models, photo
-from .errors import ImageTooLarge, InvalidOption, OutOfMemory
+from .errors import BadWeights, ImageTooLarge, InvalidOption, OutOfMemory, WeightsUnavailable
+from .faces import detect, stage
+from .faces.loading import FaceNetworks, Turn
+from .faces.paste import Face, Under, lifted, paste
 from .options import Limits, Options
 from .photo import Photo
 from .tiling import Progress
@@ -17,6 +21,9 @@ from .upscale import output_size, upscale
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+_ABSENT = "is not here and could not be fetched"
+_OF_THE_FILE = {"face_strength", "format", "quality", "keep_metadata", "remove_gps"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,10 @@ class Result:
     seconds        from bytes to bytes, loading the model included where it was not loaded yet
     warnings       what could not be kept or was decided on the way, in the user's words
     before, after  the decoded input and the picture that `data` holds
+    faces          every face that was found, the largest first, restored or not
+    face_note      how many were found and restored, or why none was looked for; "" without a face
+    options        what was asked for
+    under          what lies under the faces, for Restorer.recompose()
     """
 
     data: bytes
@@ -40,6 +51,10 @@ class Result:
     warnings: tuple[str, ...]
     before: Photo
     after: Photo
+    faces: tuple[Face, ...]
+    face_note: str
+    options: Options
+    under: tuple[Under, ...]
 
 
 class Restorer:
@@ -70,13 +85,14 @@ class Restorer:
         self._device, self._half = device, half
         self._engines: dict[str, tuple[float, Engine]] = {}  # by model: its denoise strength, and itself
         self._loading, self._running = threading.Lock(), threading.Lock()
+        self._faces = FaceNetworks(self.weights, device=device, half=half, running=self._running)
 
     def restore(self, data: bytes, *, progress: Progress | None = None, **options: object) -> Result:
         """Restore the photo in `data` (a file's bytes).
 
         options   see Options; what is not given is as it was given to the Restorer
-        progress  is told (tiles done, tiles in all) before the first tile and after each one. When it
-                  raises (Cancelled, say), the work stops within one tile
+        progress  is told (steps done, steps in all), a step being a tile or a face, before the first and
+                  after each one. When it raises (Cancelled, say), the work stops within one step
 
         Raises any RestoreError; see errors.py.
         """
@@ -94,28 +110,88 @@ class Restorer:
         self.result_size(before, chosen)
         model = self.model(chosen)
         engine = self._engine(model, chosen.denoise)
-        tile = chosen.tile or engine.best_tile()
-        after = upscale(
-            before, _Turns(engine, self._running), outscale=chosen.outscale, tile=tile, progress=progress
+        faces, unseen = self._found(before, chosen)
+        count = _Count(progress, stage.waiting(faces))
+        plain = upscale(
+            before,
+            _Turns(engine, self._running),
+            outscale=chosen.outscale,
+            tile=chosen.tile or engine.best_tile(),
+            progress=count.tiles,
         )
-        encoded = encode.encode(
-            after,
-            encode.output_format(before, chosen.format),
-            quality=chosen.quality,
-            keep_metadata=chosen.keep_metadata,
-            remove_gps=chosen.remove_gps,
-        )
-        return Result(
-            data=encoded.data,
-            format=encoded.format,
-            width=after.width,
-            height=after.height,
+        if stage.waiting(faces):
+            network, masks = self._face_stage(chosen)
+            faces = stage.restore(faces, network, masks, batch=network.batch, progress=count.faces)
+        return _finished(
+            before,
+            plain,
+            tuple(faces),
+            chosen,
             model=model.name,
-            seconds=time.perf_counter() - start,
-            warnings=before.meta.warnings + encoded.warnings,
-            before=before,
-            after=after,
+            face_note=unseen or stage.told(faces),
+            start=start,
         )
+
+    def recompose(self, result: Result, *, skip: Sequence[int] = (), **options: object) -> Result:
+        """The result with other choices for its faces or its file, without running a network again.
+
+        skip     indices into result.faces of faces to leave as they were upscaled
+        options  face_strength, format, quality, keep_metadata, remove_gps; what is not given is as it was
+
+        Raises InvalidOption for anything else: that needs the photo restored again.
+        """
+        start = time.perf_counter()
+        if fixed := sorted(set(options) & set(Options.names()) - _OF_THE_FILE):
+            raise InvalidOption(f"{fixed[0]} cannot be changed in a result: restore the photo again")
+        if absent := sorted(set(skip) - set(range(len(result.faces)))):
+            raise InvalidOption(f"there is no face {absent[0]}; the result has {len(result.faces)}")
+        chosen = _changed(result.options, options)
+        encode.check_fits(
+            result.before, result.width, result.height, encode.output_format(result.before, chosen.format)
+        )
+        plain = replace(result.after, pixels=lifted(result.after.pixels, result.under))
+        return _finished(
+            result.before,
+            plain,
+            result.faces,
+            chosen,
+            skip=skip,
+            model=result.model,
+            face_note=result.face_note,
+            start=start,
+        )
+
+    def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
+        """The photo in `data` (a file's bytes) and its faces, the largest first. Raises any RestoreError."""
+        seen = photo.decode(data, max_pixels=self.limits.input_pixels)
+        return seen, detect.find(seen.pixels, self._faces.get(self.options.face_detector, "detect"))
+
+    def _found(self, before: Photo, chosen: Options) -> tuple[list[Face], str]:
+        """The faces, cut out, or why none was looked for."""
+        auto = chosen.face_enhance == "auto"
+        if chosen.face_enhance == "off":
+            return [], ""
+        try:
+            detector = self._faces.get(chosen.face_detector, "detect", patient=auto)
+        except (WeightsUnavailable, BadWeights):
+            if not auto:
+                raise
+            return [], f"faces were not looked for: {chosen.face_detector} {_ABSENT}"
+        faces = stage.cut_out(before.pixels, detect.find(before.pixels, detector), large=chosen.face_large)
+        if stage.waiting(faces):
+            try:
+                self._face_stage(chosen)  # what is missing is told before the photo is enlarged
+            except (WeightsUnavailable, BadWeights):
+                if not auto:
+                    raise
+                faces = stage.left(faces, f"{chosen.face_model} {_ABSENT}")
+        return faces, ""
+
+    def _face_stage(self, chosen: Options) -> tuple[Turn, Turn | None]:
+        """The network that restores faces, and the one that outlines them if that was asked for."""
+        auto = chosen.face_enhance == "auto"
+        masks = self._faces.get("parsenet", "parse", patient=auto) if chosen.face_mask == "parsing" else None
+        return self._faces.get(chosen.face_model, "face", patient=auto), masks
 
     def result_size(self, before: Photo, options: Options) -> tuple[int, int]:
         """Width and height of the result. Raises ImageTooLarge beyond the limit or what the format holds."""
@@ -170,6 +246,63 @@ class Restorer:
             device=device,
             half=device.type == "cuda" if self._half is None else self._half,
         )
+
+
+class _Count:
+    """Tiles and then faces, told as one count."""
+
+    def __init__(self, progress: Progress | None, faces: int) -> None:
+        self._progress, self._faces, self._tiles = progress, faces, 0
+
+    def tiles(self, done: int, total: int) -> None:
+        self._tiles = total
+        if self._progress:
+            self._progress(done, total + self._faces)
+
+    def faces(self, done: int) -> None:
+        if self._progress:
+            self._progress(self._tiles + done, self._tiles + self._faces)
+
+
+def _finished(
+    before: Photo,
+    plain: Photo,
+    faces: tuple[Face, ...],
+    options: Options,
+    *,
+    model: str,
+    face_note: str,
+    start: float,
+    skip: Sequence[int] = (),
+) -> Result:
+    """Faces into the enlarged photo, whose pixels are used up, and all of it into a file."""
+    chosen = [face for index, face in enumerate(faces) if index not in skip]
+    under = paste(
+        plain.pixels, chosen, outscale=options.outscale, strength=options.face_strength, grey=before.meta.grey
+    )
+    encoded = encode.encode(
+        plain,
+        encode.output_format(before, options.format),
+        quality=options.quality,
+        keep_metadata=options.keep_metadata,
+        remove_gps=options.remove_gps,
+    )
+    amiss = () if faces and all(face.restored for face in faces) else tuple(filter(None, [face_note]))
+    return Result(
+        data=encoded.data,
+        format=encoded.format,
+        width=plain.width,
+        height=plain.height,
+        model=model,
+        seconds=time.perf_counter() - start,
+        warnings=before.meta.warnings + amiss + encoded.warnings,
+        before=before,
+        after=plain,
+        faces=faces,
+        face_note=face_note,
+        options=options,
+        under=under,
+    )
 
 
 class _Turns:

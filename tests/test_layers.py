@@ -18,11 +18,12 @@ ROWS = [
     {"photo"},
     {"encode"},
     {"engine", "upscale"},
+    {"faces"},
     {"pipeline"},
     {"settings"},  # read by the doors only
     {"web", "__main__"},
 ]
-TORCH = {"networks", "engine"}
+TORCH = {"networks", "engine", "faces"}
 
 
 def room(path: Path) -> str:

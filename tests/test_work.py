@@ -133,7 +133,7 @@ def test_only_uploads_are_read(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     found = settings.Settings(upload_folder=tmp_path / "uploads")
     page = ui._Page(Restorer(weights=tmp_path), found, work.Workshop())
-    values = (4, "auto", 1, "same", 95, True, False)
+    values = (4, "auto", 1, "off", "GFPGANv1.3", 1, "same", 95, True, False)
     assert "8 × 8" in page.chosen(str(tmp_path / "uploads/mine.png"), *values)[0]
     for path in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
         assert "⚠" in page.chosen(str(tmp_path / path), *values)[0]

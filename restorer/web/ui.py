@@ -32,7 +32,18 @@ _FORMAT_NAMES = {
 }
 _SIZES = (1, 2, 3, 4, 6, 8)
 _START = "Choose a photo to begin."
-_FIELDS = ("outscale", "model", "denoise", "format", "quality", "keep_metadata", "remove_gps")
+_FIELDS = (
+    "outscale",
+    "model",
+    "denoise",
+    "face_enhance",
+    "face_model",
+    "face_strength",
+    "format",
+    "quality",
+    "keep_metadata",
+    "remove_gps",
+)
 
 
 def theme() -> themes.Base:
@@ -130,6 +141,8 @@ class _Page:
         shown = work.store(result, Path(path).name, outscale, self.settings.processed_folder)
         size = len(result.data) / 1e6
         said = f"**{result.width} × {result.height}** · {result.model} · {result.seconds:.1f} s"
+        if result.faces and result.face_note not in result.warnings:
+            said += f" · {result.face_note}"
         said += "".join(f"\n- {warning}" for warning in result.warnings)
         label = f"Download {_FORMAT_NAMES[result.format]}, {size:.1f} MB"
         return (
@@ -189,6 +202,26 @@ def _option_fields(page: _Page) -> dict[str, Any]:
                 info="Less keeps more grain",
                 visible=bool(page.restorer.model(default).pair),
                 elem_id="denoise",
+            ),
+            "face_enhance": gr.Radio(
+                [("Where possible", "auto"), ("Always", "on"), ("Never", "off")],
+                value=default.face_enhance,
+                label="Restore faces",
+                elem_id="face_enhance",
+            ),
+            "face_model": gr.Dropdown(
+                [model.name for model in models.MODELS if model.kind == "face"],
+                value=default.face_model,
+                label="Face model",
+                elem_id="face_model",
+            ),
+            "face_strength": gr.Slider(
+                0,
+                1,
+                default.face_strength,
+                label="Face strength",
+                info="Less keeps more of the face as it was",
+                elem_id="face_strength",
             ),
             "format": gr.Dropdown(
                 [(_FORMAT_NAMES[form], form) for form in FORMATS],

@@ -1,0 +1,161 @@
+"""`python -m bench.faces`: what faces cost outside the face network, beside GFPGANer and facexlib as shipped.
+
+Same photo, landmarks and restored crops; detection, cutting out and putting back are timed in turn, in one run.
+The reference finds faces with RetinaFace (ResNet50) on the whole photo and masks them with ParseNet. Both have
+seeded random weights here, which cost what trained ones do; the landmarks they would find are given to it. Needs
+yunet's file in the weights folder. Prints a line a case, and the peak memory of both at 8 MP with 4 faces.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from skimage import data
+
+from restorer import compat, models
+from restorer.faces import detect, paste, stage
+
+OUTSCALE = 4
+Case = tuple[np.ndarray, np.ndarray, list[detect.Detection]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench.faces", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--megapixels", type=float, nargs="+", default=[2, 8, 48], help="of the result")
+    parser.add_argument("--faces", type=int, nargs="+", default=[1, 4, 10])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--only", choices=("ours", "theirs"), help="run this one once and print its peak memory"
+    )
+    arguments = parser.parse_args()
+    sides: dict[str, Callable[[], Side]] = {"ours": Ours, "theirs": Theirs}
+    if arguments.only:
+        sides[arguments.only]().run(case(arguments.megapixels[0], arguments.faces[0]))
+        print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        return 0
+    ready = {name: make() for name, make in sides.items()}
+    for megapixels in arguments.megapixels:
+        for count in arguments.faces:
+            compare(ready, case(megapixels, count), arguments.rounds, f"{megapixels:g} MP, {count} faces")
+    for name in sides:
+        command = [sys.executable, "-m", "bench.faces", "--only", name, "--megapixels", "8", "--faces", "4"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        print(f"peak memory at 8 MP with 4 faces, {name}: {float(done.stdout.splitlines()[-1]):.0f} MiB")
+    return 0
+
+
+def case(megapixels: float, count: int) -> Case:
+    """A photo with `count` copies of a face in a row of squares, its enlargement, and where the faces are."""
+    face = data.astronaut()[0:256, 96:352]
+    side = round((megapixels * 1e6) ** 0.5 / OUTSCALE)
+    grid = int(np.ceil(count**0.5))
+    cell = side // grid
+    tile = cv2.resize(face, (cell, cell), interpolation=cv2.INTER_AREA)
+    pixels = np.full((side, side, 3), 90, np.uint8)
+    landmarks = np.array([(107, 107), (144, 105), (126, 132), (113, 148), (143, 147)]) * cell / 256
+    found = []
+    for index in range(count):
+        top, left = index // grid * cell, index % grid * cell
+        pixels[top : top + cell, left : left + cell] = tile
+        moved = landmarks + (left, top)
+        box = (*map(float, moved.min(0) - cell / 8), *map(float, moved.max(0) + cell / 8))
+        found.append(detect.Detection(box, 0.9, moved))
+    large = cv2.resize(pixels, None, fx=OUTSCALE, fy=OUTSCALE, interpolation=cv2.INTER_CUBIC)
+    return pixels, large, found
+
+
+class Side:
+    """detect(photo), cut_out(photo, found) and put_back(photo, large, found); the network is left out."""
+
+    steps = ("detection", "cutting out", "putting back")
+
+    def run(self, given: Case) -> dict[str, float]:
+        """Seconds of each step."""
+        times = {}
+        for step, call in zip(self.steps, (self.detect, self.cut_out, self.put_back), strict=True):
+            start = time.perf_counter()
+            call(*given)
+            times[step] = time.perf_counter() - start
+        return times
+
+
+class Ours(Side):
+    def __init__(self) -> None:
+        weights = models.weights_folder()
+        self.detector = detect.YuNet(weights / models.find("yunet", weights, "detect").file)
+
+    def detect(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
+        detect.find(photo, self.detector)
+
+    def cut_out(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
+        cut = stage.cut_out(photo, found, large=True)
+        self.faces = stage.restore(cut, lambda crops: [255 - crop for crop in crops])
+
+    def put_back(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
+        paste.paste(large.copy(), self.faces, outscale=OUTSCALE, strength=1)
+
+
+class Theirs(Side):
+    def __init__(self) -> None:
+        compat.install()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from facexlib.detection.retinaface import RetinaFace
+            from facexlib.parsing.parsenet import ParseNet
+            from facexlib.utils import face_restoration_helper as reference
+
+            torch.manual_seed(0)
+            device = torch.device("cpu")
+            reference.init_detection_model = lambda *_, **__: RetinaFace("resnet50", device=device)
+            reference.init_parsing_model = lambda *_, **__: ParseNet(512, 512, 19).eval()
+            # as GFPGANer makes it
+            self.helper = reference.FaceRestoreHelper(
+                OUTSCALE, face_size=512, crop_ratio=(1, 1), save_ext="png", use_parse=True, device=device
+            )
+
+    def detect(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
+        self.helper.clean_all()
+        self.helper.read_image(photo[..., ::-1])
+        self.helper.get_face_landmarks_5(only_center_face=False, eye_dist_threshold=5)
+
+    def cut_out(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
+        self.helper.clean_all()
+        self.helper.all_landmarks_5 = [face.landmarks for face in found]
+        self.helper.det_faces = [np.array([*face.box, face.score]) for face in found]
+        self.helper.align_warp_face()
+        for crop in self.helper.cropped_faces:
+            self.helper.add_restored_face(255 - crop)
+
+    def put_back(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
+        self.helper.get_inverse_affine(None)
+        self.helper.paste_faces_to_input_image(upsample_img=large[..., ::-1])
+
+
+def compare(sides: dict[str, Any], given: Case, rounds: int, title: str) -> None:
+    """Print the medians of every step, both sides in turn."""
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            times[name].append(side.run(given))
+    cells = []
+    for step in (*Side.steps, "all"):
+        ours, theirs = (
+            statistics.median(sum(t.values()) if step == "all" else t[step] for t in times[name])
+            for name in ("ours", "theirs")
+        )
+        cells.append(f"{step} {ours * 1e3:.0f} / {theirs * 1e3:.0f} ms ({theirs / ours:.1f}x)")
+    print(f"{title:18}", *cells, sep="  ", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Faces: find them, restore them at 512 pixels, and put them back."""

@@ -1,0 +1,85 @@
+"""The networks that see faces: each loaded when it is first asked for, and run in turn with all else."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import download, models
+from ..errors import WeightsUnavailable
+from . import detect
+
+_PATIENCE = 600  # seconds in which a model that could not be had is not asked for again
+
+
+class FaceNetworks:
+    """Detectors, restorers and parsers by name.
+
+    weights, device, half  as Restorer has them
+    running                the lock around the device
+    """
+
+    def __init__(
+        self, weights: Path, *, device: str | None, half: bool | None, running: threading.Lock
+    ) -> None:
+        self.loaded: dict[str, Callable] = {}
+        self._weights, self._device, self._half, self._running = weights, device, half, running
+        self._loading = threading.Lock()
+        self._missing: dict[str, tuple[float, WeightsUnavailable]] = {}
+
+    def get(self, name: str, kind: str, *, patient: bool = False) -> "Turn":
+        """The model of that name and kind ("detect", "face", "parse"), downloaded where it is absent.
+
+        patient  raise at once for one that could not be had lately and still is not here
+
+        Raises UnknownModel, WeightsUnavailable and BadWeights.
+        """
+        model = models.find(name, self._weights, kind)
+        with self._loading:
+            if name not in self.loaded:
+                if patient:
+                    self._recall(model)
+                try:
+                    self.loaded[name] = self._load(model)
+                except WeightsUnavailable as error:
+                    self._missing[name] = time.monotonic(), error
+                    raise
+            return Turn(self.loaded[name], self._running)
+
+    def _recall(self, model: models.Model) -> None:
+        when, error = self._missing.get(model.name, (0.0, None))
+        if error and time.monotonic() - when < _PATIENCE and not models.is_present(model, self._weights):
+            raise error
+
+    def _load(self, model: models.Model) -> Callable:
+        file = download.ensure(model, self._weights)
+        if file.suffix == ".onnx":
+            return detect.YuNet(file)
+        from .. import engine, networks
+        from . import parse, restore, retina
+
+        state = networks.read_state(file)
+        network = networks.build(networks.recognise_face(state, model.kind, model.name), state, model.name)
+        device = engine.pick_device(self._device)
+        if model.kind == "detect":
+            return retina.RetinaFace(network, device=device)
+        if model.kind == "parse":
+            return parse.Parser(network, device=device)
+        half = device.type == "cuda" if self._half is None else self._half
+        return restore.FaceEngine(network, device=device, half=half)
+
+
+class Turn:
+    """A network that waits for its turn on the device.
+
+    batch  how many crops it takes at once
+    """
+
+    def __init__(self, network: Callable, running: threading.Lock) -> None:
+        self.batch: int = getattr(network, "batch", 1)
+        self._network, self._running = network, running
+
+    def __call__(self, given: Any) -> Any:  # noqa: ANN401  each network takes and gives what it does
+        with self._running:
+            return self._network(given)

@@ -1,0 +1,291 @@
+"""Faces through the whole pipeline, with a detector and a face network whose answers are known."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import photo_like, save_network
+from PIL import Image
+
+import restorer
+from restorer import download, models, pipeline
+from restorer.__main__ import main
+from restorer.errors import Cancelled, InvalidOption, UnknownModel, WeightsUnavailable
+from restorer.faces import align
+from restorer.faces.restore import FaceEngine
+
+PLACES = ((60, 50, 0.12), (150, 90, 0.08))  # x, y of the crop's middle, and how much smaller than a crop
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    save_network(tmp_path / "weights/custom/tiny.safetensors", seed=1)
+    return tmp_path / "weights"
+
+
+def landmarks_at(x: float, y: float, size: float) -> np.ndarray:
+    return (align.TEMPLATE - align.SIDE / 2) * size + (x, y)
+
+
+def two_faces(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A detector that always sees the faces at PLACES, in whatever copy of a 200 x 140 photo it gets."""
+    times = pixels.shape[1] / 200
+    landmarks = np.array([landmarks_at(*place) for place in PLACES]) * times
+    boxes = np.concatenate([landmarks.min(1) - 9, landmarks.max(1) + 9], axis=1)
+    return boxes, np.array([0.9, 0.8]), landmarks
+
+
+class Negative(torch.nn.Module):
+    """Turns brightness about; fails where a crop is marked."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(1))
+        self.fails_at, self.seen = fails_at, 0
+
+    def forward(self, x, **_):
+        out = -x * self.one
+        if self.seen <= self.fails_at < self.seen + len(x):
+            out[self.fails_at - self.seen] = torch.nan
+        self.seen += len(x)
+        return out, []
+
+
+def loaded(weights: Path, network: torch.nn.Module | None = None, **options) -> restorer.Restorer:
+    run = restorer.Restorer(weights=weights, model="custom/tiny", format="png", **options)
+    run._faces.loaded["yunet"] = two_faces
+    run._faces.loaded["GFPGANv1.3"] = FaceEngine(network or Negative(), device=torch.device("cpu"))
+    return run
+
+
+def png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def photo(rng) -> bytes:
+    return png(photo_like(rng, 140, 200))
+
+
+def near(face: pipeline.Face, pixels: np.ndarray, outscale: float) -> np.ndarray:
+    """The enlarged photo at the middle of the face."""
+    x, y = face.landmarks[2] * outscale
+    return pixels[round(y) - 4 : round(y) + 4, round(x) - 4 : round(x) + 4].astype(int)
+
+
+def test_faces_are_found_restored_and_reported(weights, photo):
+    run = loaded(weights)
+    plain, result = run.restore(photo, face_enhance="off"), run.restore(photo)
+    assert plain.faces == () and plain.face_note == ""
+    assert [face.restored for face in result.faces] == [True, True]
+    assert result.face_note == "faces: 2 found, 2 restored" and result.face_note not in result.warnings
+    for face, place in zip(result.faces, PLACES, strict=True):
+        np.testing.assert_allclose(face.landmarks, landmarks_at(*place), atol=0.5)
+        assert np.array_equal(face.after, 255 - face.before)
+    far = np.ones(plain.after.pixels.shape[:2], bool)
+    for part in result.under:
+        far[part.rows, part.columns] = False
+    assert far.mean() > 0.4
+    assert np.array_equal(result.after.pixels[far], plain.after.pixels[far])
+    assert not np.array_equal(result.after.pixels, plain.after.pixels)
+
+
+def test_strength_is_a_blend_from_nothing_to_all(weights, photo):
+    run = loaded(weights)
+    plain = run.restore(photo, face_enhance="off")
+    none, half, full = (run.restore(photo, face_strength=s) for s in (0, 0.5, 1))
+    assert none.data == plain.data
+    middle = (none.after.pixels.astype(int) + full.after.pixels) / 2
+    assert np.abs(half.after.pixels - middle).max() <= 1
+
+
+def test_a_face_that_fails_keeps_its_pixels_and_is_told(weights, photo):
+    result = loaded(weights, Negative(fails_at=1)).restore(photo)
+    plain = loaded(weights).restore(photo, face_enhance="off")
+    assert [face.restored for face in result.faces] == [True, False]
+    assert result.face_note.startswith("faces: 2 found, 1 restored (the network gave NaN")
+    assert result.face_note in result.warnings
+    failed = result.faces[1]
+    assert np.array_equal(near(failed, result.after.pixels, 4), near(failed, plain.after.pixels, 4))
+
+
+def test_recompose_is_what_restoring_anew_gives_without_a_network(weights, photo):
+    run = loaded(weights)
+    result = run.restore(photo)
+    run._engines.clear()
+    run._faces.loaded.clear()
+    plain = loaded(weights).restore(photo, face_enhance="off")
+    assert run.recompose(result).data == result.data
+    assert run.recompose(result, face_strength=0).data == plain.data
+    assert run.recompose(result, skip=[0, 1]).data == plain.data
+    weak = loaded(weights).restore(photo, face_strength=0.3)
+    assert run.recompose(result, face_strength=0.3).data == weak.data
+    assert run.recompose(run.recompose(result, face_strength=0.3), face_strength=1).data == result.data
+    one = run.recompose(result, skip=[1])
+    first, second = result.faces
+    assert np.array_equal(near(first, one.after.pixels, 4), near(first, result.after.pixels, 4))
+    assert np.array_equal(near(second, one.after.pixels, 4), near(second, plain.after.pixels, 4))
+    assert run.recompose(result, format="jpeg").format == "jpeg"
+    for options, words in (
+        ({"outscale": 2}, "outscale cannot be changed"),
+        ({"skip": [2]}, "no face 2; the result has 2"),
+        ({"face_strength": 2}, "from 0 to 1"),
+        ({"blur": 1}, "no option 'blur'"),
+    ):
+        with pytest.raises(InvalidOption, match=words):
+            run.recompose(result, **options)
+
+
+def test_without_weights_auto_says_so_and_on_is_an_error(weights, photo):
+    run = restorer.Restorer(weights=weights, model="custom/tiny")
+    result = run.restore(photo)
+    assert result.faces == () and result.face_note.startswith("faces were not looked for: yunet is not here")
+    assert result.face_note in result.warnings
+    with pytest.raises(WeightsUnavailable, match="yunet is not present"):
+        run.restore(photo, face_enhance="on")
+    run._faces.loaded["yunet"] = two_faces
+    found = run.restore(photo)
+    assert found.face_note == ("faces: 2 found, 0 restored (GFPGANv1.3 is not here and could not be fetched)")
+    assert found.face_note in found.warnings and not any(face.restored for face in found.faces)
+    assert found.data == run.restore(photo, face_enhance="off").data
+    with pytest.raises(WeightsUnavailable, match="GFPGANv1.3 is not present"):
+        run.restore(photo, face_enhance="on")
+
+
+def test_auto_does_not_ask_again_at_once_for_what_could_not_be_had(weights, photo, monkeypatch):
+    asked = []
+    ensure = download.ensure
+    monkeypatch.setattr(download, "ensure", lambda *a: asked.append(a[0].name) or ensure(*a))
+    run = restorer.Restorer(weights=weights, model="custom/tiny")
+    run.restore(photo)
+    run.restore(photo)
+    assert asked.count("yunet") == 1
+    with pytest.raises(WeightsUnavailable):
+        run.restore(photo, face_enhance="on")
+    assert asked.count("yunet") == 2
+
+
+def test_faces_are_steps_of_their_own_and_can_be_stopped_at(weights, photo):
+    told = []
+    loaded(weights).restore(photo, progress=lambda *step: told.append(step), tile=64)
+    tiles = told[0][1] - 2
+    assert told == [(done, tiles + 2) for done in range(tiles + 3)]
+
+    def stop(done: int, total: int) -> None:
+        if done == total - 1:
+            raise Cancelled("stopped")
+
+    network = Negative()
+    with pytest.raises(Cancelled):
+        loaded(weights, network).restore(photo, progress=stop)
+    assert network.seen == 1
+
+
+def test_a_photo_without_faces_costs_the_detection_only(weights, photo):
+    run = loaded(weights)
+    run._faces.loaded["yunet"] = lambda pixels: (np.empty((0, 4)), np.empty(0), np.empty((0, 5, 2)))
+    del run._faces.loaded["GFPGANv1.3"]
+    result = run.restore(photo, face_enhance="on")
+    assert result.faces == () and result.face_note == "" and result.warnings == ()
+
+
+@pytest.mark.parametrize("mode", ["grey16", "rgba"])
+def test_depth_grey_and_alpha_are_kept(weights, rng, mode):
+    import cv2
+
+    pixels = photo_like(rng, 140, 200)
+    if mode == "grey16":
+        data = cv2.imencode(".png", pixels[..., 0].astype(np.uint16) * 257)[1].tobytes()
+    else:
+        alpha = np.full((140, 200, 1), 255, np.uint8)
+        alpha[:20] = 90
+        data = png(np.dstack([pixels, alpha]))
+    run = loaded(weights)
+    plain, result = run.restore(data, face_enhance="off").after, run.restore(data).after
+    assert not np.array_equal(plain.pixels, result.pixels)
+    assert result.pixels.dtype == plain.pixels.dtype
+    if mode == "grey16":
+        assert result.pixels.dtype == np.uint16 and np.ptp(result.pixels, axis=2).max() == 0
+    else:
+        assert np.array_equal(result.alpha, plain.alpha)
+
+
+def test_face_options_are_checked(weights, photo):
+    run = loaded(weights)
+    for options, words in (
+        ({"face_enhance": "yes"}, "must be one of auto, on, off"),
+        ({"face_strength": 1.5}, "from 0 to 1"),
+        ({"face_mask": "square"}, "must be one of ellipse, parsing"),
+    ):
+        with pytest.raises(InvalidOption, match=words):
+            run.restore(photo, **options)
+    with pytest.raises(UnknownModel, match="GFPGANv1.3"):
+        run.restore(photo, face_model="GFPGANv1.5")
+
+
+def test_every_face_option_changes_the_result(weights, photo):
+    """No dead control: each one, moved alone, gives another picture."""
+    run = loaded(weights)
+
+    def turned(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        boxes, scores, landmarks = two_faces(pixels)
+        return boxes + 3, scores, landmarks + 3
+
+    def large(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        landmarks = landmarks_at(100, 70, 1.1)[None] * pixels.shape[1] / 200
+        return np.concatenate([landmarks.min(1), landmarks.max(1)], axis=1), np.ones(1), landmarks
+
+    class Same(Negative):
+        def forward(self, x, **_):
+            return 0.5 * x * self.one
+
+    run._faces.loaded["retinaface"] = turned
+    run._faces.loaded["RestoreFormer"] = FaceEngine(Same(), device=torch.device("cpu"))
+    run._faces.loaded["parsenet"] = lambda crop: np.ones(crop.shape[:2], np.float32)
+    plain = run.restore(photo)
+    changes = {
+        "face_enhance": "off",
+        "face_model": "RestoreFormer",
+        "face_detector": "retinaface",
+        "face_strength": 0.5,
+        "face_mask": "parsing",
+    }
+    for name, value in changes.items():
+        assert run.restore(photo, **{name: value}).data != plain.data, name
+    run._faces.loaded["yunet"] = large
+    left, forced = run.restore(photo), run.restore(photo, face_large=True)
+    assert "more than the 512" in left.face_note and left.data != forced.data
+    names = {name for name in restorer.Options.names() if name.startswith("face_")}
+    assert set(changes) | {"face_large"} == names
+
+
+def test_the_command_prints_a_line_for_each_face_and_draws_them(shared, tmp_path, capsys, monkeypatch):
+    from skimage import data
+
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    yunet = models.find("yunet", folder, "detect")
+    (folder / yunet.file).write_bytes((shared / "weights" / yunet.file).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(data.astronaut()).save("a.png")
+    Path("broken.png").write_bytes(b"no picture")
+    assert main(["faces", "a.png", "broken.png", "--draw", "drawn", "--weights-dir", str(folder)]) == 1
+    printed = capsys.readouterr()
+    told = [json.loads(line) for line in printed.out.splitlines()]
+    assert [line["file"] for line in told] == ["a.png"] and told[0]["score"] > 0.9
+    left, top, right, bottom = told[0]["box"]
+    assert all(left < x < right and top < y < bottom for x, y in told[0]["landmarks"])
+    assert "broken.png: failed" in printed.err
+    drawn = np.array(Image.open("drawn/a_faces.png"))
+    changed = np.nonzero((drawn != data.astronaut()).any(2))
+    assert abs(changed[1].min() - left) < 4 and abs(changed[0].max() - bottom) < 4
