@@ -1,9 +1,9 @@
 """`python -m bench.faces`: what faces cost outside the face network, beside GFPGANer and facexlib as shipped.
 
-Same photo, landmarks and restored crops; detection, cutting out and putting back are timed in turn, in one run.
-The reference finds faces with RetinaFace (ResNet50) on the whole photo and masks them with ParseNet. Both have
-seeded random weights here, which cost what trained ones do; the landmarks they would find are given to it. Needs
-yunet's file in the weights folder. Prints a line a case, and the peak memory of both at 8 MP with 4 faces.
+Same photo, landmarks and restored crops; detection, cutting out and putting back are timed in turn, in one
+run. The reference finds faces with RetinaFace (ResNet50) on the whole photo and masks them with ParseNet.
+Both have seeded random weights here, which cost what trained ones do; the landmarks they would find are given
+to it. Needs yunet in the weights folder. Prints a line a case, and the peak memory at 8 MP with 4 faces.
 """
 
 import argparse
