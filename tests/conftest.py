@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches a model; those of the download ask a server of their own
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

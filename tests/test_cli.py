@@ -362,6 +362,15 @@ def test_tile_option_reaches_the_engine(monkeypatch, capsys):
     assert seen == [48]
 
 
+def test_face_options_are_parsed_as_options():
+    words = ["--face-enhance", "on", "--face-model", "RestoreFormer", "--face-detector", "retinaface"]
+    words += ["--face-strength", "0.5", "--face-mask", "parsing", "--face-large"]
+    parsed = _parser().parse_args(["restore", "a.jpg", *words])
+    given = {name: getattr(parsed, name) for name in Options.names() if name.startswith("face_")}
+    assert list(given.values()) == ["on", "RestoreFormer", "retinaface", 0.5, "parsing", True]
+    assert all(value != getattr(Options(), name) for name, value in given.items())
+
+
 def test_defaults_are_those_of_the_options():
     parsed = _parser().parse_args(["restore", "a.jpg"])
     for name in Options.names():
