@@ -63,7 +63,8 @@ def test_photos_and_folders_in_one_run():
     photos("photo.jpg", "my scans/a.jpg", "my scans/a.png", "my scans/1950/Größe 写真.webp")
     Path("my scans/cut.jpg").write_bytes(Path("photo.jpg").read_bytes()[:300])
     Path("my scans/notes.txt").write_text("no photo")
-    words = ["photo.jpg", "my scans/", "-o", "my scans/out", "--model", "custom/tiny", "--face-enhance", "off"]
+    words = ["photo.jpg", "my scans/", "-o", "my scans/out", "--model", "custom/tiny"]
+    words += ["--face-enhance", "off"]
     run = process(*words, "--outscale", "4", "--format", "png", umask=0o027)
     assert run.returncode == 1
     names = {"photo_4x.png", "a_jpg_4x.png", "a_png_4x.png", "1950/Größe 写真_4x.png"}
