@@ -267,7 +267,8 @@ def find(name: str, weights: Path, kind: str = "upscale") -> Model:
     other = next((model for model in MODELS if model.name == name), None)
     if other is not None:
         why = f"{name} is a model of the kind {other.kind!r}, not {kind!r}."
-    raise UnknownModel(f"{why} The models are: {', '.join(['auto', *names])}")
+    listed = ["auto", *names] if kind == "upscale" else names
+    raise UnknownModel(f"{why} The models are: {', '.join(listed)}")
 
 
 def choose(weights: Path, outscale: float, denoise: float = Options.denoise) -> Model:

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,6 @@ from .upscale import output_size, upscale
 if TYPE_CHECKING:
     from .engine import Engine
 
-_ABSENT = "is not here and could not be fetched"
 _OF_THE_FILE = {"face_strength", "format", "quality", "keep_metadata", "remove_gps"}
 
 
@@ -96,12 +96,8 @@ class Restorer:
 
         Raises any RestoreError; see errors.py.
         """
-        try:
+        with _enough_memory():
             return self._restore(data, progress, options)
-        except MemoryError as error:
-            raise OutOfMemory(
-                "the photo and its result do not fit into memory: choose a smaller scale"
-            ) from error
 
     def _restore(self, data: bytes, progress: Progress | None, options: dict[str, object]) -> Result:
         start = time.perf_counter()
@@ -140,6 +136,10 @@ class Restorer:
 
         Raises InvalidOption for anything else: that needs the photo restored again.
         """
+        with _enough_memory():
+            return self._recompose(result, skip, options)
+
+    def _recompose(self, result: Result, skip: Sequence[int], options: dict[str, object]) -> Result:
         start = time.perf_counter()
         if fixed := sorted(set(options) & set(Options.names()) - _OF_THE_FILE):
             raise InvalidOption(f"{fixed[0]} cannot be changed in a result: restore the photo again")
@@ -173,18 +173,21 @@ class Restorer:
             return [], ""
         try:
             detector = self._faces.get(chosen.face_detector, "detect", patient=auto)
-        except (WeightsUnavailable, BadWeights):
+        except (WeightsUnavailable, BadWeights) as error:
             if not auto:
                 raise
-            return [], f"faces were not looked for: {chosen.face_detector} {_ABSENT}"
+            return [], f"faces were not looked for: {_absent(error, chosen.face_detector)}"
         faces = stage.cut_out(before.pixels, detect.find(before.pixels, detector), large=chosen.face_large)
         if stage.waiting(faces):
             try:
                 self._face_stage(chosen)  # what is missing is told before the photo is enlarged
-            except (WeightsUnavailable, BadWeights):
+            except (WeightsUnavailable, BadWeights) as error:
                 if not auto:
                     raise
-                faces = stage.left(faces, f"{chosen.face_model} {_ABSENT}")
+                needed = (
+                    [chosen.face_model, "parsenet"] if chosen.face_mask == "parsing" else [chosen.face_model]
+                )
+                faces = stage.left(faces, _absent(error, " or ".join(needed)))
         return faces, ""
 
     def _face_stage(self, chosen: Options) -> tuple[Turn, Turn | None]:
@@ -205,7 +208,9 @@ class Restorer:
         return width, height
 
     def model(self, options: Options) -> models.Model:
-        """The model these options mean. Raises UnknownModel."""
+        """The model that these options enlarge with. Raises UnknownModel, for names of face models too."""
+        models.find(options.face_model, self.weights, "face")
+        models.find(options.face_detector, self.weights, "detect")
         if options.model == "auto":
             return models.choose(self.weights, options.outscale, options.denoise)
         return models.find(options.model, self.weights)
@@ -248,6 +253,14 @@ class Restorer:
         )
 
 
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemory("photo and result do not fit into memory: choose a smaller scale") from error
+
+
 class _Count:
     """Tiles and then faces, told as one count."""
 
@@ -262,6 +275,11 @@ class _Count:
     def faces(self, done: int) -> None:
         if self._progress:
             self._progress(self._tiles + done, self._tiles + self._faces)
+
+
+def _absent(error: WeightsUnavailable | BadWeights, names: str) -> str:
+    """Why faces were left, in a warning's words: the error's own tell an owner where to put the file."""
+    return str(error) if isinstance(error, BadWeights) else f"{names} is not here and could not be fetched"
 
 
 def _finished(

@@ -84,6 +84,23 @@ def test_a_mask_from_parsing_is_that_of_the_restored_crop_and_spares_the_border(
     assert not mask[:12].any() and not mask[-12:].any() and not mask[:, :12].any() and not mask[:, -12:].any()
 
 
+def test_a_face_whose_outline_fails_is_left_and_the_others_restored():
+    cut = stage.cut_out(smooth(200, 300), [detection(x, 100, 80) for x in (60, 150, 240)])
+    blank = np.zeros((512, 512), np.float32)
+    answers = iter([OutOfMemory("no room"), blank, blank + 1])
+
+    def masks(crop):
+        answer = next(answers)
+        if isinstance(answer, OutOfMemory):
+            raise answer
+        return answer
+
+    faces = stage.restore(cut, lambda crops: [stripes(crop) for crop in crops], masks)
+    assert [face.restored for face in faces] == [False, False, True]
+    assert "no room" in faces[0].reason and "no face was seen" in faces[1].reason
+    assert all(face.after is face.before for face in faces[:2])
+
+
 def test_a_mask_is_one_over_the_face_and_fades_to_nothing_before_the_border():
     mask = face_mask(align.TEMPLATE)
     assert mask.shape == (512, 512) and mask.dtype == np.float32

@@ -13,7 +13,7 @@ from PIL import Image
 import restorer
 from restorer import download, models, pipeline
 from restorer.__main__ import main
-from restorer.errors import Cancelled, InvalidOption, UnknownModel, WeightsUnavailable
+from restorer.errors import Cancelled, InvalidOption, OutOfMemory, UnknownModel, WeightsUnavailable
 from restorer.faces import align
 from restorer.faces.restore import FaceEngine
 
@@ -146,6 +146,21 @@ def test_recompose_is_what_restoring_anew_gives_without_a_network(weights, photo
             run.recompose(result, **options)
 
 
+def test_too_little_memory_is_told_in_words(weights, photo, monkeypatch):
+    run = loaded(weights)
+    result = run.restore(photo)
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "lifted", full)
+    with pytest.raises(OutOfMemory, match="smaller scale"):
+        run.recompose(result, face_strength=0.5)
+    monkeypatch.setattr(pipeline, "paste", full)
+    with pytest.raises(OutOfMemory, match="smaller scale"):
+        run.restore(photo)
+
+
 def test_without_weights_auto_says_so_and_on_is_an_error(weights, photo):
     run = restorer.Restorer(weights=weights, model="custom/tiny")
     result = run.restore(photo)
@@ -231,6 +246,16 @@ def test_face_options_are_checked(weights, photo):
             run.restore(photo, **options)
     with pytest.raises(UnknownModel, match="GFPGANv1.3"):
         run.restore(photo, face_model="GFPGANv1.5")
+
+
+@pytest.mark.parametrize("name", ["face_model", "face_detector"])
+def test_a_name_that_is_no_face_model_is_told_before_any_work(weights, photo, name):
+    run = loaded(weights)
+    run._engines = run._faces.loaded = None  # nothing may be looked for
+    for enhance in ("auto", "on", "off"):
+        with pytest.raises(UnknownModel, match="nonsense") as caught:
+            run.restore(photo, face_enhance=enhance, **{name: "nonsense"})
+        assert "auto" not in str(caught.value)
 
 
 def test_every_face_option_changes_the_result(weights, photo):

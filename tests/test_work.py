@@ -1,3 +1,4 @@
+import asyncio
 import gc
 import os
 import time
@@ -27,9 +28,18 @@ def slow(tiles, log, *, seconds=0.05):
     return restore
 
 
+def taken(steps):
+    """All that an asynchronous generator yields."""
+
+    async def take():
+        return [step async for step in steps]
+
+    return asyncio.run(take())
+
+
 def test_steps_end_with_the_result(monkeypatch):
     monkeypatch.setattr(work, "_BEAT", 0.02)
-    *steps, last = work.Workshop().steps(slow(4, []))
+    *steps, last = taken(work.Workshop().steps(slow(4, [])))
     assert last == "restored"
     assert all(isinstance(step, work.Step) and step.done <= step.total for step in steps)
     assert steps
@@ -40,18 +50,31 @@ def test_an_error_comes_out_where_the_steps_are_taken():
         raise UnsupportedImage("no")
 
     with pytest.raises(UnsupportedImage, match="no"):
-        list(work.Workshop().steps(fails))
+        taken(work.Workshop().steps(fails))
 
 
-def test_closing_stops_within_a_tile_and_the_next_one_waits_for_that(monkeypatch):
+@pytest.mark.parametrize("way", ["close", "cancel"])
+def test_leaving_stops_within_a_tile_and_the_next_one_waits_for_that(monkeypatch, way):
     monkeypatch.setattr(work, "_BEAT", 0.01)
     shop, first, second = work.Workshop(), [], []
-    steps = shop.steps(slow(100, first))
-    while not first:
-        next(steps)
-    steps.close()
+
+    async def leave(end):
+        steps = shop.steps(slow(100, first))
+        while not first:
+            await anext(steps)
+        await end(steps)
+
+    async def close(steps):
+        await steps.aclose()
+
+    async def cancel(steps):
+        waiting = asyncio.ensure_future(anext(steps))
+        await asyncio.sleep(0)
+        waiting.cancel()
+
+    asyncio.run(leave({"close": close, "cancel": cancel}[way]))
     done = len(first)
-    assert list(shop.steps(slow(2, second)))[-1] == "restored"
+    assert taken(shop.steps(slow(2, second)))[-1] == "restored"
     assert len(first) <= done + 1
     assert second == [0, 1]
 
@@ -59,12 +82,17 @@ def test_closing_stops_within_a_tile_and_the_next_one_waits_for_that(monkeypatch
 def test_a_closed_workshop_stops_its_photo_and_takes_no_other(monkeypatch):
     monkeypatch.setattr(work, "_BEAT", 0.01)
     shop, log = work.Workshop(), []
-    steps = shop.steps(slow(100, log))
-    while not log:
-        next(steps)
-    assert shop.close(seconds=5)
+
+    async def under_way():
+        steps = shop.steps(slow(100, log))
+        while not log:
+            await anext(steps)
+        assert shop.close(seconds=5)
+        async for _ in steps:
+            pass
+
     with pytest.raises(Cancelled):
-        list(steps)
+        asyncio.run(under_way())
     assert len(log) < 100
 
 
@@ -83,15 +111,22 @@ def test_what_was_stopped_or_failed_does_not_stay_in_memory(monkeypatch):
             time.sleep(0.01)
         raise UnsupportedImage("no")
 
+    async def leave():
+        steps = shop.steps(restore)
+        while not kept:
+            await anext(steps)
+        await steps.aclose()
+
+    async def fail():
+        with pytest.raises(UnsupportedImage):
+            async for _ in shop.steps(restore):
+                pass
+
     shop = work.Workshop()
     gc.disable()
     try:
-        steps = shop.steps(restore)
-        while not kept:
-            next(steps)
-        steps.close()
-        with pytest.raises(UnsupportedImage):
-            list(shop.steps(restore))
+        asyncio.run(leave())
+        asyncio.run(fail())
         shop.close(seconds=5)
         time.sleep(0.1)
         assert [reference() for reference in kept] == [None, None]
@@ -137,5 +172,5 @@ def test_only_uploads_are_read(tmp_path):
     assert "8 × 8" in page.chosen(str(tmp_path / "uploads/mine.png"), *values)[0]
     for path in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
         assert "⚠" in page.chosen(str(tmp_path / path), *values)[0]
-        *_, last = page.restore(str(tmp_path / path), *values)
+        *_, last = taken(page.restore(str(tmp_path / path), *values))
         assert "⚠" in last[1]

@@ -29,7 +29,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("out/training"))
     parser.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
-    parser.add_argument("--shards", type=int, default=64, help=f"of {pairs.SHARD} pairs (%(default)s)")
+    parser.add_argument("--shards", type=int, default=112, help=f"of {pairs.SHARD} pairs (%(default)s)")
     for field in dataclasses.fields(plan):
         parser.add_argument(
             f"--{field.name}", type=type(field.default), default=field.default, help="%(default)s"

@@ -46,7 +46,8 @@ class Plan:
 def student(plan: Plan) -> nn.Module:
     """An untrained network that enlarges like nearest neighbour, its layers passing on what they get.
 
-    Learnt from there, it was 2.3 dB nearer to the teacher after the first 500 steps than from random kernels.
+    From there and with Muon it was 2.3 dB nearer to the teacher after 500 steps than from random kernels with
+    Adam.
     """
     torch.manual_seed(plan.seed)
     made = compat.network_class("basicsr.archs.srvgg_arch", "SRVGGNetCompact")

@@ -11,7 +11,8 @@ import numpy as np
 from ..errors import BadWeights
 from ..pixels import to_uint8
 
-# A small copy for faces that fill the picture, a large one for those in a crowd (bench/faces.py measures)
+# Long sides of the copies that are looked at: a face that fills the picture may be found in a small one only,
+# those in a crowd in a large one only
 CAPS = (320, 1280)
 _SCORE, _OVERLAP = 0.6, 0.3
 _NARROWEST = 64  # OpenCV 4 sees faces in memory it never filled where a side has 32 pixels or fewer
@@ -99,12 +100,16 @@ class YuNet:
         self._new()
 
     def _new(self) -> cv2.FaceDetectorYN:
+        level = cv2.utils.logging.getLogLevel()
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # OpenCV 5 warns of its own default
         try:
             model = np.frombuffer(self._model, np.uint8)
             empty = np.empty(0, np.uint8)
             return cv2.FaceDetectorYN.create("onnx", model, empty, (320, 320), self._score, _OVERLAP)
         except cv2.error as error:
             raise BadWeights("the face detector's file is not one that OpenCV reads") from error
+        finally:
+            cv2.utils.logging.setLogLevel(level)
 
     def __call__(self, pixels: np.ndarray) -> Found:
         """Faces of (H, W, 3) uint8 RGB."""

@@ -80,7 +80,14 @@ def _answered(face: Face, answer: np.ndarray | RestoreError, masks: Masks | None
         return replace(face, reason=str(answer) or "the network failed")
     if answer.shape != face.before.shape or answer.dtype != face.before.dtype:
         return replace(face, reason=f"the network answered with {answer.shape} {answer.dtype}")
-    mask = face.mask if masks is None else masks(answer) * border_mask()
+    mask = face.mask
+    if masks is not None:
+        try:
+            mask = masks(answer) * border_mask()
+        except RestoreError as error:
+            return replace(face, reason=f"its outline could not be drawn: {error}")
+        if not mask.any():
+            return replace(face, reason="no face was seen in what the network gave")
     return replace(face, after=answer, mask=mask, reason="")
 
 

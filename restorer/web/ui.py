@@ -1,7 +1,7 @@
 """The page: what is on it and what happens on a click. The work is in work.py and in the package."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..files import READABLE
 from ..options import FORMATS, Options
 from ..pipeline import Restorer, Result
 from ..settings import Settings
+from ..tiling import Progress
 from . import work
 
 STYLE = Path(__file__).with_name("style.css")
@@ -87,6 +88,9 @@ def build(restorer: Restorer, settings: Settings, workshop: work.Workshop) -> gr
         upload.change(page.picked, given, outputs, cancels=run, **_QUIET)
         for name in ("model", "outscale", "format"):
             fields[name].change(page.chosen, given, [said, start, download], **_QUIET)
+        fields["face_enhance"].change(
+            _faces, fields["face_enhance"], [fields["face_model"], fields["face_strength"]], **_QUIET
+        )
         for name in ("model", "outscale"):
             fields[name].change(
                 page.denoise, [fields["model"], fields["outscale"]], fields["denoise"], **_QUIET
@@ -117,14 +121,17 @@ class _Page:
             return gr.Slider(visible=True)
         return gr.Slider(visible=False, value=Options.denoise)
 
-    def restore(self, path: str, *values: object, progress: gr.Progress = gr.Progress()) -> Iterator[tuple]:  # noqa: B008
+    async def restore(
+        self,
+        path: str,
+        *values: object,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> AsyncIterator[tuple]:
         """Restore the upload, telling tiles and yielding twice a second: what stops it, stops it here."""
         try:
-            options = _options(values)
-            data = self._upload(path)
-            for step in self.workshop.steps(partial(self.restorer.restore, data, **vars(options))):
-                if isinstance(step, Result):
-                    yield self._done(step, path, options.outscale)
+            async for step in self.workshop.steps(partial(self._made, path, _options(values))):
+                if not isinstance(step, work.Step):
+                    yield step
                     return
                 if step.total:
                     progress((step.done, step.total), desc="Restoring", unit="tiles")
@@ -136,6 +143,10 @@ class _Page:
         except Exception:  # noqa: BLE001  one job of the queue: the next one must have its turn
             logging.getLogger(__name__).exception("a restoration failed")
             yield _failed("something went wrong; the server's log says what")
+
+    def _made(self, path: str, options: Options, progress: Progress) -> tuple:
+        result = self.restorer.restore(self._upload(path), progress=progress, **vars(options))
+        return self._done(result, path, options.outscale)
 
     def _done(self, result: Result, path: str, outscale: float) -> tuple:
         shown = work.store(result, Path(path).name, outscale, self.settings.processed_folder)
@@ -213,6 +224,7 @@ def _option_fields(page: _Page) -> dict[str, Any]:
                 [model.name for model in models.MODELS if model.kind == "face"],
                 value=default.face_model,
                 label="Face model",
+                visible=default.face_enhance != "off",
                 elem_id="face_model",
             ),
             "face_strength": gr.Slider(
@@ -221,6 +233,7 @@ def _option_fields(page: _Page) -> dict[str, Any]:
                 default.face_strength,
                 label="Face strength",
                 info="Less keeps more of the face as it was",
+                visible=default.face_enhance != "off",
                 elem_id="face_strength",
             ),
             "format": gr.Dropdown(
@@ -252,6 +265,11 @@ def _option_fields(page: _Page) -> dict[str, Any]:
 
 def _options(values: tuple[object, ...]) -> Options:
     return Options(**dict(zip(_FIELDS, values, strict=True)))  # type: ignore[arg-type]
+
+
+def _faces(enhance: str) -> tuple[gr.Dropdown, gr.Slider]:
+    """What is chosen about faces is there where faces are looked for."""
+    return gr.Dropdown(visible=enhance != "off"), gr.Slider(visible=enhance != "off")
 
 
 def _busy() -> tuple[gr.Button, gr.Button, gr.DownloadButton]:

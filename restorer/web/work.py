@@ -1,12 +1,15 @@
-"""From an upload to files that a browser can show: a restoration as a generator that can be stopped."""
+"""From an upload to files that a browser can show: a restoration that can be watched and stopped."""
 
+import asyncio
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -15,10 +18,14 @@ from ..files import READABLE, result_stem, write_atomic
 from ..photo import Photo
 from ..pipeline import Result
 from ..pixels import to_uint8
+from ..tiling import Progress
 
 PREVIEW_SIDE = 2048
 AGE = 3600  # seconds that a result is kept
 _BEAT = 0.5  # seconds between two looks at whether anybody still waits
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,15 +42,14 @@ class Workshop:
     def __init__(self) -> None:
         self._turn, self._closed = threading.Lock(), threading.Event()
 
-    def steps(self, restore: Callable[..., Result]) -> Iterator[Step | Result]:
-        """Run `restore(progress=...)`; yield a Step every half second and the Result at the end.
+    async def steps(self, make: Callable[[Progress], T]) -> AsyncIterator[Step | T]:
+        """Run `make(progress)` in a thread; yield a Step every half second and what it made at the end.
 
-        Closing the generator stops the work within one tile, and the next photo begins when it has
-        ended. Raises what `restore` raises.
+        Closing or cancelling stops the work within one step of its own, and the next one begins when it has
+        ended. Raises what `make` raises.
         """
-        stopped, ended = threading.Event(), threading.Event()
+        stopped = threading.Event()
         latest = Step(0, 0)
-        answer: list[Result | BaseException] = []
 
         def progress(done: int, total: int) -> None:
             nonlocal latest
@@ -51,32 +57,29 @@ class Workshop:
             if stopped.is_set() or self._closed.is_set():
                 raise Cancelled("stopped")
 
-        def work() -> None:
+        def work(answer: Future[T]) -> None:
             try:
                 with self._turn:
                     progress(0, 0)
-                    answer.append(restore(progress=progress))
+                    answer.set_result(make(progress))
             except BaseException as error:  # noqa: BLE001  raised again below, in the caller's thread
-                answer.append(error)
-            finally:
                 if stopped.is_set():
-                    answer.clear()
-                ended.set()
+                    answer.cancel()  # nobody will look
+                else:
+                    answer.set_exception(error)
+            finally:
+                del answer  # an error's traceback knows this frame: a ring would keep the pictures alive
 
-        threading.Thread(target=work, daemon=True).start()
+        answer: Future[T] = Future()
+        threading.Thread(target=work, args=(answer,), daemon=True).start()
+        ended = asyncio.wrap_future(answer)
         try:
-            while not ended.wait(_BEAT):
+            while not (await asyncio.wait([ended], timeout=_BEAT))[0]:
                 yield latest
+            yield ended.result()
         finally:
             stopped.set()
-        # Taken out: an error's traceback knows this list, and a ring of the two would keep the pictures alive
-        result = answer.pop()
-        if isinstance(result, BaseException):
-            try:
-                raise result
-            finally:
-                del result
-        yield result
+            del answer, ended  # for the same reason
 
     def close(self, seconds: float) -> bool:
         """Stop the photo under way and take no other; whether it ended within that time."""
