@@ -12,7 +12,7 @@ from ..errors import BadWeights
 from ..pixels import to_uint8
 
 # Long sides of the copies that are looked at: a face that fills the picture may be found in a small one only,
-# those in a crowd in a large one only
+# those in a crowd in a large one only; bench/recall.py compares choices
 CAPS = (320, 1280)
 _SCORE, _OVERLAP = 0.6, 0.3
 _NARROWEST = 64  # OpenCV 4 sees faces in memory it never filled where a side has 32 pixels or fewer
