@@ -1,9 +1,9 @@
-"""`python -m bench.recall SETS`: how many faces are found in copies of which size, in photographs where they are known.
+"""`python -m bench.recall SETS`: how many known faces are found in copies of which size.
 
-SETS holds gfpgan_inputs/ and old_photos/; scikit-image's astronaut is the last. Each photograph is looked at as
+SETS holds gfpgan_inputs/ and old_photos/; scikit-image's astronaut is the last photograph. Each is looked at as
 it is, as a large scan (long side 4,000 pixels), and as a part of a crowd: all of them beside one another in
-4,000 x 4,000. Prints, for each choice of long sides: faces found of those there are, boxes that hold none, and
-milliseconds for all. Writes OUT/faces.png: what the chosen ones find, boxes and landmarks drawn in. Needs yunet.
+4,000 x 4,000. Prints, for each choice of long sides: faces found, boxes that hold none, and milliseconds for
+all. Writes OUT/faces.png: what the chosen sides find, boxes and landmarks drawn in. Needs yunet.
 """
 
 import argparse
@@ -62,8 +62,8 @@ def main() -> int:
                 hits += int(np.any(held, axis=0).sum()) if held else 0
                 false += sum(not any(row) for row in held)
             took = (time.perf_counter() - start) * 1e3
-            chosen = "  (chosen)" if caps == detect.CAPS else ""
-            print(f"  {' and '.join(map(str, caps)):18} {hits:3} found {false:3} false {took:6.0f} ms{chosen}")
+            sides = " and ".join(map(str, caps)) + " (chosen)" * (caps == detect.CAPS)
+            print(f"  {sides:21} {hits:3} found {false:3} false {took:6.0f} ms")
     arguments.out.mkdir(parents=True, exist_ok=True)
     pixels = views["a crowd"][0][0]
     sheet = detect.drawn(pixels, detect.find(pixels, detector))

@@ -26,7 +26,8 @@ def face_mask(landmarks: np.ndarray) -> np.ndarray:
     across = (x - centre[0]) * np.cos(angle) - (y - centre[1]) * np.sin(angle)
     along = (x - centre[0]) * np.sin(angle) + (y - centre[1]) * np.cos(angle)
     axes = 1.4 * long, 1.75 * long
-    inside = (1 - np.sqrt((across / axes[0]) ** 2 + (along / axes[1]) ** 2)) * min(axes)  # about pixels to the ellipse
+    outward = np.sqrt((across / axes[0]) ** 2 + (along / axes[1]) ** 2)
+    inside = (1 - outward) * min(axes)  # about pixels to the ellipse
     return _smooth(inside / _FEATHER) * border_mask()
 
 
