@@ -1,9 +1,9 @@
 """`python -m bench.recall SETS`: how many known faces are found in copies of which size.
 
-SETS holds gfpgan_inputs/ and old_photos/; scikit-image's astronaut is the last photograph. Each is looked at as
-it is, as a large scan (long side 4,000 pixels), and as a part of a crowd: all of them beside one another in
-4,000 x 4,000. Prints, for each choice of long sides: faces found, boxes that hold none, and milliseconds for
-all. Writes OUT/faces.png: what the chosen sides find, boxes and landmarks drawn in. Needs yunet.
+SETS holds gfpgan_inputs/ and old_photos/; scikit-image's astronaut is the last photograph. Each is looked at
+as it is, as a large scan (long side 4,000 pixels), and as a part of a crowd, all of them beside one another.
+Prints, for each choice of long sides: faces found, boxes that hold none, and milliseconds for all. Writes
+OUT/faces.png: what the chosen sides find, boxes and landmarks drawn in. Needs yunet.
 """
 
 import argparse

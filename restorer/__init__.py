@@ -28,7 +28,7 @@ from .options import Limits, Options
 
 if TYPE_CHECKING:
     from .photo import Photo
-    from .pipeline import Restorer, Result, load
+    from .pipeline import Plan, Restorer, Result, load
 
 __version__ = "0.1.0"
 
@@ -43,6 +43,7 @@ __all__ = [
     "Options",
     "OutOfMemory",
     "Photo",
+    "Plan",
     "RestoreError",
     "Restorer",
     "Result",
@@ -52,7 +53,7 @@ __all__ = [
     "load",
 ]
 
-_LATER = {"Photo": "photo", "Restorer": "pipeline", "Result": "pipeline", "load": "pipeline"}
+_LATER = {"Photo": "photo", **dict.fromkeys(("Plan", "Restorer", "Result", "load"), "pipeline")}
 
 
 def __getattr__(name: str) -> object:

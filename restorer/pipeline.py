@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from .faces.paste import Face, Under, lifted, paste
 from .options import Limits, Options
 from .photo import Photo
 from .tiling import Progress
-from .upscale import output_size, upscale
+from .upscale import opaque, output_size, tiles_needed, upscale
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -57,6 +57,23 @@ class Result:
     under: tuple[Under, ...]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What restoring a photo will take.
+
+    width, height  of the result in pixels
+    model          the one that will be used
+    tiles          how many the network will run; None while the model is not loaded
+    seconds        expected on this machine without faces; None as long as nothing was measured
+    """
+
+    width: int
+    height: int
+    model: models.Model
+    tiles: int | None
+    seconds: float | None
+
+
 class Restorer:
     """Owns the networks, the device and the one lock around the device.
 
@@ -84,6 +101,7 @@ class Restorer:
         self.options = _changed(Options(), options)
         self._device, self._half = device, half
         self._engines: dict[str, tuple[float, Engine]] = {}  # by model: its denoise strength, and itself
+        self._paces: dict[str, tuple[float, int]] = {}  # by model: seconds for so many pixels of tiles
         self._loading, self._running = threading.Lock(), threading.Lock()
         self._faces = FaceNetworks(self.weights, device=device, half=half, running=self._running)
 
@@ -108,43 +126,54 @@ class Restorer:
         engine = self._engine(model, chosen.denoise)
         faces, unseen = self._found(before, chosen)
         count = _Count(progress, stage.waiting(faces))
-        plain = upscale(
-            before,
-            _Turns(engine, self._running),
-            outscale=chosen.outscale,
-            tile=chosen.tile or engine.best_tile(),
-            progress=count.tiles,
-        )
+        with _Watch() as watch:
+            plain = upscale(
+                before,
+                _Turns(engine, self._running),
+                outscale=chosen.outscale,
+                tile=chosen.tile or engine.best_tile(),
+                progress=count.tiles,
+            )
         if stage.waiting(faces):
             network, masks = self._face_stage(chosen)
             faces = stage.restore(faces, network, masks, batch=network.batch, progress=count.faces)
-        return _finished(
-            before,
-            plain,
-            tuple(faces),
-            chosen,
-            model=model.name,
-            face_note=unseen or stage.told(faces),
-            start=start,
-        )
+        with watch:
+            result = _finished(
+                before,
+                plain,
+                tuple(faces),
+                chosen,
+                model=model.name,
+                face_note=unseen or stage.told(faces),
+                start=start,
+            )
+        self._learn_pace(model.name, watch.seconds, self._needed(before, engine, chosen)[1])
+        return result
 
-    def recompose(self, result: Result, *, skip: Sequence[int] = (), **options: object) -> Result:
+    def recompose(
+        self, result: Result, *, strengths: Mapping[int, float] | None = None, **options: object
+    ) -> Result:
         """The result with other choices for its faces or its file, without running a network again.
 
-        skip     indices into result.faces of faces to leave as they were upscaled
-        options  face_strength, format, quality, keep_metadata, remove_gps; what is not given is as it was
+        strengths  of single faces, 0 (as upscaled) to 1, by their index in result.faces; face_strength
+                   multiplies them
+        options    face_strength, format, quality, keep_metadata, remove_gps; what is not given is as it was
 
         Raises InvalidOption for anything else: that needs the photo restored again.
         """
         with _enough_memory():
-            return self._recompose(result, skip, options)
+            return self._recompose(result, strengths or {}, options)
 
-    def _recompose(self, result: Result, skip: Sequence[int], options: dict[str, object]) -> Result:
+    def _recompose(
+        self, result: Result, strengths: Mapping[int, float], options: dict[str, object]
+    ) -> Result:
         start = time.perf_counter()
         if fixed := sorted(set(options) & set(Options.names()) - _OF_THE_FILE):
             raise InvalidOption(f"{fixed[0]} cannot be changed in a result: restore the photo again")
-        if absent := sorted(set(skip) - set(range(len(result.faces)))):
-            raise InvalidOption(f"there is no face {absent[0]}; the result has {len(result.faces)}")
+        for index, strength in strengths.items():
+            if index not in range(len(result.faces)):
+                raise InvalidOption(f"there is no face {index}; the result has {len(result.faces)}")
+            Options(face_strength=strength)  # raises for what is not from 0 to 1
         chosen = _changed(result.options, options)
         encode.check_fits(
             result.before, result.width, result.height, encode.output_format(result.before, chosen.format)
@@ -155,7 +184,7 @@ class Restorer:
             plain,
             result.faces,
             chosen,
-            skip=skip,
+            strengths=strengths,
             model=result.model,
             face_note=result.face_note,
             start=start,
@@ -195,6 +224,50 @@ class Restorer:
         auto = chosen.face_enhance == "auto"
         masks = self._faces.get("parsenet", "parse", patient=auto) if chosen.face_mask == "parsing" else None
         return self._faces.get(chosen.face_model, "face", patient=auto), masks
+
+    def plan(self, before: Photo, **options: object) -> Plan:
+        """What restoring this photo will take, told at once: tiles and seconds after measure() only.
+
+        Raises UnknownModel, ImageTooLarge and InvalidOption, as restore() will.
+        """
+        chosen = _changed(self.options, options)
+        width, height = self.result_size(before, chosen)
+        model = self.model(chosen)
+        loaded = self._engines.get(model.name)
+        if loaded is None or model.name not in self._paces:
+            return Plan(width, height, model, None, None)
+        tiles, pixels = self._needed(before, loaded[1], chosen)
+        seconds, seen = self._paces[model.name]
+        return Plan(width, height, model, tiles, seconds / seen * pixels)
+
+    def measure(self, **options: object) -> None:
+        """Load and time the model that these options mean, if its file is here and that was not done yet."""
+        chosen = _changed(self.options, options)
+        model = self.model(chosen)
+        if model.name not in self._paces and models.is_present(model, self.weights):
+            self._learn_pace(model.name, *self._timed(self._engine(model, chosen.denoise)))
+
+    def _needed(self, before: Photo, engine: "Engine", chosen: Options) -> tuple[int, int]:
+        """Tiles, and pixels in them."""
+        tile = chosen.tile or engine.best_tile()
+        tiles, pixels = tiles_needed(before.width, before.height, engine, outscale=chosen.outscale, tile=tile)
+        planes = 1 if before.alpha is None or opaque(before.alpha) else 2
+        return planes * tiles, planes * pixels
+
+    def _timed(self, engine: "Engine") -> tuple[float, int]:
+        """Seconds for the second of two small tiles, and its pixels: the first of all warms up."""
+        side = 64
+        tile = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+        run = _Turns(engine, self._running)
+        run(tile)
+        with _Watch() as watch:
+            run(tile)
+        return watch.seconds, side * side
+
+    def _learn_pace(self, model: str, seconds: float, pixels: int) -> None:
+        """The latest photo counts most, and a large one more than a small one."""
+        before, seen = self._paces.get(model, (0.0, 0))
+        self._paces[model] = seconds + before / 4, pixels + seen // 4
 
     def result_size(self, before: Photo, options: Options) -> tuple[int, int]:
         """Width and height of the result. Raises ImageTooLarge beyond the limit or what the format holds."""
@@ -261,6 +334,20 @@ def _enough_memory() -> Iterator[None]:
         raise OutOfMemory("photo and result do not fit into memory: choose a smaller scale") from error
 
 
+class _Watch:
+    """Counts the seconds within `with`, over several."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> "_Watch":
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._start
+
+
 class _Count:
     """Tiles and then faces, told as one count."""
 
@@ -291,12 +378,16 @@ def _finished(
     model: str,
     face_note: str,
     start: float,
-    skip: Sequence[int] = (),
+    strengths: Mapping[int, float] | None = None,
 ) -> Result:
     """Faces into the enlarged photo, whose pixels are used up, and all of it into a file."""
-    chosen = [face for index, face in enumerate(faces) if index not in skip]
     under = paste(
-        plain.pixels, chosen, outscale=options.outscale, strength=options.face_strength, grey=before.meta.grey
+        plain.pixels,
+        faces,
+        outscale=options.outscale,
+        strength=options.face_strength,
+        shares=strengths,
+        grey=before.meta.grey,
     )
     encoded = encode.encode(
         plain,

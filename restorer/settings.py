@@ -29,6 +29,7 @@ class Settings:
     max_input_megapixels: float = Limits.input_pixels / 1e6
     max_output_megapixels: float = Limits.output_pixels / 1e6
     max_queue: int = 20
+    price_per_gpu_second: float = 0.0
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -37,6 +38,7 @@ class Settings:
             ("max_input_megapixels", 0.001, 10_000),
             ("max_output_megapixels", 0.001, 100_000),
             ("max_queue", 1, 100_000),
+            ("price_per_gpu_second", 0, 1000),
         ):
             if not low <= getattr(self, name) <= high:
                 raise InvalidOption(

@@ -8,7 +8,7 @@ import numpy as np
 
 from .photo import Photo
 from .pixels import bands, luma, resampled, resize, rounded
-from .tiling import Progress, run
+from .tiling import Progress, run, tiles
 
 
 class TileEngine(Protocol):
@@ -38,6 +38,25 @@ def output_size(width: int, height: int, outscale: float) -> tuple[int, int]:
     return max(1, math.floor(width * outscale + 0.5)), max(1, math.floor(height * outscale + 0.5))
 
 
+def tiles_needed(
+    width: int, height: int, engine: TileEngine, *, outscale: float, tile: int
+) -> tuple[int, int]:
+    """How many tiles the colour of a photo takes, and how many pixels the network sees in them."""
+    count = pixels = 0
+    for _ in range(passes(outscale, engine.scale)):
+        windows = tiles(
+            _multiple(height, engine.align),
+            _multiple(width, engine.align),
+            tile=_multiple(tile, engine.align),
+            pad=_multiple(engine.pad, engine.align),
+            align=engine.align,
+        )
+        count += len(windows)
+        pixels += sum((box.bottom - box.top) * (box.right - box.left) for box, _ in windows)
+        width, height = width * engine.scale, height * engine.scale
+    return count, pixels
+
+
 def upscale(
     photo: Photo, engine: TileEngine, *, outscale: float, tile: int, progress: Progress | None = None
 ) -> Photo:
@@ -50,7 +69,7 @@ def upscale(
     width, height = output_size(photo.width, photo.height, outscale)
     pixels, alpha = photo.pixels, photo.alpha
     planes = [pixels]
-    if alpha is not None and not _opaque(alpha):
+    if alpha is not None and not opaque(alpha):
         planes = [_filled(pixels, alpha), np.repeat(alpha[..., None], 3, axis=2)]
     count = passes(outscale, engine.scale)
     follow = _Follow(progress, len(planes) * count)
@@ -110,7 +129,7 @@ def _to_multiple(plane: np.ndarray, align: int) -> np.ndarray:
     return np.pad(plane, ((0, below), (0, right), (0, 0)), mode=mode)
 
 
-def _opaque(alpha: np.ndarray) -> bool:
+def opaque(alpha: np.ndarray) -> bool:
     return int(alpha.min()) == np.iinfo(alpha.dtype).max
 
 

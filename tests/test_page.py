@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -128,7 +129,16 @@ def choose_model(page: Page, name: str) -> None:
     page.click("#options button")
     page.click("#model input")
     page.click(f"[role=option]:has-text('{name}')")
-    expect(page.locator("#said")).to_contain_text(name)
+    expect(page.locator("#model input")).to_have_value(re.compile(name))
+
+
+def sizes(page: Page, slider: str) -> list[list[int]]:
+    pictures = page.locator(f"{slider} img")
+    expect(pictures).to_have_count(2)
+    page.wait_for_function(
+        "name => [...document.querySelectorAll(name)].every(i => i.complete)", arg=f"{slider} img"
+    )
+    return [picture.evaluate("i => [i.naturalWidth, i.naturalHeight]") for picture in pictures.all()]
 
 
 def saved(page: Page) -> tuple[str, bytes]:
@@ -140,13 +150,12 @@ def saved(page: Page) -> tuple[str, bytes]:
 def test_a_photo_is_restored_compared_and_taken_home(page, rng):
     choose(page, photo_like(rng, 60, 90))
     expect(page.locator("#said")).to_contain_text("90 × 60 → 360 × 240 · custom/quick")
+    expect(page.locator("#said")).to_contain_text("1 tile, about 1 s", timeout=30_000)
+    expect(page.locator("#before img")).to_be_visible()
     page.click("#start")
     expect(page.locator("#download")).to_be_visible(timeout=60_000)
-    expect(page.locator("#said")).to_contain_text("360 × 240 · custom/quick")
-    pictures = page.locator("#slider img")
-    expect(pictures).to_have_count(2)
-    sizes = [picture.evaluate("i => [i.naturalWidth, i.naturalHeight]") for picture in pictures.all()]
-    assert sizes == [[360, 240], [360, 240]]
+    expect(page.locator("#told")).to_contain_text("360 × 240 · custom/quick")
+    assert sizes(page, "#slider") == [[360, 240], [360, 240]]
     name, data = saved(page)
     assert name == "holiday_4x.png"
     assert Image.open(io.BytesIO(data)).size == (360, 240)
@@ -155,9 +164,9 @@ def test_a_photo_is_restored_compared_and_taken_home(page, rng):
 
 def test_options_change_the_result(page, rng):
     choose(page, photo_like(rng, 40, 50), "old photo.jpg", quality=90)
-    page.click("#options button")
     page.click("#outscale label:has-text('2x')")
     expect(page.locator("#said")).to_contain_text("50 × 40 → 100 × 80")
+    page.click("#options button")
     page.click("#format input")
     page.click("[role=option]:has-text('TIFF')")
     page.click("#start")
@@ -172,8 +181,8 @@ def test_stop_stops_and_the_next_photo_has_its_turn(page, rng, folder):
     expect(page.locator("#said")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
     page.click("#start")
-    expect(page.locator("#slider")).to_contain_text("tiles", timeout=60_000)
-    before = len(list((folder / "processed").iterdir()))
+    expect(page.locator("#before")).to_contain_text("tiles", timeout=60_000)
+    before = len(list(folder.glob("processed/*/after.jpg")))
     page.click("#stop")
     expect(page.locator("#start")).to_be_visible(timeout=10_000)
     expect(page.locator("#said")).to_contain_text("Stopped")
@@ -183,7 +192,7 @@ def test_stop_stops_and_the_next_photo_has_its_turn(page, rng, folder):
     page.click("#start")
     expect(page.locator("#download")).to_be_visible(timeout=60_000)
     assert saved(page)[0] == "next_4x.png"
-    assert len(list((folder / "processed").iterdir())) == before + 1, "the stopped photo left nothing"
+    assert len(list(folder.glob("processed/*/after.jpg"))) == before + 1, "the stopped photo left nothing"
 
 
 @pytest.mark.parametrize(
@@ -204,6 +213,107 @@ def test_what_cannot_be_read_is_said_in_words(page, rng, name, data, words):
     expect(page.locator("#start")).to_be_disabled()
     choose(page, photo_like(rng, 30, 30))
     expect(page.locator("#start")).to_be_enabled()
+
+
+def test_a_click_shows_that_spot_at_full_size_and_the_arrows_move_it(page, rng):
+    pixels = photo_like(rng, 300, 500)
+    pixels[:60, :100] = (250, 20, 20)
+    choose(page, pixels)
+    page.click("#start")
+    expect(page.locator("#download")).to_be_visible(timeout=60_000)
+    expect(page.locator("#view img").first).to_be_visible()
+    assert sizes(page, "#view") == [[1200, 720], [1200, 720]]
+    pictures = [page.locator("#view img").first.get_attribute("src")]
+
+    def changed() -> str:
+        page.wait_for_function(
+            "old => document.querySelector('#view img').src != old", arg=pictures[-1], timeout=10_000
+        )
+        pictures.append(page.locator("#view img").first.get_attribute("src"))
+        return pictures[-1]
+
+    box = page.locator("#slider img").first.bounding_box()
+    page.mouse.click(box["x"] + 0.05 * box["width"], box["y"] + 0.05 * box["height"])
+    corner = changed()
+    seen = Image.open(io.BytesIO(httpx.get(corner).content)).getpixel((100, 100))
+    assert np.abs(np.array(seen) - (250, 20, 20)).max() < 20, "the red corner"
+    page.click("#go-right")
+    assert changed() != corner
+    page.keyboard.press("ArrowLeft")
+    assert changed() == corner
+
+
+def test_a_long_side_in_pixels_takes_the_place_of_times(page, rng):
+    choose(page, photo_like(rng, 50, 100))
+    page.click("#options button")
+    page.fill("#long_side input", "333")
+    page.keyboard.press("Tab")
+    expect(page.locator("#said")).to_contain_text("333 × 167")
+    page.click("#start")
+    expect(page.locator("#told")).to_contain_text("333 × 167", timeout=60_000)
+    assert Image.open(io.BytesIO(saved(page)[1])).size == (333, 167)
+    page.fill("#long_side input", "3000")
+    page.keyboard.press("Tab")
+    expect(page.locator("#said")).to_contain_text("choose from 100 to 800")
+    expect(page.locator("#start")).to_be_disabled()
+
+
+def test_a_sample_and_a_pasted_photo_are_taken_as_uploads(page, rng):
+    page.locator("#samples button").first.click()
+    expect(page.locator("#said")).to_contain_text("→")
+    page.click("#upload [aria-label=Clear]")
+    expect(page.locator("#said")).to_contain_text("Choose")
+    data = io.BytesIO()
+    Image.fromarray(photo_like(rng, 20, 30)).save(data, "PNG")
+    page.evaluate(
+        """data => {
+            const bytes = Uint8Array.from(data), given = new DataTransfer();
+            given.items.add(new File([bytes], "pasted.png", { type: "image/png" }));
+            document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: given, bubbles: true }));
+        }""",
+        list(data.getvalue()),
+    )
+    expect(page.locator("#said")).to_contain_text("30 × 20 → 120 × 80")
+
+
+def test_many_photos_with_a_broken_one(page, rng):
+    page.get_by_role("tab", name="Many photos").click()
+    files = []
+    for name, side in (("one.png", 30), ("broken.png", 0), ("two.png", 40)):
+        data = io.BytesIO(b"not a picture" if not side else b"")
+        if side:
+            Image.fromarray(photo_like(rng, side, side)).save(data, "PNG")
+        files.append({"name": name, "mimeType": "image/png", "buffer": data.getvalue()})
+    page.set_input_files("#uploads input[type=file]", files)
+    expect(page.locator("#table")).to_contain_text("waiting")
+    page.click("#start-all")
+    expect(page.locator("#download-all")).to_be_visible(timeout=60_000)
+    said = " ".join(page.locator("#table").inner_text().split())
+    assert re.search(r"one.png done: 120 × 120.*broken.png failed: .*two.png done: 160 × 160", said), said
+    expect(page.locator("#gallery button img")).to_have_count(2)
+    page.locator("#gallery button").nth(1).click()
+    assert sizes(page, "#slider-all") == [[160, 160], [160, 160]]
+    with page.expect_download() as download:
+        page.click("#download-all")
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert archive.namelist() == ["one_4x.png", "two_4x.png"]
+        assert Image.open(archive.open("two_4x.png")).size == (160, 160)
+
+
+def test_stop_keeps_the_photos_that_are_done(page, rng):
+    choose_model(page, "custom/slow")
+    page.get_by_role("tab", name="Many photos").click()
+    files = []
+    for name, side in (("small.png", 20), ("large.png", 900)):
+        data = io.BytesIO()
+        Image.fromarray(photo_like(rng, side, side)).save(data, "PNG")
+        files.append({"name": name, "mimeType": "image/png", "buffer": data.getvalue()})
+    page.set_input_files("#uploads input[type=file]", files)
+    page.click("#start-all")
+    expect(page.locator("#table")).to_contain_text("tile 1 of", timeout=60_000)
+    page.click("#stop-all")
+    expect(page.locator("#download-all")).to_contain_text("1 photo,")
+    expect(page.locator("#start-all")).to_be_visible()
 
 
 def test_two_pages_do_not_mix_their_results(browser, address, rng):
@@ -230,10 +340,7 @@ def test_another_photo_while_one_is_worked_on_takes_its_place(page, rng):
     expect(page.locator("#said")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
     page.click("#start")
-    expect(page.locator("#slider")).to_contain_text("tiles", timeout=60_000)
-    # Nobody chooses within milliseconds; a second cancel while the first is at work is an error of Gradio's
-    with page.expect_response("**/gradio_api/cancel"):
-        page.click("#upload [aria-label=Clear]")
+    expect(page.locator("#before")).to_contain_text("tiles", timeout=60_000)
     choose(page, photo_like(rng, 30, 30), "second.png")
     expect(page.locator("#said")).to_contain_text("30 × 30")
     page.click("#start")
@@ -249,7 +356,7 @@ def test_the_server_ends_well_in_the_middle_of_a_photo(browser, folder, rng, tmp
         choose(page, photo_like(rng, 900, 1100))
         expect(page.locator("#said")).to_contain_text("4400 × 3600")
         page.click("#start")
-        expect(page.locator("#slider")).to_contain_text("tiles", timeout=60_000)
+        expect(page.locator("#before")).to_contain_text("tiles", timeout=60_000)
     page.close()
 
 

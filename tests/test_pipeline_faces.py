@@ -127,18 +127,23 @@ def test_recompose_is_what_restoring_anew_gives_without_a_network(weights, photo
     plain = loaded(weights).restore(photo, face_enhance="off")
     assert run.recompose(result).data == result.data
     assert run.recompose(result, face_strength=0).data == plain.data
-    assert run.recompose(result, skip=[0, 1]).data == plain.data
+    assert run.recompose(result, strengths={0: 0, 1: 0}).data == plain.data
     weak = loaded(weights).restore(photo, face_strength=0.3)
     assert run.recompose(result, face_strength=0.3).data == weak.data
     assert run.recompose(run.recompose(result, face_strength=0.3), face_strength=1).data == result.data
-    one = run.recompose(result, skip=[1])
+    one = run.recompose(result, strengths={1: 0})
     first, second = result.faces
+    some = run.recompose(result, strengths={0: 0.3}).after.pixels
+    assert np.abs(near(first, some, 4) - near(first, weak.after.pixels, 4)).max() <= 1
+    assert np.array_equal(near(second, some, 4), near(second, result.after.pixels, 4))
     assert np.array_equal(near(first, one.after.pixels, 4), near(first, result.after.pixels, 4))
     assert np.array_equal(near(second, one.after.pixels, 4), near(second, plain.after.pixels, 4))
     assert run.recompose(result, format="jpeg").format == "jpeg"
     for options, words in (
         ({"outscale": 2}, "outscale cannot be changed"),
-        ({"skip": [2]}, "no face 2; the result has 2"),
+        ({"strengths": {2: 1.0}}, "no face 2; the result has 2"),
+        ({"strengths": {-1: 1.0}}, "no face -1; the result has 2"),
+        ({"strengths": {0: 1.5}}, "from 0 to 1"),
         ({"face_strength": 2}, "from 0 to 1"),
         ({"blur": 1}, "no option 'blur'"),
     ):

@@ -180,3 +180,19 @@ def test_filling_takes_the_nearest_visible_colours(rng):
     assert (filled[:, 20:24] == (200, 40, 10)).all()
     assert (filled[:, 40:44] == (10, 40, 200)).all()
     assert (filled[..., 1] == 40).all()
+
+
+@pytest.mark.parametrize("outscale", [1, 3, 4, 8])
+@pytest.mark.parametrize(("scale", "align"), [(4, 1), (2, 2), (1, 4)])
+def test_the_tiles_needed_are_those_that_run(rng, outscale, scale, align):
+    seen = []
+
+    class Counting(Nearest):
+        def __call__(self, tile):
+            seen.append(tile.shape[0] * tile.shape[1])
+            return super().__call__(tile)
+
+    engine = Counting(scale, align)
+    pixels = rng.integers(0, 256, (101, 67, 3), dtype=np.uint8)
+    upscale.upscale(photo(pixels), engine, outscale=outscale, tile=32)
+    assert upscale.tiles_needed(67, 101, engine, outscale=outscale, tile=32) == (len(seen), sum(seen))

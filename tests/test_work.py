@@ -1,18 +1,20 @@
 import asyncio
 import gc
 import os
+import shutil
 import time
 import weakref
-from types import SimpleNamespace
+import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from restorer import Restorer, UnsupportedImage, settings
+from restorer import Options, Restorer, Result, UnsupportedImage, settings
 from restorer.errors import Cancelled
 from restorer.photo import Meta, Photo
-from restorer.web import ui, work
+from restorer.web import handlers, work
 
 
 def slow(tiles, log, *, seconds=0.05):
@@ -134,21 +136,59 @@ def test_what_was_stopped_or_failed_does_not_stay_in_memory(monkeypatch):
         gc.enable()
 
 
+def stored(tmp_path, before, after, **options) -> work.Shown:
+    result = Result(
+        *(b"bytes", "jpeg", after.width, after.height, "m", 1.0, ("w",), before, after, (), ""),
+        options=Options(**options),
+        under=(),
+    )
+    shown = work.store(result, "holiday.heic", tmp_path)
+    work.keep(result, shown)
+    return shown
+
+
 def test_previews_are_of_one_size_and_show_what_the_photo_shows(tmp_path):
     before = Photo(
         np.full((30, 40, 3), 60000, np.uint16), np.zeros((30, 40), np.uint16), Meta("png", depth=16)
     )
     after = Photo(np.full((3000, 4000, 3), 200, np.uint8), None, Meta("png"))
-    result = SimpleNamespace(
-        data=b"bytes", format="jpeg", width=4000, height=3000, before=before, after=after
-    )
-    shown = work.store(result, "holiday.heic", 100, tmp_path)
-    assert shown.file.name == "holiday_100x.jpg"
+    shown = stored(tmp_path, before, after, outscale=8)
+    assert shown.file.name == "holiday_8x.jpg"
     assert shown.file.read_bytes() == b"bytes"
     one, two = Image.open(shown.before), Image.open(shown.after)
     assert one.size == two.size == (2048, 1536)
     assert one.getpixel((9, 9)) == (255, 255, 255), "transparent is white"
     assert two.getpixel((9, 9)) == (200, 200, 200)
+
+
+def test_what_is_kept_comes_back_and_a_closer_look_shows_its_pixels(tmp_path, rng):
+    noise = rng.integers(0, 256, (75, 125, 3), np.uint8)
+    small = cv2.resize(noise, (500, 300), interpolation=cv2.INTER_CUBIC)
+    large = cv2.resize(small, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    shown = stored(tmp_path, Photo(small, None, Meta("png")), Photo(large, None, Meta("png")))
+    result = work.kept(shown)
+    assert np.array_equal(result.after.pixels, large) and np.array_equal(result.before.pixels, small)
+    assert result.warnings == ("w",) and result.before.meta == Meta("png")
+    for spot, left, top in (((0.5, 0.5), 400, 240), ((0, 0), 0, 0), ((1, 1), 800, 480), ((0.6, 0.3), 600, 0)):
+        paths = work.look(result, spot, shown)
+        before, after = (np.asarray(Image.open(path)).astype(float) for path in paths)
+        whole = large[top : top + 720, left : left + 1200]
+        assert before.shape == after.shape == (720, 1200, 3)
+        assert np.abs(after - whole).mean() < 2
+        assert np.abs(before - whole).mean() < 3, "the same spot"
+    shutil.rmtree(shown.file.parent)
+    with pytest.raises(UnsupportedImage, match="restore the photo again"):
+        work.kept(shown)
+
+
+def test_an_archive_numbers_files_of_one_name(tmp_path):
+    files = [tmp_path / folder / "a.png" for folder in "xyz"] + [tmp_path / "x/A.png"]
+    for number, file in enumerate(files):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(str(number))
+    with zipfile.ZipFile(work.zipped(files, tmp_path)) as archive:
+        assert archive.namelist() == ["a.png", "a-2.png", "a-3.png", "A-4.png"]
+        assert [archive.read(name) for name in archive.namelist()] == [b"0", b"1", b"2", b"3"]
 
 
 def test_results_are_kept_for_an_hour(tmp_path):
@@ -166,11 +206,12 @@ def test_only_uploads_are_read(tmp_path):
     for name in ("secret.png", "uploads/mine.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    found = settings.Settings(upload_folder=tmp_path / "uploads")
-    page = ui._Page(Restorer(weights=tmp_path), found, work.Workshop())
-    values = (4, "auto", 1, "off", "GFPGANv1.3", 1, "same", 95, True, False)
-    assert "8 × 8" in page.chosen(str(tmp_path / "uploads/mine.png"), *values)[0]
+    found = settings.Settings(upload_folder=tmp_path / "uploads", processed_folder=tmp_path / "made")
+    page = handlers.Page(Restorer(weights=tmp_path), found, work.Workshop())
+    found.processed_folder.mkdir()
+    values = (4, 0, "auto", 1, False, "GFPGANv1.3", 1, "same", 95, True, False)
+    assert "8 × 8" in page.picked(str(tmp_path / "uploads/mine.png"), *values)[3]
     for path in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
-        assert "⚠" in page.chosen(str(tmp_path / path), *values)[0]
+        assert "⚠" in page.picked(str(tmp_path / path), *values)[3]
         *_, last = taken(page.restore(str(tmp_path / path), *values))
-        assert "⚠" in last[1]
+        assert isinstance(last, handlers.Failed) and str(tmp_path) not in last.why

@@ -1,8 +1,8 @@
 """Put restored faces back into a photo: only where they are, in float32, rounded once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -50,30 +50,39 @@ class Under(NamedTuple):
 
 
 def paste(
-    pixels: np.ndarray, faces: Sequence[Face], *, outscale: float, strength: float, grey: bool = False
+    pixels: np.ndarray,
+    faces: Sequence[Face],
+    *,
+    outscale: float,
+    strength: float,
+    shares: Mapping[int, float] | None = None,
+    grey: bool = False,
 ) -> tuple[Under, ...]:
     """Put the restored faces into the enlarged photo, in place; what lay there before.
 
     pixels    (H, W, 3) uint8 or uint16 RGB, the photo enlarged outscale times
     strength  0 changes nothing, 1 gives the restored faces; a true blend in between
+    shares    of the strength, for single faces by their index in `faces`
     grey      the three channels stay equal
 
     Of overlapping faces the larger, which is nearer, lies on top.
     """
-    ordered = sorted(filter(_seen, faces), key=lambda face: -align.magnification(face.affine))
+    shared = [(face, (shares or {}).get(index, 1)) for index, face in enumerate(faces)]
+    seen = [(face, share) for face, share in shared if share > 0 and _seen(face)]
+    ordered = sorted(seen, key=lambda one: -align.magnification(one[0].affine))
     if not ordered or strength == 0:
         return ()
     before = []
     size = pixels.shape[1::-1]
-    placed = [(_rectangle(face, size, outscale), face) for face in ordered]
+    placed = [(_rectangle(face, size, outscale), (face, share)) for face, share in ordered]
     for group in _overlapping([one for one in placed if _area(one[0])]):
         rows, columns = _union([rectangle for rectangle, _ in group])
         before.append(Under(rows, columns, pixels[rows, columns].copy()))
         region = before[-1].pixels.astype(np.float32)
-        for (down, across), face in group:
+        for (down, across), (face, share) in group:
             top, left = down.start - rows.start, across.start - columns.start
             part = region[top : down.stop - rows.start, left : across.stop - columns.start]
-            _lay(part, face, outscale, (across.start, down.start), size)
+            _lay(part, face, share, outscale, (across.start, down.start), size)
         np.clip(region, 0, np.iinfo(pixels.dtype).max, out=region)
         done = rounded(before[-1].pixels + np.float32(strength) * (region - before[-1].pixels), pixels.dtype)
         pixels[rows, columns] = luma(done)[..., None] if grey else done
@@ -92,6 +101,7 @@ def _seen(face: Face) -> bool:
     return face.restored and bool(face.mask.any())
 
 
+T = TypeVar("T")
 Rectangle = tuple[slice, slice]
 
 
@@ -112,7 +122,7 @@ def _area(rectangle: Rectangle) -> int:
     return (rows.stop - rows.start) * (columns.stop - columns.start)
 
 
-def _overlapping(placed: list[tuple[Rectangle, Face]]) -> list[list[tuple[Rectangle, Face]]]:
+def _overlapping(placed: list[tuple[Rectangle, T]]) -> list[list[tuple[Rectangle, T]]]:
     """Groups of which no two touch, each in the order given."""
     groups: list[list[int]] = []
     for index, (rectangle, _) in enumerate(placed):
@@ -134,14 +144,20 @@ def _union(rectangles: list[Rectangle]) -> Rectangle:
 
 
 def _lay(
-    part: np.ndarray, face: Face, outscale: float, origin: tuple[int, int], size: tuple[int, int]
+    part: np.ndarray,
+    face: Face,
+    share: float,
+    outscale: float,
+    origin: tuple[int, int],
+    size: tuple[int, int],
 ) -> None:
-    """Lay a face over a float32 part, which begins at origin (x, y), of the enlarged photo of `size`."""
+    """Lay a share of a face over a float32 part, from origin (x, y), of the enlarged photo of `size`."""
     larger = align.from_larger(face.affine, outscale)
     moved = np.column_stack([larger[:, :2], align.apply(larger, np.array([origin], float))[0]])
     to_part, shape = align.inverse(moved), part.shape[1::-1]
     crop = align.warp(_matched(face, _within(larger, outscale, size)), to_part, shape)
-    part += align.warp(face.mask, to_part, shape, cv2.INTER_LINEAR)[..., None] * (crop - part)
+    mask = align.warp(face.mask, to_part, shape, cv2.INTER_LINEAR)
+    part += (mask * np.float32(share))[..., None] * (crop - part)
 
 
 def _within(larger: np.ndarray, outscale: float, size: tuple[int, int]) -> np.ndarray | None:

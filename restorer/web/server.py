@@ -1,14 +1,17 @@
 """Put page, queue and guard together, and serve them."""
 
+import logging
 import os
 import signal
+import threading
 
 import gradio as gr
 from starlette.middleware import Middleware
 
+from ..errors import RestoreError
 from ..pipeline import Restorer
 from ..settings import Settings
-from . import ui
+from . import handlers, ui
 from .guard import KeyGuard
 from .work import AGE, Workshop, sweep
 
@@ -20,7 +23,8 @@ def build(settings: Settings, workshop: Workshop) -> gr.Blocks:
     for folder in (settings.upload_folder, settings.processed_folder):
         folder.mkdir(parents=True, exist_ok=True)
     sweep(settings.processed_folder, AGE)
-    gr.set_static_paths([settings.processed_folder])  # results are served from where they lie, not copied
+    # served from where they lie, not copied
+    gr.set_static_paths([settings.processed_folder, *handlers.SAMPLES])
     restorer = Restorer(
         weights=settings.restorer_weights or None,
         device=settings.device or None,
@@ -28,8 +32,17 @@ def build(settings: Settings, workshop: Workshop) -> gr.Blocks:
         model=settings.model,
     )
     blocks = ui.build(restorer, settings, workshop)
+    threading.Thread(target=_warm, args=(restorer,), daemon=True).start()
     # api_open would let programs pass by the queue
     return blocks.queue(max_size=settings.max_queue, api_open=False)
+
+
+def _warm(restorer: Restorer) -> None:
+    """Load and time the default model while nobody waits for it."""
+    try:
+        restorer.measure()
+    except RestoreError as error:
+        logging.getLogger(__name__).warning("%s", error)  # the page says it when a photo is chosen
 
 
 def serve(settings: Settings) -> None:
@@ -42,6 +55,7 @@ def serve(settings: Settings) -> None:
         server_port=settings.port,
         theme=ui.theme(),
         css_paths=[ui.STYLE],
+        js=ui.SCRIPT.read_text(),
         max_file_size=settings.max_file_size_mb * 2**20,
         show_error=False,
         enable_monitoring=False,

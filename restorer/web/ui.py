@@ -1,7 +1,5 @@
-"""The page: what is on it and what happens on a click. The work is in work.py and in the package."""
+"""The page: what is on it and what a click leads to. The handlers are in handlers.py."""
 
-import logging
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,42 +7,22 @@ from typing import Any
 import gradio as gr
 from gradio import themes
 
-from .. import models, photo
-from ..errors import RestoreError, UnsupportedImage
+from .. import models
 from ..files import READABLE
-from ..options import FORMATS, Options
-from ..pipeline import Restorer, Result
+from ..options import FORMATS
+from ..pipeline import Restorer
 from ..settings import Settings
-from ..tiling import Progress
-from . import work
+from . import handlers, work
 
 STYLE = Path(__file__).with_name("style.css")
+SCRIPT = Path(__file__).with_name("page.js")
 _TITLE = "Neural Image Restore"
 # Everything that computes shares one worker
 _DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-_FORMAT_NAMES = {
-    "same": "As the photo",
-    "png": "PNG",
-    "jpeg": "JPEG",
-    "webp": "WebP",
-    "tiff": "TIFF",
-    "avif": "AVIF",
-}
+_LATEST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
 _SIZES = (1, 2, 3, 4, 6, 8)
-_START = "Choose a photo to begin."
-_FIELDS = (
-    "outscale",
-    "model",
-    "denoise",
-    "face_enhance",
-    "face_model",
-    "face_strength",
-    "format",
-    "quality",
-    "keep_metadata",
-    "remove_gps",
-)
+_STEPS = {"◂": (-1, 0, "left"), "▴": (0, -1, "up"), "▾": (0, 1, "down"), "▸": (1, 0, "right")}
 
 
 def theme() -> themes.Base:
@@ -59,152 +37,214 @@ def theme() -> themes.Base:
 
 def build(restorer: Restorer, settings: Settings, workshop: work.Workshop) -> gr.Blocks:
     """The page, ready for server.py to queue and serve."""
-    page = _Page(restorer, settings, workshop)
+    page = handlers.Page(restorer, settings, workshop)
     with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(1800, 3600)) as blocks:
         gr.Markdown(f"# {_TITLE}\nMakes old, small and damaged photos large and clear.", elem_id="title")
-        with gr.Row():
-            with gr.Column(scale=1, min_width=300):
-                upload = gr.File(label="Photo", file_types=_endings(), height=150, elem_id="upload")
-                said = gr.Markdown(_START, elem_id="said")
-                start = gr.Button("Restore", variant="primary", interactive=False, elem_id="start")
-                stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
-                download = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download")
-                fields = _option_fields(page)
-            with gr.Column(scale=3, min_width=320):
-                slider = gr.ImageSlider(
-                    label="Before and after",
-                    type="filepath",
-                    interactive=False,
-                    buttons=["fullscreen"],
-                    max_height=720,
-                    elem_id="slider",
-                )
-        given = [upload, *(fields[name] for name in _FIELDS)]
-        outputs = [slider, said, start, stop, download]
-        run = start.click(_busy, None, [start, stop, download], **_QUIET).then(
-            page.restore, given, outputs, show_progress_on=slider, api_visibility="private", **_DEVICE
-        )
-        stop.click(_stopped, None, [said, start, stop], cancels=run, queue=False, **_QUIET)
-        upload.change(page.picked, given, outputs, cancels=run, **_QUIET)
-        for name in ("model", "outscale", "format"):
-            fields[name].change(page.chosen, given, [said, start, download], **_QUIET)
-        fields["face_enhance"].change(
-            _faces, fields["face_enhance"], [fields["face_model"], fields["face_strength"]], **_QUIET
-        )
-        for name in ("model", "outscale"):
-            fields[name].change(
-                page.denoise, [fields["model"], fields["outscale"]], fields["denoise"], **_QUIET
-            )
+        with gr.Tab("One photo"):
+            fields = _one(page)
+        with gr.Tab("Many photos"):
+            _many(page, fields)
     return blocks
 
 
-class _Page:
-    """The handlers. What they are given, after the upload's path, are the values of _option_fields()."""
+def _one(page: handlers.Page) -> list[Any]:
+    """The first tab; the fields of its options, in the order of handlers.FIELDS."""
+    asked, made, shown = gr.State(), gr.State(), gr.State()
+    spot = gr.Textbox(visible="hidden", elem_id="spot")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            upload = gr.File(label="Photo", file_types=_endings(), height=140, elem_id="upload")
+            samples = gr.Gallery(
+                list(map(str, handlers.SAMPLES)),
+                label="Photos to try",
+                show_label=False,
+                columns=len(handlers.SAMPLES),
+                height=100,
+                allow_preview=False,
+                object_fit="cover",
+                buttons=[],
+                elem_id="samples",
+            )
+            said = gr.Markdown(handlers.START, elem_id="said")
+            start = gr.Button("Restore", variant="primary", interactive=False, elem_id="start")
+            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
+            fields = _option_fields(page)
+        with gr.Column(scale=3, min_width=320):
+            before = gr.Image(
+                label="Photo", interactive=False, buttons=[], height=560, visible=False, elem_id="before"
+            )
+            slider = _slider("Before and after; a click shows that spot at 100 %", "slider", visible=False)
+            with gr.Group(visible=False, elem_id="result") as result:
+                told = gr.Markdown(elem_id="told", padding=True)
+                download = gr.DownloadButton("Download", variant="primary", elem_id="download")
+                with gr.Accordion("Details", open=False, elem_id="details"):
+                    receipt = gr.JSON(show_label=False, elem_id="receipt")
+            faces = gr.Column(visible=False, elem_id="faces")
+            with gr.Column(visible=False, elem_id="closer") as closer:
+                view = _slider("100 %: real pixels, before and after", "view", max_height=work.VIEW[1])
+                with gr.Row(elem_id="steps"):
+                    for sign, (right, down, name) in _STEPS.items():
+                        button = gr.Button(sign, size="sm", min_width=40, elem_id=f"go-{name}")
+                        button.click(partial(page.moved, right, down), [spot, shown], spot, **_QUIET)
 
-    def __init__(self, restorer: Restorer, settings: Settings, workshop: work.Workshop) -> None:
-        self.restorer, self.settings, self.workshop = restorer, settings, workshop
-
-    def picked(self, path: str | None, *values: object) -> tuple:
-        """Another photo: what was made of the one before is no longer shown."""
-        said, fine = self._described(path, values)
-        start = gr.Button(visible=True, interactive=fine)
-        return None, said, start, gr.Button(visible=False), gr.DownloadButton(visible=False)
-
-    def chosen(self, path: str | None, *values: object) -> tuple[str, gr.Button, gr.DownloadButton]:
-        """What will be made of the photo, or why nothing can."""
-        said, fine = self._described(path, values)
-        return said, gr.Button(interactive=fine), gr.DownloadButton(visible=False)
-
-    def denoise(self, model: str, outscale: float) -> gr.Slider:
-        """The denoise slider is there for the models that have it."""
-        if self.restorer.model(Options(model=model, outscale=outscale)).pair:
-            return gr.Slider(visible=True)
-        return gr.Slider(visible=False, value=Options.denoise)
-
-    async def restore(
-        self,
-        path: str,
-        *values: object,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> AsyncIterator[tuple]:
-        """Restore the upload, telling tiles and yielding twice a second: what stops it, stops it here."""
-        try:
-            async for step in self.workshop.steps(partial(self._made, path, _options(values))):
-                if not isinstance(step, work.Step):
-                    yield step
-                    return
-                if step.total:
-                    progress((step.done, step.total), desc="Restoring", unit="tiles")
-                else:
-                    progress(None, desc="Preparing")  # its turn, the photo, the model
-                yield tuple(gr.skip() for _ in range(5))
-        except RestoreError as error:
-            yield _failed(str(error))
-        except Exception:  # noqa: BLE001  one job of the queue: the next one must have its turn
-            logging.getLogger(__name__).exception("a restoration failed")
-            yield _failed("something went wrong; the server's log says what")
-
-    def _made(self, path: str, options: Options, progress: Progress) -> tuple:
-        result = self.restorer.restore(self._upload(path), progress=progress, **vars(options))
-        return self._done(result, path, options.outscale)
-
-    def _done(self, result: Result, path: str, outscale: float) -> tuple:
-        shown = work.store(result, Path(path).name, outscale, self.settings.processed_folder)
-        size = len(result.data) / 1e6
-        said = f"**{result.width} × {result.height}** · {result.model} · {result.seconds:.1f} s"
-        if result.faces and result.face_note not in result.warnings:
-            said += f" · {result.face_note}"
-        said += "".join(f"\n- {warning}" for warning in result.warnings)
-        label = f"Download {_FORMAT_NAMES[result.format]}, {size:.1f} MB"
-        return (
-            (str(shown.before), str(shown.after)),
-            said,
-            gr.Button(visible=True),
-            gr.Button(visible=False),
-            gr.DownloadButton(label, value=str(shown.file), visible=True),
-        )
-
-    def _described(self, path: str | None, values: tuple[object, ...]) -> tuple[str, bool]:
-        if not path:
-            return _START, False
-        try:
-            options = _options(values)
-            found = photo.decode(self._upload(path), max_pixels=self.settings.limits.input_pixels)
-            width, height = self.restorer.result_size(found, options)
-            model = self.restorer.model(options)
-        except RestoreError as error:
-            return f"⚠ {error}", False
-        here = (
-            ""
-            if models.is_present(model, self.restorer.weights)
-            else f", to download: {model.bytes / 1e6:.0f} MB"
-        )
-        return f"{found.width} × {found.height} → **{width} × {height}** · {model.name}{here}", True
-
-    def _upload(self, path: str | None) -> bytes:
-        """The upload's bytes. Gradio hands over any path that a program sends, and deletes old uploads."""
-        real = Path(path or "").resolve()
-        if not real.is_relative_to(self.settings.upload_folder):
-            raise UnsupportedImage("this is not an uploaded file")
-        try:
-            return real.read_bytes()
-        except OSError as error:
-            raise UnsupportedImage("the upload is no longer there; choose the photo again") from error
+    options = list(fields.values())
+    given = [upload, *options]
+    quote = [said, start]
+    run = start.click(handlers.busy, None, [start, stop], **_QUIET).then(
+        page.restore, given, made, show_progress_on=[before, slider], api_visibility="private", **_DEVICE
+    )
+    made.change(
+        page.show, [made, asked, *options], [before, slider, result, closer, faces, *quote, stop], **_QUIET
+    ).then(page.opened, made, [shown, spot], **_QUIET)
+    shown.change(page.told, shown, [before, slider, result, closer, told, download, receipt], **_QUIET)
+    stop.click(handlers.stopped, None, [said, start, stop], cancels=run, queue=False, **_QUIET)
+    upload.change(page.picked, given, [asked, made, before, *quote, stop], cancels=run, **_QUIET).then(
+        page.measured, [asked, *options], quote, **_LATEST
+    )
+    samples.select(page.sample, None, upload, **_QUIET)
+    for name, field in fields.items():
+        if name in handlers.QUOTED:
+            field.change(page.quoted, [asked, *options], quote, **_LATEST).then(
+                page.measured, [asked, *options], quote, **_LATEST
+            )
+    fields["restore_faces"].change(
+        handlers.faces_wanted,
+        fields["restore_faces"],
+        [fields["face_model"], fields["face_strength"]],
+        **_QUIET,
+    )
+    for name in ("model", "outscale"):
+        fields[name].change(page.denoise, [fields["model"], fields["outscale"]], fields["denoise"], **_QUIET)
+    for trigger in (spot.change, shown.change):
+        trigger(page.look, [spot, shown], view, **_LATEST)
+    with faces:
+        _faces(page, made, shown)
+    return options
 
 
-def _option_fields(page: _Page) -> dict[str, Any]:
-    default = page.restorer.options
-    names = [model.name for model in models.available(page.restorer.weights) if model.kind == "upscale"]
-    with gr.Accordion("Options", open=False, elem_id="options"):
-        return {
-            "outscale": gr.Radio(
-                [(f"{times}x", times) for times in _SIZES],
-                value=default.outscale,
-                label="Size",
-                info="Times the photo's width and height",
-                elem_id="outscale",
+def _slider(label: str, name: str, *, visible: bool = True, max_height: int = 720) -> gr.ImageSlider:
+    return gr.ImageSlider(
+        label=label,
+        type="filepath",
+        interactive=False,
+        buttons=["fullscreen"],
+        max_height=max_height,
+        visible=visible,
+        elem_id=name,
+    )
+
+
+def _faces(page: handlers.Page, made: gr.State, shown: gr.State) -> None:
+    """A row of faces, made anew for each result: before and after, a tick and a strength for each."""
+
+    @gr.render(inputs=made, triggers=[made.change])
+    def row(result: object) -> None:
+        found = result.faces if isinstance(result, work.Shown) else ()
+        ticks, strengths = [], []
+        with gr.Row():
+            for number, face in enumerate(found, 1):
+                with gr.Column(min_width=200, scale=0):
+                    gr.Image(
+                        str(face.pair), label=f"Face {number}", interactive=False, buttons=[], height=120
+                    )
+                    left = bool(face.reason)
+                    ticks.append(gr.Checkbox(not left, label=f"Face {number} restored", interactive=not left))
+                    strengths.append(
+                        gr.Slider(0, 1, 0 if left else 1, label=f"Strength {number}", interactive=not left)
+                    )
+                    if left:
+                        gr.Markdown(f"Left as it was: {face.reason}.")
+        for control in (*ticks, *strengths):
+            control.change(page.recompose, [made, *ticks, *strengths], shown, **_LATEST)
+
+
+def _many(page: handlers.Page, fields: list[Any]) -> None:
+    """The second tab."""
+    done = gr.State(())
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            upload = gr.File(
+                label="Photos",
+                file_types=_endings(),
+                file_count="multiple",
+                height=200,
+                elem_id="uploads",
+            )
+            gr.Markdown("Each is restored with the options of the first tab.")
+            start = gr.Button("Restore all", variant="primary", interactive=False, elem_id="start-all")
+            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-all")
+            archive = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download-all")
+        with gr.Column(scale=3, min_width=320):
+            table = gr.Dataframe(
+                headers=["Photo", "State"],
+                datatype="str",
+                interactive=False,
+                wrap=True,
+                column_widths=["40%", "60%"],
+                buttons=[],
+                elem_id="table",
+            )
+            gallery = gr.Gallery(
+                label="Restored: click one to compare",
+                columns=4,
+                fit_columns=False,
+                height="auto",
+                allow_preview=False,
+                visible=False,
+                buttons=[],
+                elem_id="gallery",
+            )
+            slider = _slider("Before and after", "slider-all", visible=False)
+            download = gr.DownloadButton("Download this one", visible=False, elem_id="download-one")
+    run = start.click(handlers.busy_all, None, [start, stop, archive], **_QUIET).then(
+        page.restore_all,
+        [upload, *fields],
+        [table, done],
+        show_progress="hidden",
+        api_visibility="private",
+        **_DEVICE,
+    )
+    ended = [start, stop, archive]
+    run.success(page.archive, done, ended, **_QUIET)
+    stop.click(page.archive, done, ended, cancels=run, **_QUIET)
+    done.change(handlers.results, done, [gallery, slider, download], **_QUIET)
+    upload.change(handlers.picked_all, upload, [table, done, *ended], cancels=run, **_QUIET)
+    gallery.select(handlers.compared, done, [slider, download], **_QUIET)
+
+
+def _option_fields(page: handlers.Page) -> dict[str, Any]:
+    """The controls by name, in the order of handlers.FIELDS."""
+    default, weights = page.restorer.options, page.restorer.weights
+    faces = default.face_enhance != "off"
+    upscalers = [model for model in models.available(weights) if model.kind == "upscale"]
+    made = {
+        "restore_faces": gr.Checkbox(
+            faces, label="Restore faces", info=page.face_help(), elem_id="restore_faces"
+        ),
+        "outscale": gr.Radio(
+            [(f"{times}x", times) for times in _SIZES],
+            value=default.outscale,
+            label="Size",
+            info="Times the photo's width and height",
+            elem_id="outscale",
+        ),
+    }
+    with gr.Accordion("More options", open=False, elem_id="options"):
+        made |= {
+            "model": gr.Dropdown(
+                [("auto: the best that is here", "auto"), *((page.about(m), m.name) for m in upscalers)],
+                value=default.model,
+                label="Model",
+                elem_id="model",
             ),
-            "model": gr.Dropdown(["auto", *names], value=default.model, label="Model", elem_id="model"),
+            "long_side": gr.Number(
+                0,
+                label="Long side in pixels",
+                info="Instead of a size in times; 0 for that",
+                precision=0,
+                minimum=0,
+                elem_id="long_side",
+            ),
             "denoise": gr.Slider(
                 0,
                 1,
@@ -214,17 +254,11 @@ def _option_fields(page: _Page) -> dict[str, Any]:
                 visible=bool(page.restorer.model(default).pair),
                 elem_id="denoise",
             ),
-            "face_enhance": gr.Radio(
-                [("Where possible", "auto"), ("Always", "on"), ("Never", "off")],
-                value=default.face_enhance,
-                label="Restore faces",
-                elem_id="face_enhance",
-            ),
             "face_model": gr.Dropdown(
                 [model.name for model in models.MODELS if model.kind == "face"],
                 value=default.face_model,
                 label="Face model",
-                visible=default.face_enhance != "off",
+                visible=faces,
                 elem_id="face_model",
             ),
             "face_strength": gr.Slider(
@@ -233,11 +267,11 @@ def _option_fields(page: _Page) -> dict[str, Any]:
                 default.face_strength,
                 label="Face strength",
                 info="Less keeps more of the face as it was",
-                visible=default.face_enhance != "off",
+                visible=faces,
                 elem_id="face_strength",
             ),
             "format": gr.Dropdown(
-                [(_FORMAT_NAMES[form], form) for form in FORMATS],
+                [(handlers.FORMAT_NAMES[form], form) for form in FORMATS],
                 value=default.format,
                 label="File format",
                 elem_id="format",
@@ -261,33 +295,7 @@ def _option_fields(page: _Page) -> dict[str, Any]:
                 default.remove_gps, label="Remove GPS", info="Where it was taken", elem_id="remove_gps"
             ),
         }
-
-
-def _options(values: tuple[object, ...]) -> Options:
-    return Options(**dict(zip(_FIELDS, values, strict=True)))  # type: ignore[arg-type]
-
-
-def _faces(enhance: str) -> tuple[gr.Dropdown, gr.Slider]:
-    """What is chosen about faces is there where faces are looked for."""
-    return gr.Dropdown(visible=enhance != "off"), gr.Slider(visible=enhance != "off")
-
-
-def _busy() -> tuple[gr.Button, gr.Button, gr.DownloadButton]:
-    return gr.Button(visible=False), gr.Button(visible=True), gr.DownloadButton(visible=False)
-
-
-def _stopped() -> tuple[str, gr.Button, gr.Button]:
-    return "Stopped.", gr.Button(visible=True), gr.Button(visible=False)
-
-
-def _failed(why: str) -> tuple:
-    return (
-        None,
-        f"⚠ {why}",
-        gr.Button(visible=True),
-        gr.Button(visible=False),
-        gr.DownloadButton(visible=False),
-    )
+    return {name: made[name] for name in handlers.FIELDS}
 
 
 def _endings() -> list[str]:

@@ -1,19 +1,25 @@
 """From an upload to files that a browser can show: a restoration that can be watched and stopped."""
 
 import asyncio
+import itertools
+import math
+import pickle
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+import zipfile
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from PIL import Image
 
-from ..errors import Cancelled
+from ..errors import Cancelled, UnsupportedImage
+from ..faces.paste import Face
 from ..files import READABLE, result_stem, write_atomic
 from ..photo import Photo
 from ..pipeline import Result
@@ -21,6 +27,8 @@ from ..pixels import to_uint8
 from ..tiling import Progress
 
 PREVIEW_SIDE = 2048
+VIEW = (1200, 720)  # pixels of a closer look
+_MARGIN = 4  # pixels beyond a box that resampling looks at
 AGE = 3600  # seconds that a result is kept
 _BEAT = 0.5  # seconds between two looks at whether anybody still waits
 
@@ -88,25 +96,106 @@ class Workshop:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A result on disk: the full-size file, and two previews of one size for the slider."""
+class FaceShown:
+    """A face of a result: a picture of it before and after, side by side, and why it was not restored."""
 
+    pair: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A result on disk: the upload's name, the full-size file, and previews of one size for the slider."""
+
+    name: str
     file: Path
     before: Path
     after: Path
+    faces: tuple[FaceShown, ...]
 
 
-def store(result: Result, name: str, outscale: float, folder: Path) -> Shown:
+def store(result: Result, name: str, folder: Path) -> Shown:
     """Write a result and its previews into a new folder below `folder`. `name` is the upload's."""
     sweep(folder, AGE)
     place = folder / uuid.uuid4().hex
-    file = place / (result_stem(Path(name).stem, outscale) + READABLE[result.format][0])
-    shown = Shown(file, place / "before.jpg", place / "after.jpg")
+    file = place / (result_stem(Path(name).stem, result.options.outscale) + READABLE[result.format][0])
     size = _fitted(result.width, result.height)
-    write_atomic(shown.file, result.data)
-    _write_preview(result.before, size, shown.before)
-    _write_preview(result.after, size, shown.after)
-    return shown
+    write_atomic(file, result.data)
+    return Shown(
+        name,
+        file,
+        _picture(result.before, _whole(result.before), size, place / "before.jpg"),
+        _picture(result.after, _whole(result.after), size, place / "after.jpg"),
+        tuple(
+            FaceShown(_pair(face, place / f"face-{index}.jpg"), face.reason)
+            for index, face in enumerate(result.faces)
+        ),
+    )
+
+
+def preview(photo: Photo, folder: Path) -> Path:
+    """Write a photo as the browser can show it into a new folder below `folder`."""
+    path = folder / uuid.uuid4().hex / "photo.jpg"
+    return _picture(photo, _whole(photo), _fitted(photo.width, photo.height), path)
+
+
+def keep(result: Result, shown: Shown) -> None:
+    """Write all of a result but its file beside that, for kept()."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(replace(result, data=b""), protocol=5, buffer_callback=buffers.append)
+    parts = [buffer.raw() for buffer in buffers]
+    with shown.file.with_name("kept.samples").open("wb") as file:
+        file.writelines(parts)
+    write_atomic(shown.file.with_name("kept.pickle"), pickle.dumps(([part.nbytes for part in parts], head)))
+
+
+def kept(shown: Shown) -> Result:
+    """What keep() wrote; its pictures are read-only and stay on disk until they are looked at.
+
+    Raises UnsupportedImage where the janitor was faster.
+    """
+    try:
+        sizes, head = pickle.loads(shown.file.with_name("kept.pickle").read_bytes())  # noqa: S301  our own
+        samples = np.memmap(shown.file.with_name("kept.samples"), np.uint8, "r")
+    except OSError as error:
+        raise UnsupportedImage("this result is no longer there; restore the photo again") from error
+    ends = list(itertools.accumulate(sizes))
+    return pickle.loads(  # noqa: S301
+        head, buffers=[samples[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    )
+
+
+def look(result: Result, spot: tuple[float, float], shown: Shown) -> tuple[Path, Path]:
+    """Before and after about a spot (x, y, each 0 to 1) with every pixel of the result as it is."""
+    size = min(VIEW[0], result.width), min(VIEW[1], result.height)
+    left, top = (
+        min(max(0, round(part * whole - side / 2)), whole - side)
+        for part, whole, side in zip(spot, (result.width, result.height), size, strict=True)
+    )
+    box = left, top, left + size[0], top + size[1]
+    across, down = result.before.width / result.width, result.before.height / result.height
+    before = box[0] * across, box[1] * down, box[2] * across, box[3] * down
+    name = f"view-{left}-{top}"
+    return (
+        _picture(result.before, before, size, shown.file.with_name(f"{name}-before.jpg")),
+        _picture(result.after, box, size, shown.file.with_name(f"{name}-after.jpg")),
+    )
+
+
+def zipped(files: Sequence[Path], folder: Path) -> Path:
+    """The files in one archive below `folder`, those of one name numbered."""
+    path = folder / uuid.uuid4().hex / "restored.zip"
+    path.parent.mkdir(parents=True)
+    taken: set[str] = set()
+    with zipfile.ZipFile(path, "w") as archive:  # pictures are compressed already
+        for file in files:
+            name, count = file.name, 1
+            while name.lower() in taken:
+                count += 1
+                name = f"{file.stem}-{count}{file.suffix}"
+            taken.add(name.lower())
+            archive.write(file, name)
+    return path
 
 
 def _fitted(width: int, height: int) -> tuple[int, int]:
@@ -114,16 +203,38 @@ def _fitted(width: int, height: int) -> tuple[int, int]:
     return max(1, round(width * shrink)), max(1, round(height * shrink))
 
 
-def _write_preview(photo: Photo, size: tuple[int, int], path: Path) -> None:
-    """A JPEG of exactly `size` pixels, transparency on white, in the photo's own colour space."""
-    image = Image.fromarray(to_uint8(photo.pixels)).resize(size, Image.Resampling.LANCZOS, reducing_gap=2)
+def _whole(photo: Photo) -> tuple[float, float, float, float]:
+    return 0, 0, photo.width, photo.height
+
+
+def _picture(photo: Photo, box: tuple[float, float, float, float], size: tuple[int, int], path: Path) -> Path:
+    """A JPEG of exactly `size` pixels of a box (left, top, right, bottom) of the photo.
+
+    Transparency on white, in the photo's own colour space.
+    """
+    left, top, right, bottom = box
+    x0, y0 = max(0, math.floor(left) - _MARGIN), max(0, math.floor(top) - _MARGIN)
+    rows, columns = slice(y0, math.ceil(bottom) + _MARGIN), slice(x0, math.ceil(right) + _MARGIN)
+    within = left - x0, top - y0, right - x0, bottom - y0
+
+    def fitted(samples: np.ndarray) -> Image.Image:
+        image = Image.fromarray(to_uint8(np.ascontiguousarray(samples[rows, columns])))
+        return image.resize(size, Image.Resampling.LANCZOS, within, reducing_gap=2)
+
+    image = fitted(photo.pixels)
     if photo.alpha is not None:
-        alpha = Image.fromarray(to_uint8(photo.alpha)).resize(size, Image.Resampling.LANCZOS, reducing_gap=2)
-        image = Image.composite(image, Image.new("RGB", size, "white"), alpha)
+        image = Image.composite(image, Image.new("RGB", size, "white"), fitted(photo.alpha))
     # grey and linear profiles do not fit these RGB, sRGB-curve values
     icc = None if photo.meta.grey or photo.meta.linear else photo.meta.icc
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, "JPEG", quality=90, subsampling=0, icc_profile=icc)
+    image.save(path, "JPEG", quality=92, subsampling=0, icc_profile=icc)
+    return path
+
+
+def _pair(face: Face, path: Path) -> Path:
+    both = np.concatenate([to_uint8(face.before), to_uint8(face.after)], axis=1)
+    Image.fromarray(both).resize((512, 256), Image.Resampling.LANCZOS).save(path, "JPEG", quality=90)
+    return path
 
 
 def sweep(folder: Path, age: float) -> None:

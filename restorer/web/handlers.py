@@ -1,0 +1,425 @@
+"""What the page does when something is chosen or clicked: from the controls' values to what they show."""
+
+import logging
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from .. import __version__, models, photo
+from ..errors import InvalidOption, RestoreError, UnsupportedImage
+from ..options import Options
+from ..photo import Photo
+from ..pipeline import Plan, Restorer, Result
+from ..settings import Settings
+from ..tiling import Progress
+from . import work
+
+START = "Choose, drop or paste a photo to begin."
+SAMPLES = sorted((Path(__file__).parents[2] / "assets/samples").glob("*.jpg"))
+FORMAT_NAMES = {
+    "same": "As the photo",
+    "png": "PNG",
+    "jpeg": "JPEG",
+    "webp": "WebP",
+    "tiff": "TIFF",
+    "avif": "AVIF",
+}
+# The controls, in the order in which the handlers are given their values
+FIELDS = (
+    "outscale",
+    "long_side",
+    "model",
+    "denoise",
+    "restore_faces",
+    "face_model",
+    "face_strength",
+    "format",
+    "quality",
+    "keep_metadata",
+    "remove_gps",
+)
+QUOTED = ("outscale", "long_side", "model", "denoise", "format")  # of them, those the quote depends on
+_WRONG = "something went wrong; the server's log says what"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A photo that was chosen. outline: its size, depth and metadata, without its picture."""
+
+    path: str
+    outline: Photo
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a photo could not be restored; no two are equal, for a State tells only changes."""
+
+    why: str
+    mark: str
+
+
+class Page:
+    """The handlers that need the restorer, the settings or the workshop.
+
+    What those named *values are given are the values of FIELDS.
+    """
+
+    def __init__(self, restorer: Restorer, settings: Settings, workshop: work.Workshop) -> None:
+        self.restorer, self.settings, self.workshop = restorer, settings, workshop
+
+    # What will be made of a photo
+
+    def picked(self, path: str | None, *values: object) -> tuple:
+        """Another photo: shown at once, with what will be made of it."""
+        asked, shown, why = None, None, START
+        if path:
+            try:
+                found = self._decoded(self._upload(path))
+                shown = work.preview(found, self.settings.processed_folder)
+                asked = Asked(path, _outline(found))
+            except RestoreError as error:
+                why = f"⚠ {error}"
+        said, fine = self._foretold(asked, values) if asked else (why, False)
+        picture = gr.Image(str(shown) if shown else None, visible=bool(shown))
+        return asked, None, picture, said, gr.Button(visible=True, interactive=fine), gr.Button(visible=False)
+
+    def quoted(self, asked: Asked | None, *values: object) -> tuple[Any, Any]:
+        """Size, model, tiles, time and cost of the result, or why there can be none."""
+        if asked is None:
+            return gr.skip(), gr.skip()
+        said, fine = self._foretold(asked, values)
+        return said, gr.Button(interactive=fine)
+
+    def measured(self, asked: Asked | None, *values: object) -> tuple[Any, Any]:
+        """The quote again once the model is loaded and timed, which may take seconds."""
+        if asked:
+            with suppress(RestoreError):  # the quote says it
+                self.restorer.measure(**vars(self._options(values, asked.outline)))
+        return self.quoted(asked, *values)
+
+    def _foretold(self, asked: Asked, values: tuple[object, ...]) -> tuple[str, bool]:
+        """The quote, or why the photo cannot be restored so, and whether it can."""
+        try:
+            options = self._options(values, asked.outline)
+            return self._quote(asked.outline, self.restorer.plan(asked.outline, **vars(options))), True
+        except RestoreError as error:
+            return f"⚠ {error}", False
+
+    def _quote(self, before: Photo, plan: Plan) -> str:
+        said = f"{before.width} × {before.height} → **{plan.width} × {plan.height}** · {plan.model.name}"
+        if not models.is_present(plan.model, self.restorer.weights):
+            return f"{said}, to download: {plan.model.bytes / 1e6:.0f} MB"
+        if plan.tiles is None or plan.seconds is None:
+            return said
+        said += f" · {_count(plan.tiles, 'tile')}, about {_duration(plan.seconds)}"
+        if self.settings.price_per_gpu_second:
+            said += f" · {plan.seconds * self.settings.price_per_gpu_second:.4f} $"
+        return said
+
+    def denoise(self, model: str, outscale: float) -> gr.Slider:
+        """The denoise slider is there for the models that have it."""
+        if self.restorer.model(Options(model=model, outscale=outscale)).pair:
+            return gr.Slider(visible=True)
+        return gr.Slider(visible=False, value=Options.denoise)
+
+    def about(self, model: models.Model) -> str:
+        """A model's line in the list: name, what for, and whether its file is here."""
+        here = "here" if models.is_present(model, self.restorer.weights) else "to download"
+        return f"{model.name}: {model.about} ({model.bytes / 1e6:.1f} MB, {here})"
+
+    def face_help(self) -> str:
+        """Whether faces can be restored at once, and what to do if not."""
+        weights, default, missing = self.restorer.weights, self.restorer.options, []
+        for name, kind in ((default.face_detector, "detect"), (default.face_model, "face")):
+            model = models.find(name, weights, kind)
+            if not models.is_present(model, weights):
+                missing.append(f"{name} ({model.bytes / 1e6:.1f} MB)")
+        if not missing:
+            return "Finds faces and restores them"
+        needed = " and ".join(missing)
+        return f"Needs {needed}: fetched when first used; without a network, put the file into weights/"
+
+    def sample(self, event: gr.SelectData) -> str:
+        """One of the samples as if it had been uploaded."""
+        path = self.settings.upload_folder / uuid.uuid4().hex / SAMPLES[event.index].name
+        path.parent.mkdir(parents=True)
+        return str(shutil.copyfile(SAMPLES[event.index], path))
+
+    # One photo
+
+    async def restore(
+        self,
+        path: str,
+        *values: object,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> AsyncIterator[object]:
+        """Restore the upload, telling tiles and yielding twice a second: what stops it, stops it here."""
+        try:
+            async for step in self.workshop.steps(partial(self._made, path, values)):
+                if not isinstance(step, work.Step):
+                    yield step
+                    return
+                if step.total:
+                    progress((step.done, step.total), desc="Restoring", unit="tiles")
+                else:
+                    progress(None, desc="Preparing")  # its turn, the photo, the model
+                yield gr.skip()
+        except RestoreError as error:
+            yield _failed(str(error))
+        except Exception:  # noqa: BLE001  one job of the queue: the next one must have its turn
+            logging.getLogger(__name__).exception("a restoration failed")
+            yield _failed(_WRONG)
+
+    def _made(self, path: str, values: tuple[object, ...], progress: Progress) -> work.Shown:
+        data = self._upload(path)
+        options = self._options(values, partial(self._decoded, data))
+        result = self.restorer.restore(data, progress=progress, **vars(options))
+        return self._stored(result, path)
+
+    def _stored(self, result: Result, name: str) -> work.Shown:
+        shown = work.store(result, name, self.settings.processed_folder)
+        work.keep(result, shown)
+        return shown
+
+    def show(self, made: work.Shown | Failed | None, asked: Asked | None, *values: object) -> tuple:
+        """The buttons as they are when nothing is under way; what there is of an earlier result is hidden."""
+        done = isinstance(made, work.Shown)
+        hidden = [gr.skip() if done else gr.update(visible=False)] * 3
+        faces = gr.Column(visible=isinstance(made, work.Shown) and bool(made.faces))
+        if made is None or asked is None:  # another photo, which picked() has shown
+            return gr.skip(), *hidden, faces, gr.skip(), gr.skip(), gr.skip()
+        said, fine = self._foretold(asked, values)
+        return (
+            gr.skip() if done else gr.Image(visible=True),
+            *hidden,
+            faces,
+            f"⚠ {made.why}" if isinstance(made, Failed) else said,
+            gr.Button(visible=True, interactive=fine),
+            gr.Button(visible=False),
+        )
+
+    def opened(self, made: work.Shown | Failed | None) -> tuple[Any, Any]:
+        """A new result, and the spot of it that is looked at closely: the first face, or the middle."""
+        if not isinstance(made, work.Shown):
+            return None, gr.skip()
+        result = work.kept(made)
+        x = y = 0.5
+        if result.faces:
+            left, top, right, bottom = result.faces[0].box
+            x, y = (left + right) / 2 / result.before.width, (top + bottom) / 2 / result.before.height
+        return made, f"{x:.4f},{y:.4f}"
+
+    def told(self, shown: work.Shown | None) -> tuple:
+        """The result in the photo's place: the slider, the line under it, the download and the receipt."""
+        if shown is None:
+            return tuple(gr.skip() for _ in range(7))
+        result = work.kept(shown)
+        said = f"**{result.width} × {result.height}** · {result.model} · {result.seconds:.1f} s"
+        if result.faces and result.face_note not in result.warnings:
+            said += f" · {result.face_note}"
+        said += "".join(f"\n- {warning}" for warning in result.warnings)
+        size = shown.file.stat().st_size / 1e6
+        label = f"Download {FORMAT_NAMES[result.format]}, {size:.1f} MB"
+        return (
+            gr.Image(visible=False),
+            gr.ImageSlider((str(shown.before), str(shown.after)), visible=True),
+            gr.Group(visible=True),
+            gr.Column(visible=True),
+            said,
+            gr.DownloadButton(label, value=str(shown.file)),
+            self._receipt(result),
+        )
+
+    def _receipt(self, result: Result) -> dict[str, object]:
+        model = models.find(result.model, self.restorer.weights)
+        return {
+            "software": f"Neural Image Restore {__version__}",
+            "model": model.name,
+            "sha256": model.sha256 or "not known: a file of your own",
+            "options": vars(result.options),
+            "seconds": round(result.seconds, 2),
+            "faces": result.face_note,
+            "warnings": list(result.warnings),
+        }
+
+    def recompose(self, made: work.Shown, *choices: Any) -> Any:  # noqa: ANN401  a State or nothing
+        """The result with these ticks and strengths, first all of the one, then all of the other."""
+        ticks, strengths = choices[: len(choices) // 2], choices[len(choices) // 2 :]
+        result = work.kept(made)
+        chosen = {
+            index: float(strength) if tick else 0.0
+            for index, (tick, strength) in enumerate(zip(ticks, strengths, strict=True))
+        }
+        try:
+            return self._stored(self.restorer.recompose(result, strengths=chosen), made.name)
+        except RestoreError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    # A closer look
+
+    def look(self, spot: str, shown: work.Shown | None) -> Any:  # noqa: ANN401  pictures or nothing
+        """The two pictures of the closer look."""
+        if shown is None or not spot:
+            return gr.skip()
+        before, after = work.look(work.kept(shown), _spot(spot), shown)
+        return str(before), str(after)
+
+    def moved(self, right: int, down: int, spot: str, shown: work.Shown | None) -> Any:  # noqa: ANN401
+        """The spot half a view further."""
+        if shown is None or not spot:
+            return gr.skip()
+        result, (x, y) = work.kept(shown), _spot(spot)
+        x += right * work.VIEW[0] / 2 / result.width
+        y += down * work.VIEW[1] / 2 / result.height
+        return f"{min(max(x, 0), 1):.4f},{min(max(y, 0), 1):.4f}"
+
+    # Many photos
+
+    async def restore_all(self, paths: list[str] | None, *values: object) -> AsyncIterator[tuple]:
+        """Restore one after the other; a bad file never stops the rest."""
+        rows = [[Path(path).name, "waiting"] for path in paths or ()]
+        done: tuple[work.Shown, ...] = ()
+        for row, path in zip(rows, paths or (), strict=True):
+            row[1] = "preparing"
+            try:
+                async for step in self.workshop.steps(partial(self._made, path, values)):
+                    if isinstance(step, work.Step):
+                        row[1] = f"tile {step.done} of {step.total}" if step.total else "preparing"
+                    else:
+                        row[1], done = _summary(step), (*done, step)
+                    yield rows, done
+            except RestoreError as error:
+                row[1] = f"failed: {error}"
+            except Exception:  # noqa: BLE001  the others must have their turn
+                logging.getLogger(__name__).exception("a restoration failed")
+                row[1] = f"failed: {_WRONG}"
+        yield rows, done
+
+    def archive(self, done: Sequence[work.Shown]) -> tuple[gr.Button, gr.Button, gr.DownloadButton]:
+        """All that is done as one file."""
+        start, stop = gr.Button(visible=True), gr.Button(visible=False)
+        files = [shown.file for shown in done if shown.file.is_file()]
+        if not files:
+            return start, stop, gr.DownloadButton(visible=False)
+        path = work.zipped(files, self.settings.processed_folder)
+        label = f"Download {_count(len(files), 'photo')}, ZIP, {path.stat().st_size / 1e6:.1f} MB"
+        return start, stop, gr.DownloadButton(label, value=str(path), visible=True)
+
+    # What the controls say
+
+    def _options(self, values: tuple[object, ...], before: Any) -> Options:  # noqa: ANN401
+        """before is the photo or, to be asked only if its size matters, a function that gives it."""
+        given: dict[str, object] = dict(zip(FIELDS, values, strict=True))
+        long, wanted = given.pop("long_side"), given.pop("restore_faces")
+        enhance = self.restorer.options.face_enhance
+        given["face_enhance"] = "off" if not wanted else "auto" if enhance == "off" else enhance
+        if long:
+            seen = before() if callable(before) else before
+            given["outscale"] = _times(float(long), max(seen.width, seen.height))  # type: ignore[arg-type]
+        return replace(self.restorer.options, **given)  # type: ignore[arg-type]
+
+    def _decoded(self, data: bytes) -> Photo:
+        return photo.decode(data, max_pixels=self.settings.limits.input_pixels)
+
+    def _upload(self, path: str | None) -> bytes:
+        """The upload's bytes. Gradio hands over any path that a program sends, and deletes old uploads."""
+        real = Path(path or "").resolve()
+        if not real.is_relative_to(self.settings.upload_folder):
+            raise UnsupportedImage("this is not an uploaded file")
+        try:
+            return real.read_bytes()
+        except OSError as error:
+            raise UnsupportedImage("the upload is no longer there; choose the photo again") from error
+
+
+def busy() -> tuple[gr.Button, gr.Button]:
+    return gr.Button(visible=False), gr.Button(visible=True)
+
+
+def stopped() -> tuple[str, gr.Button, gr.Button]:
+    return "Stopped.", gr.Button(visible=True), gr.Button(visible=False)
+
+
+def faces_wanted(wanted: bool) -> tuple[gr.Dropdown, gr.Slider]:
+    """What is chosen about faces is there where faces are looked for."""
+    return gr.Dropdown(visible=wanted), gr.Slider(visible=wanted)
+
+
+def busy_all() -> tuple[gr.Button, gr.Button, gr.DownloadButton]:
+    return *busy(), gr.DownloadButton(visible=False)
+
+
+def picked_all(paths: list[str] | None) -> tuple:
+    rows = [[Path(path).name, "waiting"] for path in paths or ()]
+    start = gr.Button(visible=True, interactive=bool(rows))
+    return rows, (), start, gr.Button(visible=False), gr.DownloadButton(visible=False)
+
+
+def results(done: Sequence[work.Shown]) -> tuple[gr.Gallery, Any, Any]:
+    """The gallery of what is done; the comparison is closed when all is new."""
+    gallery = gr.Gallery([(str(one.after), one.file.name) for one in done], visible=bool(done))
+    if done:
+        return gallery, gr.skip(), gr.skip()
+    return gallery, gr.ImageSlider(visible=False), gr.DownloadButton(visible=False)
+
+
+def compared(done: Sequence[work.Shown], event: gr.SelectData) -> tuple[gr.ImageSlider, gr.DownloadButton]:
+    one = done[event.index]
+    return (
+        gr.ImageSlider((str(one.before), str(one.after)), visible=True),
+        gr.DownloadButton(f"Download {one.file.name}", value=str(one.file), visible=True),
+    )
+
+
+def _outline(found: Photo) -> Photo:
+    """The photo's size, depth and metadata with a picture of one repeated sample, which takes no memory."""
+    pixels = np.broadcast_to(np.zeros((), found.pixels.dtype), found.pixels.shape)
+    alpha = None if found.alpha is None else np.broadcast_to(found.alpha.min(), found.alpha.shape)
+    return replace(found, pixels=pixels, alpha=alpha)
+
+
+def _failed(why: str) -> Failed:
+    return Failed(why, uuid.uuid4().hex)
+
+
+def _summary(shown: work.Shown) -> str:
+    result = work.kept(shown)
+    said = f"done: {result.width} × {result.height}, {result.model}, {result.seconds:.1f} s"
+    notes = dict.fromkeys([result.face_note, *result.warnings])  # the note may be among the warnings
+    return "; ".join(filter(None, [said, *notes]))
+
+
+def _times(long: float, side: int) -> float:
+    if not 1 <= long / side <= 8:
+        raise InvalidOption(
+            f"a long side of {long:.0f} pixels is {long / side:.1f} times the photo's {side}: "
+            f"choose from {side} to {8 * side}"
+        )
+    return long / side
+
+
+def _spot(text: str) -> tuple[float, float]:
+    """The two shares that the page or a program sends; what is none is the middle."""
+    try:
+        x, y = (min(max(float(part), 0.0), 1.0) for part in text.split(","))
+    except ValueError:
+        return 0.5, 0.5
+    return (x, y) if x == x and y == y else (0.5, 0.5)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
