@@ -3,6 +3,7 @@
 # make test     run the tests
 # make lint     check style, formatting and types
 # make fix      repair what style and formatting checks can repair
+# make shots    pictures of the page in shots/
 # make bench    measure speed beside RealESRGANer
 # make quality  judge the built-in model beside its teacher: make quality SETS=folder
 # make train    make the built-in model anew: make train PHOTOS=folder
@@ -11,7 +12,7 @@
 PYTHON := .venv/bin/python
 UV := $(PYTHON) -m uv
 
-.PHONY: run setup test lint fix bench quality train lock
+.PHONY: run setup test lint fix shots bench quality train lock
 
 run: setup
 	@$(PYTHON) app.py
@@ -29,6 +30,9 @@ lint: setup
 fix: setup
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
+
+shots: setup
+	@$(PYTHON) tests/shots.py
 
 bench: setup
 	@$(PYTHON) -m bench

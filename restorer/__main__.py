@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 import time
 import traceback
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RestoreError as error:
         print(f"restorer: {error}", file=sys.stderr)
         return 2 if isinstance(error, (InvalidOption, UnknownModel)) else 1
+    except BrokenPipeError:  # of "| head"; Python would complain of the rest when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("restorer: stopped; finished photos are kept", file=sys.stderr)
         return 130
@@ -151,39 +155,48 @@ def _short(name: str) -> str:
 
 def faces(parsed: argparse.Namespace) -> int:
     """Print a JSON line for each face of each photo; draw them into copies if asked."""
-    sources = files.every(parsed.photos)
-    if not sources:
+    tasks = files.plan(parsed.photos, parsed.draw, mark="_faces", form="png")
+    if not tasks:
         raise InvalidOption("no photos found")
-    tasks = files.plan(parsed.photos, parsed.draw, mark="_faces", form="png") if parsed.draw else []
-    targets = {task.source: task.path("png") for task in tasks}
+    originals = {task.source.resolve() for task in tasks}
+    models.find(parsed.face_detector, models.weights_folder(parsed.weights_dir), "detect")
     from . import pipeline
 
     restorer = pipeline.Restorer(
         weights=parsed.weights_dir, device=parsed.device, face_detector=parsed.face_detector
     )
-    failed = [source for source in sources if not _faces_of(source, restorer, targets.get(source))]
-    return 1 if failed else 0
+    done = [
+        _faces_of(task.source, restorer, task.path("png") if parsed.draw else None, originals)
+        for task in tasks
+    ]
+    return 0 if all(done) else 1
 
 
-def _faces_of(source: Path, restorer: "Restorer", target: Path | None) -> bool:
-    """Print the faces of one photo and draw them into `target`; whether it could be read."""
+def _faces_of(source: Path, restorer: "Restorer", target: Path | None, originals: set[Path]) -> bool:
+    """Print the faces of one photo and draw them into `target`; whether all of it could be done."""
     from . import encode
     from .faces import detect
 
     try:
         seen, found = restorer.find_faces(source.read_bytes())
-        if target:
+        if target and (reason := _kept(target, overwrite=True, originals=originals)):
+            print(f"{source}: not drawn, {reason}", file=sys.stderr)
+        elif target:
             picture = replace(seen, pixels=detect.drawn(seen.pixels, found), alpha=None)
-            files.write_atomic(target, encode.encode(picture, "png", quality=Options.quality).data)
+            form = files.format_of(target) or "png"
+            files.write_atomic(target, encode.encode(picture, form, quality=Options.quality).data)
     except (WeightsUnavailable, BadWeights):
         raise
-    except (RestoreError, OSError) as error:
+    except RestoreError as error:
         print(f"{source}: failed, {error}", file=sys.stderr)
+        return False
+    except OSError as error:
+        print(f"{source}: failed, {error.strerror or error}", file=sys.stderr)
         return False
     for face in found:
         told = {"file": str(source), "box": face.box, "score": face.score}
         print(json.dumps({**told, "landmarks": face.landmarks.tolist()}), flush=True)
-    return True
+    return not (target and target.resolve() in originals)
 
 
 def list_models(parsed: argparse.Namespace) -> int:

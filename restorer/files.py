@@ -101,11 +101,6 @@ def plan(
     return _named(list(_sources(photos, output)), mark or result_stem("", outscale), form)
 
 
-def every(photos: Sequence[Path]) -> list[Path]:
-    """Each photo in `photos` (files and folders) once."""
-    return [source for source, _ in _sources(photos, None)]
-
-
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that nobody ever sees a part of it. Makes the folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)

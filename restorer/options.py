@@ -1,5 +1,6 @@
 """What a caller may choose, and the only place where a default is written."""
 
+import numbers
 from dataclasses import dataclass, fields
 
 from .errors import InvalidOption
@@ -24,8 +25,8 @@ class Options:
     quality        1 to 100, of the lossy formats (jpeg, webp, avif)
     keep_metadata  carry EXIF, XMP and resolution over; the colour profile always stays
     remove_gps     leave out where the photo was taken
-    face_enhance   "on" restores every face, "off" none; "auto" does if its models are here or can be fetched,
-                   and otherwise says so in the result
+    face_enhance   "on" restores the faces, "off" leaves them; "auto" does if the models are here or can be
+                   fetched, and otherwise says so in the result
     face_model     the network that restores them
     face_detector  the one that finds them
     face_strength  0 to 1: a blend of the upscaled face (0) and the restored one (1)
@@ -50,7 +51,9 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _is_of(field.name, getattr(self, field.name), type(field.default))
+            kind = type(field.default)
+            _is_of(field.name, getattr(self, field.name), kind)
+            object.__setattr__(self, field.name, kind(getattr(self, field.name)))  # numpy's are numbers too
         _within("outscale", self.outscale, 1, 8)
         _within("denoise", self.denoise, 0, 1)
         _within("quality", self.quality, 1, 100)
@@ -75,8 +78,8 @@ class Limits:
 
 
 def _is_of(name: str, value: object, kind: type) -> None:
-    fits = type(value) is kind or (kind is float and type(value) is int)
-    if not fits:
+    takes = {float: numbers.Real, int: numbers.Integral}.get(kind, kind)
+    if not isinstance(value, takes) or (isinstance(value, bool) and kind is not bool):
         raise InvalidOption(f"{name} is {value!r}; it must be {_KINDS[kind]}")
 
 

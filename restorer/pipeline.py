@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from . import download, encode, models, photo
@@ -18,11 +19,12 @@ from .faces.paste import Face, Under, lifted, paste
 from .options import Limits, Options
 from .photo import Photo
 from .tiling import Progress
-from .upscale import opaque, output_size, tiles_needed, upscale
+from .upscale import filled, opaque, output_size, tiles_needed, upscale
 
 if TYPE_CHECKING:
     from .engine import Engine
 
+_NO_MEMORY = "photo and result do not fit into memory: choose a smaller scale"
 _OF_THE_FILE = {"face_strength", "format", "quality", "keep_metadata", "remove_gps"}
 
 
@@ -39,6 +41,7 @@ class Result:
     faces          every face that was found, the largest first, restored or not
     face_note      how many were found and restored, or why none was looked for; "" without a face
     options        what was asked for
+    strengths      of single faces, by index, where recompose() was given any
     under          what lies under the faces, for Restorer.recompose()
     """
 
@@ -54,6 +57,7 @@ class Result:
     faces: tuple[Face, ...]
     face_note: str
     options: Options
+    strengths: dict[int, float]
     under: tuple[Under, ...]
 
 
@@ -144,7 +148,7 @@ class Restorer:
                 tuple(faces),
                 chosen,
                 model=model.name,
-                face_note=unseen or stage.told(faces),
+                unseen=unseen,
                 start=start,
             )
         self._learn_pace(model.name, watch.seconds, self._needed(before, engine, chosen)[1])
@@ -156,7 +160,7 @@ class Restorer:
         """The result with other choices for its faces or its file, without running a network again.
 
         strengths  of single faces, 0 (as upscaled) to 1, by their index in result.faces; face_strength
-                   multiplies them
+                   multiplies them; what is not given is as it was
         options    face_strength, format, quality, keep_metadata, remove_gps; what is not given is as it was
 
         Raises InvalidOption for anything else: that needs the photo restored again.
@@ -184,16 +188,18 @@ class Restorer:
             plain,
             result.faces,
             chosen,
-            strengths=strengths,
+            strengths={**result.strengths, **strengths},
             model=result.model,
-            face_note=result.face_note,
+            unseen=result.face_note,
             start=start,
         )
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
         """The photo in `data` (a file's bytes) and its faces, the largest first. Raises any RestoreError."""
-        seen = photo.decode(data, max_pixels=self.limits.input_pixels)
-        return seen, detect.find(seen.pixels, self._faces.get(self.options.face_detector, "detect"))
+        with _enough_memory():
+            seen = photo.decode(data, max_pixels=self.limits.input_pixels)
+            detector = self._faces.get(self.options.face_detector, "detect")
+            return seen, detect.find(_visible(seen), detector)
 
     def _found(self, before: Photo, chosen: Options) -> tuple[list[Face], str]:
         """The faces, cut out, or why none was looked for."""
@@ -206,17 +212,19 @@ class Restorer:
             if not auto:
                 raise
             return [], f"faces were not looked for: {_absent(error, chosen.face_detector)}"
-        faces = stage.cut_out(before.pixels, detect.find(before.pixels, detector), large=chosen.face_large)
+        seen = _visible(before)
+        faces = stage.cut_out(seen, detect.find(seen, detector), large=chosen.face_large)
         if stage.waiting(faces):
             try:
                 self._face_stage(chosen)  # what is missing is told before the photo is enlarged
             except (WeightsUnavailable, BadWeights) as error:
                 if not auto:
                     raise
-                needed = (
-                    [chosen.face_model, "parsenet"] if chosen.face_mask == "parsing" else [chosen.face_model]
-                )
-                faces = stage.left(faces, _absent(error, " or ".join(needed)))
+                needed = [models.find(chosen.face_model, self.weights, "face")]
+                if chosen.face_mask == "parsing":
+                    needed.append(models.find("parsenet", self.weights, "parse"))
+                absent = [model.name for model in needed if not models.is_present(model, self.weights)]
+                faces = stage.left(faces, _absent(error, " and ".join(absent)))
         return faces, ""
 
     def _face_stage(self, chosen: Options) -> tuple[Turn, Turn | None]:
@@ -289,7 +297,7 @@ class Restorer:
         return models.find(options.model, self.weights)
 
     def load(self) -> "Restorer":
-        """Load the default model now: the first photo then waits for nothing. Returns itself."""
+        """Load the default model now, so that the first photo need not wait for it. Returns itself."""
         self._engine(self.model(self.options), self.options.denoise)
         return self
 
@@ -331,7 +339,18 @@ def _enough_memory() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise OutOfMemory("photo and result do not fit into memory: choose a smaller scale") from error
+        raise OutOfMemory(_NO_MEMORY) from error
+    except cv2.error as error:
+        if error.code != cv2.Error.StsNoMem:
+            raise
+        raise OutOfMemory(_NO_MEMORY) from error
+
+
+def _visible(before: Photo) -> np.ndarray:
+    """The photo's pixels with what is wholly transparent filled from around it: nothing hidden is found."""
+    if before.alpha is None or opaque(before.alpha):
+        return before.pixels
+    return filled(before.pixels, before.alpha)
 
 
 class _Watch:
@@ -376,11 +395,15 @@ def _finished(
     options: Options,
     *,
     model: str,
-    face_note: str,
+    unseen: str,
     start: float,
-    strengths: Mapping[int, float] | None = None,
+    strengths: dict[int, float] | None = None,
 ) -> Result:
-    """Faces into the enlarged photo, whose pixels are used up, and all of it into a file."""
+    """Faces into the enlarged photo, whose pixels are used up, and all of it into a file.
+
+    unseen  why no face was looked for
+    """
+    strengths = strengths or {}
     under = paste(
         plain.pixels,
         faces,
@@ -389,6 +412,11 @@ def _finished(
         shares=strengths,
         grey=before.meta.grey,
     )
+    for part in under if plain.alpha is not None else ():
+        hidden = plain.alpha[part.rows, part.columns] == 0
+        plain.pixels[part.rows, part.columns][hidden] = part.pixels[hidden]
+    face_note = stage.told(faces, off=[index for index, strength in strengths.items() if strength == 0])
+    face_note = face_note or unseen
     encoded = encode.encode(
         plain,
         encode.output_format(before, options.format),
@@ -410,6 +438,7 @@ def _finished(
         faces=faces,
         face_note=face_note,
         options=options,
+        strengths=strengths,
         under=under,
     )
 

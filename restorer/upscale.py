@@ -70,7 +70,7 @@ def upscale(
     pixels, alpha = photo.pixels, photo.alpha
     planes = [pixels]
     if alpha is not None and not opaque(alpha):
-        planes = [_filled(pixels, alpha), np.repeat(alpha[..., None], 3, axis=2)]
+        planes = [filled(pixels, alpha), np.repeat(alpha[..., None], 3, axis=2)]
     count = passes(outscale, engine.scale)
     follow = _Follow(progress, len(planes) * count)
     done = [_enlarge(plane, engine, count, tile, follow) for plane in planes]
@@ -133,7 +133,7 @@ def opaque(alpha: np.ndarray) -> bool:
     return int(alpha.min()) == np.iinfo(alpha.dtype).max
 
 
-def _filled(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def filled(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """The pixels, with the visible colours around them where alpha is 0: what lies there may be anything.
 
     A network must not see it, nor black in its place: it would sharpen the edge between the two.

@@ -262,8 +262,25 @@ def test_a_chain_of_faces_wider_than_opencv_takes_is_pasted():
     faces = [replace(face, affine=face.affine - [(0, 0, x), (0, 0, 0)]) for x in range(0, 4300, 300)]
     larger = photo.repeat(8, axis=0).repeat(8, axis=1)
     out = larger.copy()
-    (under,) = paste(out, faces, outscale=8, strength=1.0)
-    assert under.columns.stop - under.columns.start > 32_767
-    np.testing.assert_array_equal(lifted(out, [under]), larger)
+    under = paste(out, faces, outscale=8, strength=1.0)
+    assert max(part.columns.stop for part in under) - min(part.columns.start for part in under) > 32_767
+    np.testing.assert_array_equal(lifted(out, under), larger)
     for x in range(800, 8 * 4300, 2400):
         assert distance(out[:, x - 40 : x + 40], larger[:, x - 40 : x + 40]).mean() > 5
+
+
+def test_faces_that_touch_cost_no_more_than_their_own_places():
+    """A chain of faces across the photo is not one rectangle."""
+    photo = smooth(1000, 1000)
+    faces = restored(photo, [(80 + 70 * i, 80 + 70 * i, 120) for i in range(12)], stripes)
+    out = photo.copy()
+    under = paste(out, faces, outscale=1, strength=1.0)
+    covered = np.zeros(photo.shape[:2], int)
+    for part in under:
+        covered[part.rows, part.columns] += 1
+    alone = np.zeros(photo.shape[:2], bool)
+    for face in faces:
+        (part,) = paste(photo.copy(), [face], outscale=1, strength=1.0)
+        alone[part.rows, part.columns] = True
+    np.testing.assert_array_equal(covered, alone)
+    np.testing.assert_array_equal(lifted(out, under), photo)

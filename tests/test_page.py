@@ -20,13 +20,14 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
+APP, STANDIN = ROOT / "app.py", ROOT / "tests/standin.py"
 expect.set_options(timeout=30_000)  # for machines with much else to do
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @contextmanager
-def served(folder: Path, **environment: str):
-    """`python app.py` with its own folders and port; the address, once it answers."""
+def served(folder: Path, script: Path = APP, **environment: str):
+    """`python app.py`, or a stand-in, with its own folders and port; the address, once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -41,7 +42,7 @@ def served(folder: Path, **environment: str):
         **environment,
     }
     with (folder / "log").open("w") as log:
-        server = subprocess.Popen([sys.executable, ROOT / "app.py"], env=environment, stdout=log, stderr=log)
+        server = subprocess.Popen([sys.executable, script], env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         _await_answer(server, address)
@@ -314,6 +315,43 @@ def test_stop_keeps_the_photos_that_are_done(page, rng):
     page.click("#stop-all")
     expect(page.locator("#download-all")).to_contain_text("1 photo,")
     expect(page.locator("#start-all")).to_be_visible()
+
+
+def test_each_face_can_be_switched_off_and_weakened(browser, folder, rng, tmp_path):
+    shutil.copytree(folder / "weights", tmp_path / "weights")
+
+    def changed(page: Page, old: str) -> str:
+        page.wait_for_function(
+            "old => document.querySelectorAll('#slider img')[1].src != old", arg=old, timeout=30_000
+        )
+        return page.locator("#slider img").nth(1).get_attribute("src")
+
+    with served(tmp_path, STANDIN) as address, watched(browser, address) as page:
+        choose(page, photo_like(rng, 240, 400))
+        page.click("#start")
+        expect(page.locator("#told")).to_contain_text("faces: 2 found, 2 restored", timeout=60_000)
+        expect(page.locator("#faces img")).to_have_count(2)
+        whole = saved(page)[1]
+        first = page.locator("#slider img").nth(1).get_attribute("src")
+        page.get_by_label("Face 1 restored").uncheck()
+        second = changed(page, first)
+        expect(page.locator("#told")).to_contain_text("1 of them switched off")
+        one = saved(page)[1]
+        page.get_by_label("Face 2 restored").uncheck()
+        third = changed(page, second)
+        none = saved(page)[1]
+        page.locator("#restore_faces input").uncheck()
+        page.click("#start")
+        changed(page, third)
+        expect(page.locator("#faces")).to_be_hidden()
+        plain = saved(page)[1]
+    pictures = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (whole, one, none, plain)]
+    assert np.array_equal(pictures[2], pictures[3]), "all switched off is what restoring without faces gives"
+    left, right = np.s_[:, :800], np.s_[:, 800:]
+    assert not np.array_equal(pictures[0][left], pictures[1][left])
+    assert np.array_equal(pictures[0][right], pictures[1][right])
+    assert np.array_equal(pictures[1][left], pictures[2][left])
+    assert not np.array_equal(pictures[1][right], pictures[2][right])
 
 
 def test_two_pages_do_not_mix_their_results(browser, address, rng):

@@ -1,6 +1,7 @@
 import io
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from conftest import photo_like, save_network
 from PIL import Image
 
 import restorer
-from restorer import Cancelled, ImageTooLarge, InvalidOption, Limits, UnknownModel, engine, models
+from restorer import Cancelled, ImageTooLarge, InvalidOption, Limits, UnknownModel, engine, models, photo
 
 
 def png(pixels):
@@ -128,6 +129,52 @@ def _tiles(run, data, **options):
     assert told[0][0] == 0
     assert told[-1] == (told[-1][1],) * 2
     return told[-1][1]
+
+
+def test_numbers_may_be_numpys(weights, rng):
+    data = png(photo_like(rng, 20, 20))
+    run = restorer.load("custom/tiny", weights=weights)
+    plain = run.restore(data, outscale=2, quality=80)
+    assert run.restore(data, outscale=np.float32(2), quality=np.int64(80)).data == plain.data
+    assert type(run.restore(data, outscale=np.float64(2)).options.outscale) is float
+    for options in ({"outscale": True}, {"quality": 1.5}, {"keep_metadata": 1}, {"outscale": "2"}):
+        with pytest.raises(InvalidOption):
+            run.restore(data, **options)
+
+
+def test_a_plan_is_what_restoring_then_takes(weights, rng):
+    pixels = photo_like(rng, 150, 90)
+    alpha = np.dstack([pixels, np.full((150, 90), 99, np.uint8)])
+    run = restorer.Restorer(weights=weights, model="custom/tiny", tile=32)
+    before = photo.decode(png(pixels))
+    first = run.plan(before)
+
+    def told(steps, *step):
+        steps.append(step)
+
+    assert (first.width, first.height, first.tiles, first.seconds) == (360, 600, None, None), "not loaded"
+    run.measure()
+    for made in (pixels, alpha):
+        for outscale in (2, 4):
+            steps = []
+            plan = run.plan(photo.decode(png(made)), outscale=outscale)
+            result = run.restore(png(made), outscale=outscale, progress=partial(told, steps))
+            assert steps[-1] == (plan.tiles, plan.tiles)
+            assert (plan.width, plan.height, plan.model.name) == (result.width, result.height, result.model)
+            assert plan.seconds > 0
+    absent = run.plan(before, model="RealESRGAN_x4plus")
+    assert absent.tiles is None and absent.seconds is None and absent.model.name == "RealESRGAN_x4plus"
+
+
+def test_the_pace_follows_what_was_measured(weights, rng):
+    run = restorer.load("custom/tiny", weights=weights)
+    before = photo.decode(png(photo_like(rng, 100, 100)))
+    run._learn_pace("custom/tiny", 3.0, 1000)
+    assert run.plan(before).seconds == pytest.approx(30)
+    run._learn_pace("custom/tiny", 10.0, 10_000)
+    assert 10 < run.plan(before).seconds < 11, "a large photo tells more than a small tile"
+    run.restore(png(photo_like(rng, 100, 100)))
+    assert run.plan(before).seconds < 10
 
 
 def test_too_large_is_refused_before_any_network_is_loaded(tmp_path, rng):

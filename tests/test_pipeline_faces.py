@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ import restorer
 from restorer import download, models, pipeline
 from restorer.__main__ import main
 from restorer.errors import Cancelled, InvalidOption, OutOfMemory, UnknownModel, WeightsUnavailable
-from restorer.faces import align
+from restorer.faces import align, detect
 from restorer.faces.restore import FaceEngine
 
 PLACES = ((60, 50, 0.12), (150, 90, 0.08))  # x, y of the crop's middle, and how much smaller than a crop
@@ -151,12 +152,56 @@ def test_recompose_is_what_restoring_anew_gives_without_a_network(weights, photo
             run.recompose(result, **options)
 
 
-def test_too_little_memory_is_told_in_words(weights, photo, monkeypatch):
+def test_choices_for_single_faces_last_and_are_told(weights, photo):
+    run = loaded(weights)
+    result = run.restore(photo)
+    without = run.recompose(result, strengths={0: 0})
+    assert without.face_note == "faces: 2 found, 2 restored, 1 of them switched off"
+    assert run.recompose(without, format="png").data == without.data
+    assert run.recompose(without, strengths={0: 1}).data == result.data
+    assert run.recompose(without, strengths={0: 1}).face_note == result.face_note
+
+
+def test_what_is_hidden_is_neither_seen_nor_changed(weights, rng):
+    seen = []
+
+    def detector(pixels):
+        seen.append(pixels)
+        return two_faces(pixels)
+
+    pixels = photo_like(rng, 140, 200)
+    alpha = np.full((140, 200), 255, np.uint8)
+    alpha[20:60, 30:90] = 0
+    results = []
+    for secret in (0, 255):
+        run = loaded(weights)
+        run._faces.loaded["yunet"] = detector
+        pixels[alpha == 0] = secret
+        results.append(run.restore(png(np.dstack([pixels, alpha]))))
+    half = len(seen) // 2
+    assert all(np.array_equal(one, two) for one, two in zip(seen[:half], seen[half:], strict=True))
+    assert results[0].data == results[1].data
+    plain = loaded(weights).restore(png(np.dstack([pixels, alpha])), face_enhance="off")
+    clear = plain.after.alpha == 0
+    assert clear.any()
+    assert np.array_equal(results[0].after.pixels[clear], plain.after.pixels[clear])
+    assert not np.array_equal(results[0].after.pixels, plain.after.pixels)
+
+
+def opencv_error() -> Exception:
+    """What OpenCV raises where it cannot allocate."""
+    error = cv2.error("Insufficient memory")
+    error.code = cv2.Error.StsNoMem
+    return error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), opencv_error()])
+def test_too_little_memory_is_told_in_words(weights, photo, monkeypatch, error):
     run = loaded(weights)
     result = run.restore(photo)
 
     def full(*_, **__):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(pipeline, "lifted", full)
     with pytest.raises(OutOfMemory, match="smaller scale"):
@@ -164,6 +209,9 @@ def test_too_little_memory_is_told_in_words(weights, photo, monkeypatch):
     monkeypatch.setattr(pipeline, "paste", full)
     with pytest.raises(OutOfMemory, match="smaller scale"):
         run.restore(photo)
+    monkeypatch.setattr(detect, "find", full)
+    with pytest.raises(OutOfMemory, match="smaller scale"):
+        run.find_faces(photo)
 
 
 def test_without_weights_auto_says_so_and_on_is_an_error(weights, photo):
@@ -319,3 +367,11 @@ def test_the_command_prints_a_line_for_each_face_and_draws_them(shared, tmp_path
     drawn = np.array(Image.open("drawn/a_faces.png"))
     changed = np.nonzero((drawn != data.astronaut()).any(2))
     assert abs(changed[1].min() - left) < 4 and abs(changed[0].max() - bottom) < 4
+    assert main(["faces", "a.png", "drawn/a_faces.png", "--draw", "drawn", "--weights-dir", str(folder)]) == 1
+    assert "is itself one of the photos" in capsys.readouterr().err
+    assert np.array_equal(np.array(Image.open("drawn/a_faces.png")), drawn), "a photo is never drawn over"
+    assert main(["faces", ".", "--draw", "drawn", "--weights-dir", str(folder)]) == 1
+    assert {json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()} == {"a.png"}
+    assert main(["faces", "a.png", "--draw", "one.jpg", "--weights-dir", str(folder)]) == 0
+    assert Image.open("one.jpg").format == "JPEG"
+    assert main(["faces", "a.png", "--face-detector", "nonsense", "--weights-dir", str(folder)]) == 2

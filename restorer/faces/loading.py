@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import download, models
-from ..errors import WeightsUnavailable
+from ..errors import BadWeights, WeightsUnavailable
 from . import detect
 
 _PATIENCE = 600  # seconds in which a model that could not be had is not asked for again
@@ -25,8 +25,8 @@ class FaceNetworks:
     ) -> None:
         self.loaded: dict[str, Callable] = {}
         self._weights, self._device, self._half, self._running = weights, device, half, running
-        self._loading = threading.Lock()
-        self._missing: dict[str, tuple[float, WeightsUnavailable]] = {}
+        self._loading: dict[str, threading.Lock] = {}  # by name: a download keeps no other model waiting
+        self._missing: dict[str, tuple[float, WeightsUnavailable | BadWeights]] = {}
 
     def get(self, name: str, kind: str, *, patient: bool = False) -> "Turn":
         """The model of that name and kind ("detect", "face", "parse"), downloaded where it is absent.
@@ -36,13 +36,13 @@ class FaceNetworks:
         Raises UnknownModel, WeightsUnavailable and BadWeights.
         """
         model = models.find(name, self._weights, kind)
-        with self._loading:
+        with self._loading.setdefault(name, threading.Lock()):
             if name not in self.loaded:
                 if patient:
                     self._recall(model)
                 try:
                     self.loaded[name] = self._load(model)
-                except WeightsUnavailable as error:
+                except (WeightsUnavailable, BadWeights) as error:
                     self._missing[name] = time.monotonic(), error
                     raise
             return Turn(self.loaded[name], self._running)

@@ -1,8 +1,9 @@
 """Put restored faces back into a photo: only where they are, in float32, rounded once."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -74,15 +75,12 @@ def paste(
         return ()
     before = []
     size = pixels.shape[1::-1]
-    placed = [(_rectangle(face, size, outscale), (face, share)) for face, share in ordered]
-    for group in _overlapping([one for one in placed if _area(one[0])]):
-        rows, columns = _union([rectangle for rectangle, _ in group])
+    layers = [_Layer(face, share, outscale, size) for face, share in ordered]
+    for rows, columns, here in _cells([layer for layer in layers if layer.area]):
         before.append(Under(rows, columns, pixels[rows, columns].copy()))
         region = before[-1].pixels.astype(np.float32)
-        for (down, across), (face, share) in group:
-            top, left = down.start - rows.start, across.start - columns.start
-            part = region[top : down.stop - rows.start, left : across.stop - columns.start]
-            _lay(part, face, share, outscale, (across.start, down.start), size)
+        for layer in here:
+            layer.lay(region, rows, columns)
         np.clip(region, 0, np.iinfo(pixels.dtype).max, out=region)
         done = rounded(before[-1].pixels + np.float32(strength) * (region - before[-1].pixels), pixels.dtype)
         pixels[rows, columns] = luma(done)[..., None] if grey else done
@@ -92,7 +90,7 @@ def paste(
 def lifted(pixels: np.ndarray, under: Sequence[Under]) -> np.ndarray:
     """The enlarged photo as it was before the faces were put into it; a new array."""
     out = pixels.copy()
-    for part in reversed(under):  # one may lie within the rectangle of another that came later
+    for part in under:
         out[part.rows, part.columns] = part.pixels
     return out
 
@@ -101,63 +99,77 @@ def _seen(face: Face) -> bool:
     return face.restored and bool(face.mask.any())
 
 
-T = TypeVar("T")
-Rectangle = tuple[slice, slice]
+class _Layer:
+    """A restored face as it lies in an enlarged photo of `size` (width, height), in its rows and columns.
+
+    Its pixels are made when the first cell asks for them and given up with the last.
+    """
+
+    def __init__(self, face: Face, share: float, outscale: float, size: tuple[int, int]) -> None:
+        self._face, self._share, self._outscale, self._size = face, share, outscale, size
+        self._larger = align.from_larger(face.affine, outscale)
+        ys, xs = np.nonzero(face.mask)
+        corners = np.array(
+            [(x, y) for x in (xs.min() - 1, xs.max() + 1) for y in (ys.min() - 1, ys.max() + 1)], float
+        )
+        placed = align.apply(align.inverse(self._larger), corners)
+        left, top = np.clip(np.floor(placed.min(0)).astype(int), 0, size)
+        right, bottom = np.clip(np.ceil(placed.max(0)).astype(int) + 1, 0, size)
+        self.rows, self.columns = slice(top, bottom), slice(left, right)
+        self._made: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def area(self) -> int:
+        return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
+
+    def overlaps(self, other: "_Layer") -> bool:
+        pairs = (self.rows, other.rows), (self.columns, other.columns)
+        return all(a.start < b.stop and b.start < a.stop for a, b in pairs)
+
+    def lay(self, region: np.ndarray, rows: slice, columns: slice) -> None:
+        """Lay the face over a float32 cell of the photo, in place; cells come from top to bottom."""
+        crop, weight = self._made = self._made or self._make()
+        down = slice(rows.start - self.rows.start, rows.stop - self.rows.start)
+        left = self.columns.start - columns.start
+        part = region[:, left : left + crop.shape[1]]
+        part += weight[down] * (crop[down] - part)
+        if rows.stop == self.rows.stop:
+            self._made = None
+
+    def _make(self) -> tuple[np.ndarray, np.ndarray]:
+        """The crop and how much of it is put back, (h, w, 3) and (h, w, 1) float32."""
+        origin = align.apply(self._larger, np.array([(self.columns.start, self.rows.start)], float))[0]
+        to_part = align.inverse(np.column_stack([self._larger[:, :2], origin]))
+        shape = self.columns.stop - self.columns.start, self.rows.stop - self.rows.start
+        matched = _matched(self._face, _within(self._larger, self._outscale, self._size))
+        weight = align.warp(self._face.mask * np.float32(self._share), to_part, shape, cv2.INTER_LINEAR)
+        return align.warp(matched, to_part, shape), weight[..., None]
 
 
-def _rectangle(face: Face, size: tuple[int, int], outscale: float) -> Rectangle:
-    """The rows and columns of the enlarged photo, `size` (width, height), that the face's mask touches."""
-    ys, xs = np.nonzero(face.mask)
-    corners = np.array(
-        [(x, y) for x in (xs.min() - 1, xs.max() + 1) for y in (ys.min() - 1, ys.max() + 1)], float
-    )
-    placed = align.apply(align.inverse(align.from_larger(face.affine, outscale)), corners)
-    left, top = np.clip(np.floor(placed.min(0)).astype(int), 0, size)
-    right, bottom = np.clip(np.ceil(placed.max(0)).astype(int) + 1, 0, size)
-    return slice(top, bottom), slice(left, right)
+def _cells(layers: list[_Layer]) -> Iterator[tuple[slice, slice, list[_Layer]]]:
+    """Rectangles that cover the layers, no two of which overlap, with what reaches into each, as ordered."""
+    for group in _touching(layers):
+        edges = sorted({edge for layer in group for edge in (layer.rows.start, layer.rows.stop)})
+        for top, bottom in itertools.pairwise(edges):
+            here = [layer for layer in group if layer.rows.start <= top and bottom <= layer.rows.stop]
+            spans: list[tuple[int, int]] = []
+            for start, stop in sorted((layer.columns.start, layer.columns.stop) for layer in here):
+                if spans and start < spans[-1][1]:
+                    spans[-1] = spans[-1][0], max(stop, spans[-1][1])
+                else:
+                    spans.append((start, stop))
+            for left, right in spans:
+                within = [layer for layer in here if left <= layer.columns.start < right]
+                yield slice(top, bottom), slice(left, right), within
 
 
-def _area(rectangle: Rectangle) -> int:
-    rows, columns = rectangle
-    return (rows.stop - rows.start) * (columns.stop - columns.start)
-
-
-def _overlapping(placed: list[tuple[Rectangle, T]]) -> list[list[tuple[Rectangle, T]]]:
-    """Groups of which no two touch, each in the order given."""
+def _touching(layers: list[_Layer]) -> list[list[_Layer]]:
+    """Groups of which no two overlap, each in the order given."""
     groups: list[list[int]] = []
-    for index, (rectangle, _) in enumerate(placed):
-        near = [group for group in groups if any(_touch(rectangle, placed[other][0]) for other in group)]
+    for index, layer in enumerate(layers):
+        near = [group for group in groups if any(layer.overlaps(layers[other]) for other in group)]
         groups = [group for group in groups if group not in near] + [sorted([*sum(near, []), index])]
-    return [[placed[index] for index in group] for group in groups]
-
-
-def _touch(one: Rectangle, other: Rectangle) -> bool:
-    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
-
-
-def _union(rectangles: list[Rectangle]) -> Rectangle:
-    rows, columns = zip(*rectangles, strict=True)
-    return (
-        slice(min(s.start for s in rows), max(s.stop for s in rows)),
-        slice(min(s.start for s in columns), max(s.stop for s in columns)),
-    )
-
-
-def _lay(
-    part: np.ndarray,
-    face: Face,
-    share: float,
-    outscale: float,
-    origin: tuple[int, int],
-    size: tuple[int, int],
-) -> None:
-    """Lay a share of a face over a float32 part, from origin (x, y), of the enlarged photo of `size`."""
-    larger = align.from_larger(face.affine, outscale)
-    moved = np.column_stack([larger[:, :2], align.apply(larger, np.array([origin], float))[0]])
-    to_part, shape = align.inverse(moved), part.shape[1::-1]
-    crop = align.warp(_matched(face, _within(larger, outscale, size)), to_part, shape)
-    mask = align.warp(face.mask, to_part, shape, cv2.INTER_LINEAR)
-    part += (mask * np.float32(share))[..., None] * (crop - part)
+    return [[layers[index] for index in group] for group in groups]
 
 
 def _within(larger: np.ndarray, outscale: float, size: tuple[int, int]) -> np.ndarray | None:

@@ -1,6 +1,6 @@
 """The order of things for the faces of one photo: find, cut out, restore, judge what is put back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -91,10 +91,15 @@ def _answered(face: Face, answer: np.ndarray | RestoreError, masks: Masks | None
     return replace(face, after=answer, mask=mask, reason="")
 
 
-def told(faces: Sequence[Face]) -> str:
-    """How many and why not all: "faces: 3 found, 2 restored (why the third was not)"; "" without a face."""
+def told(faces: Sequence[Face], off: Collection[int] = ()) -> str:
+    """How many and why not all: "faces: 3 found, 2 restored (why the third was not)"; "" without a face.
+
+    off  indices of faces that are not put back, by choice
+    """
     if not faces:
         return ""
     left = [face.reason for face in faces if not face.restored]
     why = f" ({'; '.join(dict.fromkeys(left))})" if left else ""
-    return f"faces: {len(faces)} found, {len(faces) - len(left)} restored{why}"
+    chosen = sum(faces[index].restored for index in off)
+    switched = f", {chosen} of them switched off" if chosen else ""
+    return f"faces: {len(faces)} found, {len(faces) - len(left)} restored{switched}{why}"

@@ -59,7 +59,7 @@ def _one(page: handlers.Page) -> list[Any]:
                 label="Photos to try",
                 show_label=False,
                 columns=len(handlers.SAMPLES),
-                height=100,
+                height="auto",
                 allow_preview=False,
                 object_fit="cover",
                 buttons=[],
@@ -143,7 +143,7 @@ def _faces(page: handlers.Page, made: gr.State, shown: gr.State) -> None:
         ticks, strengths = [], []
         with gr.Row():
             for number, face in enumerate(found, 1):
-                with gr.Column(min_width=200, scale=0):
+                with gr.Column(min_width=240, scale=0):
                     gr.Image(
                         str(face.pair), label=f"Face {number}", interactive=False, buttons=[], height=120
                     )

@@ -1,6 +1,7 @@
 """From an upload to files that a browser can show: a restoration that can be watched and stopped."""
 
 import asyncio
+import io
 import itertools
 import math
 import pickle
@@ -226,8 +227,9 @@ def _picture(photo: Photo, box: tuple[float, float, float, float], size: tuple[i
         image = Image.composite(image, Image.new("RGB", size, "white"), fitted(photo.alpha))
     # grey and linear profiles do not fit these RGB, sRGB-curve values
     icc = None if photo.meta.grey or photo.meta.linear else photo.meta.icc
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, "JPEG", quality=92, subsampling=0, icc_profile=icc)
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=92, subsampling=0, icc_profile=icc)
+    write_atomic(path, data.getvalue())  # the browser may be reading the one before
     return path
 
 

@@ -1,0 +1,82 @@
+"""`make shots`: pictures of the page's main states in shots/, to be looked at.
+
+The faces are restored by the stand-in of standin.py.
+"""
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+from test_page import CHROMIUM, ROOT, STANDIN, served, upload
+
+OUT = ROOT / "shots"
+WIDE = {"width": 1360, "height": 900}
+PORTRAIT = ROOT / "assets/samples/portrait.jpg"
+
+
+def main() -> int:
+    OUT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as made, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        with served(
+            Path(made), STANDIN, RESTORER_WEIGHTS=str(ROOT / "weights"), MODEL="restore-lite-x4"
+        ) as address:
+            for name, size in (("wide", WIDE), ("phone", {"width": 375, "height": 750}), ("dark", WIDE)):
+                one_photo(browser.new_page(viewport=size), address, name)
+            many_photos(browser.new_page(viewport=WIDE), address)
+        browser.close()
+    return 0
+
+
+def one_photo(page: Page, address: str, name: str) -> None:
+    def shot(state: str) -> None:
+        page.wait_for_timeout(700)
+        page.screenshot(path=OUT / f"{name}-{state}.png", full_page=True)
+
+    page.goto(address + ("?__theme=dark" if name == "dark" else ""))
+    expect(page.locator("#start")).to_be_visible(timeout=30_000)
+    shot("1-empty")
+    data = io.BytesIO()
+    with Image.open(PORTRAIT) as portrait:
+        portrait.resize((1280, 1280 * portrait.height // portrait.width)).save(data, "PNG")
+    upload(page, "large.png", data.getvalue())
+    expect(page.locator("#said")).to_contain_text("about", timeout=60_000)
+    shot("2-ready")
+    page.click("#start")
+    expect(page.locator("#before")).to_contain_text("tiles", timeout=60_000)
+    shot("3-running")
+    page.click("#stop")
+    upload(page, PORTRAIT.name, PORTRAIT.read_bytes())
+    expect(page.locator("#said")).to_contain_text("320 ×")
+    page.click("#start")
+    expect(page.locator("#view img").first).to_be_visible(timeout=60_000)
+    shot("4-done")
+    page.click("#options button")
+    shot("5-options")
+    upload(page, "notes.png", b"no picture")
+    expect(page.locator("#said")).to_contain_text("⚠")
+    shot("6-error")
+    page.close()
+
+
+def many_photos(page: Page, address: str) -> None:
+    page.goto(address)
+    page.get_by_role("tab", name="Many photos").click()
+    samples = sorted((ROOT / "assets/samples").glob("*.jpg"))
+    given = [{"name": path.name, "mimeType": "image/jpeg", "buffer": path.read_bytes()} for path in samples]
+    given.insert(1, {"name": "broken.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"})
+    page.set_input_files("#uploads input[type=file]", given)
+    expect(page.locator("#table")).to_contain_text("waiting")
+    page.click("#start-all")
+    expect(page.locator("#download-all")).to_be_visible(timeout=60_000)
+    page.locator("#gallery button").first.click()
+    page.wait_for_timeout(1500)
+    page.screenshot(path=OUT / "wide-7-many.png", full_page=True)
+    page.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
