@@ -109,8 +109,8 @@ class Restorer:
         self._loading, self._running = threading.Lock(), threading.Lock()
         self._faces = FaceNetworks(self.weights, device=device, half=half, running=self._running)
 
-    def restore(self, data: bytes, *, progress: Progress | None = None, **options: object) -> Result:
-        """Restore the photo in `data` (a file's bytes).
+    def restore(self, data: bytes | Photo, *, progress: Progress | None = None, **options: object) -> Result:
+        """Restore the photo in `data` (a file's bytes, or what photo.decode() made of them).
 
         options   see Options; what is not given is as it was given to the Restorer
         progress  is told (steps done, steps in all), a step being a tile or a face, before the first and
@@ -121,10 +121,11 @@ class Restorer:
         with _enough_memory():
             return self._restore(data, progress, options)
 
-    def _restore(self, data: bytes, progress: Progress | None, options: dict[str, object]) -> Result:
+    def _restore(self, data: bytes | Photo, progress: Progress | None, options: dict[str, object]) -> Result:
         start = time.perf_counter()
         chosen = _changed(self.options, options)
-        before = photo.decode(data, max_pixels=self.limits.input_pixels)
+        decoded = isinstance(data, Photo)
+        before = data if decoded else photo.decode(data, max_pixels=self.limits.input_pixels)
         self.result_size(before, chosen)
         model = self.model(chosen)
         engine = self._engine(model, chosen.denoise)
@@ -412,9 +413,10 @@ def _finished(
         shares=strengths,
         grey=before.meta.grey,
     )
-    for part in under if plain.alpha is not None else ():
-        hidden = plain.alpha[part.rows, part.columns] == 0
-        plain.pixels[part.rows, part.columns][hidden] = part.pixels[hidden]
+    if plain.alpha is not None:
+        for part in under:
+            hidden = plain.alpha[part.rows, part.columns] == 0
+            plain.pixels[part.rows, part.columns][hidden] = part.pixels[hidden]
     face_note = stage.told(faces, off=[index for index, strength in strengths.items() if strength == 0])
     face_note = face_note or unseen
     encoded = encode.encode(

@@ -182,7 +182,7 @@ def test_stop_stops_and_the_next_photo_has_its_turn(page, rng, folder):
     expect(page.locator("#said")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
     page.click("#start")
-    expect(page.locator("#before")).to_contain_text("tiles", timeout=60_000)
+    expect(page.locator("#before")).to_contain_text("steps", timeout=60_000)
     before = len(list(folder.glob("processed/*/after.jpg")))
     page.click("#stop")
     expect(page.locator("#start")).to_be_visible(timeout=10_000)
@@ -242,6 +242,20 @@ def test_a_click_shows_that_spot_at_full_size_and_the_arrows_move_it(page, rng):
     assert changed() != corner
     page.keyboard.press("ArrowLeft")
     assert changed() == corner
+
+
+def test_a_detail_is_tried_first_and_models_are_compared(page, rng):
+    choose(page, photo_like(rng, 300, 400))
+    box = page.locator("#before img").bounding_box()
+    page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    expect(page.locator("#detail img")).to_have_count(2, timeout=60_000)
+    assert sizes(page, "#detail") == [[768, 768], [768, 768]]
+    page.click("#compare")
+    expect(page.locator("#sheet img")).to_have_count(3, timeout=60_000)
+    expect(page.locator("#sheet")).to_contain_text("restore-lite-x4")
+    expect(page.locator("#said")).to_contain_text("custom/quick")
+    page.locator("#sheet button:has-text('restore-lite-x4')").first.click()
+    expect(page.locator("#said")).to_contain_text("1600 × 1200** · restore-lite-x4".replace("**", ""))
 
 
 def test_a_long_side_in_pixels_takes_the_place_of_times(page, rng):
@@ -378,7 +392,7 @@ def test_another_photo_while_one_is_worked_on_takes_its_place(page, rng):
     expect(page.locator("#said")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
     page.click("#start")
-    expect(page.locator("#before")).to_contain_text("tiles", timeout=60_000)
+    expect(page.locator("#before")).to_contain_text("steps", timeout=60_000)
     choose(page, photo_like(rng, 30, 30), "second.png")
     expect(page.locator("#said")).to_contain_text("30 × 30")
     page.click("#start")
@@ -394,7 +408,7 @@ def test_the_server_ends_well_in_the_middle_of_a_photo(browser, folder, rng, tmp
         choose(page, photo_like(rng, 900, 1100))
         expect(page.locator("#said")).to_contain_text("4400 × 3600")
         page.click("#start")
-        expect(page.locator("#before")).to_contain_text("tiles", timeout=60_000)
+        expect(page.locator("#before")).to_contain_text("steps", timeout=60_000)
     page.close()
 
 

@@ -131,6 +131,14 @@ def _tiles(run, data, **options):
     return told[-1][1]
 
 
+def test_a_decoded_photo_is_as_good_as_its_bytes(weights, rng):
+    data = png(photo_like(rng, 20, 20))
+    run = restorer.load("custom/tiny", weights=weights)
+    assert run.restore(photo.decode(data)).data == run.restore(data).data
+    with pytest.raises(ImageTooLarge, match="0.0 megapixels; the limit is 0.0"):
+        restorer.Restorer(weights=weights, limits=Limits(100, 100)).restore(photo.decode(data))
+
+
 def test_numbers_may_be_numpys(weights, rng):
     data = png(photo_like(rng, 20, 20))
     run = restorer.load("custom/tiny", weights=weights)

@@ -3,8 +3,8 @@
 import logging
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import gradio as gr
 import numpy as np
 
 from .. import __version__, models, photo
-from ..errors import InvalidOption, RestoreError, UnsupportedImage
+from ..errors import BadWeights, InvalidOption, RestoreError, UnsupportedImage
 from ..options import Options
 from ..photo import Photo
 from ..pipeline import Plan, Restorer, Result
@@ -89,7 +89,9 @@ class Page:
                 why = f"⚠ {error}"
         said, fine = self._foretold(asked, values) if asked else (why, False)
         picture = gr.Image(str(shown) if shown else None, visible=bool(shown))
-        return asked, None, picture, said, gr.Button(visible=True, interactive=fine), gr.Button(visible=False)
+        trial = gr.Column(visible=bool(shown)), gr.ImageSlider(visible=False), gr.Gallery(visible=False)
+        buttons = gr.Button(visible=True, interactive=fine), gr.Button(visible=False)
+        return asked, None, picture, said, *buttons, *trial, gr.Button(visible=False), ""
 
     def quoted(self, asked: Asked | None, *values: object) -> tuple[Any, Any]:
         """Size, model, tiles, time and cost of the result, or why there can be none."""
@@ -153,6 +155,39 @@ class Page:
         path.parent.mkdir(parents=True)
         return str(shutil.copyfile(SAMPLES[event.index], path))
 
+    # A detail of it
+
+    def tried(self, spot: str, asked: Asked | None, *values: object) -> tuple[Any, Any]:
+        """A detail about the spot as these options would restore it."""
+        if asked is None or not spot:
+            return gr.skip(), gr.skip()
+        with _said():
+            part = work.detail(self._decoded(self._upload(asked.path)), _spot(spot))
+            made = self.restorer.restore(part, **vars(self._options(values, asked.outline)))
+        shown = work.store(made, asked.path, self.settings.processed_folder)
+        return gr.ImageSlider((str(shown.before), str(shown.after)), visible=True), gr.Button(visible=True)
+
+    def side_by_side(self, spot: str, asked: Asked | None, *values: object) -> tuple[Any, Any]:
+        """The same detail through every model that is here, and their names."""
+        if asked is None or not spot:
+            return gr.skip(), gr.skip()
+        weights, made = self.restorer.weights, {}
+        with _said():
+            part = work.detail(self._decoded(self._upload(asked.path)), _spot(spot))
+            options = self._options(values, asked.outline)
+            for model in models.available(weights):
+                if model.kind != "upscale" or not models.is_present(model, weights):
+                    continue
+                with suppress(BadWeights):  # a file of the user's that is no network has nothing to show
+                    denoise = options.denoise if model.pair else Options.denoise
+                    chosen = replace(options, model=model.name, denoise=denoise, face_enhance="off")
+                    made[model.name] = self.restorer.restore(part, **vars(chosen))
+        shown = [
+            (str(work.store(result, asked.path, self.settings.processed_folder).after), name)
+            for name, result in made.items()
+        ]
+        return gr.Gallery(shown, visible=True), tuple(made)
+
     # One photo
 
     async def restore(
@@ -168,7 +203,7 @@ class Page:
                     yield step
                     return
                 if step.total:
-                    progress((step.done, step.total), desc="Restoring", unit="tiles")
+                    progress((step.done, step.total), desc="Restoring", unit="steps")
                 else:
                     progress(None, desc="Preparing")  # its turn, the photo, the model
                 yield gr.skip()
@@ -220,7 +255,7 @@ class Page:
     def told(self, shown: work.Shown | None) -> tuple:
         """The result in the photo's place: the slider, the line under it, the download and the receipt."""
         if shown is None:
-            return tuple(gr.skip() for _ in range(7))
+            return tuple(gr.skip() for _ in range(8))
         result = work.kept(shown)
         said = f"**{result.width} × {result.height}** · {result.model} · {result.seconds:.1f} s"
         if result.faces and result.face_note not in result.warnings:
@@ -230,6 +265,7 @@ class Page:
         label = f"Download {FORMAT_NAMES[result.format]}, {size:.1f} MB"
         return (
             gr.Image(visible=False),
+            gr.Column(visible=False),
             gr.ImageSlider((str(shown.before), str(shown.after)), visible=True),
             gr.Group(visible=True),
             gr.Column(visible=True),
@@ -258,10 +294,8 @@ class Page:
             index: float(strength) if tick else 0.0
             for index, (tick, strength) in enumerate(zip(ticks, strengths, strict=True))
         }
-        try:
+        with _said():
             return self._stored(self.restorer.recompose(result, strengths=chosen), made.name)
-        except RestoreError as error:
-            raise gr.Error(str(error), print_exception=False) from error
 
     # A closer look
 
@@ -340,6 +374,10 @@ class Page:
             raise UnsupportedImage("the upload is no longer there; choose the photo again") from error
 
 
+def took(names: tuple[str, ...], event: gr.SelectData) -> str:
+    return names[event.index]
+
+
 def busy() -> tuple[gr.Button, gr.Button]:
     return gr.Button(visible=False), gr.Button(visible=True)
 
@@ -384,6 +422,15 @@ def _outline(found: Photo) -> Photo:
     pixels = np.broadcast_to(np.zeros((), found.pixels.dtype), found.pixels.shape)
     alpha = None if found.alpha is None else np.broadcast_to(found.alpha.min(), found.alpha.shape)
     return replace(found, pixels=pixels, alpha=alpha)
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """What cannot be done is said in a note on the page."""
+    try:
+        yield
+    except RestoreError as error:
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 def _failed(why: str) -> Failed:

@@ -21,16 +21,18 @@
   let pressed = null;
   document.addEventListener("pointerdown", (event) => { pressed = [event.clientX, event.clientY]; }, true);
   document.addEventListener("pointerup", (event) => {
-    const image = event.target.closest?.("#slider")?.querySelector("img");
-    if (!image || !pressed || event.target.closest("button")) return;
+    const around = event.target.closest?.("#slider, #before"), image = around?.querySelector("img");
+    const other = event.target.closest?.("button")?.querySelector("img") === null;  // of the toolbar
+    if (!image || !pressed || other) return;
     if (Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) > 4) return;  // the handle was drawn
     const box = drawn(image);
     const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
     if (x < 0 || x > 1 || y < 0 || y > 1) return;
-    const field = document.querySelector("#spot textarea, #spot input");
+    const name = around.id === "slider" ? "spot" : "place";
+    const field = document.querySelector(`#${name} textarea, #${name} input`);
     field.value = `${x.toFixed(4)},${y.toFixed(4)}`;
     field.dispatchEvent(new Event("input", { bubbles: true }));
-    document.querySelector("#view")?.scrollIntoView({ block: "nearest", behavior: "smooth" });
+    document.querySelector(name === "spot" ? "#view" : "#detail")?.scrollIntoView({ block: "nearest", behavior: "smooth" });
   }, true);
 
   const ways = { ArrowLeft: "left", ArrowUp: "up", ArrowDown: "down", ArrowRight: "right" };

@@ -50,7 +50,9 @@ def build(restorer: Restorer, settings: Settings, workshop: work.Workshop) -> gr
 def _one(page: handlers.Page) -> list[Any]:
     """The first tab; the fields of its options, in the order of handlers.FIELDS."""
     asked, made, shown = gr.State(), gr.State(), gr.State()
+    names = gr.State(())
     spot = gr.Textbox(visible="hidden", elem_id="spot")
+    place = gr.Textbox(visible="hidden", elem_id="place")
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             upload = gr.File(label="Photo", file_types=_endings(), height=140, elem_id="upload")
@@ -73,6 +75,20 @@ def _one(page: handlers.Page) -> list[Any]:
             before = gr.Image(
                 label="Photo", interactive=False, buttons=[], height=560, visible=False, elem_id="before"
             )
+            with gr.Column(visible=False, elem_id="trial") as trial:
+                gr.Markdown("Click on the photo to try the options on a detail of it first.")
+                detail = _slider("The detail, before and after", "detail", visible=False, max_height=520)
+                compare = gr.Button("Compare models", size="sm", visible=False, elem_id="compare")
+                sheet = gr.Gallery(
+                    label="The same detail through every model that is here: click one to take it",
+                    columns=3,
+                    height="auto",
+                    fit_columns=False,
+                    allow_preview=False,
+                    visible=False,
+                    buttons=[],
+                    elem_id="sheet",
+                )
             slider = _slider("Before and after; a click shows that spot at 100 %", "slider", visible=False)
             with gr.Group(visible=False, elem_id="result") as result:
                 told = gr.Markdown(elem_id="told", padding=True)
@@ -96,11 +112,21 @@ def _one(page: handlers.Page) -> list[Any]:
     made.change(
         page.show, [made, asked, *options], [before, slider, result, closer, faces, *quote, stop], **_QUIET
     ).then(page.opened, made, [shown, spot], **_QUIET)
-    shown.change(page.told, shown, [before, slider, result, closer, told, download, receipt], **_QUIET)
-    stop.click(handlers.stopped, None, [said, start, stop], cancels=run, queue=False, **_QUIET)
-    upload.change(page.picked, given, [asked, made, before, *quote, stop], cancels=run, **_QUIET).then(
-        page.measured, [asked, *options], quote, **_LATEST
+    tried = {"show_progress_on": detail, "trigger_mode": "always_last", "api_visibility": "private"} | _DEVICE
+    place.change(page.tried, [place, asked, *options], [detail, compare], **tried)
+    compare.click(
+        page.side_by_side, [place, asked, *options], [sheet, names], api_visibility="private", **_DEVICE
     )
+    sheet.select(handlers.took, names, fields["model"], **_QUIET)
+    shown.change(page.told, shown, [before, trial, slider, result, closer, told, download, receipt], **_QUIET)
+    stop.click(handlers.stopped, None, [said, start, stop], cancels=run, queue=False, **_QUIET)
+    upload.change(
+        page.picked,
+        given,
+        [asked, made, before, *quote, stop, trial, detail, sheet, compare, place],
+        cancels=run,
+        **_QUIET,
+    ).then(page.measured, [asked, *options], quote, **_LATEST)
     samples.select(page.sample, None, upload, **_QUIET)
     for name, field in fields.items():
         if name in handlers.QUOTED:

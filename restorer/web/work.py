@@ -29,6 +29,7 @@ from ..tiling import Progress
 
 PREVIEW_SIDE = 2048
 VIEW = (1200, 720)  # pixels of a closer look
+DETAIL = 192  # pixels a side of what is tried before all of a photo
 _MARGIN = 4  # pixels beyond a box that resampling looks at
 AGE = 3600  # seconds that a result is kept
 _BEAT = 0.5  # seconds between two looks at whether anybody still waits
@@ -164,6 +165,19 @@ def kept(shown: Shown) -> Result:
     return pickle.loads(  # noqa: S301
         head, buffers=[samples[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     )
+
+
+def detail(before: Photo, spot: tuple[float, float]) -> Photo:
+    """At most DETAIL pixels square of a photo about a spot (x, y, each 0 to 1)."""
+    columns, rows = (
+        slice(start, start + DETAIL)
+        for start in (
+            max(0, min(round(part * whole - DETAIL / 2), whole - DETAIL))
+            for part, whole in zip(spot, (before.width, before.height), strict=True)
+        )
+    )
+    alpha = None if before.alpha is None else np.ascontiguousarray(before.alpha[rows, columns])
+    return replace(before, pixels=np.ascontiguousarray(before.pixels[rows, columns]), alpha=alpha)
 
 
 def look(result: Result, spot: tuple[float, float], shown: Shown) -> tuple[Path, Path]:
