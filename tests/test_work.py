@@ -140,6 +140,7 @@ def stored(tmp_path, before, after, **options) -> work.Shown:
     result = Result(
         *(b"bytes", "jpeg", after.width, after.height, "m", 1.0, ("w",), before, after, (), ""),
         options=Options(**options),
+        strengths={},
         under=(),
     )
     shown = work.store(result, "holiday.heic", tmp_path)
