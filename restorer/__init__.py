@@ -28,7 +28,8 @@ from .options import Limits, Options
 
 if TYPE_CHECKING:
     from .photo import Photo
-    from .pipeline import Plan, Restorer, Result, load
+    from .pipeline import Plan, Restorer, load
+    from .result import Result
 
 __version__ = "0.1.0"
 
@@ -53,7 +54,7 @@ __all__ = [
     "load",
 ]
 
-_LATER = {"Photo": "photo", **dict.fromkeys(("Plan", "Restorer", "Result", "load"), "pipeline")}
+_LATER = {"Photo": "photo", **dict.fromkeys(("Plan", "Restorer", "load"), "pipeline"), "Result": "result"}
 
 
 def __getattr__(name: str) -> object:

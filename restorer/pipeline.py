@@ -6,59 +6,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from . import download, encode, models, photo
+from . import encode, models, photo
+from .engines import Engines, Paces, Turns, Watch
 from .errors import BadWeights, ImageTooLarge, InvalidOption, OutOfMemory, WeightsUnavailable
 from .faces import detect, stage
 from .faces.loading import FaceNetworks, Turn
-from .faces.paste import Face, Under, lifted, paste
+from .faces.paste import Face, lifted
 from .options import Limits, Options
 from .photo import Photo
+from .result import Result, finished
 from .tiling import Progress
 from .upscale import filled, opaque, output_size, tiles_needed, upscale
 
-if TYPE_CHECKING:
-    from .engine import Engine
-
 _NO_MEMORY = "photo and result do not fit into memory: choose a smaller scale"
 _OF_THE_FILE = {"face_strength", "format", "quality", "keep_metadata", "remove_gps"}
-
-
-@dataclass(frozen=True)
-class Result:
-    """A restored photo.
-
-    data           the file's bytes, in `format` ("png", "jpeg", ...)
-    width, height  in pixels
-    model          the one that was used, by name
-    seconds        from bytes to bytes, loading the model included where it was not loaded yet
-    warnings       what could not be kept or was decided on the way, in the user's words
-    before, after  the decoded input and the picture that `data` holds
-    faces          every face that was found, the largest first, restored or not
-    face_note      how many were found and restored, or why none was looked for; "" without a face
-    options        what was asked for
-    strengths      of single faces, by index, where recompose() was given any
-    under          what lies under the faces, for Restorer.recompose()
-    """
-
-    data: bytes
-    format: str
-    width: int
-    height: int
-    model: str
-    seconds: float
-    warnings: tuple[str, ...]
-    before: Photo
-    after: Photo
-    faces: tuple[Face, ...]
-    face_note: str
-    options: Options
-    strengths: dict[int, float]
-    under: tuple[Under, ...]
 
 
 @dataclass(frozen=True)
@@ -103,11 +68,10 @@ class Restorer:
         self.weights = models.weights_folder(weights)
         self.limits = limits or Limits()
         self.options = _changed(Options(), options)
-        self._device, self._half = device, half
-        self._engines: dict[str, tuple[float, Engine]] = {}  # by model: its denoise strength, and itself
-        self._paces: dict[str, tuple[float, int]] = {}  # by model: seconds for so many pixels of tiles
-        self._loading, self._running = threading.Lock(), threading.Lock()
-        self._faces = FaceNetworks(self.weights, device=device, half=half, running=self._running)
+        running = threading.Lock()
+        self._engines = Engines(self.weights, device=device, half=half, running=running)
+        self._faces = FaceNetworks(self.weights, device=device, half=half, running=running)
+        self._paces = Paces()
 
     def restore(self, data: bytes | Photo, *, progress: Progress | None = None, **options: object) -> Result:
         """Restore the photo in `data` (a file's bytes, or what photo.decode() made of them).
@@ -128,13 +92,13 @@ class Restorer:
         before = data if decoded else photo.decode(data, max_pixels=self.limits.input_pixels)
         self.result_size(before, chosen)
         model = self.model(chosen)
-        engine = self._engine(model, chosen.denoise)
+        engine = self._engines.get(model, chosen.denoise)
         faces, unseen = self._found(before, chosen)
         count = _Count(progress, stage.waiting(faces))
-        with _Watch() as watch:
+        with Watch() as watch:
             plain = upscale(
                 before,
-                _Turns(engine, self._running),
+                engine,
                 outscale=chosen.outscale,
                 tile=chosen.tile or engine.best_tile(),
                 progress=count.tiles,
@@ -143,7 +107,7 @@ class Restorer:
             network, masks = self._face_stage(chosen)
             faces = stage.restore(faces, network, masks, batch=network.batch, progress=count.faces)
         with watch:
-            result = _finished(
+            result = finished(
                 before,
                 plain,
                 tuple(faces),
@@ -152,7 +116,7 @@ class Restorer:
                 unseen=unseen,
                 start=start,
             )
-        self._learn_pace(model.name, watch.seconds, self._needed(before, engine, chosen)[1])
+        self._paces.learn(model.name, watch.seconds, _needed(before, engine, chosen)[1])
         return result
 
     def recompose(
@@ -184,7 +148,7 @@ class Restorer:
             result.before, result.width, result.height, encode.output_format(result.before, chosen.format)
         )
         plain = replace(result.after, pixels=lifted(result.after.pixels, result.under))
-        return _finished(
+        return finished(
             result.before,
             plain,
             result.faces,
@@ -242,41 +206,18 @@ class Restorer:
         chosen = _changed(self.options, options)
         width, height = self.result_size(before, chosen)
         model = self.model(chosen)
-        loaded = self._engines.get(model.name)
-        if loaded is None or model.name not in self._paces:
+        engine = self._engines.peek(model)
+        if engine is None or model.name not in self._paces:
             return Plan(width, height, model, None, None)
-        tiles, pixels = self._needed(before, loaded[1], chosen)
-        seconds, seen = self._paces[model.name]
-        return Plan(width, height, model, tiles, seconds / seen * pixels)
+        tiles, pixels = _needed(before, engine, chosen)
+        return Plan(width, height, model, tiles, self._paces.expected(model.name, pixels))
 
     def measure(self, **options: object) -> None:
         """Load and time the model that these options mean, if its file is here and that was not done yet."""
         chosen = _changed(self.options, options)
         model = self.model(chosen)
         if model.name not in self._paces and models.is_present(model, self.weights):
-            self._learn_pace(model.name, *self._timed(self._engine(model, chosen.denoise)))
-
-    def _needed(self, before: Photo, engine: "Engine", chosen: Options) -> tuple[int, int]:
-        """Tiles, and pixels in them."""
-        tile = chosen.tile or engine.best_tile()
-        tiles, pixels = tiles_needed(before.width, before.height, engine, outscale=chosen.outscale, tile=tile)
-        planes = 1 if before.alpha is None or opaque(before.alpha) else 2
-        return planes * tiles, planes * pixels
-
-    def _timed(self, engine: "Engine") -> tuple[float, int]:
-        """Seconds for the second of two small tiles, and its pixels: the first of all warms up."""
-        side = 64
-        tile = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-        run = _Turns(engine, self._running)
-        run(tile)
-        with _Watch() as watch:
-            run(tile)
-        return watch.seconds, side * side
-
-    def _learn_pace(self, model: str, seconds: float, pixels: int) -> None:
-        """The latest photo counts most, and a large one more than a small one."""
-        before, seen = self._paces.get(model, (0.0, 0))
-        self._paces[model] = seconds + before / 4, pixels + seen // 4
+            self._paces.time(model.name, self._engines.get(model, chosen.denoise))
 
     def result_size(self, before: Photo, options: Options) -> tuple[int, int]:
         """Width and height of the result. Raises ImageTooLarge beyond the limit or what the format holds."""
@@ -299,40 +240,8 @@ class Restorer:
 
     def load(self) -> "Restorer":
         """Load the default model now, so that the first photo need not wait for it. Returns itself."""
-        self._engine(self.model(self.options), self.options.denoise)
+        self._engines.get(self.model(self.options), self.options.denoise)
         return self
-
-    def _engine(self, model: models.Model, denoise: float) -> "Engine":
-        if denoise < 1 and not model.pair:
-            raise InvalidOption(
-                f"denoise is {denoise}, but {model.name} has no strength to choose: leave it at 1"
-            )
-        loaded = self._engines.get(model.name)
-        if loaded is None or loaded[0] != denoise:
-            with self._loading:
-                loaded = self._engines.get(model.name)  # another thread may have loaded it while we waited
-                if loaded is None or loaded[0] != denoise:
-                    loaded = self._engines[model.name] = denoise, self._build(model, denoise)
-        return loaded[1]
-
-    def _build(self, model: models.Model, denoise: float) -> "Engine":
-        from . import engine, networks  # torch takes seconds to import, and a page or --help needs none
-
-        state = networks.read_state(download.ensure(model, self.weights))
-        shape = networks.recognise(state, model.name)
-        if denoise < 1:
-            pair = networks.read_state(download.ensure(models.find(model.pair, self.weights), self.weights))
-            state = networks.blend(state, pair, denoise)
-        device = engine.pick_device(self._device)
-        return engine.Engine(
-            networks.build(shape, state, model.name),
-            scale=shape.scale,
-            align=shape.align,
-            pad=shape.pad,
-            bytes=shape.bytes,
-            device=device,
-            half=device.type == "cuda" if self._half is None else self._half,
-        )
 
 
 @contextmanager
@@ -354,18 +263,12 @@ def _visible(before: Photo) -> np.ndarray:
     return filled(before.pixels, before.alpha)
 
 
-class _Watch:
-    """Counts the seconds within `with`, over several."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __enter__(self) -> "_Watch":
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._start
+def _needed(before: Photo, engine: Turns, chosen: Options) -> tuple[int, int]:
+    """Tiles, and pixels in them."""
+    tile = chosen.tile or engine.best_tile()
+    tiles, pixels = tiles_needed(before.width, before.height, engine, outscale=chosen.outscale, tile=tile)
+    planes = 1 if before.alpha is None or opaque(before.alpha) else 2
+    return planes * tiles, planes * pixels
 
 
 class _Count:
@@ -387,74 +290,6 @@ class _Count:
 def _absent(error: WeightsUnavailable | BadWeights, names: str) -> str:
     """Why faces were left, in a warning's words: the error's own tell an owner where to put the file."""
     return str(error) if isinstance(error, BadWeights) else f"{names} is not here and could not be fetched"
-
-
-def _finished(
-    before: Photo,
-    plain: Photo,
-    faces: tuple[Face, ...],
-    options: Options,
-    *,
-    model: str,
-    unseen: str,
-    start: float,
-    strengths: dict[int, float] | None = None,
-) -> Result:
-    """Faces into the enlarged photo, whose pixels are used up, and all of it into a file.
-
-    unseen  why no face was looked for
-    """
-    strengths = strengths or {}
-    under = paste(
-        plain.pixels,
-        faces,
-        outscale=options.outscale,
-        strength=options.face_strength,
-        shares=strengths,
-        grey=before.meta.grey,
-    )
-    if plain.alpha is not None:
-        for part in under:
-            hidden = plain.alpha[part.rows, part.columns] == 0
-            plain.pixels[part.rows, part.columns][hidden] = part.pixels[hidden]
-    face_note = stage.told(faces, off=[index for index, strength in strengths.items() if strength == 0])
-    face_note = face_note or unseen
-    encoded = encode.encode(
-        plain,
-        encode.output_format(before, options.format),
-        quality=options.quality,
-        keep_metadata=options.keep_metadata,
-        remove_gps=options.remove_gps,
-    )
-    amiss = () if faces and all(face.restored for face in faces) else tuple(filter(None, [face_note]))
-    return Result(
-        data=encoded.data,
-        format=encoded.format,
-        width=plain.width,
-        height=plain.height,
-        model=model,
-        seconds=time.perf_counter() - start,
-        warnings=before.meta.warnings + amiss + encoded.warnings,
-        before=before,
-        after=plain,
-        faces=faces,
-        face_note=face_note,
-        options=options,
-        strengths=strengths,
-        under=under,
-    )
-
-
-class _Turns:
-    """An engine that runs one tile at a time, whichever thread it belongs to."""
-
-    def __init__(self, engine: "Engine", lock: threading.Lock) -> None:
-        self.scale, self.align, self.pad = engine.scale, engine.align, engine.pad
-        self._engine, self._lock = engine, lock
-
-    def __call__(self, tile: np.ndarray) -> np.ndarray:
-        with self._lock:
-            return self._engine(tile)
 
 
 def load(

@@ -18,7 +18,8 @@ ROWS = [
     {"photo"},
     {"encode"},
     {"engine", "upscale"},
-    {"faces"},
+    {"engines", "faces"},
+    {"result"},
     {"pipeline"},
     {"settings"},  # read by the doors only
     {"web", "__main__"},

@@ -177,9 +177,9 @@ def test_a_plan_is_what_restoring_then_takes(weights, rng):
 def test_the_pace_follows_what_was_measured(weights, rng):
     run = restorer.load("custom/tiny", weights=weights)
     before = photo.decode(png(photo_like(rng, 100, 100)))
-    run._learn_pace("custom/tiny", 3.0, 1000)
+    run._paces.learn("custom/tiny", 3.0, 1000)
     assert run.plan(before).seconds == pytest.approx(30)
-    run._learn_pace("custom/tiny", 10.0, 10_000)
+    run._paces.learn("custom/tiny", 10.0, 10_000)
     assert 10 < run.plan(before).seconds < 11, "a large photo tells more than a small tile"
     run.restore(png(photo_like(rng, 100, 100)))
     assert run.plan(before).seconds < 10

@@ -13,9 +13,11 @@ from PIL import Image
 
 import restorer
 from restorer import download, models, pipeline
+from restorer import result as result_module
 from restorer.__main__ import main
 from restorer.errors import Cancelled, InvalidOption, OutOfMemory, UnknownModel, WeightsUnavailable
 from restorer.faces import align, detect
+from restorer.faces.paste import Face
 from restorer.faces.restore import FaceEngine
 
 PLACES = ((60, 50, 0.12), (150, 90, 0.08))  # x, y of the crop's middle, and how much smaller than a crop
@@ -78,7 +80,7 @@ def photo(rng) -> bytes:
     return png(photo_like(rng, 140, 200))
 
 
-def near(face: pipeline.Face, pixels: np.ndarray, outscale: float) -> np.ndarray:
+def near(face: Face, pixels: np.ndarray, outscale: float) -> np.ndarray:
     """The enlarged photo at the middle of the face."""
     x, y = face.landmarks[2] * outscale
     return pixels[round(y) - 4 : round(y) + 4, round(x) - 4 : round(x) + 4].astype(int)
@@ -123,7 +125,7 @@ def test_a_face_that_fails_keeps_its_pixels_and_is_told(weights, photo):
 def test_recompose_is_what_restoring_anew_gives_without_a_network(weights, photo):
     run = loaded(weights)
     result = run.restore(photo)
-    run._engines.clear()
+    run._engines.loaded.clear()
     run._faces.loaded.clear()
     plain = loaded(weights).restore(photo, face_enhance="off")
     assert run.recompose(result).data == result.data
@@ -206,7 +208,7 @@ def test_too_little_memory_is_told_in_words(weights, photo, monkeypatch, error):
     monkeypatch.setattr(pipeline, "lifted", full)
     with pytest.raises(OutOfMemory, match="smaller scale"):
         run.recompose(result, face_strength=0.5)
-    monkeypatch.setattr(pipeline, "paste", full)
+    monkeypatch.setattr(result_module, "paste", full)
     with pytest.raises(OutOfMemory, match="smaller scale"):
         run.restore(photo)
     monkeypatch.setattr(detect, "find", full)
@@ -304,7 +306,7 @@ def test_face_options_are_checked(weights, photo):
 @pytest.mark.parametrize("name", ["face_model", "face_detector"])
 def test_a_name_that_is_no_face_model_is_told_before_any_work(weights, photo, name):
     run = loaded(weights)
-    run._engines = run._faces.loaded = None  # nothing may be looked for
+    run._engines = run._faces = None  # nothing may be looked for
     for enhance in ("auto", "on", "off"):
         with pytest.raises(UnknownModel, match="nonsense") as caught:
             run.restore(photo, face_enhance=enhance, **{name: "nonsense"})

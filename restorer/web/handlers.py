@@ -3,7 +3,7 @@
 import logging
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,8 @@ from .. import __version__, models, photo
 from ..errors import BadWeights, InvalidOption, RestoreError, UnsupportedImage
 from ..options import Options
 from ..photo import Photo
-from ..pipeline import Plan, Restorer, Result
+from ..pipeline import Plan, Restorer
+from ..result import Result
 from ..settings import Settings
 from ..tiling import Progress
 from . import work
@@ -47,7 +48,7 @@ FIELDS = (
     "remove_gps",
 )
 QUOTED = ("outscale", "long_side", "model", "denoise", "format")  # of them, those the quote depends on
-_WRONG = "something went wrong; the server's log says what"
+WRONG = "something went wrong; the server's log says what"
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Page:
             return f"{said}, to download: {plan.model.bytes / 1e6:.0f} MB"
         if plan.tiles is None or plan.seconds is None:
             return said
-        said += f" · {_count(plan.tiles, 'tile')}, about {_duration(plan.seconds)}"
+        said += f" · {count(plan.tiles, 'tile')}, about {_duration(plan.seconds)}"
         if self.settings.price_per_gpu_second:
             said += f" · {plan.seconds * self.settings.price_per_gpu_second:.4f} $"
         return said
@@ -198,7 +199,7 @@ class Page:
     ) -> AsyncIterator[object]:
         """Restore the upload, telling tiles and yielding twice a second: what stops it, stops it here."""
         try:
-            async for step in self.workshop.steps(partial(self._made, path, values)):
+            async for step in self.workshop.steps(partial(self.made, path, values)):
                 if not isinstance(step, work.Step):
                     yield step
                     return
@@ -211,9 +212,10 @@ class Page:
             yield _failed(str(error))
         except Exception:  # noqa: BLE001  one job of the queue: the next one must have its turn
             logging.getLogger(__name__).exception("a restoration failed")
-            yield _failed(_WRONG)
+            yield _failed(WRONG)
 
-    def _made(self, path: str, values: tuple[object, ...], progress: Progress) -> work.Shown:
+    def made(self, path: str, values: tuple[object, ...], progress: Progress) -> work.Shown:
+        """The upload restored and written down."""
         data = self._upload(path)
         options = self._options(values, partial(self._decoded, data))
         result = self.restorer.restore(data, progress=progress, **vars(options))
@@ -315,38 +317,6 @@ class Page:
         y += down * work.VIEW[1] / 2 / result.height
         return f"{min(max(x, 0), 1):.4f},{min(max(y, 0), 1):.4f}"
 
-    # Many photos
-
-    async def restore_all(self, paths: list[str] | None, *values: object) -> AsyncIterator[tuple]:
-        """Restore one after the other; a bad file never stops the rest."""
-        rows = [[Path(path).name, "waiting"] for path in paths or ()]
-        done: tuple[work.Shown, ...] = ()
-        for row, path in zip(rows, paths or (), strict=True):
-            row[1] = "preparing"
-            try:
-                async for step in self.workshop.steps(partial(self._made, path, values)):
-                    if isinstance(step, work.Step):
-                        row[1] = f"tile {step.done} of {step.total}" if step.total else "preparing"
-                    else:
-                        row[1], done = _summary(step), (*done, step)
-                    yield rows, done
-            except RestoreError as error:
-                row[1] = f"failed: {error}"
-            except Exception:  # noqa: BLE001  the others must have their turn
-                logging.getLogger(__name__).exception("a restoration failed")
-                row[1] = f"failed: {_WRONG}"
-        yield rows, done
-
-    def archive(self, done: Sequence[work.Shown]) -> tuple[gr.Button, gr.Button, gr.DownloadButton]:
-        """All that is done as one file."""
-        start, stop = gr.Button(visible=True), gr.Button(visible=False)
-        files = [shown.file for shown in done if shown.file.is_file()]
-        if not files:
-            return start, stop, gr.DownloadButton(visible=False)
-        path = work.zipped(files, self.settings.processed_folder)
-        label = f"Download {_count(len(files), 'photo')}, ZIP, {path.stat().st_size / 1e6:.1f} MB"
-        return start, stop, gr.DownloadButton(label, value=str(path), visible=True)
-
     # What the controls say
 
     def _options(self, values: tuple[object, ...], before: Any) -> Options:  # noqa: ANN401
@@ -391,32 +361,6 @@ def faces_wanted(wanted: bool) -> tuple[gr.Dropdown, gr.Slider]:
     return gr.Dropdown(visible=wanted), gr.Slider(visible=wanted)
 
 
-def busy_all() -> tuple[gr.Button, gr.Button, gr.DownloadButton]:
-    return *busy(), gr.DownloadButton(visible=False)
-
-
-def picked_all(paths: list[str] | None) -> tuple:
-    rows = [[Path(path).name, "waiting"] for path in paths or ()]
-    start = gr.Button(visible=True, interactive=bool(rows))
-    return rows, (), start, gr.Button(visible=False), gr.DownloadButton(visible=False)
-
-
-def results(done: Sequence[work.Shown]) -> tuple[gr.Gallery, Any, Any]:
-    """The gallery of what is done; the comparison is closed when all is new."""
-    gallery = gr.Gallery([(str(one.after), one.file.name) for one in done], visible=bool(done))
-    if done:
-        return gallery, gr.skip(), gr.skip()
-    return gallery, gr.ImageSlider(visible=False), gr.DownloadButton(visible=False)
-
-
-def compared(done: Sequence[work.Shown], event: gr.SelectData) -> tuple[gr.ImageSlider, gr.DownloadButton]:
-    one = done[event.index]
-    return (
-        gr.ImageSlider((str(one.before), str(one.after)), visible=True),
-        gr.DownloadButton(f"Download {one.file.name}", value=str(one.file), visible=True),
-    )
-
-
 def _outline(found: Photo) -> Photo:
     """The photo's size, depth and metadata with a picture of one repeated sample, which takes no memory."""
     pixels = np.broadcast_to(np.zeros((), found.pixels.dtype), found.pixels.shape)
@@ -437,13 +381,6 @@ def _failed(why: str) -> Failed:
     return Failed(why, uuid.uuid4().hex)
 
 
-def _summary(shown: work.Shown) -> str:
-    result = work.kept(shown)
-    said = f"done: {result.width} × {result.height}, {result.model}, {result.seconds:.1f} s"
-    notes = dict.fromkeys([result.face_note, *result.warnings])  # the note may be among the warnings
-    return "; ".join(filter(None, [said, *notes]))
-
-
 def _times(long: float, side: int) -> float:
     if not 1 <= long / side <= 8:
         raise InvalidOption(
@@ -462,7 +399,7 @@ def _spot(text: str) -> tuple[float, float]:
     return (x, y) if x == x and y == y else (0.5, 0.5)
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 

@@ -12,7 +12,7 @@ from ..files import READABLE
 from ..options import FORMATS
 from ..pipeline import Restorer
 from ..settings import Settings
-from . import handlers, work
+from . import handlers, many, work
 
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
@@ -186,6 +186,7 @@ def _faces(page: handlers.Page, made: gr.State, shown: gr.State) -> None:
 
 def _many(page: handlers.Page, fields: list[Any]) -> None:
     """The second tab."""
+    tab = many.ManyPhotos(page)
     done = gr.State(())
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
@@ -222,8 +223,8 @@ def _many(page: handlers.Page, fields: list[Any]) -> None:
             )
             slider = _slider("Before and after", "slider-all", visible=False)
             download = gr.DownloadButton("Download this one", visible=False, elem_id="download-one")
-    run = start.click(handlers.busy_all, None, [start, stop, archive], **_QUIET).then(
-        page.restore_all,
+    run = start.click(many.busy_with_all, None, [start, stop, archive], **_QUIET).then(
+        tab.restore_all,
         [upload, *fields],
         [table, done],
         show_progress="hidden",
@@ -231,11 +232,11 @@ def _many(page: handlers.Page, fields: list[Any]) -> None:
         **_DEVICE,
     )
     ended = [start, stop, archive]
-    run.success(page.archive, done, ended, **_QUIET)
-    stop.click(page.archive, done, ended, cancels=run, **_QUIET)
-    done.change(handlers.results, done, [gallery, slider, download], **_QUIET)
-    upload.change(handlers.picked_all, upload, [table, done, *ended], cancels=run, **_QUIET)
-    gallery.select(handlers.compared, done, [slider, download], **_QUIET)
+    run.success(tab.archive, done, ended, **_QUIET)
+    stop.click(tab.archive, done, ended, cancels=run, **_QUIET)
+    done.change(many.results, done, [gallery, slider, download], **_QUIET)
+    upload.change(many.picked_all, upload, [table, done, *ended], cancels=run, **_QUIET)
+    gallery.select(many.compared, done, [slider, download], **_QUIET)
 
 
 def _option_fields(page: handlers.Page) -> dict[str, Any]:

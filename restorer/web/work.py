@@ -23,8 +23,8 @@ from ..errors import Cancelled, UnsupportedImage
 from ..faces.paste import Face
 from ..files import READABLE, result_stem, write_atomic
 from ..photo import Photo
-from ..pipeline import Result
 from ..pixels import to_uint8
+from ..result import Result
 from ..tiling import Progress
 
 PREVIEW_SIDE = 2048

@@ -1,0 +1,127 @@
+"""The networks that enlarge: each loaded when it is first asked for, run one tile at a time, and timed."""
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import download, models
+from .errors import InvalidOption
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+_TIMED = 64  # side of the tile that is timed
+
+
+class Turns:
+    """An engine that runs one tile at a time, whichever thread it belongs to."""
+
+    def __init__(self, engine: "Engine", running: threading.Lock) -> None:
+        self.scale, self.align, self.pad = engine.scale, engine.align, engine.pad
+        self.best_tile = engine.best_tile
+        self._engine, self._running = engine, running
+
+    def __call__(self, tile: np.ndarray) -> np.ndarray:
+        with self._running:
+            return self._engine(tile)
+
+
+class Engines:
+    """The loaded networks, the latest denoise strength of each.
+
+    weights, device, half  as Restorer has them
+    running                the lock around the device
+    """
+
+    def __init__(
+        self, weights: Path, *, device: str | None, half: bool | None, running: threading.Lock
+    ) -> None:
+        self.loaded: dict[str, tuple[float, Engine]] = {}  # by model: its denoise strength, and itself
+        self._weights, self._device, self._half, self._running = weights, device, half, running
+        self._loading = threading.Lock()
+
+    def get(self, model: models.Model, denoise: float) -> Turns:
+        """The model's network, downloaded where its file is absent.
+
+        Raises InvalidOption, WeightsUnavailable and BadWeights.
+        """
+        if denoise < 1 and not model.pair:
+            raise InvalidOption(
+                f"denoise is {denoise}, but {model.name} has no strength to choose: leave it at 1"
+            )
+        found = self.loaded.get(model.name)
+        if found is None or found[0] != denoise:
+            with self._loading:
+                found = self.loaded.get(model.name)  # another thread may have loaded it while we waited
+                if found is None or found[0] != denoise:
+                    found = self.loaded[model.name] = denoise, self._build(model, denoise)
+        return Turns(found[1], self._running)
+
+    def peek(self, model: models.Model) -> Turns | None:
+        """The model's network with whatever denoise strength, if it is loaded."""
+        found = self.loaded.get(model.name)
+        return None if found is None else Turns(found[1], self._running)
+
+    def _build(self, model: models.Model, denoise: float) -> "Engine":
+        from . import engine, networks  # torch takes seconds to import, and a page or --help needs none
+
+        state = networks.read_state(download.ensure(model, self._weights))
+        shape = networks.recognise(state, model.name)
+        if denoise < 1:
+            pair = networks.read_state(download.ensure(models.find(model.pair, self._weights), self._weights))
+            state = networks.blend(state, pair, denoise)
+        device = engine.pick_device(self._device)
+        return engine.Engine(
+            networks.build(shape, state, model.name),
+            scale=shape.scale,
+            align=shape.align,
+            pad=shape.pad,
+            bytes=shape.bytes,
+            device=device,
+            half=device.type == "cuda" if self._half is None else self._half,
+        )
+
+
+class Paces:
+    """How fast each model is here, from a tile that was timed and from the photos since."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, int]] = {}  # by model: seconds for so many pixels of tiles
+
+    def __contains__(self, model: str) -> bool:
+        return model in self._seen
+
+    def learn(self, model: str, seconds: float, pixels: int) -> None:
+        """The latest photo counts most, and a large one more than a small one."""
+        before, seen = self._seen.get(model, (0.0, 0))
+        self._seen[model] = seconds + before / 4, pixels + seen // 4
+
+    def time(self, model: str, engine: Turns) -> None:
+        """Time the second of two small tiles: the first of all warms up."""
+        tile = np.random.default_rng(0).integers(0, 256, (_TIMED, _TIMED, 3), np.uint8)
+        engine(tile)
+        with Watch() as watch:
+            engine(tile)
+        self.learn(model, watch.seconds, _TIMED * _TIMED)
+
+    def expected(self, model: str, pixels: int) -> float:
+        """Seconds for so many pixels of tiles."""
+        seconds, seen = self._seen[model]
+        return seconds / seen * pixels
+
+
+class Watch:
+    """Counts the seconds within `with`, over several."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> "Watch":
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._start

@@ -1,0 +1,99 @@
+"""What comes out: faces into the enlarged photo, and that into a file."""
+
+import time
+from dataclasses import dataclass
+
+from . import encode
+from .faces import stage
+from .faces.paste import Face, Under, paste
+from .options import Options
+from .photo import Photo
+
+
+@dataclass(frozen=True)
+class Result:
+    """A restored photo.
+
+    data           the file's bytes, in `format` ("png", "jpeg", ...)
+    width, height  in pixels
+    model          the one that was used, by name
+    seconds        from bytes to bytes, loading the model included where it was not loaded yet
+    warnings       what could not be kept or was decided on the way, in the user's words
+    before, after  the decoded input and the picture that `data` holds
+    faces          every face that was found, the largest first, restored or not
+    face_note      how many were found and restored, or why none was looked for; "" without a face
+    options        what was asked for
+    strengths      of single faces, by index, where recompose() was given any
+    under          what lies under the faces, for Restorer.recompose()
+    """
+
+    data: bytes
+    format: str
+    width: int
+    height: int
+    model: str
+    seconds: float
+    warnings: tuple[str, ...]
+    before: Photo
+    after: Photo
+    faces: tuple[Face, ...]
+    face_note: str
+    options: Options
+    strengths: dict[int, float]
+    under: tuple[Under, ...]
+
+
+def finished(
+    before: Photo,
+    plain: Photo,
+    faces: tuple[Face, ...],
+    options: Options,
+    *,
+    model: str,
+    unseen: str,
+    start: float,
+    strengths: dict[int, float] | None = None,
+) -> Result:
+    """Faces into the enlarged photo, whose pixels are used up, and all of it into a file.
+
+    unseen  why no face was looked for
+    """
+    strengths = strengths or {}
+    under = paste(
+        plain.pixels,
+        faces,
+        outscale=options.outscale,
+        strength=options.face_strength,
+        shares=strengths,
+        grey=before.meta.grey,
+    )
+    if plain.alpha is not None:
+        for part in under:
+            hidden = plain.alpha[part.rows, part.columns] == 0
+            plain.pixels[part.rows, part.columns][hidden] = part.pixels[hidden]
+    face_note = stage.told(faces, off=[index for index, strength in strengths.items() if strength == 0])
+    face_note = face_note or unseen
+    encoded = encode.encode(
+        plain,
+        encode.output_format(before, options.format),
+        quality=options.quality,
+        keep_metadata=options.keep_metadata,
+        remove_gps=options.remove_gps,
+    )
+    amiss = () if faces and all(face.restored for face in faces) else tuple(filter(None, [face_note]))
+    return Result(
+        data=encoded.data,
+        format=encoded.format,
+        width=plain.width,
+        height=plain.height,
+        model=model,
+        seconds=time.perf_counter() - start,
+        warnings=before.meta.warnings + amiss + encoded.warnings,
+        before=before,
+        after=plain,
+        faces=faces,
+        face_note=face_note,
+        options=options,
+        strengths=strengths,
+        under=under,
+    )

@@ -1,0 +1,83 @@
+"""The second tab's handlers: one photo after the other, and all of them together."""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..errors import RestoreError
+from . import work
+from .handlers import WRONG, Page, busy, count
+
+
+class ManyPhotos:
+    """What those named *values are given are the values of handlers.FIELDS."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    async def restore_all(self, paths: list[str] | None, *values: object) -> AsyncIterator[tuple]:
+        """Restore one after the other; a bad file never stops the rest."""
+        rows = [[Path(path).name, "waiting"] for path in paths or ()]
+        done: tuple[work.Shown, ...] = ()
+        for row, path in zip(rows, paths or (), strict=True):
+            row[1] = "preparing"
+            try:
+                async for step in self.page.workshop.steps(partial(self.page.made, path, values)):
+                    if isinstance(step, work.Step):
+                        row[1] = f"tile {step.done} of {step.total}" if step.total else "preparing"
+                    else:
+                        row[1], done = _summary(step), (*done, step)
+                    yield rows, done
+            except RestoreError as error:
+                row[1] = f"failed: {error}"
+            except Exception:  # noqa: BLE001  the others must have their turn
+                logging.getLogger(__name__).exception("a restoration failed")
+                row[1] = f"failed: {WRONG}"
+        yield rows, done
+
+    def archive(self, done: Sequence[work.Shown]) -> tuple[gr.Button, gr.Button, gr.DownloadButton]:
+        """All that is done as one file."""
+        start, stop = gr.Button(visible=True), gr.Button(visible=False)
+        files = [shown.file for shown in done if shown.file.is_file()]
+        if not files:
+            return start, stop, gr.DownloadButton(visible=False)
+        path = work.zipped(files, self.page.settings.processed_folder)
+        label = f"Download {count(len(files), 'photo')}, ZIP, {path.stat().st_size / 1e6:.1f} MB"
+        return start, stop, gr.DownloadButton(label, value=str(path), visible=True)
+
+
+def busy_with_all() -> tuple[gr.Button, gr.Button, gr.DownloadButton]:
+    return *busy(), gr.DownloadButton(visible=False)
+
+
+def picked_all(paths: list[str] | None) -> tuple:
+    rows = [[Path(path).name, "waiting"] for path in paths or ()]
+    start = gr.Button(visible=True, interactive=bool(rows))
+    return rows, (), start, gr.Button(visible=False), gr.DownloadButton(visible=False)
+
+
+def results(done: Sequence[work.Shown]) -> tuple[gr.Gallery, Any, Any]:
+    """The gallery of what is done; the comparison is closed when all is new."""
+    gallery = gr.Gallery([(str(one.after), one.file.name) for one in done], visible=bool(done))
+    if done:
+        return gallery, gr.skip(), gr.skip()
+    return gallery, gr.ImageSlider(visible=False), gr.DownloadButton(visible=False)
+
+
+def compared(done: Sequence[work.Shown], event: gr.SelectData) -> tuple[gr.ImageSlider, gr.DownloadButton]:
+    one = done[event.index]
+    return (
+        gr.ImageSlider((str(one.before), str(one.after)), visible=True),
+        gr.DownloadButton(f"Download {one.file.name}", value=str(one.file), visible=True),
+    )
+
+
+def _summary(shown: work.Shown) -> str:
+    result = work.kept(shown)
+    said = f"done: {result.width} × {result.height}, {result.model}, {result.seconds:.1f} s"
+    notes = dict.fromkeys([result.face_note, *result.warnings])  # the note may be among the warnings
+    return "; ".join(filter(None, [said, *notes]))
