@@ -1,9 +1,10 @@
-"""`python -m bench.faces`: what faces cost outside the face network, beside GFPGANer and facexlib as shipped.
+"""`python -m bench.faces`: what faces cost, beside GFPGANer and facexlib as shipped.
 
 Same photo, landmarks and restored crops; detection, cutting out and putting back are timed in turn, in one
 run. The reference finds faces with RetinaFace (ResNet50) on the whole photo and masks them with ParseNet.
 Both have seeded random weights here, which cost what trained ones do; the landmarks they would find are given
-to it. Needs yunet in the weights folder. Prints a line a case, and the peak memory at 8 MP with 4 faces.
+to it. Then the restoration itself, by one GFPGAN of seeded random weights: it costs the same whatever the
+photo's size. Needs yunet in the weights folder. Prints a line a case, and the peak memory at 8 MP with 4 faces.
 """
 
 import abc
@@ -25,6 +26,7 @@ from skimage import data
 
 from restorer import compat, models
 from restorer.faces import detect, paste, stage
+from restorer.faces.restore import FaceEngine
 
 OUTSCALE = 4
 Case = tuple[np.ndarray, np.ndarray, list[detect.Detection]]
@@ -49,6 +51,8 @@ def main() -> int:
         for count in arguments.faces:
             compare(ready, case(megapixels, count), arguments.rounds, f"{megapixels:g} MP, {count} faces")
     del ready
+    for count in arguments.faces:
+        restoration(count)
     for name in sides:
         command = [sys.executable, "-m", "bench.faces", "--only", name, "--megapixels", "8", "--faces", "4"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -157,6 +161,28 @@ class Theirs(Side):
     def put_back(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
         self.helper.get_inverse_affine(None)
         self.helper.paste_faces_to_input_image(upsample_img=large[..., ::-1])
+
+
+def restoration(count: int) -> None:
+    """Print the seconds that the network takes for so many faces, here and as GFPGANer runs it."""
+    compat.install()
+    from basicsr.utils import img2tensor, tensor2img
+
+    torch.manual_seed(0)
+    shape = {"num_mlp": 8, "input_is_latent": True, "different_w": True, "sft_half": True}
+    network = compat.network_class("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean")(512, **shape)
+    engine = FaceEngine(network, device=torch.device("cpu"))
+    crop = cv2.resize(data.astronaut()[0:256, 96:352], (512, 512), interpolation=cv2.INTER_CUBIC)
+    start = time.perf_counter()
+    engine([crop] * count)
+    middle = time.perf_counter()
+    with torch.no_grad():
+        for _ in range(count):
+            given = img2tensor(crop / 255.0, bgr2rgb=False, float32=True)
+            out = network(((given - 0.5) / 0.5)[None], return_rgb=False)[0]
+            tensor2img(out.squeeze(0), rgb2bgr=False, min_max=(-1, 1))
+    ours, theirs = middle - start, time.perf_counter() - middle
+    print(f"restoration of {count} faces  {ours:.1f} / {theirs:.1f} s ({theirs / ours:.2f}x)", flush=True)
 
 
 def compare(sides: dict[str, Any], given: Case, rounds: int, title: str) -> None:
