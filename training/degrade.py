@@ -22,7 +22,7 @@ _SHRINK = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 
 def sample(photo: np.ndarray) -> np.ndarray:
     """A picture of SIDE x SIDE, uint8, made from a uint8 photograph in one of four ways."""
-    make = random.choices((_light, _heavy, _native, _aliased), (0.6, 0.12, 0.14, 0.14))[0]
+    make = random.choices((_light, _heavy, _native, _aliased), (0.7, 0.1, 0.1, 0.1))[0]
     return np.clip(np.rint(make(photo) * 255), 0, 255).astype(np.uint8)
 
 
