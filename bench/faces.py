@@ -3,8 +3,8 @@
 Same photo, landmarks and restored crops; detection, cutting out and putting back are timed in turn, in one
 run. The reference finds faces with RetinaFace (ResNet50) on the whole photo and masks them with ParseNet.
 Both have seeded random weights here, which cost what trained ones do; the landmarks they would find are given
-to it. Then the restoration itself, by one GFPGAN of seeded random weights, whatever the photo's size. Prints a
-line a case, and the peak memory at 8 MP with 4 faces. Needs yunet in the weights folder.
+to it. Then the restoration itself, by one GFPGAN of seeded random weights, whatever the photo's size. Prints
+a line a case, and the peak memory at 8 MP with 4 faces. Needs yunet in the weights folder.
 """
 
 import abc
