@@ -178,7 +178,7 @@ def restoration(count: int) -> None:
     middle = time.perf_counter()
     with torch.no_grad():
         for _ in range(count):
-            given = img2tensor(crop / 255.0, bgr2rgb=False, float32=True)
+            given: Any = img2tensor(crop / 255.0, bgr2rgb=False, float32=True)
             out = network(((given - 0.5) / 0.5)[None], return_rgb=False)[0]
             tensor2img(out.squeeze(0), rgb2bgr=False, min_max=(-1, 1))
     ours, theirs = middle - start, time.perf_counter() - middle

@@ -217,7 +217,8 @@ class Restorer:
         chosen = _changed(self.options, options)
         model = self.model(chosen)
         if model.name not in self._paces and models.is_present(model, self.weights):
-            self._paces.time(model.name, self._engines.get(model, chosen.denoise))
+            # whatever the denoise strength, it takes as long; and nothing is downloaded to be timed
+            self._paces.time(model.name, self._engines.peek(model) or self._engines.get(model, 1.0))
 
     def result_size(self, before: Photo, options: Options) -> tuple[int, int]:
         """Width and height of the result. Raises ImageTooLarge beyond the limit or what the format holds."""

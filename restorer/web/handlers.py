@@ -79,7 +79,7 @@ class Page:
     # What will be made of a photo
 
     def picked(self, path: str | None, *values: object) -> tuple:
-        """Another photo: shown at once, with what will be made of it."""
+        """Another photo, with what will be made of it."""
         asked, shown, why = None, None, START
         if path:
             try:
@@ -87,12 +87,12 @@ class Page:
                 shown = work.preview(found, self.settings.processed_folder)
                 asked = Asked(path, _outline(found))
             except RestoreError as error:
-                why = f"⚠ {error}"
+                why = f"⚠ {self.words(error)}"
         said, fine = self._foretold(asked, values) if asked else (why, False)
         picture = gr.Image(str(shown) if shown else None, visible=bool(shown))
         trial = gr.Column(visible=bool(shown)), gr.ImageSlider(visible=False), gr.Gallery(visible=False)
         buttons = gr.Button(visible=True, interactive=fine), gr.Button(visible=False)
-        return asked, None, picture, said, *buttons, *trial, gr.Button(visible=False), ""
+        return asked, picture, said, *buttons, *trial, gr.Button(visible=False), ""
 
     def quoted(self, asked: Asked | None, *values: object) -> tuple[Any, Any]:
         """Size, model, tiles, time and cost of the result, or why there can be none."""
@@ -112,17 +112,22 @@ class Page:
         """The quote, or why the photo cannot be restored so, and whether it can."""
         try:
             options = self._options(values, asked.outline)
-            return self._quote(asked.outline, self.restorer.plan(asked.outline, **vars(options))), True
+            plan = self.restorer.plan(asked.outline, **vars(options))
+            return self._quote(asked.outline, plan, options), True
         except RestoreError as error:
-            return f"⚠ {error}", False
+            return f"⚠ {self.words(error)}", False
 
-    def _quote(self, before: Photo, plan: Plan) -> str:
+    def _quote(self, before: Photo, plan: Plan, options: Options) -> str:
+        apart = "" if options.face_enhance == "off" else ", faces apart"
         said = f"{before.width} × {before.height} → **{plan.width} × {plan.height}** · {plan.model.name}"
-        if not models.is_present(plan.model, self.restorer.weights):
-            return f"{said}, to download: {plan.model.bytes / 1e6:.0f} MB"
+        needed = [plan.model]
+        if options.denoise < 1:
+            needed.append(models.find(plan.model.pair, self.restorer.weights))
+        if absent := [model for model in needed if not models.is_present(model, self.restorer.weights)]:
+            return f"{said}, to download: {sum(model.bytes for model in absent) / 1e6:.0f} MB"
         if plan.tiles is None or plan.seconds is None:
             return said
-        said += f" · {count(plan.tiles, 'tile')}, about {_duration(plan.seconds)}"
+        said += f" · {count(plan.tiles, 'tile')}, about {_duration(plan.seconds)}{apart}"
         if self.settings.price_per_gpu_second:
             said += f" · {plan.seconds * self.settings.price_per_gpu_second:.4f} $"
         return said
@@ -162,7 +167,7 @@ class Page:
         """A detail about the spot as these options would restore it."""
         if asked is None or not spot:
             return gr.skip(), gr.skip()
-        with _said():
+        with self._said():
             part = work.detail(self._decoded(self._upload(asked.path)), _spot(spot))
             made = self.restorer.restore(part, **vars(self._options(values, asked.outline)))
         shown = work.store(made, asked.path, self.settings.processed_folder)
@@ -173,7 +178,7 @@ class Page:
         if asked is None or not spot:
             return gr.skip(), gr.skip()
         weights, made = self.restorer.weights, {}
-        with _said():
+        with self._said():
             part = work.detail(self._decoded(self._upload(asked.path)), _spot(spot))
             options = self._options(values, asked.outline)
             for model in models.available(weights):
@@ -199,7 +204,7 @@ class Page:
     ) -> AsyncIterator[object]:
         """Restore the upload, telling tiles and yielding twice a second: what stops it, stops it here."""
         try:
-            async for step in self.workshop.steps(partial(self.made, path, values)):
+            async for step in self.workshop.steps(partial(self._made, path, values)):
                 if not isinstance(step, work.Step):
                     yield step
                     return
@@ -209,33 +214,33 @@ class Page:
                     progress(None, desc="Preparing")  # its turn, the photo, the model
                 yield gr.skip()
         except RestoreError as error:
-            yield _failed(str(error))
+            yield _failed(self.words(error))
         except Exception:  # noqa: BLE001  one job of the queue: the next one must have its turn
             logging.getLogger(__name__).exception("a restoration failed")
             yield _failed(WRONG)
 
-    def made(self, path: str, values: tuple[object, ...], progress: Progress) -> work.Shown:
-        """The upload restored and written down."""
+    def _made(self, path: str, values: tuple[object, ...], progress: Progress) -> work.Shown:
+        result, shown = self.made(path, values, progress)
+        work.keep(result, shown)
+        return shown
+
+    def made(self, path: str, values: tuple[object, ...], progress: Progress) -> tuple[Result, work.Shown]:
+        """The upload restored, and what of it is on disk."""
         data = self._upload(path)
         options = self._options(values, partial(self._decoded, data))
         result = self.restorer.restore(data, progress=progress, **vars(options))
-        return self._stored(result, path)
-
-    def _stored(self, result: Result, name: str) -> work.Shown:
-        shown = work.store(result, name, self.settings.processed_folder)
-        work.keep(result, shown)
-        return shown
+        return result, work.store(result, path, self.settings.processed_folder)
 
     def show(self, made: work.Shown | Failed | None, asked: Asked | None, *values: object) -> tuple:
         """The buttons as they are when nothing is under way; what there is of an earlier result is hidden."""
         done = isinstance(made, work.Shown)
         hidden = [gr.skip() if done else gr.update(visible=False)] * 3
         faces = gr.Column(visible=isinstance(made, work.Shown) and bool(made.faces))
-        if made is None or asked is None:  # another photo, which picked() has shown
-            return gr.skip(), *hidden, faces, gr.skip(), gr.skip(), gr.skip()
+        if made is None or asked is None:  # another photo, which picked() shows
+            return gr.skip(), gr.skip(), *hidden, faces, gr.skip(), gr.skip(), gr.skip()
         said, fine = self._foretold(asked, values)
         return (
-            gr.skip() if done else gr.Image(visible=True),
+            *([gr.skip()] * 2 if done else [gr.Image(visible=True), gr.Column(visible=True)]),
             *hidden,
             faces,
             f"⚠ {made.why}" if isinstance(made, Failed) else said,
@@ -247,18 +252,20 @@ class Page:
         """A new result, and the spot of it that is looked at closely: the first face, or the middle."""
         if not isinstance(made, work.Shown):
             return None, gr.skip()
-        result = work.kept(made)
+        with self._said():
+            result = work.kept(made)
         x = y = 0.5
         if result.faces:
             left, top, right, bottom = result.faces[0].box
             x, y = (left + right) / 2 / result.before.width, (top + bottom) / 2 / result.before.height
         return made, f"{x:.4f},{y:.4f}"
 
-    def told(self, shown: work.Shown | None) -> tuple:
+    def told(self, shown: work.Shown | None, made: object) -> tuple:
         """The result in the photo's place: the slider, the line under it, the download and the receipt."""
-        if shown is None:
-            return tuple(gr.skip() for _ in range(8))
-        result = work.kept(shown)
+        if shown is None or not isinstance(made, work.Shown) or shown.name != made.name:
+            return tuple(gr.skip() for _ in range(8))  # another photo was chosen meanwhile
+        with self._said():
+            result = work.kept(shown)
         said = f"**{result.width} × {result.height}** · {result.model} · {result.seconds:.1f} s"
         if result.faces and result.face_note not in result.warnings:
             said += f" · {result.face_note}"
@@ -288,16 +295,20 @@ class Page:
             "warnings": list(result.warnings),
         }
 
-    def recompose(self, made: work.Shown, *choices: Any) -> Any:  # noqa: ANN401  a State or nothing
+    def recompose(self, made: work.Shown, shown: work.Shown | None, *choices: Any) -> work.Shown:  # noqa: ANN401
         """The result with these ticks and strengths, first all of the one, then all of the other."""
         ticks, strengths = choices[: len(choices) // 2], choices[len(choices) // 2 :]
-        result = work.kept(made)
         chosen = {
             index: float(strength) if tick else 0.0
             for index, (tick, strength) in enumerate(zip(ticks, strengths, strict=True))
         }
-        with _said():
-            return self._stored(self.restorer.recompose(result, strengths=chosen), made.name)
+        with self._said():
+            result = self.restorer.recompose(work.kept(made), strengths=chosen)
+            again = work.store(result, made.name, self.settings.processed_folder)
+            work.keep(result, again)
+        if shown and shown != made:  # the recomposition before this one
+            work.forget(shown)
+        return again
 
     # A closer look
 
@@ -305,14 +316,16 @@ class Page:
         """The two pictures of the closer look."""
         if shown is None or not spot:
             return gr.skip()
-        before, after = work.look(work.kept(shown), _spot(spot), shown)
+        with self._said():
+            before, after = work.look(work.kept(shown), _spot(spot), shown)
         return str(before), str(after)
 
     def moved(self, right: int, down: int, spot: str, shown: work.Shown | None) -> Any:  # noqa: ANN401
         """The spot half a view further."""
         if shown is None or not spot:
             return gr.skip()
-        result, (x, y) = work.kept(shown), _spot(spot)
+        with self._said():
+            result, (x, y) = work.kept(shown), _spot(spot)
         x += right * work.VIEW[0] / 2 / result.width
         y += down * work.VIEW[1] / 2 / result.height
         return f"{min(max(x, 0), 1):.4f},{min(max(y, 0), 1):.4f}"
@@ -329,6 +342,18 @@ class Page:
             seen = before() if callable(before) else before
             given["outscale"] = _times(float(long), max(seen.width, seen.height))  # type: ignore[arg-type]
         return replace(self.restorer.options, **given)  # type: ignore[arg-type]
+
+    def words(self, error: RestoreError) -> str:
+        """What went wrong, without the places of the server's folders."""
+        return str(error).replace(str(self.restorer.weights.absolute()), "the server's weights folder")
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """What cannot be done is said in a note on the page."""
+        try:
+            yield
+        except RestoreError as error:
+            raise gr.Error(self.words(error), print_exception=False) from error
 
     def _decoded(self, data: bytes) -> Photo:
         return photo.decode(data, max_pixels=self.settings.limits.input_pixels)
@@ -352,6 +377,15 @@ def busy() -> tuple[gr.Button, gr.Button]:
     return gr.Button(visible=False), gr.Button(visible=True)
 
 
+def dropped() -> tuple[None, None, str, gr.Button, gr.Button]:
+    """Nothing holds any more: another photo is on its way."""
+    return None, None, "", gr.Button(visible=True, interactive=False), gr.Button(visible=False)
+
+
+def idle() -> tuple[gr.Button, gr.Button]:
+    return gr.Button(visible=True), gr.Button(visible=False)
+
+
 def stopped() -> tuple[str, gr.Button, gr.Button]:
     return "Stopped.", gr.Button(visible=True), gr.Button(visible=False)
 
@@ -366,15 +400,6 @@ def _outline(found: Photo) -> Photo:
     pixels = np.broadcast_to(np.zeros((), found.pixels.dtype), found.pixels.shape)
     alpha = None if found.alpha is None else np.broadcast_to(found.alpha.min(), found.alpha.shape)
     return replace(found, pixels=pixels, alpha=alpha)
-
-
-@contextmanager
-def _said() -> Iterator[None]:
-    """What cannot be done is said in a note on the page."""
-    try:
-        yield
-    except RestoreError as error:
-        raise gr.Error(str(error), print_exception=False) from error
 
 
 def _failed(why: str) -> Failed:

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import RestoreError
+from ..result import Result
 from . import work
 from .handlers import WRONG, Page, busy, count
 
@@ -25,29 +26,36 @@ class ManyPhotos:
         done: tuple[work.Shown, ...] = ()
         for row, path in zip(rows, paths or (), strict=True):
             row[1] = "preparing"
+            for one in done:
+                work.touch(one)  # those of a long batch stay until its end
             try:
                 async for step in self.page.workshop.steps(partial(self.page.made, path, values)):
                     if isinstance(step, work.Step):
                         row[1] = f"tile {step.done} of {step.total}" if step.total else "preparing"
                     else:
-                        row[1], done = _summary(step), (*done, step)
+                        result, shown = step
+                        row[1], done = _summary(result), (*done, shown)
                     yield rows, done
             except RestoreError as error:
-                row[1] = f"failed: {error}"
+                row[1] = f"failed: {self.page.words(error)}"
             except Exception:  # noqa: BLE001  the others must have their turn
                 logging.getLogger(__name__).exception("a restoration failed")
                 row[1] = f"failed: {WRONG}"
         yield rows, done
 
-    def archive(self, done: Sequence[work.Shown]) -> tuple[gr.Button, gr.Button, gr.DownloadButton]:
-        """All that is done as one file."""
+    def archive(self, done: Sequence[work.Shown], rows: list[list[str]]) -> tuple:
+        """All that is done as one file, and what was not done said in the table."""
+        rows = [
+            [name, said if said.startswith(("done", "failed")) else "not restored: stopped"]
+            for name, said in rows
+        ]
         start, stop = gr.Button(visible=True), gr.Button(visible=False)
         files = [shown.file for shown in done if shown.file.is_file()]
         if not files:
-            return start, stop, gr.DownloadButton(visible=False)
+            return start, stop, gr.DownloadButton(visible=False), rows
         path = work.zipped(files, self.page.settings.processed_folder)
         label = f"Download {count(len(files), 'photo')}, ZIP, {path.stat().st_size / 1e6:.1f} MB"
-        return start, stop, gr.DownloadButton(label, value=str(path), visible=True)
+        return start, stop, gr.DownloadButton(label, value=str(path), visible=True), rows
 
 
 def busy_with_all() -> tuple[gr.Button, gr.Button, gr.DownloadButton]:
@@ -76,8 +84,7 @@ def compared(done: Sequence[work.Shown], event: gr.SelectData) -> tuple[gr.Image
     )
 
 
-def _summary(shown: work.Shown) -> str:
-    result = work.kept(shown)
+def _summary(result: Result) -> str:
     said = f"done: {result.width} × {result.height}, {result.model}, {result.seconds:.1f} s"
     notes = dict.fromkeys([result.face_note, *result.warnings])  # the note may be among the warnings
     return "; ".join(filter(None, [said, *notes]))

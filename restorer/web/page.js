@@ -1,10 +1,16 @@
 // What Gradio has no event for: a photo from the clipboard, a click on a spot of the picture, the arrow keys.
 () => {
-  const pick = (files) => {
-    const field = document.querySelector("#upload input[type=file]");
-    if (!field) return;
-    field.files = files;
-    field.dispatchEvent(new Event("change", { bubbles: true }));
+  const pick = async (files) => {
+    document.querySelector("#upload [aria-label=Clear]")?.click();  // a filled one takes no other
+    for (let wait = 0; wait < 40; wait++) {
+      const field = document.querySelector("#upload input[type=file]");
+      if (field) {
+        field.files = files;
+        field.dispatchEvent(new Event("change", { bubbles: true }));
+        return;
+      }
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
   };
   document.addEventListener("paste", (event) => {
     const files = event.clipboardData?.files;
@@ -23,7 +29,7 @@
   document.addEventListener("pointerup", (event) => {
     const around = event.target.closest?.("#slider, #before"), image = around?.querySelector("img");
     const other = event.target.closest?.("button")?.querySelector("img") === null;  // of the toolbar
-    if (!image || !pressed || other) return;
+    if (!image || !pressed || other || event.button !== 0) return;
     if (Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) > 4) return;  // the handle was drawn
     const box = drawn(image);
     const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;

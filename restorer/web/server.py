@@ -13,7 +13,7 @@ from ..pipeline import Restorer
 from ..settings import Settings
 from . import handlers, ui
 from .guard import KeyGuard
-from .work import AGE, Workshop, sweep
+from .work import AGE, KEPT, Workshop, sweep
 
 _PATIENCE = 8  # seconds for the tile under way when the server ends
 
@@ -56,6 +56,7 @@ def serve(settings: Settings) -> None:
         theme=ui.theme(),
         css_paths=[ui.STYLE],
         js=ui.SCRIPT.read_text(),
+        blocked_paths=[str(settings.processed_folder / KEPT)],
         max_file_size=settings.max_file_size_mb * 2**20,
         show_error=False,
         enable_monitoring=False,

@@ -22,7 +22,7 @@ _DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _LATEST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
 _SIZES = (1, 2, 3, 4, 6, 8)
-_STEPS = {"◂": (-1, 0, "left"), "▴": (0, -1, "up"), "▾": (0, 1, "down"), "▸": (1, 0, "right")}
+_STEPS = {"◂ Left": (-1, 0), "▴ Up": (0, -1), "▾ Down": (0, 1), "▸ Right": (1, 0)}
 
 
 def theme() -> themes.Base:
@@ -99,8 +99,10 @@ def _one(page: handlers.Page) -> list[Any]:
             with gr.Column(visible=False, elem_id="closer") as closer:
                 view = _slider("100 %: real pixels, before and after", "view", max_height=work.VIEW[1])
                 with gr.Row(elem_id="steps"):
-                    for sign, (right, down, name) in _STEPS.items():
-                        button = gr.Button(sign, size="sm", min_width=40, elem_id=f"go-{name}")
+                    for name, (right, down) in _STEPS.items():
+                        button = gr.Button(
+                            name, size="sm", min_width=60, elem_id=f"go-{name.split()[1].lower()}"
+                        )
                         button.click(partial(page.moved, right, down), [spot, shown], spot, **_QUIET)
 
     options = list(fields.values())
@@ -110,23 +112,31 @@ def _one(page: handlers.Page) -> list[Any]:
         page.restore, given, made, show_progress_on=[before, slider], api_visibility="private", **_DEVICE
     )
     made.change(
-        page.show, [made, asked, *options], [before, slider, result, closer, faces, *quote, stop], **_QUIET
-    ).then(page.opened, made, [shown, spot], **_QUIET)
+        page.show,
+        [made, asked, *options],
+        [before, trial, slider, result, closer, faces, *quote, stop],
+        **_QUIET,
+    ).then(page.opened, made, [shown, spot], **_LATEST)
     tried = {"show_progress_on": detail, "trigger_mode": "always_last", "api_visibility": "private"} | _DEVICE
     place.change(page.tried, [place, asked, *options], [detail, compare], **tried)
     compare.click(
         page.side_by_side, [place, asked, *options], [sheet, names], api_visibility="private", **_DEVICE
     )
     sheet.select(handlers.took, names, fields["model"], **_QUIET)
-    shown.change(page.told, shown, [before, trial, slider, result, closer, told, download, receipt], **_QUIET)
-    stop.click(handlers.stopped, None, [said, start, stop], cancels=run, queue=False, **_QUIET)
-    upload.change(
-        page.picked,
-        given,
-        [asked, made, before, *quote, stop, trial, detail, sheet, compare, place],
-        cancels=run,
+    shown.change(
+        page.told,
+        [shown, made],
+        [before, trial, slider, result, closer, told, download, receipt],
         **_QUIET,
+    )
+    stop.click(handlers.stopped, None, [said, start, stop], cancels=run, queue=False, **_QUIET)
+    # The cancel comes after the handler: so that one is light
+    upload.change(
+        handlers.dropped, None, [asked, made, *quote, stop], cancels=run, queue=False, **_QUIET
+    ).then(
+        page.picked, given, [asked, before, *quote, stop, trial, detail, sheet, compare, place], **_LATEST
     ).then(page.measured, [asked, *options], quote, **_LATEST)
+    run.failure(handlers.idle, None, [start, stop], **_QUIET)  # the queue was full, say
     samples.select(page.sample, None, upload, **_QUIET)
     for name, field in fields.items():
         if name in handlers.QUOTED:
@@ -180,8 +190,14 @@ def _faces(page: handlers.Page, made: gr.State, shown: gr.State) -> None:
                     )
                     if left:
                         gr.Markdown(f"Left as it was: {face.reason}.")
-        for control in (*ticks, *strengths):
-            control.change(page.recompose, [made, *ticks, *strengths], shown, **_LATEST)
+        if found:
+            gr.on(
+                [control.change for control in (*ticks, *strengths)],
+                page.recompose,
+                [made, shown, *ticks, *strengths],
+                shown,
+                **_LATEST,
+            )
 
 
 def _many(page: handlers.Page, fields: list[Any]) -> None:
@@ -203,6 +219,7 @@ def _many(page: handlers.Page, fields: list[Any]) -> None:
             archive = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download-all")
         with gr.Column(scale=3, min_width=320):
             table = gr.Dataframe(
+                type="array",
                 headers=["Photo", "State"],
                 datatype="str",
                 interactive=False,
@@ -232,8 +249,8 @@ def _many(page: handlers.Page, fields: list[Any]) -> None:
         **_DEVICE,
     )
     ended = [start, stop, archive]
-    run.success(tab.archive, done, ended, **_QUIET)
-    stop.click(tab.archive, done, ended, cancels=run, **_QUIET)
+    run.then(tab.archive, [done, table], [*ended, table], **_QUIET)  # also after Stop, or a full queue
+    stop.click(None, cancels=run, **_QUIET)
     done.change(many.results, done, [gallery, slider, download], **_QUIET)
     upload.change(many.picked_all, upload, [table, done, *ended], cancels=run, **_QUIET)
     gallery.select(many.compared, done, [slider, download], **_QUIET)

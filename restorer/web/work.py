@@ -1,9 +1,11 @@
 """From an upload to files that a browser can show: a restoration that can be watched and stopped."""
 
 import asyncio
+import contextlib
 import io
 import itertools
 import math
+import os
 import pickle
 import shutil
 import threading
@@ -32,6 +34,7 @@ VIEW = (1200, 720)  # pixels of a closer look
 DETAIL = 192  # pixels a side of what is tried before all of a photo
 _MARGIN = 4  # pixels beyond a box that resampling looks at
 AGE = 3600  # seconds that a result is kept
+KEPT = "kept"  # the folder beside the results that is never served
 _BEAT = 0.5  # seconds between two looks at whether anybody still waits
 
 
@@ -142,13 +145,26 @@ def preview(photo: Photo, folder: Path) -> Path:
 
 
 def keep(result: Result, shown: Shown) -> None:
-    """Write all of a result but its file beside that, for kept()."""
+    """Write all of a result but its file, for kept(): where no browser may look, for GPS may be in it."""
+    place = _hidden(shown)
+    place.mkdir(parents=True)
+    sweep(place.parent, AGE)
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(replace(result, data=b""), protocol=5, buffer_callback=buffers.append)
     parts = [buffer.raw() for buffer in buffers]
-    with shown.file.with_name("kept.samples").open("wb") as file:
+    with (place / "samples").open("wb") as file:
         file.writelines(parts)
-    write_atomic(shown.file.with_name("kept.pickle"), pickle.dumps(([part.nbytes for part in parts], head)))
+    write_atomic(place / "pickle", pickle.dumps(([part.nbytes for part in parts], head)))
+
+
+def forget(shown: Shown) -> None:
+    """Delete what keep() wrote."""
+    shutil.rmtree(_hidden(shown), ignore_errors=True)
+
+
+def _hidden(shown: Shown) -> Path:
+    place = shown.file.parent
+    return place.parent / KEPT / place.name
 
 
 def kept(shown: Shown) -> Result:
@@ -157,8 +173,8 @@ def kept(shown: Shown) -> Result:
     Raises UnsupportedImage where the janitor was faster.
     """
     try:
-        sizes, head = pickle.loads(shown.file.with_name("kept.pickle").read_bytes())  # noqa: S301  our own
-        samples = np.memmap(shown.file.with_name("kept.samples"), np.uint8, "r")
+        sizes, head = pickle.loads((_hidden(shown) / "pickle").read_bytes())  # noqa: S301  our own
+        samples = np.memmap(_hidden(shown) / "samples", np.uint8, "r")
     except OSError as error:
         raise UnsupportedImage("this result is no longer there; restore the photo again") from error
     ends = list(itertools.accumulate(sizes))
@@ -253,11 +269,19 @@ def _pair(face: Face, path: Path) -> Path:
     return path
 
 
+def touch(shown: Shown) -> None:
+    """Let a result's hour begin anew."""
+    with contextlib.suppress(OSError):
+        os.utime(shown.file.parent)
+
+
 def sweep(folder: Path, age: float) -> None:
     """Delete the results in `folder` that are older than `age` seconds."""
     for place in folder.iterdir():
         try:
-            if place.is_dir() and not place.is_symlink() and time.time() - place.stat().st_mtime > age:
+            if place.name == KEPT or not place.is_dir() or place.is_symlink():
+                continue
+            if time.time() - place.stat().st_mtime > age:
                 shutil.rmtree(place)
         except OSError:  # in use, or already gone: the next sweep sees it again
             continue
