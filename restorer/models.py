@@ -134,7 +134,7 @@ MODELS = (
         "upscale",
         4,
         715_104,
-        "09c1c57e5c35b1270e04d7545e9236925ef588f780e830a1d9eb3f02d3850830",
+        "50ca80b073d2cfe8b71e214dc9e317a4fb95c0792cf603f907bd5fdad9e4d95b",
         "",
         "Apache-2.0",
         "any picture, at once: comes with the project",
