@@ -77,7 +77,7 @@ def test_noise_goes_and_edges_come(lite, rng):
     across = (slice(160, 170), slice(108, 148))  # the rectangle's left edge
 
     def steepest(picture: np.ndarray) -> float:
-        blue = picture[across][..., 2].astype(float)  # where the edge is: the mean of the channels has hardly any
+        blue = picture[across][..., 2].astype(float)  # the mean of the channels has hardly an edge
         return float(np.abs(np.diff(blue.mean(0))).max())
 
     assert steepest(ours) > 3 * steepest(plain)
