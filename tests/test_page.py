@@ -184,7 +184,9 @@ def test_stop_stops_and_the_next_photo_has_its_turn(page, rng, folder):
     page.click("#start")
     expect(page.locator("#before")).to_contain_text("steps", timeout=60_000)
     before = len(list(folder.glob("processed/*/after.jpg")))
-    page.click("#stop")
+    with page.expect_response("**/gradio_api/cancel") as cancelled:
+        page.click("#stop")
+    assert cancelled.value.ok
     expect(page.locator("#start")).to_be_visible(timeout=10_000)
     expect(page.locator("#said")).to_contain_text("Stopped")
     expect(page.locator("#download")).to_be_hidden()

@@ -118,8 +118,8 @@ def _one(page: handlers.Page) -> list[Any]:
         **_QUIET,
     ).then(page.opened, made, [shown, spot], **_LATEST)
     tried = {"show_progress_on": detail, "trigger_mode": "always_last", "api_visibility": "private"} | _DEVICE
-    place.change(page.tried, [place, asked, *options], [detail, compare], **tried)
-    compare.click(
+    trying = place.change(page.tried, [place, asked, *options], [detail, compare], **tried)
+    comparing = compare.click(
         page.side_by_side, [place, asked, *options], [sheet, names], api_visibility="private", **_DEVICE
     )
     sheet.select(handlers.took, names, fields["model"], **_QUIET)
@@ -132,7 +132,12 @@ def _one(page: handlers.Page) -> list[Any]:
     stop.click(handlers.stopped, None, [said, start, stop], cancels=run, queue=False, **_QUIET)
     # The cancel comes after the handler: so that one is light
     upload.change(
-        handlers.dropped, None, [asked, made, *quote, stop], cancels=run, queue=False, **_QUIET
+        handlers.dropped,
+        None,
+        [asked, made, *quote, stop],
+        cancels=[run, trying, comparing],  # what is late would show the photo before
+        queue=False,
+        **_QUIET,
     ).then(
         page.picked, given, [asked, before, *quote, stop, trial, detail, sheet, compare, place], **_LATEST
     ).then(page.measured, [asked, *options], quote, **_LATEST)
