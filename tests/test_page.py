@@ -247,11 +247,27 @@ def test_a_click_shows_that_spot_at_full_size_and_the_arrows_move_it(page, rng):
 
 
 def test_a_detail_is_tried_first_and_models_are_compared(page, rng):
-    choose(page, photo_like(rng, 300, 400))
+    pixels = photo_like(rng, 300, 400)
+    pixels[:150, :200] = (250, 20, 20)
+    choose(page, pixels)
+
+    def shown() -> np.ndarray:
+        expect(page.locator("#detail img")).to_have_count(2, timeout=60_000)
+        assert sizes(page, "#detail") == [[768, 768], [768, 768]]
+        data = httpx.get(page.locator("#detail img").first.get_attribute("src")).content
+        return np.asarray(Image.open(io.BytesIO(data)))
+
+    def red(pixel: np.ndarray) -> bool:
+        return bool(np.abs(pixel - (250.0, 20, 20)).max() < 30)
+
+    page.locator("#try").press("Enter")
+    middle = shown()
+    assert red(middle[100, 100]) and not red(middle[500, 700])
+    old = page.locator("#detail img").first.get_attribute("src")
     box = page.locator("#before img").bounding_box()
-    page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
-    expect(page.locator("#detail img")).to_have_count(2, timeout=60_000)
-    assert sizes(page, "#detail") == [[768, 768], [768, 768]]
+    page.mouse.click(box["x"] + 0.1 * box["width"], box["y"] + 0.1 * box["height"])
+    page.wait_for_function("old => document.querySelector('#detail img').src != old", arg=old, timeout=30_000)
+    assert red(shown()[500, 700]), "the detail lies in the red corner"
     page.click("#compare")
     expect(page.locator("#sheet img")).to_have_count(3, timeout=60_000)
     expect(page.locator("#sheet")).to_contain_text("restore-lite-x4")

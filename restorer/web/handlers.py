@@ -164,8 +164,12 @@ class Page:
     # A detail of it
 
     def tried(self, spot: str, asked: Asked | None, *values: object) -> tuple[Any, Any]:
-        """A detail about the spot as these options would restore it."""
-        if asked is None or not spot:
+        """A detail about the spot that was clicked, as these options would restore it."""
+        return self.tried_again(spot, asked, *values) if spot else (gr.skip(), gr.skip())
+
+    def tried_again(self, spot: str, asked: Asked | None, *values: object) -> tuple[Any, Any]:
+        """The same detail with the options as they are now; where none was clicked, the middle."""
+        if asked is None:
             return gr.skip(), gr.skip()
         with self._said():
             part = work.detail(self._decoded(self._upload(asked.path)), _spot(spot))
@@ -175,7 +179,7 @@ class Page:
 
     def side_by_side(self, spot: str, asked: Asked | None, *values: object) -> tuple[Any, Any]:
         """The same detail through every model that is here, and their names."""
-        if asked is None or not spot:
+        if asked is None:
             return gr.skip(), gr.skip()
         weights, made = self.restorer.weights, {}
         with self._said():

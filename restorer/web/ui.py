@@ -77,6 +77,7 @@ def _one(page: handlers.Page) -> list[Any]:
             )
             with gr.Column(visible=False, elem_id="trial") as trial:
                 gr.Markdown("Click on the photo to try the options on a detail of it first.")
+                again = gr.Button("Try a detail", size="sm", elem_id="try")
                 detail = _slider("The detail, before and after", "detail", visible=False, max_height=520)
                 compare = gr.Button("Compare models", size="sm", visible=False, elem_id="compare")
                 sheet = gr.Gallery(
@@ -119,6 +120,7 @@ def _one(page: handlers.Page) -> list[Any]:
     ).then(page.opened, made, [shown, spot], **_LATEST)
     tried = {"show_progress_on": detail, "trigger_mode": "always_last", "api_visibility": "private"} | _DEVICE
     trying = place.change(page.tried, [place, asked, *options], [detail, compare], **tried)
+    trying_again = again.click(page.tried_again, [place, asked, *options], [detail, compare], **tried)
     comparing = compare.click(
         page.side_by_side, [place, asked, *options], [sheet, names], api_visibility="private", **_DEVICE
     )
@@ -135,7 +137,7 @@ def _one(page: handlers.Page) -> list[Any]:
         handlers.dropped,
         None,
         [asked, made, *quote, stop],
-        cancels=[run, trying, comparing],  # what is late would show the photo before
+        cancels=[run, trying, trying_again, comparing],  # what is late would show the photo before
         queue=False,
         **_QUIET,
     ).then(
