@@ -95,14 +95,9 @@ class Restorer:
         engine = self._engines.get(model, chosen.denoise)
         faces, unseen = self._found(before, chosen)
         count = _Count(progress, stage.waiting(faces))
+        tile = chosen.tile or engine.best_tile()
         with Watch() as watch:
-            plain = upscale(
-                before,
-                engine,
-                outscale=chosen.outscale,
-                tile=chosen.tile or engine.best_tile(),
-                progress=count.tiles,
-            )
+            plain = upscale(before, engine, outscale=chosen.outscale, tile=tile, progress=count.tiles)
         if stage.waiting(faces):
             network, masks = self._face_stage(chosen)
             faces = stage.restore(faces, network, masks, batch=network.batch, progress=count.faces)
@@ -116,7 +111,7 @@ class Restorer:
                 unseen=unseen,
                 start=start,
             )
-        self._paces.learn(model.name, watch.seconds, _needed(before, engine, chosen)[1])
+        self._paces.learn(model.name, watch.seconds, _needed(before, engine, chosen.outscale, tile)[1])
         return result
 
     def recompose(
@@ -209,7 +204,8 @@ class Restorer:
         engine = self._engines.peek(model)
         if engine is None or model.name not in self._paces:
             return Plan(width, height, model, None, None)
-        tiles, pixels = _needed(before, engine, chosen)
+        tile = chosen.tile or engine.best_tile()
+        tiles, pixels = _needed(before, engine, chosen.outscale, tile)
         return Plan(width, height, model, tiles, self._paces.expected(model.name, pixels))
 
     def measure(self, **options: object) -> None:
@@ -264,10 +260,9 @@ def _visible(before: Photo) -> np.ndarray:
     return filled(before.pixels, before.alpha)
 
 
-def _needed(before: Photo, engine: Turns, chosen: Options) -> tuple[int, int]:
-    """Tiles, and pixels in them."""
-    tile = chosen.tile or engine.best_tile()
-    tiles, pixels = tiles_needed(before.width, before.height, engine, outscale=chosen.outscale, tile=tile)
+def _needed(before: Photo, engine: Turns, outscale: float, tile: int) -> tuple[int, int]:
+    """Tiles, and pixels in them, transparency included."""
+    tiles, pixels = tiles_needed(before.width, before.height, engine, outscale=outscale, tile=tile)
     planes = 1 if before.alpha is None or opaque(before.alpha) else 2
     return planes * tiles, planes * pixels
 

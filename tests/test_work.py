@@ -13,7 +13,7 @@ from PIL import Image
 from restorer import Options, Restorer, Result, UnsupportedImage, settings
 from restorer.errors import Cancelled
 from restorer.photo import Meta, Photo
-from restorer.web import handlers, work
+from restorer.web import handlers, many, work
 
 
 def slow(tiles, log, *, seconds=0.05):
@@ -189,6 +189,15 @@ def test_an_archive_numbers_files_of_one_name(tmp_path):
     with zipfile.ZipFile(work.zipped(files, tmp_path)) as archive:
         assert archive.namelist() == ["a.png", "a-2.png", "a-3.png", "A-4.png"]
         assert [archive.read(name) for name in archive.namelist()] == [b"0", b"1", b"2", b"3"]
+
+
+def test_a_batch_tells_what_was_stopped_but_not_of_photos_chosen_meanwhile(tmp_path):
+    tab = many.ManyPhotos(handlers.Page(Restorer(weights=tmp_path), settings.Settings(), work.Workshop()))
+    rows = [["a", "done: 8 × 8"], ["b", "failed: no"], ["c", "tile 1 of 3"], ["d", "waiting"]]
+    told = tab.archive((), rows)[3]
+    assert [said for _, said in told] == ["done: 8 × 8", "failed: no", *["not restored: stopped"] * 2]
+    others = [["e", "waiting"], ["f", "waiting"]]
+    assert tab.archive((), others)[3] == others
 
 
 def test_results_are_kept_for_an_hour(tmp_path):

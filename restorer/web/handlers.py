@@ -47,7 +47,8 @@ FIELDS = (
     "keep_metadata",
     "remove_gps",
 )
-QUOTED = ("outscale", "long_side", "model", "denoise", "format")  # of them, those the quote depends on
+# Of them, those the quote depends on
+QUOTED = ("outscale", "long_side", "model", "denoise", "restore_faces", "format")
 WRONG = "something went wrong; the server's log says what"
 
 
@@ -208,7 +209,7 @@ class Page:
     ) -> AsyncIterator[object]:
         """Restore the upload, telling tiles and yielding twice a second: what stops it, stops it here."""
         try:
-            async for step in self.workshop.steps(partial(self._made, path, values)):
+            async for step in self.workshop.steps(partial(self._kept, path, values)):
                 if not isinstance(step, work.Step):
                     yield step
                     return
@@ -223,12 +224,14 @@ class Page:
             logging.getLogger(__name__).exception("a restoration failed")
             yield _failed(WRONG)
 
-    def _made(self, path: str, values: tuple[object, ...], progress: Progress) -> work.Shown:
-        result, shown = self.made(path, values, progress)
+    def _kept(self, path: str, values: tuple[object, ...], progress: Progress) -> work.Shown:
+        result, shown = self.restored(path, values, progress)
         work.keep(result, shown)
         return shown
 
-    def made(self, path: str, values: tuple[object, ...], progress: Progress) -> tuple[Result, work.Shown]:
+    def restored(
+        self, path: str, values: tuple[object, ...], progress: Progress
+    ) -> tuple[Result, work.Shown]:
         """The upload restored, and what of it is on disk."""
         data = self._upload(path)
         options = self._options(values, partial(self._decoded, data))
@@ -391,7 +394,7 @@ def idle() -> tuple[gr.Button, gr.Button]:
 
 
 def stopped() -> tuple[str, gr.Button, gr.Button]:
-    return "Stopped.", gr.Button(visible=True), gr.Button(visible=False)
+    return "Stopped.", *idle()
 
 
 def faces_wanted(wanted: bool) -> tuple[gr.Dropdown, gr.Slider]:

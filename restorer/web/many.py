@@ -29,7 +29,7 @@ class ManyPhotos:
             for one in done:
                 work.touch(one)  # those of a long batch stay until its end
             try:
-                async for step in self.page.workshop.steps(partial(self.page.made, path, values)):
+                async for step in self.page.workshop.steps(partial(self.page.restored, path, values)):
                     if isinstance(step, work.Step):
                         row[1] = f"tile {step.done} of {step.total}" if step.total else "preparing"
                     else:
@@ -45,10 +45,11 @@ class ManyPhotos:
 
     def archive(self, done: Sequence[work.Shown], rows: list[list[str]]) -> tuple:
         """All that is done as one file, and what was not done said in the table."""
-        rows = [
-            [name, said if said.startswith(("done", "failed")) else "not restored: stopped"]
-            for name, said in rows
-        ]
+        if any(said != "waiting" for _, said in rows):  # else these are others, chosen meanwhile
+            rows = [
+                [name, said if said.startswith(("done", "failed")) else "not restored: stopped"]
+                for name, said in rows
+            ]
         start, stop = gr.Button(visible=True), gr.Button(visible=False)
         files = [shown.file for shown in done if shown.file.is_file()]
         if not files:

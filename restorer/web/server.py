@@ -19,7 +19,7 @@ _PATIENCE = 8  # seconds for the tile under way when the server ends
 
 
 def build(settings: Settings, workshop: Workshop) -> gr.Blocks:
-    """The queued Blocks of a server with these settings. Loads no model yet."""
+    """The queued Blocks of a server with these settings; the default model is loaded in the background."""
     for folder in (settings.upload_folder, settings.processed_folder):
         folder.mkdir(parents=True, exist_ok=True)
     sweep(settings.processed_folder, AGE)

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Step:
-    """Tiles done and tiles in all, so far."""
+    """Tiles and faces done, and all there are, so far."""
 
     done: int
     total: int
@@ -185,13 +185,8 @@ def kept(shown: Shown) -> Result:
 
 def detail(before: Photo, spot: tuple[float, float]) -> Photo:
     """At most DETAIL pixels square of a photo about a spot (x, y, each 0 to 1)."""
-    columns, rows = (
-        slice(start, start + DETAIL)
-        for start in (
-            max(0, min(round(part * whole - DETAIL / 2), whole - DETAIL))
-            for part, whole in zip(spot, (before.width, before.height), strict=True)
-        )
-    )
+    left, top = _about(spot, (before.width, before.height), (DETAIL, DETAIL))
+    rows, columns = slice(top, top + DETAIL), slice(left, left + DETAIL)
     alpha = None if before.alpha is None else np.ascontiguousarray(before.alpha[rows, columns])
     return replace(before, pixels=np.ascontiguousarray(before.pixels[rows, columns]), alpha=alpha)
 
@@ -199,10 +194,7 @@ def detail(before: Photo, spot: tuple[float, float]) -> Photo:
 def look(result: Result, spot: tuple[float, float], shown: Shown) -> tuple[Path, Path]:
     """Before and after about a spot (x, y, each 0 to 1) with every pixel of the result as it is."""
     size = min(VIEW[0], result.width), min(VIEW[1], result.height)
-    left, top = (
-        min(max(0, round(part * whole - side / 2)), whole - side)
-        for part, whole, side in zip(spot, (result.width, result.height), size, strict=True)
-    )
+    left, top = _about(spot, (result.width, result.height), size)
     box = left, top, left + size[0], top + size[1]
     across, down = result.before.width / result.width, result.before.height / result.height
     before = box[0] * across, box[1] * down, box[2] * across, box[3] * down
@@ -211,6 +203,15 @@ def look(result: Result, spot: tuple[float, float], shown: Shown) -> tuple[Path,
         _picture(result.before, before, size, shown.file.with_name(f"{name}-before.jpg")),
         _picture(result.after, box, size, shown.file.with_name(f"{name}-after.jpg")),
     )
+
+
+def _about(spot: tuple[float, float], whole: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Left and top of a part of `size` about a spot, shifted to lie within the whole; each (across, down)."""
+    left, top = (
+        max(0, min(round(part * length - side / 2), length - side))
+        for part, length, side in zip(spot, whole, size, strict=True)
+    )
+    return left, top
 
 
 def zipped(files: Sequence[Path], folder: Path) -> Path:
