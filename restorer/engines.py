@@ -9,6 +9,7 @@ import numpy as np
 
 from . import download, models
 from .errors import InvalidOption
+from .tiling import Progress
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -20,13 +21,14 @@ class Turns:
     """An engine that runs one tile at a time, whichever thread it belongs to.
 
     seconds  that the latest tile took, its turn once come
+    sha256   of the model's file
     """
 
     seconds = 0.0
 
-    def __init__(self, engine: "Engine", running: threading.Lock) -> None:
+    def __init__(self, engine: "Engine", sha256: str, running: threading.Lock) -> None:
         self.scale, self.align, self.pad = engine.scale, engine.align, engine.pad
-        self.best_tile = engine.best_tile
+        self.best_tile, self.sha256 = engine.best_tile, sha256
         self._engine, self._running = engine, running
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:
@@ -46,12 +48,14 @@ class Engines:
     def __init__(
         self, weights: Path, *, device: str | None, half: bool | None, running: threading.Lock
     ) -> None:
-        self.loaded: dict[str, tuple[float, Engine]] = {}  # by model: its denoise strength, and itself
+        self.loaded: dict[str, tuple[float, Engine, str]] = {}  # by model: denoise strength, itself, sha256
         self._weights, self._device, self._half, self._running = weights, device, half, running
         self._loading = threading.Lock()
 
-    def get(self, model: models.Model, denoise: float) -> Turns:
+    def get(self, model: models.Model, denoise: float, told: Progress | None = None) -> Turns:
         """The model's network, downloaded where its file is absent.
+
+        told  see download.ensure()
 
         Raises InvalidOption, WeightsUnavailable and BadWeights.
         """
@@ -64,24 +68,25 @@ class Engines:
             with self._loading:
                 found = self.loaded.get(model.name)  # another thread may have loaded it while we waited
                 if found is None or found[0] != denoise:
-                    found = self.loaded[model.name] = denoise, self._build(model, denoise)
-        return Turns(found[1], self._running)
+                    found = self.loaded[model.name] = denoise, *self._build(model, denoise, told)
+        return Turns(*found[1:], self._running)
 
     def peek(self, model: models.Model) -> Turns | None:
         """The model's network with whatever denoise strength, if it is loaded."""
         found = self.loaded.get(model.name)
-        return None if found is None else Turns(found[1], self._running)
+        return None if found is None else Turns(*found[1:], self._running)
 
-    def _build(self, model: models.Model, denoise: float) -> "Engine":
+    def _build(self, model: models.Model, denoise: float, told: Progress | None) -> tuple["Engine", str]:
         from . import engine, networks  # torch takes seconds to import, and a page or --help needs none
 
-        state = networks.read_state(download.ensure(model, self._weights))
+        file = download.ensure(model, self._weights, told)
+        state = networks.read_state(file)
         shape = networks.recognise(state, model.name)
         if denoise < 1:
-            pair = networks.read_state(download.ensure(models.find(model.pair, self._weights), self._weights))
-            state = networks.blend(state, pair, denoise)
+            pair = download.ensure(models.find(model.pair, self._weights), self._weights, told)
+            state = networks.blend(state, networks.read_state(pair), denoise)
         device = engine.pick_device(self._device)
-        return engine.Engine(
+        made = engine.Engine(
             networks.build(shape, state, model.name),
             scale=shape.scale,
             align=shape.align,
@@ -90,6 +95,7 @@ class Engines:
             device=device,
             half=device.type == "cuda" if self._half is None else self._half,
         )
+        return made, model.sha256 or download.sha256(file)
 
 
 class Paces:

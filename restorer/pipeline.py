@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -34,6 +35,7 @@ class Plan:
     model          the one that will be used
     tiles          how many the network will run; None while the model is not loaded
     seconds        expected on this machine without faces; None as long as nothing was measured
+    warnings       what of the photo the chosen format cannot hold, in the user's words
     """
 
     width: int
@@ -41,6 +43,7 @@ class Plan:
     model: models.Model
     tiles: int | None
     seconds: float | None
+    warnings: tuple[str, ...]
 
 
 class Restorer:
@@ -78,7 +81,8 @@ class Restorer:
 
         options   see Options; what is not given is as it was given to the Restorer
         progress  is told (steps done, steps in all), a step being a tile or a face, before the first and
-                  after each one. When it raises (Cancelled, say), the work stops within one step
+                  after each one, and (0, 0) while a model is downloaded. When it raises (Cancelled, say),
+                  the work stops within one step
 
         Raises any RestoreError; see errors.py.
         """
@@ -92,14 +96,15 @@ class Restorer:
         before = data if decoded else photo.decode(data, max_pixels=self.limits.input_pixels)
         self.result_size(before, chosen)
         model = self.model(chosen)
-        engine = self._engines.get(model, chosen.denoise)
-        faces, unseen = self._found(before, chosen)
+        waiting = _downloading(progress)
+        engine = self._engines.get(model, chosen.denoise, waiting)
+        faces, unseen = self._found(before, chosen, waiting)
         count = _Count(progress, stage.waiting(faces))
         tile = chosen.tile or engine.best_tile()
         with Watch() as watch:
             plain = upscale(before, engine, outscale=chosen.outscale, tile=tile, progress=count.tiles)
         if stage.waiting(faces):
-            network, masks = self._face_stage(chosen)
+            network, masks = self._face_stage(chosen, waiting)
             faces = stage.restore(faces, network, masks, batch=network.batch, progress=count.faces)
         with watch:
             result = finished(
@@ -108,6 +113,7 @@ class Restorer:
                 tuple(faces),
                 chosen,
                 model=model.name,
+                sha256=engine.sha256,
                 unseen=unseen,
                 start=start,
             )
@@ -150,6 +156,7 @@ class Restorer:
             chosen,
             strengths={**result.strengths, **strengths},
             model=result.model,
+            sha256=result.sha256,
             unseen=result.face_note,
             start=start,
         )
@@ -161,13 +168,13 @@ class Restorer:
             detector = self._faces.get(self.options.face_detector, "detect")
             return seen, detect.find(_visible(seen), detector)
 
-    def _found(self, before: Photo, chosen: Options) -> tuple[list[Face], str]:
+    def _found(self, before: Photo, chosen: Options, waiting: Progress | None) -> tuple[list[Face], str]:
         """The faces, cut out, or why none was looked for."""
         auto = chosen.face_enhance == "auto"
         if chosen.face_enhance == "off":
             return [], ""
         try:
-            detector = self._faces.get(chosen.face_detector, "detect", patient=auto)
+            detector = self._faces.get(chosen.face_detector, "detect", patient=auto, told=waiting)
         except (WeightsUnavailable, BadWeights) as error:
             if not auto:
                 raise
@@ -176,7 +183,7 @@ class Restorer:
         faces = stage.cut_out(seen, detect.find(seen, detector), large=chosen.face_large)
         if stage.waiting(faces):
             try:
-                self._face_stage(chosen)  # what is missing is told before the photo is enlarged
+                self._face_stage(chosen, waiting)  # what is missing is told before the photo is enlarged
             except (WeightsUnavailable, BadWeights) as error:
                 if not auto:
                     raise
@@ -187,11 +194,11 @@ class Restorer:
                 faces = stage.left(faces, _absent(error, " and ".join(absent)))
         return faces, ""
 
-    def _face_stage(self, chosen: Options) -> tuple[Turn, Turn | None]:
+    def _face_stage(self, chosen: Options, waiting: Progress | None) -> tuple[Turn, Turn | None]:
         """The network that restores faces, and the one that outlines them if that was asked for."""
-        auto = chosen.face_enhance == "auto"
-        masks = self._faces.get("parsenet", "parse", patient=auto) if chosen.face_mask == "parsing" else None
-        return self._faces.get(chosen.face_model, "face", patient=auto), masks
+        get = partial(self._faces.get, patient=chosen.face_enhance == "auto", told=waiting)
+        masks = get("parsenet", "parse") if chosen.face_mask == "parsing" else None
+        return get(chosen.face_model, "face"), masks
 
     def plan(self, before: Photo, **options: object) -> Plan:
         """What restoring this photo will take, told at once: tiles and seconds after measure() only.
@@ -201,12 +208,13 @@ class Restorer:
         chosen = _changed(self.options, options)
         width, height = self.result_size(before, chosen)
         model = self.model(chosen)
+        losses = encode.losses(before, encode.output_format(before, chosen.format))
         engine = self._engines.peek(model)
         if engine is None or model.name not in self._paces:
-            return Plan(width, height, model, None, None)
+            return Plan(width, height, model, None, None, losses)
         tile = chosen.tile or engine.best_tile()
         tiles, pixels = _needed(before, engine, chosen.outscale, tile)
-        return Plan(width, height, model, tiles, self._paces.expected(model.name, pixels))
+        return Plan(width, height, model, tiles, self._paces.expected(model.name, pixels), losses)
 
     def measure(self, **options: object) -> None:
         """Load and time the model that these options mean, if its file is here and that was not done yet."""
@@ -265,6 +273,11 @@ def _needed(before: Photo, engine: Turns, outscale: float, tile: int) -> tuple[i
     tiles, pixels = tiles_needed(before.width, before.height, engine, outscale=outscale, tile=tile)
     planes = 1 if before.alpha is None or opaque(before.alpha) else 2
     return planes * tiles, planes * pixels
+
+
+def _downloading(progress: Progress | None) -> Progress | None:
+    """What is told of a download's bytes: no steps yet, but somebody may want to stop."""
+    return progress and (lambda *_: progress(0, 0))
 
 
 class _Count:

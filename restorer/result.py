@@ -1,9 +1,10 @@
 """What comes out: faces into the enlarged photo, and that into a file."""
 
+import json
 import time
 from dataclasses import dataclass
 
-from . import encode
+from . import __version__, encode
 from .faces import stage
 from .faces.paste import Face, Under, paste
 from .options import Options
@@ -17,6 +18,7 @@ class Result:
     data           the file's bytes, in `format` ("png", "jpeg", ...)
     width, height  in pixels
     model          the one that was used, by name
+    sha256         of the model's file
     seconds        from bytes to bytes, loading the model included where it was not loaded yet
     warnings       what could not be kept or was decided on the way, in the user's words
     before, after  the decoded input and the picture that `data` holds
@@ -32,6 +34,7 @@ class Result:
     width: int
     height: int
     model: str
+    sha256: str
     seconds: float
     warnings: tuple[str, ...]
     before: Photo
@@ -42,6 +45,11 @@ class Result:
     strengths: dict[int, float]
     under: tuple[Under, ...]
 
+    @property
+    def receipt(self) -> dict[str, object]:
+        """What made the picture: software with version, model, sha256, options. Its metadata hold it too."""
+        return _receipt(self.model, self.sha256, self.options, self.strengths)
+
 
 def finished(
     before: Photo,
@@ -50,6 +58,7 @@ def finished(
     options: Options,
     *,
     model: str,
+    sha256: str,
     unseen: str,
     start: float,
     strengths: dict[int, float] | None = None,
@@ -79,6 +88,7 @@ def finished(
         quality=options.quality,
         keep_metadata=options.keep_metadata,
         remove_gps=options.remove_gps,
+        history=json.dumps(_receipt(model, sha256, options, strengths)),
     )
     amiss = () if faces and all(face.restored for face in faces) else tuple(filter(None, [face_note]))
     return Result(
@@ -87,6 +97,7 @@ def finished(
         width=plain.width,
         height=plain.height,
         model=model,
+        sha256=sha256,
         seconds=time.perf_counter() - start,
         warnings=before.meta.warnings + amiss + encoded.warnings,
         before=before,
@@ -97,3 +108,10 @@ def finished(
         strengths=strengths,
         under=under,
     )
+
+
+def _receipt(model: str, sha256: str, options: Options, strengths: dict[int, float]) -> dict[str, object]:
+    software = f"Neural Image Restore {__version__}"
+    told = {"software": software, "model": model, "sha256": sha256, "options": vars(options)}
+    chosen = {str(index): strength for index, strength in strengths.items() if strength != 1}
+    return {**told, "strengths": chosen} if chosen else told

@@ -15,6 +15,7 @@ import app
 from restorer import models
 from restorer.faces import align, loading
 from restorer.faces.restore import FaceEngine
+from restorer.tiling import Progress
 
 FACES = ((0.3, 0.5, 0.3), (0.7, 0.5, 0.25))  # middle and side of each, in parts of the photo's sides
 
@@ -38,12 +39,12 @@ def two_faces(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return boxes, np.array([0.9, 0.8]), landmarks
 
 
-def load(networks: loading.FaceNetworks, model: models.Model) -> object:
+def load(networks: loading.FaceNetworks, model: models.Model, told: Progress | None) -> object:
     if model.kind == "face":
         return FaceEngine(Sharpen(), device=torch.device("cpu"))
     if model.kind == "detect" and not models.is_present(model, networks._weights):
         return two_faces
-    return really(networks, model)
+    return really(networks, model, told)
 
 
 if __name__ == "__main__":

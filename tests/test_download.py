@@ -22,7 +22,7 @@ import pytest
 from huggingface_hub import constants
 
 from restorer import download, models
-from restorer.errors import BadWeights, WeightsUnavailable
+from restorer.errors import BadWeights, Cancelled, WeightsUnavailable
 from restorer.models import Model
 
 BODY = bytes(range(256)) * 1200
@@ -156,6 +156,22 @@ def test_whole_file_arrives(server, model, tmp_path):
     assert names(folder) == {"tiny.pth"}
     assert download.ensure(model, folder) == path
     assert server.requests == [("/official/tiny.pth", None)]
+
+
+def test_fetching_is_told_and_stops_when_asked(server, model, tmp_path):
+    server.answers["/official/tiny.pth"] = whole(BODY, pieces=7)
+    told = []
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+        if len(told) == 1:
+            raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        download.ensure(model, tmp_path, progress)
+    assert names(tmp_path) == {"tiny.pth.part"}
+    assert download.ensure(model, tmp_path, progress).read_bytes() == BODY
+    assert 0 < told[0][0] < len(BODY) and told[-1] == (len(BODY), len(BODY))
 
 
 def test_cut_off_is_resumed_with_only_the_rest(server, model, tmp_path):

@@ -168,7 +168,7 @@ def test_jpeg_lays_transparency_on_white_and_says_so():
         np.testing.assert_allclose(
             pixels[4:12, left + 4 : left + 12], np.broadcast_to(expected, (8, 8, 3)), atol=2
         )
-    assert encoded.warnings == ("transparency was laid on white: JPEG has none",)
+    assert encoded.warnings == ("transparency is laid on white: JPEG has none",)
 
 
 @pytest.mark.parametrize("form", ["jpeg", "webp", "avif"])
@@ -178,7 +178,7 @@ def test_sixteen_bits_become_eight_and_are_said_to(form):
     )
     encoded = encode.encode(made(ramp), form, quality=100)
     np.testing.assert_allclose(photo.decode(encoded.data).pixels[8, :, 0], np.arange(256), atol=2)
-    assert encoded.warnings == (f"16 bits a channel became 8: {form.upper()} is written with 8",)
+    assert encoded.warnings == (f"16 bits a channel become 8: {form.upper()} is written with 8",)
 
 
 def test_jpeg_keeps_all_colour_samples(rng):

@@ -1,4 +1,6 @@
+import hashlib
 import io
+import json
 import threading
 import time
 from functools import partial
@@ -118,9 +120,35 @@ def test_every_option_changes_the_result(weights, rng):
     elsewhere = {"tile"} | {name for name in restorer.Options.names() if name.startswith("face_")}
     assert set(changes) | elsewhere == set(restorer.Options.names())
     for name, value in changes.items():
-        assert run.restore(photo.getvalue(), **{name: value}).data != plain.data, name
+        assert _told(run.restore(photo.getvalue(), **{name: value})) != _told(plain), name
     tiles = [_tiles(run, photo.getvalue(), tile=tile) for tile in (32, 64, 0)]
     assert tiles[0] > tiles[1] > tiles[2]
+
+
+def _told(result):
+    """What the file says but its own history, in which every option is written."""
+    image = Image.open(io.BytesIO(result.data))
+    exif = image.getexif()
+    details = {tag: value for tag, value in exif.get_ifd(0x8769).items() if tag not in (0x9213, 0xA002, 0xA003)}
+    place = dict(exif.get_ifd(0x8825))
+    return image.format, image.size, image.tobytes(), exif.get(0x010F), details, place
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp", "tiff", "avif"])
+def test_the_file_says_what_made_it(weights, rng, form):
+    run = restorer.Restorer(weights=weights, model="custom/tiny", format=form)
+    photo = png(photo_like(rng, 40, 50))
+    result = run.restore(photo, quality=90)
+    history = Image.open(io.BytesIO(result.data)).getexif().get_ifd(0x8769)[0x9213]
+    told = json.loads(history)
+    assert told == result.receipt
+    assert told["sha256"] == hashlib.sha256((weights / "custom/tiny.safetensors").read_bytes()).hexdigest()
+    assert (told["model"], told["options"]["quality"]) == ("custom/tiny", 90)
+    assert told["software"] == f"Neural Image Restore {restorer.__version__}"
+    again = Image.open(io.BytesIO(run.restore(result.data).data)).getexif().get_ifd(0x8769)[0x9213]
+    assert again.splitlines()[0] == history and len(again.splitlines()) == 2, "what was done before stays"
+    without = run.restore(photo, keep_metadata=False).data
+    assert not Image.open(io.BytesIO(without)).getexif().get_ifd(0x8769)
 
 
 def _tiles(run, data, **options):

@@ -137,7 +137,7 @@ def test_what_was_stopped_or_failed_does_not_stay_in_memory(monkeypatch):
 
 def stored(tmp_path, before, after, **options) -> work.Shown:
     result = Result(
-        *(b"bytes", "jpeg", after.width, after.height, "m", 1.0, ("w",), before, after, (), ""),
+        *(b"bytes", "jpeg", after.width, after.height, "m", "5a", 1.0, ("w",), before, after, (), ""),
         options=Options(**options),
         strengths={},
         under=(),

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import download, models
 from ..errors import BadWeights, WeightsUnavailable
+from ..tiling import Progress
 from . import detect
 
 _PATIENCE = 600  # seconds in which a model that could not be had is not asked for again
@@ -28,10 +29,11 @@ class FaceNetworks:
         self._loading: dict[str, threading.Lock] = {}  # by name: a download keeps no other model waiting
         self._missing: dict[str, tuple[float, WeightsUnavailable | BadWeights]] = {}
 
-    def get(self, name: str, kind: str, *, patient: bool = False) -> "Turn":
+    def get(self, name: str, kind: str, *, patient: bool = False, told: Progress | None = None) -> "Turn":
         """The model of that name and kind ("detect", "face", "parse"), downloaded where it is absent.
 
         patient  raise at once for one that could not be had lately and still is not here
+        told     see download.ensure()
 
         Raises UnknownModel, WeightsUnavailable and BadWeights.
         """
@@ -41,7 +43,7 @@ class FaceNetworks:
                 if patient:
                     self._recall(model)
                 try:
-                    self.loaded[name] = self._load(model)
+                    self.loaded[name] = self._load(model, told)
                 except (WeightsUnavailable, BadWeights) as error:
                     self._missing[name] = time.monotonic(), error
                     raise
@@ -52,8 +54,8 @@ class FaceNetworks:
         if error and time.monotonic() - when < _PATIENCE and not models.is_present(model, self._weights):
             raise error
 
-    def _load(self, model: models.Model) -> Callable:
-        file = download.ensure(model, self._weights)
+    def _load(self, model: models.Model, told: Progress | None) -> Callable:
+        file = download.ensure(model, self._weights, told)
         if file.suffix == ".onnx":
             return detect.YuNet(file)
         from .. import engine, networks

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Union
 
 EXIF, GPS, INTEROP = 0x8769, 0x8825, 0xA005  # entries that point to a further directory
 _NESTED = {0: (EXIF, GPS), EXIF: (INTEROP,)}
-SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 3, 4, 5, 7, 16
+ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 2, 3, 4, 5, 7, 16
 # How struct reads one value of a kind: TIFF 6.0 section 2, then BigTIFF's (13 and 18 are offsets)
 _CODES = {1: "B", 2: "c", 3: "H", 4: "I", 5: "II", 6: "b", 7: "c", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d"}
 _CODES |= {13: "I", 16: "Q", 17: "q", 18: "Q"}

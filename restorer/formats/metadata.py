@@ -48,6 +48,7 @@ _STORAGE = frozenset(
 _UNDEFINED_TAGS = (0x9000, 0x9101, 0x927C, 0x9286, 0xA000, 0xA300, 0xA301, 0xA302)
 _DESCRIPTION, _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _UNIT = 270, 274, 282, 283, 296
 _PER_INCH = {2: 1.0, 3: 2.54}  # values of ResolutionUnit: inch, centimetre
+_HISTORY = 0x9213  # ImageHistory of TIFF/EP: what was done to make the picture
 _PIXELS, _RELATED = (0xA002, 0xA003), (0x1001, 0x1002)  # (width, height) in EXIF and interoperability
 
 
@@ -108,9 +109,18 @@ def sensible(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
 
 
 def corrected_exif(
-    block: bytes, dpi: tuple[float, float] | None, *, width: int, height: int, remove_gps: bool
+    block: bytes,
+    dpi: tuple[float, float] | None,
+    *,
+    width: int,
+    height: int,
+    remove_gps: bool,
+    history: str = "",
 ) -> bytes:
-    """An EXIF block for an upright picture of width x height pixels; b"" when there is nothing to say."""
+    """An EXIF block for an upright picture of width x height pixels; b"" when there is nothing to say.
+
+    history  a line in ASCII that is added to what the block says was done before
+    """
     read = exif.parse(block) if block else exif.empty()
     order, tags = read.order, dict(read.tags)
     if remove_gps:
@@ -120,6 +130,8 @@ def corrected_exif(
     nested = tags.get(exif.EXIF)
     if nested and not isinstance(nested, Entry):
         tags[exif.EXIF] = _resized(order, nested, width, height)
+    if history:
+        tags[exif.EXIF] = _told(tags.get(exif.EXIF), history)
     if dpi is not None:
         for tag, value in zip((_X_RESOLUTION, _Y_RESOLUTION), dpi, strict=True):
             ratio = Fraction(value).limit_denominator(10_000)
@@ -134,6 +146,13 @@ def without_orientation(block: bytes) -> bytes:
     read = exif.parse(block)
     read.tags.pop(_ORIENTATION, None)
     return exif.write(read.order, read.tags) if read.tags else b""
+
+
+def _told(tags: object, history: str) -> Directory:
+    found = tags if isinstance(tags, Mapping) else {}
+    told = found.get(_HISTORY)
+    earlier = told.body.rstrip(b"\0") + b"\n" if isinstance(told, Entry) else b""
+    return {**found, _HISTORY: Entry(exif.ASCII, earlier + history.encode("ascii") + b"\0")}
 
 
 def _resized(order: exif.Order, tags: Directory, width: int, height: int) -> Directory:

@@ -3,17 +3,17 @@
 import logging
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 import numpy as np
 
-from .. import __version__, models, photo
+from .. import models, photo
 from ..errors import BadWeights, InvalidOption, RestoreError, UnsupportedImage
 from ..options import Options
 from ..photo import Photo
@@ -50,6 +50,8 @@ FIELDS = (
 # Of them, those the quote depends on
 QUOTED = ("outscale", "long_side", "model", "denoise", "restore_faces", "format")
 WRONG = "something went wrong; the server's log says what"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -121,17 +123,18 @@ class Page:
     def _quote(self, before: Photo, plan: Plan, options: Options) -> str:
         apart = "" if options.face_enhance == "off" else ", faces apart"
         said = f"{before.width} × {before.height} → **{plan.width} × {plan.height}** · {plan.model.name}"
+        warned = "".join(f"\n- {warning}" for warning in plan.warnings)
         needed = [plan.model]
         if options.denoise < 1:
             needed.append(models.find(plan.model.pair, self.restorer.weights))
         if absent := [model for model in needed if not models.is_present(model, self.restorer.weights)]:
-            return f"{said}, to download: {sum(model.bytes for model in absent) / 1e6:.0f} MB"
+            return f"{said}, to download: {sum(model.bytes for model in absent) / 1e6:.0f} MB{warned}"
         if plan.tiles is None or plan.seconds is None:
-            return said
+            return said + warned
         said += f" · {count(plan.tiles, 'tile')}, about {_duration(plan.seconds)}{apart}"
         if self.settings.price_per_gpu_second:
             said += f" · {plan.seconds * self.settings.price_per_gpu_second:.4f} $"
-        return said
+        return said + warned
 
     def denoise(self, model: str, outscale: float) -> gr.Slider:
         """The denoise slider is there for the models that have it."""
@@ -164,40 +167,62 @@ class Page:
 
     # A detail of it
 
-    def tried(self, spot: str, asked: Asked | None, *values: object) -> tuple[Any, Any]:
+    async def tried(self, spot: str, asked: Asked | None, *values: object) -> AsyncIterator[tuple]:
         """A detail about the spot that was clicked, as these options would restore it."""
-        return self.tried_again(spot, asked, *values) if spot else (gr.skip(), gr.skip())
+        if spot:
+            async for shown in self.tried_again(spot, asked, *values):
+                yield shown
 
-    def tried_again(self, spot: str, asked: Asked | None, *values: object) -> tuple[Any, Any]:
+    async def tried_again(self, spot: str, asked: Asked | None, *values: object) -> AsyncIterator[tuple]:
         """The same detail with the options as they are now; where none was clicked, the middle."""
-        if asked is None:
-            return gr.skip(), gr.skip()
-        with self._said():
-            part = work.detail(self._decoded(self._upload(asked.path)), _spot(spot))
-            made = self.restorer.restore(part, **vars(self._options(values, asked.outline)))
-        shown = work.store(made, asked.path, self.settings.processed_folder)
-        return gr.ImageSlider((str(shown.before), str(shown.after)), visible=True), gr.Button(visible=True)
+        async for pair in self._watched(self._detail, spot, asked, values):
+            yield gr.ImageSlider(pair, visible=True), gr.Button(visible=True)
 
-    def side_by_side(self, spot: str, asked: Asked | None, *values: object) -> tuple[Any, Any]:
+    def _detail(
+        self, spot: str, asked: Asked, values: tuple[object, ...], progress: Progress
+    ) -> tuple[str, str]:
+        made = self.restorer.restore(
+            self._part(spot, asked), progress=progress, **vars(self._options(values, asked.outline))
+        )
+        return self._previews(made)
+
+    async def side_by_side(self, spot: str, asked: Asked | None, *values: object) -> AsyncIterator[tuple]:
         """The same detail through every model that is here, and their names."""
-        if asked is None:
-            return gr.skip(), gr.skip()
+        async for made in self._watched(self._by_each_model, spot, asked, values):
+            yield gr.Gallery([(after, name) for name, after in made.items()], visible=True), tuple(made)
+
+    def _by_each_model(
+        self, spot: str, asked: Asked, values: tuple[object, ...], progress: Progress
+    ) -> dict[str, str]:
         weights, made = self.restorer.weights, {}
+        part, options = self._part(spot, asked), self._options(values, asked.outline)
+        for model in models.available(weights):
+            if model.kind != "upscale" or not models.is_present(model, weights):
+                continue
+            with suppress(BadWeights):  # a file of the user's that is no network has nothing to show
+                denoise = options.denoise if model.pair else Options.denoise
+                chosen = replace(options, model=model.name, denoise=denoise, face_enhance="off")
+                result = self.restorer.restore(part, progress=progress, **vars(chosen))
+                made[model.name] = self._previews(result)[1]
+        return made
+
+    def _part(self, spot: str, asked: Asked) -> Photo:
+        return work.detail(self._decoded(self._upload(asked.path)), _spot(spot))
+
+    def _previews(self, result: Result) -> tuple[str, str]:
+        before, after = work.previews(result, self.settings.processed_folder / uuid.uuid4().hex)
+        return str(before), str(after)
+
+    async def _watched(
+        self, make: Callable[..., T], spot: str, asked: Asked | None, values: tuple[object, ...]
+    ) -> AsyncIterator[T]:
+        """What `make` makes of the photo that was chosen, if one was; what stops this, stops it."""
+        if asked is None:
+            return
         with self._said():
-            part = work.detail(self._decoded(self._upload(asked.path)), _spot(spot))
-            options = self._options(values, asked.outline)
-            for model in models.available(weights):
-                if model.kind != "upscale" or not models.is_present(model, weights):
-                    continue
-                with suppress(BadWeights):  # a file of the user's that is no network has nothing to show
-                    denoise = options.denoise if model.pair else Options.denoise
-                    chosen = replace(options, model=model.name, denoise=denoise, face_enhance="off")
-                    made[model.name] = self.restorer.restore(part, **vars(chosen))
-        shown = [
-            (str(work.store(result, asked.path, self.settings.processed_folder).after), name)
-            for name, result in made.items()
-        ]
-        return gr.Gallery(shown, visible=True), tuple(made)
+            async for step in self.workshop.steps(partial(make, spot, asked, values)):
+                if not isinstance(step, work.Step):
+                    yield step
 
     # One photo
 
@@ -290,13 +315,10 @@ class Page:
             self._receipt(result),
         )
 
-    def _receipt(self, result: Result) -> dict[str, object]:
-        model = models.find(result.model, self.restorer.weights)
+    @staticmethod
+    def _receipt(result: Result) -> dict[str, object]:
         return {
-            "software": f"Neural Image Restore {__version__}",
-            "model": model.name,
-            "sha256": model.sha256 or "not known: a file of your own",
-            "options": vars(result.options),
+            **result.receipt,
             "seconds": round(result.seconds, 2),
             "faces": result.face_note,
             "warnings": list(result.warnings),

@@ -124,17 +124,24 @@ def store(result: Result, name: str, folder: Path) -> Shown:
     sweep(folder, AGE)
     place = folder / uuid.uuid4().hex
     file = place / (result_stem(Path(name).stem, result.options.outscale) + READABLE[result.format][0])
-    size = _fitted(result.width, result.height)
     write_atomic(file, result.data)
     return Shown(
         name,
         file,
-        _picture(result.before, _whole(result.before), size, place / "before.jpg"),
-        _picture(result.after, _whole(result.after), size, place / "after.jpg"),
+        *previews(result, place),
         tuple(
             FaceShown(_pair(face, place / f"face-{index}.jpg"), face.reason)
             for index, face in enumerate(result.faces)
         ),
+    )
+
+
+def previews(result: Result, place: Path) -> tuple[Path, Path]:
+    """Before and after, of one size, in the folder `place`."""
+    size = _fitted(result.width, result.height)
+    return (
+        _picture(result.before, _whole(result.before), size, place / "before.jpg"),
+        _picture(result.after, _whole(result.after), size, place / "after.jpg"),
     )
 
 
