@@ -129,7 +129,7 @@ def _told(result):
     """What the file says but its own history, in which every option is written."""
     image = Image.open(io.BytesIO(result.data))
     exif = image.getexif()
-    details = {tag: value for tag, value in exif.get_ifd(0x8769).items() if tag not in (0x9213, 0xA002, 0xA003)}
+    details = {tag: value for tag, value in exif.get_ifd(0x8769).items() if tag != 0x9213}
     place = dict(exif.get_ifd(0x8825))
     return image.format, image.size, image.tobytes(), exif.get(0x010F), details, place
 
