@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import download, models
-from .errors import InvalidOption
+from .errors import InvalidOption, OutOfMemory
 from .tiling import Progress
 
 if TYPE_CHECKING:
@@ -21,10 +21,12 @@ class Turns:
     """An engine that runs one tile at a time, whichever thread it belongs to.
 
     seconds  that the latest tile took, its turn once come
+    retries  how many tiles did not fit into memory
     sha256   of the model's file
     """
 
     seconds = 0.0
+    retries = 0
 
     def __init__(self, engine: "Engine", sha256: str, running: threading.Lock) -> None:
         self.scale, self.align, self.pad = engine.scale, engine.align, engine.pad
@@ -32,8 +34,12 @@ class Turns:
         self._engine, self._running = engine, running
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:
-        with self._running, Watch() as watch:
-            answer = self._engine(tile)
+        try:
+            with self._running, Watch() as watch:
+                answer = self._engine(tile)
+        except OutOfMemory:
+            self.retries += 1
+            raise
         self.seconds = watch.seconds
         return answer
 
@@ -137,3 +143,17 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self.seconds += time.perf_counter() - self._start
+
+
+class Laps:
+    """The seconds of one stage after the other, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """The stage of that name ends here, and the next begins."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now

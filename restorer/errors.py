@@ -11,6 +11,7 @@
         OutOfMemory          not even the smallest tile fits
         InvalidOutput        a network gave NaN, a wrong shape, or a tile is missing
         Cancelled            the caller asked to stop
+        QueueFull            too many are waiting, or the server is ending
 
 A message names the value, the limit and what to do. It holds no path of a server but where
 the path is the point (weights), so a door may show it to a stranger.
@@ -54,6 +55,10 @@ class OutOfMemory(RestoreError):
 
 
 class InvalidOutput(RestoreError):
+    pass
+
+
+class QueueFull(RestoreError):
     pass
 
 

@@ -26,6 +26,7 @@ Image.MAX_IMAGE_PIXELS = None
 # What Pillow finds odd in a file is said in Meta.warnings or does not matter
 python_warnings.filterwarnings("ignore", module=r"PIL\.")
 
+_DAMAGED = "the {} file is damaged or incomplete; export it again"
 _FIRST_ONLY = "only the first picture of the file is restored"
 # What a mode of Pillow's is read as
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA"}
@@ -138,16 +139,46 @@ def decode(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Photo:
     Raises UnsupportedImage for what is not one of READABLE, DamagedImage for a file that is broken or
     cut off, and ImageTooLarge (before any pixel is read) for more than `max_pixels`.
     """
-    form = sniff(data[:256])
-    if form is None:
-        what = "is empty" if not data else "is not an image of a kind that is read"
-        raise UnsupportedImage(f"the file {what}; use one of {', '.join(READABLE)}")
+    form = _known_form(data)
     warnings: list[str] = []
     try:
         raw = _READERS[form](data, partial(_check_size, max_pixels=max_pixels), warnings)
     except _DECODER_ERRORS as error:
-        raise DamagedImage(f"the {form.upper()} file is damaged or incomplete; export it again") from error
+        raise DamagedImage(_DAMAGED.format(form.upper())) from error
     return _photo(form, raw, warnings)
+
+
+class _Seen(Exception):
+    """Carries a size out of a reader, before it reads any pixel."""
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels as a picture's bytes announce them, before it is turned upright.
+
+    Raises UnsupportedImage and DamagedImage as decode() does, for what is seen so early.
+    """
+    form = _known_form(data)
+
+    def see(width: int, height: int) -> None:
+        raise _Seen(width, height)
+
+    try:
+        _READERS[form](data, see, [])
+    except _Seen as seen:
+        width, height = seen.args
+        if width >= 1 and height >= 1:
+            return width, height
+    except _DECODER_ERRORS:
+        pass
+    raise DamagedImage(_DAMAGED.format(form.upper()))
+
+
+def _known_form(data: bytes) -> str:
+    form = sniff(data[:256])
+    if form is None:
+        what = "is empty" if not data else "is not an image of a kind that is read"
+        raise UnsupportedImage(f"the file {what}; use one of {', '.join(READABLE)}")
+    return form
 
 
 def _read_jpeg(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:

@@ -1,7 +1,6 @@
 """The order of the rooms: decode, restore faces, enlarge, put the faces in, encode. Read this first."""
 
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import cv2
 import numpy as np
 
 from . import encode, models, photo
-from .engines import Engines, Paces, Turns, Watch
+from .engines import Engines, Laps, Paces, Turns, Watch
 from .errors import BadWeights, ImageTooLarge, InvalidOption, OutOfMemory, WeightsUnavailable
 from .faces import detect, stage
 from .faces.loading import FaceNetworks, Turn
@@ -90,22 +89,27 @@ class Restorer:
             return self._restore(data, progress, options)
 
     def _restore(self, data: bytes | Photo, progress: Progress | None, options: dict[str, object]) -> Result:
-        start = time.perf_counter()
+        laps = Laps()
         chosen = _changed(self.options, options)
         decoded = isinstance(data, Photo)
         before = data if decoded else photo.decode(data, max_pixels=self.limits.input_pixels)
         self.result_size(before, chosen)
         model = self.model(chosen)
+        laps.lap("decode")
         waiting = _downloading(progress)
         engine = self._engines.get(model, chosen.denoise, waiting)
+        laps.lap("load")
         faces, unseen = self._found(before, chosen, waiting)
+        laps.lap("faces")
         count = _Count(progress, stage.waiting(faces))
         tile = chosen.tile or engine.best_tile()
         with Watch() as watch:
             plain = upscale(before, engine, outscale=chosen.outscale, tile=tile, progress=count.tiles)
+        laps.lap("enlarge")
         if stage.waiting(faces):
             network, masks = self._face_stage(chosen, waiting)
             faces = stage.restore(faces, network, masks, batch=network.batch, progress=count.faces)
+        laps.lap("faces")
         with watch:
             result = finished(
                 before,
@@ -115,7 +119,8 @@ class Restorer:
                 model=model.name,
                 sha256=engine.sha256,
                 unseen=unseen,
-                start=start,
+                laps=laps,
+                retries=engine.retries,
             )
         self._paces.learn(model.name, watch.seconds, _needed(before, engine, chosen.outscale, tile)[1])
         return result
@@ -137,7 +142,7 @@ class Restorer:
     def _recompose(
         self, result: Result, strengths: Mapping[int, float], options: dict[str, object]
     ) -> Result:
-        start = time.perf_counter()
+        laps = Laps()
         if fixed := sorted(set(options) & set(Options.names()) - _OF_THE_FILE):
             raise InvalidOption(f"{fixed[0]} cannot be changed in a result: restore the photo again")
         for index, strength in strengths.items():
@@ -158,7 +163,7 @@ class Restorer:
             model=result.model,
             sha256=result.sha256,
             unseen=result.face_note,
-            start=start,
+            laps=laps,
         )
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:

@@ -1,10 +1,10 @@
 """What comes out: faces into the enlarged photo, and that into a file."""
 
 import json
-import time
 from dataclasses import dataclass
 
 from . import __version__, encode
+from .engines import Laps
 from .faces import stage
 from .faces.paste import Face, Under, paste
 from .options import Options
@@ -27,6 +27,8 @@ class Result:
     options        what was asked for
     strengths      of single faces, by index, where recompose() was given any
     under          what lies under the faces, for Restorer.recompose()
+    stages         of `seconds`, by name: decode, load, enlarge, faces, encode; of recompose() encode alone
+    retries        how often a tile was tried at half the size for want of memory
     """
 
     data: bytes
@@ -44,6 +46,8 @@ class Result:
     options: Options
     strengths: dict[int, float]
     under: tuple[Under, ...]
+    stages: dict[str, float]
+    retries: int = 0
 
     @property
     def receipt(self) -> dict[str, object]:
@@ -60,7 +64,8 @@ def finished(
     model: str,
     sha256: str,
     unseen: str,
-    start: float,
+    laps: Laps,
+    retries: int = 0,
     strengths: dict[int, float] | None = None,
 ) -> Result:
     """Faces into the enlarged photo, whose pixels are used up, and all of it into a file.
@@ -90,6 +95,7 @@ def finished(
         remove_gps=options.remove_gps,
         history=json.dumps(_receipt(model, sha256, options, strengths)),
     )
+    laps.lap("encode")
     amiss = () if faces and all(face.restored for face in faces) else tuple(filter(None, [face_note]))
     return Result(
         data=encoded.data,
@@ -98,7 +104,7 @@ def finished(
         height=plain.height,
         model=model,
         sha256=sha256,
-        seconds=time.perf_counter() - start,
+        seconds=sum(laps.seconds.values()),
         warnings=before.meta.warnings + amiss + encoded.warnings,
         before=before,
         after=plain,
@@ -107,6 +113,8 @@ def finished(
         options=options,
         strengths=strengths,
         under=under,
+        stages=laps.seconds,
+        retries=retries,
     )
 
 

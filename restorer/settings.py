@@ -28,7 +28,12 @@ class Settings:
     max_file_size_mb: int = 10
     max_input_megapixels: float = Limits.input_pixels / 1e6
     max_output_megapixels: float = Limits.output_pixels / 1e6
+    max_files_per_job: int = 20
     max_queue: int = 20
+    keep_seconds: float = 3600
+    sweep_seconds: float = 1800
+    min_free_disk_mb: int = 200
+    log_format: str = "text"
     price_per_gpu_second: float = 0.0
 
     def __post_init__(self) -> None:
@@ -37,13 +42,25 @@ class Settings:
             ("max_file_size_mb", 1, 10_000),
             ("max_input_megapixels", 0.001, 10_000),
             ("max_output_megapixels", 0.001, 100_000),
+            ("max_files_per_job", 1, 10_000),
             ("max_queue", 1, 100_000),
+            ("keep_seconds", 1, 10_000_000),
+            ("sweep_seconds", 0.1, 10_000_000),
+            ("min_free_disk_mb", 0, 10_000_000),
             ("price_per_gpu_second", 0, 1000),
         ):
             if not low <= getattr(self, name) <= high:
                 raise InvalidOption(
                     f"{name.upper()} is {getattr(self, name)}; it must be from {low} to {high}"
                 )
+
+        if self.log_format not in ("text", "json"):
+            raise InvalidOption(f"LOG_FORMAT is {self.log_format!r}; it must be text or json")
+
+    @property
+    def jobs_folder(self) -> Path:
+        """Where the REST interface keeps its jobs."""
+        return self.upload_folder / "jobs"
 
     @property
     def limits(self) -> Limits:

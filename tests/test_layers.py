@@ -21,6 +21,7 @@ ROWS = [
     {"engines", "faces"},
     {"result"},
     {"pipeline"},
+    {"jobs"},
     {"settings"},  # read by the doors only
     {"web", "__main__"},
 ]

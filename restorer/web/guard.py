@@ -2,9 +2,12 @@
 
 import hashlib
 import hmac
+import re
 from http.cookies import CookieError, SimpleCookie
+from typing import NoReturn
 from urllib.parse import parse_qs, urlsplit
 
+import gradio as gr
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,6 +17,7 @@ _MONTH = 30 * 24 * 3600
 # Gradio asks itself for this one while it starts; it answers "true" or "false" and no more
 _OPEN = "/gradio_api/startup-events"
 _LARGEST_FORM = 4096
+_FETCHING = re.compile(r"/+gradio_api/+(file=[a-z]+:|proxy=|process_recording|(undo-)?vibe-)")
 _FORM = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>Neural Image Restore</title>
 <style>body{{font:16px system-ui;display:grid;place-items:center;min-height:90vh;color-scheme:light dark}}
@@ -83,6 +87,26 @@ class KeyGuard:
             samesite="lax",
         )
         return response
+
+
+class NoFetching:
+    """ASGI middleware that closes what makes Gradio fetch addresses for a stranger, or run other programs."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", "")).lower().replace(" ", "")
+            if _FETCHING.match(path):
+                refusal = JSONResponse({"detail": "addresses are not fetched"}, 403)
+                return await refusal(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+
+async def fetch_nothing(*_: object, **__: object) -> NoReturn:
+    """In place of Gradio's function that downloads an address which was given as an input."""
+    raise gr.Error("addresses are not fetched: upload the file", print_exception=False)
 
 
 def _same_site(request: Request) -> bool:

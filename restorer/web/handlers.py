@@ -13,15 +13,16 @@ from typing import Any, TypeVar
 import gradio as gr
 import numpy as np
 
-from .. import models, photo
-from ..errors import BadWeights, InvalidOption, RestoreError, UnsupportedImage
+from .. import models
+from ..errors import BadWeights, RestoreError
 from ..options import Options
 from ..photo import Photo
-from ..pipeline import Plan, Restorer
+from ..pipeline import Plan
 from ..result import Result
-from ..settings import Settings
 from ..tiling import Progress
 from . import work
+from .service import WRONG, Service, receipt
+from .workshop import Step
 
 START = "Choose, drop or paste a photo to begin."
 SAMPLES = sorted((Path(__file__).parents[2] / "assets/samples").glob("*.jpg"))
@@ -49,7 +50,6 @@ FIELDS = (
 )
 # Of them, those the quote depends on
 QUOTED = ("outscale", "long_side", "model", "denoise", "restore_faces", "format")
-WRONG = "something went wrong; the server's log says what"
 
 T = TypeVar("T")
 
@@ -71,13 +71,13 @@ class Failed:
 
 
 class Page:
-    """The handlers that need the restorer, the settings or the workshop.
+    """The handlers that need something of the server.
 
     What those named *values are given are the values of FIELDS.
     """
 
-    def __init__(self, restorer: Restorer, settings: Settings, workshop: work.Workshop) -> None:
-        self.restorer, self.settings, self.workshop = restorer, settings, workshop
+    def __init__(self, service: Service) -> None:
+        self.service, self.restorer, self.settings = service, service.restorer, service.settings
 
     # What will be made of a photo
 
@@ -86,11 +86,11 @@ class Page:
         asked, shown, why = None, None, START
         if path:
             try:
-                found = self._decoded(self._upload(path))
+                found = self.service.decoded(self.service.upload(path))
                 shown = work.preview(found, self.settings.processed_folder)
                 asked = Asked(path, _outline(found))
             except RestoreError as error:
-                why = f"⚠ {self.words(error)}"
+                why = f"⚠ {self.service.words(error)}"
         said, fine = self._foretold(asked, values) if asked else (why, False)
         picture = gr.Image(str(shown) if shown else None, visible=bool(shown))
         trial = gr.Column(visible=bool(shown)), gr.ImageSlider(visible=False), gr.Gallery(visible=False)
@@ -118,7 +118,7 @@ class Page:
             plan = self.restorer.plan(asked.outline, **vars(options))
             return self._quote(asked.outline, plan, options), True
         except RestoreError as error:
-            return f"⚠ {self.words(error)}", False
+            return f"⚠ {self.service.words(error)}", False
 
     def _quote(self, before: Photo, plan: Plan, options: Options) -> str:
         apart = "" if options.face_enhance == "off" else ", faces apart"
@@ -132,8 +132,8 @@ class Page:
         if plan.tiles is None or plan.seconds is None:
             return said + warned
         said += f" · {count(plan.tiles, 'tile')}, about {_duration(plan.seconds)}{apart}"
-        if self.settings.price_per_gpu_second:
-            said += f" · {plan.seconds * self.settings.price_per_gpu_second:.4f} $"
+        if cost := self.service.cost(plan):
+            said += f" · {cost:.4f} $"
         return said + warned
 
     def denoise(self, model: str, outscale: float) -> gr.Slider:
@@ -207,10 +207,10 @@ class Page:
         return made
 
     def _part(self, spot: str, asked: Asked) -> Photo:
-        return work.detail(self._decoded(self._upload(asked.path)), _spot(spot))
+        return work.detail(self.service.decoded(self.service.upload(asked.path)), _spot(spot))
 
     def _previews(self, result: Result) -> tuple[str, str]:
-        before, after = work.previews(result, self.settings.processed_folder / uuid.uuid4().hex)
+        before, after = work.previews(result, self._place())
         return str(before), str(after)
 
     async def _watched(
@@ -220,8 +220,8 @@ class Page:
         if asked is None:
             return
         with self._said():
-            async for step in self.workshop.steps(partial(make, spot, asked, values)):
-                if not isinstance(step, work.Step):
+            async for step in self.service.workshop.steps(partial(make, spot, asked, values)):
+                if not isinstance(step, Step):
                     yield step
 
     # One photo
@@ -234,17 +234,20 @@ class Page:
     ) -> AsyncIterator[object]:
         """Restore the upload, telling tiles and yielding twice a second: what stops it, stops it here."""
         try:
-            async for step in self.workshop.steps(partial(self._kept, path, values)):
-                if not isinstance(step, work.Step):
+            async for step in self.service.workshop.steps(partial(self._kept, path, values)):
+                if not isinstance(step, Step):
                     yield step
                     return
-                if step.total:
+                self.service.still_needed(path)
+                if step.place:
+                    progress(None, desc=f"Waiting, {step.place} before you")
+                elif step.total:
                     progress((step.done, step.total), desc="Restoring", unit="steps")
                 else:
                     progress(None, desc="Preparing")  # its turn, the photo, the model
                 yield gr.skip()
         except RestoreError as error:
-            yield _failed(self.words(error))
+            yield _failed(self.service.words(error))
         except Exception:  # noqa: BLE001  one job of the queue: the next one must have its turn
             logging.getLogger(__name__).exception("a restoration failed")
             yield _failed(WRONG)
@@ -258,10 +261,12 @@ class Page:
         self, path: str, values: tuple[object, ...], progress: Progress
     ) -> tuple[Result, work.Shown]:
         """The upload restored, and what of it is on disk."""
-        data = self._upload(path)
-        options = self._options(values, partial(self._decoded, data))
-        result = self.restorer.restore(data, progress=progress, **vars(options))
-        return result, work.store(result, path, self.settings.processed_folder)
+        data, given = self.service.upload(path), self.given(values)
+        result, file = self.service.restored(data, given, progress, name=path, place=self._place())
+        return result, work.show(result, path, file)
+
+    def _place(self) -> Path:
+        return self.settings.processed_folder / uuid.uuid4().hex
 
     def show(self, made: work.Shown | Failed | None, asked: Asked | None, *values: object) -> tuple:
         """The buttons as they are when nothing is under way; what there is of an earlier result is hidden."""
@@ -312,17 +317,8 @@ class Page:
             gr.Column(visible=True),
             said,
             gr.DownloadButton(label, value=str(shown.file)),
-            self._receipt(result),
+            receipt(result),
         )
-
-    @staticmethod
-    def _receipt(result: Result) -> dict[str, object]:
-        return {
-            **result.receipt,
-            "seconds": round(result.seconds, 2),
-            "faces": result.face_note,
-            "warnings": list(result.warnings),
-        }
 
     def recompose(self, made: work.Shown, shown: work.Shown | None, *choices: Any) -> work.Shown:  # noqa: ANN401
         """The result with these ticks and strengths, first all of the one, then all of the other."""
@@ -333,7 +329,7 @@ class Page:
         }
         with self._said():
             result = self.restorer.recompose(work.kept(made), strengths=chosen)
-            again = work.store(result, made.name, self.settings.processed_folder)
+            again = work.show(result, made.name, work.write(result, made.name, self._place()))
             work.keep(result, again)
         if shown and shown != made:  # the recomposition before this one
             work.forget(shown)
@@ -361,20 +357,16 @@ class Page:
 
     # What the controls say
 
-    def _options(self, values: tuple[object, ...], before: Any) -> Options:  # noqa: ANN401
-        """before is the photo or, to be asked only if its size matters, a function that gives it."""
+    def given(self, values: tuple[object, ...]) -> dict[str, object]:
+        """The options by name."""
         given: dict[str, object] = dict(zip(FIELDS, values, strict=True))
-        long, wanted = given.pop("long_side"), given.pop("restore_faces")
-        enhance = self.restorer.options.face_enhance
+        wanted, enhance = given.pop("restore_faces"), self.restorer.options.face_enhance
         given["face_enhance"] = "off" if not wanted else "auto" if enhance == "off" else enhance
-        if long:
-            seen = before() if callable(before) else before
-            given["outscale"] = _times(float(long), max(seen.width, seen.height))  # type: ignore[arg-type]
-        return replace(self.restorer.options, **given)  # type: ignore[arg-type]
+        given["long_side"] = given["long_side"] or 0
+        return given
 
-    def words(self, error: RestoreError) -> str:
-        """What went wrong, without the places of the server's folders."""
-        return str(error).replace(str(self.restorer.weights.absolute()), "the server's weights folder")
+    def _options(self, values: tuple[object, ...], before: Photo) -> Options:
+        return self.service.options(self.given(values), before)
 
     @contextmanager
     def _said(self) -> Iterator[None]:
@@ -382,20 +374,7 @@ class Page:
         try:
             yield
         except RestoreError as error:
-            raise gr.Error(self.words(error), print_exception=False) from error
-
-    def _decoded(self, data: bytes) -> Photo:
-        return photo.decode(data, max_pixels=self.settings.limits.input_pixels)
-
-    def _upload(self, path: str | None) -> bytes:
-        """The upload's bytes. Gradio hands over any path that a program sends, and deletes old uploads."""
-        real = Path(path or "").resolve()
-        if not real.is_relative_to(self.settings.upload_folder):
-            raise UnsupportedImage("this is not an uploaded file")
-        try:
-            return real.read_bytes()
-        except OSError as error:
-            raise UnsupportedImage("the upload is no longer there; choose the photo again") from error
+            raise gr.Error(self.service.words(error), print_exception=False) from error
 
 
 def took(names: tuple[str, ...], event: gr.SelectData) -> str:
@@ -433,15 +412,6 @@ def _outline(found: Photo) -> Photo:
 
 def _failed(why: str) -> Failed:
     return Failed(why, uuid.uuid4().hex)
-
-
-def _times(long: float, side: int) -> float:
-    if not 1 <= long / side <= 8:
-        raise InvalidOption(
-            f"a long side of {long:.0f} pixels is {long / side:.1f} times the photo's {side}: "
-            f"choose from {side} to {8 * side}"
-        )
-    return long / side
 
 
 def _spot(text: str) -> tuple[float, float]:

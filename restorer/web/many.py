@@ -11,7 +11,9 @@ import gradio as gr
 from ..errors import RestoreError
 from ..result import Result
 from . import work
-from .handlers import WRONG, Page, busy, count
+from .handlers import Page, busy, count
+from .service import WRONG
+from .workshop import Step
 
 
 class ManyPhotos:
@@ -26,18 +28,18 @@ class ManyPhotos:
         done: tuple[work.Shown, ...] = ()
         for row, path in zip(rows, paths or (), strict=True):
             row[1] = "preparing"
-            for one in done:
-                work.touch(one)  # those of a long batch stay until its end
             try:
-                async for step in self.page.workshop.steps(partial(self.page.restored, path, values)):
-                    if isinstance(step, work.Step):
-                        row[1] = f"tile {step.done} of {step.total}" if step.total else "preparing"
+                async for step in self.page.service.workshop.steps(partial(self.page.restored, path, values)):
+                    # those of a long batch stay until its end
+                    self.page.service.still_needed(*(paths or ()), *(one.file for one in done))
+                    if isinstance(step, Step):
+                        row[1] = _state(step)
                     else:
                         result, shown = step
                         row[1], done = _summary(result), (*done, shown)
                     yield rows, done
             except RestoreError as error:
-                row[1] = f"failed: {self.page.words(error)}"
+                row[1] = f"failed: {self.page.service.words(error)}"
             except Exception:  # noqa: BLE001  the others must have their turn
                 logging.getLogger(__name__).exception("a restoration failed")
                 row[1] = f"failed: {WRONG}"
@@ -83,6 +85,12 @@ def compared(done: Sequence[work.Shown], event: gr.SelectData) -> tuple[gr.Image
         gr.ImageSlider((str(one.before), str(one.after)), visible=True),
         gr.DownloadButton(f"Download {one.file.name}", value=str(one.file), visible=True),
     )
+
+
+def _state(step: Step) -> str:
+    if step.place:
+        return f"next, {count(step.place, 'photo')} of others before it"
+    return f"tile {step.done} of {step.total}" if step.total else "preparing"
 
 
 def _summary(result: Result) -> str:

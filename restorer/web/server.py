@@ -1,41 +1,160 @@
-"""Put page, queue and guard together, and serve them."""
+"""Put page, programs' interfaces, queue, janitor and guard together, and serve them."""
 
+import asyncio
 import logging
 import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
 
 import gradio as gr
+import swagger_ui_bundle
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from gradio import processing_utils
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
+from .. import __version__
 from ..errors import RestoreError
+from ..jobs import Jobs
 from ..pipeline import Restorer
 from ..settings import Settings
-from . import handlers, ui
-from .guard import KeyGuard
-from .work import AGE, KEPT, Workshop, sweep
+from . import guard, handlers, ledger, rest, ui
+from .janitor import Janitor
+from .service import Service
+from .work import KEPT
+from .workshop import Workshop
 
 _PATIENCE = 8  # seconds for the tile under way when the server ends
+_TITLE = "Neural Image Restore"
 
 
-def build(settings: Settings, workshop: Workshop) -> tuple[Restorer, gr.Blocks]:
-    """The restorer and the queued Blocks of a server with these settings."""
-    for folder in (settings.upload_folder, settings.processed_folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    sweep(settings.processed_folder, AGE)
-    # served from where they lie, not copied
-    gr.set_static_paths([settings.processed_folder, *handlers.SAMPLES])
-    restorer = Restorer(
-        weights=settings.restorer_weights or None,
-        device=settings.device or None,
-        limits=settings.limits,
-        model=settings.model,
+class Server:
+    """One server of these settings, built but not yet serving."""
+
+    def __init__(self, settings: Settings) -> None:
+        for folder in (settings.upload_folder, settings.processed_folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.settings, self.workshop = settings, Workshop(settings.max_queue)
+        self.restorer = Restorer(
+            weights=settings.restorer_weights or None,
+            device=settings.device or None,
+            limits=settings.limits,
+            model=settings.model,
+        )
+        free = partial(ledger.free_bytes, settings.processed_folder)
+        told = ledger.Ledger(self.workshop, free, as_json=settings.log_format == "json")
+        service = Service(settings, self.restorer, self.workshop, told)
+        self.jobs = Jobs(settings.jobs_folder, settings.processed_folder)
+        self.rest = rest.Rest(service, self.jobs)
+        self.janitor = Janitor(
+            settings.upload_folder,
+            settings.jobs_folder,
+            settings.processed_folder,
+            settings.processed_folder / KEPT,
+            needed=self.jobs.needed,
+            age=settings.keep_seconds,
+        )
+        # served from where they lie, not copied
+        gr.set_static_paths([settings.processed_folder, *handlers.SAMPLES])
+        processing_utils.async_ssrf_protected_download = guard.fetch_nothing
+        # its own line is before the device; api_open would let programs pass by Gradio's
+        self.blocks = ui.build(service).queue(max_size=None, default_concurrency_limit=8, api_open=False)
+
+    def options(self) -> dict[str, Any]:
+        """What Blocks.launch() and gr.mount_gradio_app() are both given."""
+        settings = self.settings
+        largest = settings.max_file_size_mb * 2**20
+        lock = [Middleware(guard.KeyGuard, key=settings.api_key)] if settings.api_key else []
+        return {
+            "theme": ui.theme(),
+            "css_paths": [ui.STYLE],
+            "js": ui.SCRIPT.read_text(),
+            "blocked_paths": [str(settings.processed_folder / KEPT), str(settings.jobs_folder)],
+            "max_file_size": largest,
+            "show_error": False,
+            "enable_monitoring": False,
+            "run_history": False,
+            "ssr_mode": False,
+            "footer_links": ["api"],
+            "app_kwargs": {
+                "routes": [*rest.routes(self.rest).routes, *_description(rest.routes(self.rest).routes)],
+                "middleware": [*lock, Middleware(guard.NoFetching)],
+                "exception_handlers": {rest.Refused: _refused},
+                "lifespan": self._lifespan,
+                "max_body_size": settings.max_files_per_job * largest + 2**20,
+            },
+        }
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        self.rest.resume()
+        sweeping = asyncio.create_task(self._sweep())
+        threading.Thread(target=_warm, args=(self.restorer,), daemon=True).start()
+        yield
+        sweeping.cancel()
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                gone = await asyncio.to_thread(self.janitor.sweep)
+                self.jobs.forget_deleted()
+            except Exception:  # noqa: BLE001  the next sweep must come
+                logging.getLogger(__name__).exception("the sweep failed")
+            else:
+                if gone:
+                    logging.getLogger(__name__).info("swept %d folders", len(gone))
+            await asyncio.sleep(self.settings.sweep_seconds)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until Ctrl-C or SIGTERM, then end the process with code 0; the tile under way is waited for.
+
+    Raises OSError where the port is taken.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.basicConfig(
+        format="%(message)s" if settings.log_format == "json" else "%(asctime)s %(name)s: %(message)s"
     )
-    blocks = ui.build(restorer, settings, workshop)
-    # api_open would let programs pass by the queue
-    return restorer, blocks.queue(max_size=settings.max_queue, api_open=False)
+    logging.getLogger("restorer").setLevel(logging.INFO)
+    server = Server(settings)
+    with suppress(KeyboardInterrupt):  # as early as during the launch
+        server.blocks.launch(
+            server_name=settings.host,
+            server_port=settings.port,
+            prevent_thread_lock=True,
+            **server.options(),
+        )
+        _wait(server)
+    server.workshop.close(_PATIENCE)
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)  # a thread that is inside torch would turn an ordinary end into an abort
+
+
+def _wait(server: Server) -> None:
+    """Until Ctrl-C or SIGTERM. While what is under way ends, new jobs are answered with 503."""
+    try:
+        threading.Event().wait()
+    finally:
+        server.workshop.close(_PATIENCE)
+        server.blocks.close(verbose=False)
+
+
+def asgi(settings: Settings) -> FastAPI:
+    """The same server as an ASGI application, for a host that serves it."""
+    server, app = Server(settings), FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    options = server.options()
+    return gr.mount_gradio_app(app, server.blocks, path="/", **options)
 
 
 def _warm(restorer: Restorer) -> None:
@@ -46,35 +165,30 @@ def _warm(restorer: Restorer) -> None:
         logging.getLogger(__name__).warning("%s", error)  # the page says it when a photo is chosen
 
 
-def serve(settings: Settings) -> None:
-    """Serve until Ctrl-C or SIGTERM, then end the process with code 0; the tile under way is waited for.
+def _refused(_request: Request, error: rest.Refused) -> Response:
+    return error.response()
 
-    Raises OSError where the port is taken.
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    workshop = Workshop()
-    guard = [Middleware(KeyGuard, key=settings.api_key)] if settings.api_key else []
-    restorer, blocks = build(settings, workshop)
-    with suppress(KeyboardInterrupt):  # as early as during the launch
-        blocks.launch(
-            server_name=settings.host,
-            server_port=settings.port,
-            theme=ui.theme(),
-            css_paths=[ui.STYLE],
-            js=ui.SCRIPT.read_text(),
-            blocked_paths=[str(settings.processed_folder / KEPT)],
-            max_file_size=settings.max_file_size_mb * 2**20,
-            show_error=False,
-            enable_monitoring=False,
-            run_history=False,
-            ssr_mode=False,
-            footer_links=[],
-            app_kwargs={"middleware": guard},
-            prevent_thread_lock=True,
+
+def _description(described: list) -> list[Route | Mount]:
+    """/openapi.json, and /docs, which shows it with files that are installed, not fetched."""
+    text = get_openapi(title=_TITLE, version=__version__, routes=described)
+    if "components" not in text:
+        text["components"] = {}
+    text["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"}}
+    text["security"] = [{}, {"key": []}]
+
+    def docs(request: Request) -> Response:
+        root = request.scope.get("root_path", "")
+        return get_swagger_ui_html(
+            openapi_url=f"{root}/openapi.json",
+            title=_TITLE,
+            swagger_js_url=f"{root}/docs/static/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}/docs/static/swagger-ui.css",
+            swagger_favicon_url=f"{root}/docs/static/favicon-32x32.png",
         )
-        threading.Thread(target=_warm, args=(restorer,), daemon=True).start()
-        blocks.block_thread()
-    workshop.close(_PATIENCE)
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(0)  # a thread that is inside torch would turn an ordinary end into an abort
+
+    return [
+        Route("/openapi.json", lambda _: JSONResponse(text)),
+        Route("/docs", docs),
+        Mount("/docs/static", StaticFiles(directory=swagger_ui_bundle.swagger_ui_path)),
+    ]

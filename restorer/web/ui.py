@@ -10,15 +10,14 @@ from gradio import themes
 from .. import models
 from ..files import READABLE
 from ..options import FORMATS
-from ..pipeline import Restorer
-from ..settings import Settings
-from . import handlers, many, work
+from . import api, handlers, many, work
+from .service import Service
 
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
 _TITLE = "Neural Image Restore"
-# Everything that computes shares one worker
-_DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
+# Everything that computes waits in the workshop's one line
+_DEVICE: dict[str, Any] = {"concurrency_limit": None}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _LATEST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
 _SIZES = (1, 2, 3, 4, 6, 8)
@@ -35,15 +34,17 @@ def theme() -> themes.Base:
     ).set(button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800")
 
 
-def build(restorer: Restorer, settings: Settings, workshop: work.Workshop) -> gr.Blocks:
-    """The page, ready for server.py to queue and serve."""
-    page = handlers.Page(restorer, settings, workshop)
-    with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(1800, 3600)) as blocks:
+def build(service: Service) -> gr.Blocks:
+    """The page and its interface for programs, ready for server.py to queue and serve."""
+    page, settings = handlers.Page(service), service.settings
+    age = round(settings.sweep_seconds), round(settings.keep_seconds)
+    with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=age) as blocks:
         gr.Markdown(f"# {_TITLE}\nMakes old, small and damaged photos large and clear.", elem_id="title")
         with gr.Tab("One photo"):
             fields = _one(page)
         with gr.Tab("Many photos"):
             _many(page, fields)
+        api.offer(service)
     return blocks
 
 

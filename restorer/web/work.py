@@ -1,103 +1,31 @@
-"""From an upload to files that a browser can show: a restoration that can be watched and stopped."""
+"""From a result to files that a browser can show, and back."""
 
-import asyncio
-import contextlib
 import io
 import itertools
 import math
-import os
 import pickle
 import shutil
-import threading
-import time
 import uuid
 import zipfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from ..errors import Cancelled, UnsupportedImage
+from ..errors import UnsupportedImage
 from ..faces.paste import Face
 from ..files import READABLE, result_stem, write_atomic
 from ..photo import Photo
 from ..pixels import to_uint8
 from ..result import Result
-from ..tiling import Progress
 
 PREVIEW_SIDE = 2048
 VIEW = (1200, 720)  # pixels of a closer look
 DETAIL = 192  # pixels a side of what is tried before all of a photo
 _MARGIN = 4  # pixels beyond a box that resampling looks at
-AGE = 3600  # seconds that a result is kept
 KEPT = "kept"  # the folder beside the results that is never served
-_BEAT = 0.5  # seconds between two looks at whether anybody still waits
-
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Step:
-    """Tiles and faces done, and all there are, so far."""
-
-    done: int
-    total: int
-
-
-class Workshop:
-    """Where photos are worked on: one at a time, each in a thread, until the server closes."""
-
-    def __init__(self) -> None:
-        self._turn, self._closed = threading.Lock(), threading.Event()
-
-    async def steps(self, make: Callable[[Progress], T]) -> AsyncIterator[Step | T]:
-        """Run `make(progress)` in a thread; yield a Step every half second and what it made at the end.
-
-        Closing or cancelling stops the work within one step of its own, and the next one begins when it has
-        ended. Raises what `make` raises.
-        """
-        stopped = threading.Event()
-        latest = Step(0, 0)
-
-        def progress(done: int, total: int) -> None:
-            nonlocal latest
-            latest = Step(done, total)
-            if stopped.is_set() or self._closed.is_set():
-                raise Cancelled("stopped")
-
-        def work(answer: Future[T]) -> None:
-            try:
-                with self._turn:
-                    progress(0, 0)
-                    answer.set_result(make(progress))
-            except BaseException as error:  # noqa: BLE001  raised again below, in the caller's thread
-                if stopped.is_set():
-                    answer.cancel()  # nobody will look
-                else:
-                    answer.set_exception(error)
-            finally:
-                del answer  # an error's traceback knows this frame: a ring would keep the pictures alive
-
-        answer: Future[T] = Future()
-        threading.Thread(target=work, args=(answer,), daemon=True).start()
-        ended = asyncio.wrap_future(answer)
-        try:
-            while not (await asyncio.wait([ended], timeout=_BEAT))[0]:
-                yield latest
-            yield ended.result()
-        finally:
-            stopped.set()
-            del answer, ended  # for the same reason
-
-    def close(self, seconds: float) -> bool:
-        """Stop the photo under way and take no other; whether it ended within that time."""
-        self._closed.set()
-        return self._turn.acquire(timeout=seconds)
 
 
 @dataclass(frozen=True)
@@ -119,12 +47,23 @@ class Shown:
     faces: tuple[FaceShown, ...]
 
 
-def store(result: Result, name: str, folder: Path) -> Shown:
-    """Write a result and its previews into a new folder below `folder`. `name` is the upload's."""
-    sweep(folder, AGE)
-    place = folder / uuid.uuid4().hex
-    file = place / (result_stem(Path(name).stem, result.options.outscale) + READABLE[result.format][0])
+def write(result: Result, name: str, place: Path) -> Path:
+    """Write a result's file into the folder `place`, named after the upload's `name`."""
+    stem = result_stem(_plain(Path(name.replace("\\", "/")).stem), result.options.outscale)
+    file = place / (stem + READABLE[result.format][0])
     write_atomic(file, result.data)
+    return file
+
+
+def _plain(stem: str) -> str:
+    """A name that every file system and header takes: no separators or control characters, not too long."""
+    kept = "".join(sign if sign.isprintable() and sign not in '/\\:*?"<>|' else "_" for sign in stem)
+    return kept.encode()[:120].decode(errors="ignore").strip(" .") or "photo"
+
+
+def show(result: Result, name: str, file: Path) -> Shown:
+    """What the page shows of a result whose file was written: previews are put beside it."""
+    place = file.parent
     return Shown(
         name,
         file,
@@ -155,7 +94,6 @@ def keep(result: Result, shown: Shown) -> None:
     """Write all of a result but its file, for kept(): where no browser may look, for GPS may be in it."""
     place = _hidden(shown)
     place.mkdir(parents=True)
-    sweep(place.parent, AGE)
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(replace(result, data=b""), protocol=5, buffer_callback=buffers.append)
     parts = [buffer.raw() for buffer in buffers]
@@ -275,21 +213,3 @@ def _pair(face: Face, path: Path) -> Path:
     both = np.concatenate([to_uint8(face.before), to_uint8(face.after)], axis=1)
     Image.fromarray(both).resize((512, 256), Image.Resampling.LANCZOS).save(path, "JPEG", quality=90)
     return path
-
-
-def touch(shown: Shown) -> None:
-    """Let a result's hour begin anew."""
-    with contextlib.suppress(OSError):
-        os.utime(shown.file.parent)
-
-
-def sweep(folder: Path, age: float) -> None:
-    """Delete the results in `folder` that are older than `age` seconds."""
-    for place in folder.iterdir():
-        try:
-            if place.name == KEPT or not place.is_dir() or place.is_symlink():
-                continue
-            if time.time() - place.stat().st_mtime > age:
-                shutil.rmtree(place)
-        except OSError:  # in use, or already gone: the next sweep sees it again
-            continue

@@ -1,0 +1,162 @@
+"""What gradio_client calls: /enhance, /enhance_batch, /models and /quote, with the page's own defaults."""
+
+import inspect
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import gradio as gr
+from gradio import FileData, events
+
+from ..errors import RestoreError
+from ..options import FORMATS
+from ..result import Result
+from ..tiling import Progress
+from . import service as shared
+from . import work
+from .service import WRONG, Service
+from .workshop import Step
+
+_KINDS: dict[str, Any] = {
+    "face_enhance": bool | Literal["auto", "on", "off"],
+    "outscale": float,
+    "long_side": int,
+    "model": str,
+    "denoise": float,
+    "face_model": str,
+    "face_strength": float,
+    "format": Literal[FORMATS],
+    "quality": int,
+    "keep_metadata": bool,
+    "remove_gps": bool,
+}
+_FORETOLD = ("face_enhance", "outscale", "long_side", "model", "denoise", "format")
+_ENHANCE = """Restore one photo. Gives the full-size file, previews of before and after in one size (JPEG,
+at most 2048 pixels a side), and the receipt: software, model, its sha256, options, pixels, seconds, faces,
+warnings. face_enhance is true, false or "auto"; long_side, in pixels, stands for outscale where not 0."""
+_BATCH = """Restore photos one after the other; one that cannot be restored does not stop the others. Gives
+the full-size files of those that could be and, for every photo in the order given, its receipt or
+{"error": why not}. The options are those of /enhance."""
+_QUOTE = "What restoring a photo will take: size, model, tiles, seconds, cost; null for what is not known."
+_MODELS = "Every model: name, kind, what for, licence, bytes, and whether its file is here."
+
+
+def offer(service: Service) -> None:
+    """Add the endpoints to the Blocks that are being built."""
+    own = {"long_side": 0, **vars(service.restorer.options)}
+    waits: dict[str, Any] = {"concurrency_limit": None}  # in the workshop's line
+
+    def add(
+        run: Callable, name: str, files: dict[str, Any], names: Iterable[str], answer: object, **more: object
+    ) -> None:
+        """`run` with parameters from the table; Gradio reads their names, types and defaults."""
+        either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        kinds = files | {option: _KINDS[option] for option in names}
+        parameters = [
+            inspect.Parameter(key, either, default=own.get(key, inspect.Parameter.empty), annotation=kind)
+            for key, kind in kinds.items()
+        ]
+
+        async def endpoint(*values: object) -> AsyncIterator[object]:
+            given = dict(zip(kinds, values, strict=True))
+            async for answer in run(service, *(given.pop(file) for file in files), given):
+                yield answer
+
+        endpoint.__annotations__ = kinds
+        endpoint.__signature__ = inspect.Signature(parameters, return_annotation=answer)  # type: ignore[attr-defined]
+        events.api(endpoint, api_name=name, **more)  # type: ignore[arg-type]
+
+    one, many = {"photo": FileData}, {"photos": list[FileData]}
+    whole = tuple[FileData, tuple[FileData, FileData], dict]
+    add(_enhance, "enhance", one, _KINDS, whole, api_description=_ENHANCE, **waits)
+    several = tuple[list[FileData], list[dict]]
+    add(_batch, "enhance_batch", many, _KINDS, several, api_description=_BATCH, **waits)
+    add(_quote, "quote", one, _FORETOLD, dict, api_description=_QUOTE)
+    add(_models, "models", {}, (), list[dict], api_description=_MODELS)
+
+
+async def _enhance(service: Service, photo: object, given: dict) -> AsyncIterator[Any]:
+    progress = gr.Progress()
+    async for step in _steps(service, photo, given):
+        if isinstance(step, Step):
+            _tell(progress, step)
+        else:
+            result, shown = step
+            yield _file(shown.file), (_file(shown.before), _file(shown.after)), shared.receipt(result)
+
+
+async def _batch(service: Service, photos: object, given: dict) -> AsyncIterator[Any]:
+    progress, files, told = gr.Progress(), [], []
+    if not isinstance(photos, list) or not photos:
+        raise gr.Error("photos must be a list of files", print_exception=False)
+    for number, photo in enumerate(photos, 1):
+        try:
+            async for step in _steps(service, photo, given):
+                if isinstance(step, Step):
+                    _tell(progress, step, f"photo {number} of {len(photos)}, ")
+                    service.still_needed(*map(_path, photos[number:]), *(file["path"] for file in files))
+                else:
+                    result, shown = step
+                    files.append(_file(shown.file))
+                    told.append(shared.receipt(result))
+        except gr.Error as error:
+            told.append({"error": error.message})
+    yield files, told
+
+
+async def _quote(service: Service, photo: object, given: dict) -> AsyncIterator[Any]:
+    try:
+        yield shared.quoted(service, service.upload(_path(photo)), _named(given))
+    except RestoreError as error:
+        raise gr.Error(service.words(error), print_exception=False) from error
+
+
+async def _models(service: Service, _given: dict) -> AsyncIterator[Any]:
+    yield shared.listed(service)
+
+
+async def _steps(service: Service, photo: object, given: dict) -> AsyncIterator[Any]:
+    """Steps, and at the end the result and what is shown of it. Raises gr.Error, in the user's words."""
+    path = _path(photo)
+    try:
+        async for step in service.workshop.steps(partial(_made, service, path, _named(given))):
+            service.still_needed(path)
+            yield step
+    except RestoreError as error:
+        raise gr.Error(service.words(error), print_exception=False) from error
+    except Exception as error:
+        logging.getLogger(__name__).exception("a restoration failed")
+        raise gr.Error(WRONG, print_exception=False) from error
+
+
+def _made(service: Service, path: str, given: dict, progress: Progress) -> tuple[Result, work.Shown]:
+    place = service.settings.processed_folder / uuid.uuid4().hex
+    result, file = service.restored(service.upload(path), given, progress, name=path, place=place)
+    return result, work.show(result, path, file)
+
+
+def _named(given: dict) -> dict:
+    return {**given, "face_enhance": shared.faces(given["face_enhance"])}
+
+
+def _tell(progress: gr.Progress, step: Step, which: str = "") -> None:
+    """Told by progress alone: what is yielded on the way would count as an answer."""
+    if step.place:
+        progress(None, desc=f"{which}place {step.place} in the queue")
+    elif step.total:
+        progress((step.done, step.total), desc=f"{which}restoring", unit="tiles")
+
+
+def _path(photo: object) -> str:
+    """Where Gradio put an upload. Raises gr.Error for what is none: an address is never fetched."""
+    path = photo.get("path") if isinstance(photo, dict) else None
+    if not isinstance(path, str):
+        raise gr.Error("a photo must be an uploaded file", print_exception=False)
+    return path
+
+
+def _file(path: Path) -> dict[str, Any]:
+    return {"path": str(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}

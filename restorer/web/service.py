@@ -1,0 +1,152 @@
+"""What page, API and REST share: one restorer, one line, one ledger, and the way from bytes to files."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from .. import models, photo
+from ..errors import InvalidOption, RestoreError, UnsupportedImage
+from ..options import Options
+from ..photo import Photo
+from ..pipeline import Plan, Restorer
+from ..result import Result
+from ..settings import Settings
+from ..tiling import Progress
+from . import work
+from .ledger import Ledger
+from .workshop import Workshop
+
+WRONG = "something went wrong; the server's log says what"
+
+
+class Service:
+    """Everything of a server that outlives a request."""
+
+    def __init__(self, settings: Settings, restorer: Restorer, workshop: Workshop, ledger: Ledger) -> None:
+        self.settings, self.restorer, self.workshop, self.ledger = settings, restorer, workshop, ledger
+
+    def restored(
+        self, data: bytes, given: dict[str, object], progress: Progress, *, name: str, place: Path
+    ) -> tuple[Result, Path]:
+        """A photo restored, and its file in the folder `place`, named after the upload's `name`."""
+        with self.ledger.photo() as told:
+            options = self.options(given, lambda: self.decoded(data))
+            result = self.restorer.restore(data, progress=progress, **vars(options))
+            file = work.write(result, name, place)
+            told(result)
+        return result, file
+
+    def options(self, given: dict[str, object], before: Photo | Callable[[], Photo]) -> Options:
+        """What the restorer is asked for: its own options where nothing was given.
+
+        given   by name; long_side, in pixels, stands for an outscale where it is not 0
+        before  the photo, or a function that gives it, asked only if its size matters
+        """
+        given = dict(given)
+        long = given.pop("long_side", 0)
+        if not isinstance(long, int | float) or isinstance(long, bool):
+            raise InvalidOption(f"long_side is {long!r}; it must be a whole number")
+        unknown = sorted(set(given) - set(Options.names()))
+        if unknown:
+            known = ", ".join((*Options.names(), "long_side"))
+            raise InvalidOption(f"there is no option {unknown[0]!r}; the options are {known}")
+        if long:
+            seen = before() if callable(before) else before
+            given["outscale"] = _times(long, max(seen.width, seen.height))
+        return replace(self.restorer.options, **given)  # type: ignore[arg-type]
+
+    def cost(self, plan: Plan) -> float | None:
+        """In dollars; None without a price, or before anything was measured."""
+        price = self.settings.price_per_gpu_second
+        return plan.seconds * price if price and plan.seconds is not None else None
+
+    def decoded(self, data: bytes) -> Photo:
+        return photo.decode(data, max_pixels=self.settings.limits.input_pixels)
+
+    def upload(self, path: str | None) -> bytes:
+        """An upload's bytes. Gradio hands over any path that a program sends, and deletes old uploads."""
+        if not (real := self._uploaded(path)):
+            raise UnsupportedImage("this is not an uploaded file")
+        try:
+            return real.read_bytes()
+        except OSError as error:
+            raise UnsupportedImage("the upload is no longer there; choose the photo again") from error
+
+    def still_needed(self, *paths: str | Path) -> None:
+        """Let the hour of uploads and results begin anew."""
+        for path in paths:
+            if self._uploaded(path) or Path(path).resolve().is_relative_to(self.settings.processed_folder):
+                with suppress(OSError):
+                    os.utime(path)
+
+    def _uploaded(self, path: str | Path | None) -> Path | None:
+        real = Path(path or "").resolve()
+        if real.is_relative_to(self.settings.jobs_folder):
+            return None
+        return real if real.is_relative_to(self.settings.upload_folder) else None
+
+    def words(self, error: RestoreError) -> str:
+        """What went wrong, without the places of the server's folders."""
+        return str(error).replace(str(self.restorer.weights.absolute()), "the server's weights folder")
+
+
+def _times(long: float, side: int) -> float:
+    if not 1 <= long / side <= 8:
+        raise InvalidOption(
+            f"a long side of {long:.0f} pixels is {long / side:.1f} times the photo's {side}: "
+            f"choose from {side} to {8 * side}"
+        )
+    return long / side
+
+
+def quoted(service: Service, data: bytes, given: dict[str, object]) -> dict[str, object]:
+    """What restoring a photo will take. Raises what restoring it would raise at its start."""
+    before = service.decoded(data)
+    options = service.options(given, before)
+    service.restorer.measure(**vars(options))
+    plan = service.restorer.plan(before, **vars(options))
+    return {
+        "width": plan.width,
+        "height": plan.height,
+        "model": plan.model.name,
+        "present": models.is_present(plan.model, service.restorer.weights),
+        "tiles": plan.tiles,
+        "seconds": None if plan.seconds is None else round(plan.seconds, 2),
+        "cost": service.cost(plan),
+        "warnings": list(plan.warnings),
+    }
+
+
+def listed(service: Service) -> list[dict[str, object]]:
+    """Every model, and whether its file is here."""
+    weights = service.restorer.weights
+    return [
+        {
+            "name": model.name,
+            "kind": model.kind,
+            "about": model.about,
+            "licence": model.licence,
+            "bytes": model.bytes,
+            "present": models.is_present(model, weights),
+        }
+        for model in models.available(weights)
+    ]
+
+
+def receipt(result: Result) -> dict[str, object]:
+    """What is told of a result beside its file."""
+    return {
+        **result.receipt,
+        "width": result.width,
+        "height": result.height,
+        "seconds": round(result.seconds, 3),
+        "faces": result.face_note,
+        "warnings": list(result.warnings),
+    }
+
+
+def faces(wanted: object) -> object:
+    """Options.face_enhance for what a program may say: true and false too."""
+    return {True: "on", False: "off"}[wanted] if isinstance(wanted, bool) else wanted

@@ -1,0 +1,148 @@
+"""The one line before the device: who wants it waits in order, and one at a time works, in a thread."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ..errors import Cancelled, QueueFull
+from ..tiling import Progress
+
+_BEAT = 0.5  # seconds between two looks at whether anybody still waits
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far it is: tiles and faces done and all there are, or the place in the line, 0 at work."""
+
+    done: int = 0
+    total: int = 0
+    place: int = 0
+
+
+class Ticket:
+    """A place in the line."""
+
+    def __init__(self) -> None:
+        self.left = self.used = False
+
+
+class Workshop:
+    """Where photos are worked on, one at a time and in the order of their tickets, until the server closes.
+
+    longest  how many may wait while one is worked on
+    """
+
+    def __init__(self, longest: int = 20) -> None:
+        self.longest = longest
+        self.closed = False
+        self._line: list[Ticket] = []
+        self._moved = threading.Condition()
+        self._beat = time.monotonic()
+
+    def join(self, *, always: bool = False) -> Ticket:
+        """A place at the end of the line. Raises QueueFull, `always` only for a server that is ending."""
+        with self._moved:
+            if self.closed:
+                raise QueueFull("the server is ending; try again in a minute")
+            if len(self._line) > self.longest and not always:
+                raise QueueFull(f"{self.longest} are waiting already, which is the limit; try again later")
+            if not self._line:
+                self._beat = time.monotonic()
+            self._line.append(ticket := Ticket())
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give up a place; what is worked on stops at its next step."""
+        with self._moved:
+            ticket.left = True
+            if not ticket.used and ticket in self._line:
+                self._line.remove(ticket)
+            self._moved.notify_all()
+
+    def place(self, ticket: Ticket) -> int:
+        """How many are before a ticket, the one at work included; 0 for one at work or through."""
+        with self._moved:
+            return self._line.index(ticket) if ticket in self._line else 0
+
+    @property
+    def waiting(self) -> int:
+        """How many are in the line, the one at work included."""
+        return len(self._line)
+
+    @property
+    def silent(self) -> float:
+        """Seconds since the one at work last told of a step; 0 while there is none."""
+        return time.monotonic() - self._beat if self._line else 0.0
+
+    async def steps(
+        self, make: Callable[[Progress], T], ticket: Ticket | None = None
+    ) -> AsyncIterator[Step | T]:
+        """Run `make(progress)` in a thread; yield a Step every half second and what it made at the end.
+
+        Closing or cancelling stops the work within one step of its own, and the next one begins when it has
+        ended. Raises what `make` raises, and QueueFull where no ticket was given and there is none.
+        """
+        ticket = ticket or self.join()
+        latest = Step()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal latest
+            latest, self._beat = Step(done, total), time.monotonic()
+            if ticket.left or self.closed:
+                raise Cancelled("stopped")
+
+        def work(answer: Future[T]) -> None:
+            try:
+                with self._turn(ticket):
+                    progress(0, 0)
+                    answer.set_result(make(progress))
+            except BaseException as error:  # noqa: BLE001  raised again below, in the caller's thread
+                if ticket.left:
+                    answer.cancel()  # nobody will look
+                else:
+                    answer.set_exception(error)
+            finally:
+                del answer  # an error's traceback knows this frame: a ring would keep the pictures alive
+
+        answer: Future[T] = Future()
+        ticket.used = True
+        threading.Thread(target=work, args=(answer,), daemon=True).start()
+        ended = asyncio.wrap_future(answer)
+        try:
+            while not (await asyncio.wait([ended], timeout=_BEAT))[0]:
+                place = self.place(ticket)
+                yield Step(place=place) if place else latest
+            yield ended.result()
+        finally:
+            self.leave(ticket)
+            del answer, ended  # for the same reason
+
+    @contextmanager
+    def _turn(self, ticket: Ticket) -> Iterator[None]:
+        """The device, once all before have gone. Raises Cancelled for a ticket given up meanwhile."""
+        try:
+            with self._moved:
+                self._moved.wait_for(lambda: ticket.left or self.closed or self._line[0] is ticket)
+            if ticket.left or self.closed:
+                raise Cancelled("stopped")
+            yield
+        finally:
+            with self._moved:
+                self._line.remove(ticket)
+                self._beat = time.monotonic()
+                self._moved.notify_all()
+
+    def close(self, seconds: float) -> bool:
+        """Stop the one at work and take no other; whether all have ended within that time."""
+        with self._moved:
+            self.closed = True
+            self._line = [ticket for ticket in self._line if ticket.used]
+            self._moved.notify_all()
+            return self._moved.wait_for(lambda: not self._line, timeout=seconds)
