@@ -28,6 +28,15 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @contextmanager
 def served(folder: Path, script: Path = APP, **environment: str):
     """`python app.py`, or a stand-in, with its own folders and port; the address, once it answers."""
+    with launched(folder, script, **environment) as (server, address):
+        yield address
+        server.terminate()
+        assert server.wait(timeout=30) == 0, (folder / "log").read_text()
+
+
+@contextmanager
+def launched(folder: Path, script: Path = APP, **environment: str):
+    """The same, process and address, for who ends it himself."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,10 +55,10 @@ def served(folder: Path, script: Path = APP, **environment: str):
     address = f"http://127.0.0.1:{port}"
     try:
         _await_answer(server, address)
-        yield address
+        yield server, address
     finally:
-        server.terminate()
-        assert server.wait(timeout=30) == 0, (folder / "log").read_text()
+        server.kill()
+        server.wait(timeout=30)
 
 
 def _await_answer(server: subprocess.Popen, address: str) -> None:
@@ -230,7 +239,7 @@ def test_a_click_shows_that_spot_at_full_size_and_the_arrows_move_it(page, rng):
 
     def changed() -> str:
         page.wait_for_function(
-            "old => document.querySelector('#view img').src != old", arg=pictures[-1], timeout=10_000
+            "old => document.querySelector('#view img').src != old", arg=pictures[-1], timeout=30_000
         )
         pictures.append(page.locator("#view img").first.get_attribute("src"))
         return pictures[-1]

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import gradio as gr
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _COOKIE = "restorer_session"
 _MONTH = 30 * 24 * 3600
@@ -87,6 +87,50 @@ class KeyGuard:
             samesite="lax",
         )
         return response
+
+
+class BodyLimit:
+    """ASGI middleware that answers 413 to a body of more than `limit` bytes, announced or not."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        length = Request(scope).headers.get("content-length", "")
+        if length.isdigit() and int(length) > self._limit:
+            return await self._refusal(scope, receive, send)
+        taken, begun = 0, False
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._limit:
+                raise _TooLarge
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, counted, watched)
+        except _TooLarge:
+            if begun:
+                raise
+            await self._refusal(scope, receive, send)
+
+    @property
+    def _refusal(self) -> JSONResponse:
+        error = f"the request has more than {self._limit} bytes"
+        return JSONResponse({"error": error, "limit": self._limit}, 413, {"Connection": "close"})
+
+
+class _TooLarge(Exception):
+    pass
 
 
 class NoFetching:

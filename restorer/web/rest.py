@@ -35,7 +35,7 @@ _STUCK = 900  # seconds without a step after which the worker is not taken for a
 _RETRY = 30  # seconds after which asking again makes sense
 _THOUSAND = 1000  # what one file counts in a job's progress
 _OPTIONS = {field.name: type(field.default) for field in fields(Options)} | {"long_side": int}
-_MORE = 64 * 1024  # bytes of a form beside its files
+FORM = 64 * 1024  # bytes of a form beside its files
 
 
 class Refused(Exception):
@@ -237,11 +237,8 @@ class Rest:
     ) -> tuple[list[tuple[str, Path]], dict[str, object]]:
         """The files of a form, copied into `folder`, and its options."""
         largest = self.settings.max_file_size_mb * 2**20
-        length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > most * largest + _MORE:
-            raise Refused(413, f"the request has {int(length)} bytes", limit=most * largest)
         try:
-            form = await request.form(max_files=most, max_fields=len(_OPTIONS), max_part_size=_MORE)
+            form = await request.form(max_files=most, max_fields=len(_OPTIONS), max_part_size=FORM)
         except (HTTPException, MultiPartException) as error:
             why = getattr(error, "detail", str(error))
             if "Too many files" in str(why):

@@ -88,10 +88,13 @@ class Server:
             "footer_links": ["api"],
             "app_kwargs": {
                 "routes": [*rest.routes(self.rest).routes, *_description(rest.routes(self.rest).routes)],
-                "middleware": [*lock, Middleware(guard.NoFetching)],
+                "middleware": [
+                    *lock,
+                    Middleware(guard.BodyLimit, limit=settings.max_files_per_job * largest + rest.FORM),
+                    Middleware(guard.NoFetching),
+                ],
                 "exception_handlers": {rest.Refused: _refused},
                 "lifespan": self._lifespan,
-                "max_body_size": settings.max_files_per_job * largest + 2**20,
             },
         }
 
