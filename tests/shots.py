@@ -46,7 +46,7 @@ def one_photo(page: Page, address: str, name: str) -> None:
     expect(page.locator("#said")).to_contain_text("about", timeout=60_000)
     shot("2-ready")
     page.click("#start")
-    expect(page.locator("#before")).to_contain_text("steps", timeout=60_000)
+    expect(page.locator("#before")).to_contain_text("Step ", timeout=60_000)
     shot("3-running")
     page.click("#stop")
     upload(page, PORTRAIT.name, PORTRAIT.read_bytes())

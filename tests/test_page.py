@@ -159,7 +159,7 @@ def saved(page: Page) -> tuple[str, bytes]:
 
 def test_a_photo_is_restored_compared_and_taken_home(page, rng):
     choose(page, photo_like(rng, 60, 90))
-    expect(page.locator("#said")).to_contain_text("90 × 60 → 360 × 240 · custom/quick")
+    expect(page.locator("#said")).to_contain_text("90 × 60 → 360 × 240 PNG · custom/quick")
     expect(page.locator("#said")).to_contain_text("1 tile, about 1 s", timeout=30_000)
     expect(page.locator("#before img")).to_be_visible()
     page.click("#start")
@@ -191,7 +191,7 @@ def test_stop_stops_and_the_next_photo_has_its_turn(page, rng, folder):
     expect(page.locator("#said")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
     page.click("#start")
-    expect(page.locator("#before")).to_contain_text("steps", timeout=60_000)
+    expect(page.locator("#before")).to_contain_text("Step ", timeout=60_000)
     before = len(list(folder.glob("processed/*/after.jpg")))
     with page.expect_response("**/gradio_api/cancel") as cancelled:
         page.click("#stop")
@@ -282,7 +282,7 @@ def test_a_detail_is_tried_first_and_models_are_compared(page, rng):
     expect(page.locator("#sheet")).to_contain_text("restore-lite-x4")
     expect(page.locator("#said")).to_contain_text("custom/quick")
     page.locator("#sheet button:has-text('restore-lite-x4')").first.click()
-    expect(page.locator("#said")).to_contain_text("1600 × 1200** · restore-lite-x4".replace("**", ""))
+    expect(page.locator("#said")).to_contain_text("1600 × 1200 PNG · restore-lite-x4")
 
 
 def test_a_long_side_in_pixels_takes_the_place_of_times(page, rng):
@@ -300,11 +300,112 @@ def test_a_long_side_in_pixels_takes_the_place_of_times(page, rng):
     expect(page.locator("#start")).to_be_disabled()
 
 
+def test_what_there_is_of_a_photo_goes_with_it(page, rng):
+    for then in ("another", "broken", "none"):
+        choose(page, photo_like(rng, 30, 40))
+        expect(page.locator("#said")).to_contain_text("40 × 30 →")
+        page.click("#start")
+        expect(page.locator("#view img").first).to_be_visible(timeout=60_000)
+        if then == "another":
+            page.locator("#samples button").first.click()
+            expect(page.locator("#before img")).to_be_visible()
+        elif then == "broken":
+            upload(page, "broken.png", b"no photo")
+        else:
+            page.click("#upload [aria-label=Clear]")
+        for gone in ("#slider", "#download", "#view", "#compared"):
+            expect(page.locator(gone)).to_be_hidden()
+
+
+def test_all_can_be_done_with_the_keyboard(page, rng):
+    pixels = photo_like(rng, 300, 400)
+    pixels[:90, :120] = (250, 20, 20)
+    choose(page, pixels)
+    expect(page.locator("#start")).to_be_enabled()
+    expect(page.locator("#before")).to_have_attribute("tabindex", "0")
+    page.locator("#before").focus()
+    for key in ("ArrowLeft",) * 9 + ("ArrowUp",) * 9 + ("Enter",):
+        page.keyboard.press(key)
+    expect(page.locator("#detail img")).to_have_count(2, timeout=60_000)
+    data = httpx.get(page.locator("#detail img").first.get_attribute("src")).content
+    assert np.abs(np.array(Image.open(io.BytesIO(data)).getpixel((60, 60))) - (250, 20, 20)).max() < 30
+    page.locator("#outscale input:checked").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#said")).to_contain_text("1200 × 900")
+    choose_model(page, "custom/slow")
+    page.locator("#start").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#stop")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#said")).to_contain_text("Stopped.")
+    expect(page.locator("#start")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#view img").first).to_be_visible(timeout=60_000)
+    old = page.locator("#view img").first.get_attribute("src")
+    page.locator("#slider").focus()
+    page.keyboard.press("Enter")  # the same red corner
+    page.wait_for_function("old => document.querySelector('#view img').src != old", arg=old)
+
+
+def test_everything_has_a_name_and_is_legible(browser, address, rng):
+    """What assistive technology is told, and WCAG's contrast of 4.5 to 1, in light and in dark."""
+    for theme in ("light", "dark"):
+        page = browser.new_page()
+        page.goto(f"{address}?__theme={theme}")
+        expect(page.locator("#start")).to_be_visible(timeout=30_000)
+        choose(page, photo_like(rng, 40, 50))
+        expect(page.locator("#said")).to_contain_text("about")
+        page.click("#start")
+        expect(page.locator("#view img").first).to_be_visible(timeout=60_000)
+        page.click("#options button")
+        page.wait_for_timeout(500)
+        assert page.evaluate(NAMELESS) == [], theme
+        assert page.evaluate(FAINT) == [], theme
+        page.close()
+
+
+NAMELESS = """() => [...document.querySelectorAll("button, input, img, select, textarea, [role=slider]")]
+  .filter((e) => e.offsetParent && !e.closest(".toast-wrap"))
+  .filter((e) => !(e.ariaLabel || e.alt || e.title || e.textContent.trim() || e.labels?.length
+    || e.getAttribute("aria-labelledby") || e.type === "file"))
+  .map((e) => e.outerHTML.slice(0, 160))"""
+FAINT = """() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (c) => c.slice(0, 3).map((v) => v / 255)
+    .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = rgb(getComputedStyle(e).backgroundColor);
+      if (c.length === 3 || c[3] > 0.95) return c;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const e of document.querySelectorAll("main *, .gradio-container *")) {
+    const words = [...e.childNodes].filter((n) => n.nodeType === 3).map((n) => n.textContent.trim()).join("");
+    if (!words || !e.offsetParent || e.closest("[disabled], .image-container, footer, .hide")) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) found.push(`${words.slice(0, 40)}: ${ratio.toFixed(2)}`);
+  }
+  return found;
+}"""
+
+
 def test_a_sample_and_a_pasted_photo_are_taken_as_uploads(page, rng):
     page.locator("#samples button").first.click()
     expect(page.locator("#said")).to_contain_text("→")
+    paste(page, photo_like(rng, 20, 30))
+    expect(page.locator("#said")).to_contain_text("30 × 20 → 120 × 80")
+    page.get_by_role("tab", name="Many photos").click()
+    paste(page, photo_like(rng, 20, 30))
+    expect(page.locator("#table")).to_contain_text("pasted.png")
+
+
+def paste(page: Page, pixels: np.ndarray) -> None:
     data = io.BytesIO()
-    Image.fromarray(photo_like(rng, 20, 30)).save(data, "PNG")
+    Image.fromarray(pixels).save(data, "PNG")
     page.evaluate(
         """data => {
             const bytes = Uint8Array.from(data), given = new DataTransfer();
@@ -313,7 +414,6 @@ def test_a_sample_and_a_pasted_photo_are_taken_as_uploads(page, rng):
         }""",
         list(data.getvalue()),
     )
-    expect(page.locator("#said")).to_contain_text("30 × 20 → 120 × 80")
 
 
 def test_many_photos_with_a_broken_one(page, rng):
@@ -333,6 +433,10 @@ def test_many_photos_with_a_broken_one(page, rng):
     expect(page.locator("#gallery button img")).to_have_count(2)
     page.locator("#gallery button").nth(1).click()
     assert sizes(page, "#slider-all") == [[160, 160], [160, 160]]
+    page.get_by_label("Remove this file").nth(1).click()
+    expect(page.locator("#table")).not_to_contain_text("broken")
+    expect(page.locator("#gallery button img")).to_have_count(2)
+    expect(page.locator("#download-all")).to_be_visible()
     with page.expect_download() as download:
         page.click("#download-all")
     with zipfile.ZipFile(download.value.path()) as archive:
@@ -420,7 +524,7 @@ def test_another_photo_while_one_is_worked_on_takes_its_place(page, rng):
     expect(page.locator("#said")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
     page.click("#start")
-    expect(page.locator("#before")).to_contain_text("steps", timeout=60_000)
+    expect(page.locator("#before")).to_contain_text("Step ", timeout=60_000)
     choose(page, photo_like(rng, 30, 30), "second.png")
     expect(page.locator("#said")).to_contain_text("30 × 30")
     page.click("#start")
@@ -436,7 +540,7 @@ def test_the_server_ends_well_in_the_middle_of_a_photo(browser, folder, rng, tmp
         choose(page, photo_like(rng, 900, 1100))
         expect(page.locator("#said")).to_contain_text("4400 × 3600")
         page.click("#start")
-        expect(page.locator("#before")).to_contain_text("steps", timeout=60_000)
+        expect(page.locator("#before")).to_contain_text("Step ", timeout=60_000)
     page.close()
 
 

@@ -90,10 +90,10 @@ def test_an_archive_numbers_files_of_one_name(tmp_path):
 def test_a_batch_tells_what_was_stopped_but_not_of_photos_chosen_meanwhile(tmp_path):
     tab = many.ManyPhotos(handlers.Page(service_of(tmp_path)))
     rows = [["a", "done: 8 × 8"], ["b", "failed: no"], ["c", "tile 1 of 3"], ["d", "waiting"]]
-    told = tab.archive((), rows)[3]
+    told = tab.archive((), rows)[4]
     assert [said for _, said in told] == ["done: 8 × 8", "failed: no", *["not restored: stopped"] * 2]
     others = [["e", "waiting"], ["f", "waiting"]]
-    assert tab.archive((), others)[3] == others
+    assert tab.archive((), others)[4] == others
 
 
 def test_only_uploads_are_read(tmp_path):

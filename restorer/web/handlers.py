@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,8 +14,9 @@ from typing import Any, TypeVar
 import gradio as gr
 import numpy as np
 
-from .. import models
+from .. import encode, models
 from ..errors import BadWeights, RestoreError
+from ..files import write_atomic
 from ..options import Options
 from ..photo import Photo
 from ..pipeline import Plan
@@ -24,6 +26,7 @@ from . import work
 from .service import WRONG, Service, receipt
 from .workshop import Step
 
+TIMES = "Times the photo's width and height"
 START = "Choose, drop or paste a photo to begin."
 SAMPLES = sorted((Path(__file__).parents[2] / "assets/samples").glob("*.jpg"))
 FORMAT_NAMES = {
@@ -93,9 +96,11 @@ class Page:
                 why = f"⚠ {self.service.words(error)}"
         said, fine = self._foretold(asked, values) if asked else (why, False)
         picture = gr.Image(str(shown) if shown else None, visible=bool(shown))
-        trial = gr.Column(visible=bool(shown)), gr.ImageSlider(visible=False), gr.Gallery(visible=False)
         buttons = gr.Button(visible=True, interactive=fine), gr.Button(visible=False)
-        return asked, picture, said, *buttons, *trial, gr.Button(visible=False), ""
+        hidden = gr.update(visible=False)
+        trial = gr.Column(visible=bool(shown)), hidden, hidden, hidden, hidden, tried_out(), ""
+        # what there is of the photo before goes too: a State set without the queue tells nobody of its change
+        return asked, picture, said, *buttons, *trial, None, "", *[hidden] * 5
 
     def quoted(self, asked: Asked | None, *values: object) -> tuple[Any, Any]:
         """Size, model, tiles, time and cost of the result, or why there can be none."""
@@ -121,8 +126,10 @@ class Page:
             return f"⚠ {self.service.words(error)}", False
 
     def _quote(self, before: Photo, plan: Plan, options: Options) -> str:
-        apart = "" if options.face_enhance == "off" else ", faces apart"
-        said = f"{before.width} × {before.height} → **{plan.width} × {plan.height}** · {plan.model.name}"
+        apart = ", and faces" if options.face_enhance != "off" and not self._faces_missing() else ""
+        form = FORMAT_NAMES[encode.output_format(before, options.format)]
+        said = f"{before.width} × {before.height} → **{plan.width} × {plan.height}** {form}"
+        said += f" · {plan.model.name}"
         warned = "".join(f"\n- {warning}" for warning in plan.warnings)
         needed = [plan.model]
         if options.denoise < 1:
@@ -135,6 +142,11 @@ class Page:
         if cost := self.service.cost(plan):
             said += f" · {cost:.4f} $"
         return said + warned
+
+    def stopped(self, asked: Asked | None, *values: object) -> tuple[str, gr.Button, gr.Button]:
+        """What the page shows when Stop was pressed."""
+        said = self._foretold(asked, values)[0] if asked else START
+        return f"Stopped.\n\n{said}", *idle()
 
     def denoise(self, model: str, outscale: float) -> gr.Slider:
         """The denoise slider is there for the models that have it."""
@@ -149,15 +161,17 @@ class Page:
 
     def face_help(self) -> str:
         """Whether faces can be restored at once, and what to do if not."""
-        weights, default, missing = self.restorer.weights, self.restorer.options, []
-        for name, kind in ((default.face_detector, "detect"), (default.face_model, "face")):
-            model = models.find(name, weights, kind)
-            if not models.is_present(model, weights):
-                missing.append(f"{name} ({model.bytes / 1e6:.1f} MB)")
+        missing = [f"{model.name} ({model.bytes / 1e6:.1f} MB)" for model in self._faces_missing()]
         if not missing:
             return "Finds faces and restores them"
         needed = " and ".join(missing)
         return f"Needs {needed}: fetched when first used; without a network, put the file into weights/"
+
+    def _faces_missing(self) -> list[models.Model]:
+        weights, default = self.restorer.weights, self.restorer.options
+        needed = [(default.face_detector, "detect"), (default.face_model, "face")]
+        found = [models.find(name, weights, kind) for name, kind in needed]
+        return [model for model in found if not models.is_present(model, weights)]
 
     def sample(self, event: gr.SelectData) -> str:
         """One of the samples as if it had been uploaded."""
@@ -169,14 +183,16 @@ class Page:
 
     async def tried(self, spot: str, asked: Asked | None, *values: object) -> AsyncIterator[tuple]:
         """A detail about the spot that was clicked, as these options would restore it."""
-        if spot:
-            async for shown in self.tried_again(spot, asked, *values):
-                yield shown
+        if not spot:
+            yield gr.skip(), gr.skip(), tried_out()
+            return
+        async for shown in self.tried_again(spot, asked, *values):
+            yield shown
 
     async def tried_again(self, spot: str, asked: Asked | None, *values: object) -> AsyncIterator[tuple]:
         """The same detail with the options as they are now; where none was clicked, the middle."""
         async for pair in self._watched(self._detail, spot, asked, values):
-            yield gr.ImageSlider(pair, visible=True), gr.Button(visible=True)
+            yield gr.ImageSlider(pair, visible=True), gr.Button(visible=True), tried_out()
 
     def _detail(
         self, spot: str, asked: Asked, values: tuple[object, ...], progress: Progress
@@ -189,7 +205,8 @@ class Page:
     async def side_by_side(self, spot: str, asked: Asked | None, *values: object) -> AsyncIterator[tuple]:
         """The same detail through every model that is here, and their names."""
         async for made in self._watched(self._by_each_model, spot, asked, values):
-            yield gr.Gallery([(after, name) for name, after in made.items()], visible=True), tuple(made)
+            sheet = gr.Gallery([(after, name) for name, after in made.items()], visible=True)
+            yield sheet, tuple(made), gr.Markdown("Click one to take its model.", visible=True)
 
     def _by_each_model(
         self, spot: str, asked: Asked, values: tuple[object, ...], progress: Progress
@@ -233,6 +250,7 @@ class Page:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> AsyncIterator[object]:
         """Restore the upload, telling tiles and yielding twice a second: what stops it, stops it here."""
+        since = None
         try:
             async for step in self.service.workshop.steps(partial(self._kept, path, values)):
                 if not isinstance(step, Step):
@@ -242,7 +260,9 @@ class Page:
                 if step.place:
                     progress(None, desc=f"Waiting, {step.place} before you")
                 elif step.total:
-                    progress((step.done, step.total), desc="Restoring", unit="steps")
+                    since = since or (time.monotonic(), step.done)
+                    left = _left(since, step)
+                    progress((step.done, step.total), desc=f"Step {step.done} of {step.total}{left}")
                 else:
                     progress(None, desc="Preparing")  # its turn, the photo, the model
                 yield gr.skip()
@@ -271,7 +291,7 @@ class Page:
     def show(self, made: work.Shown | Failed | None, asked: Asked | None, *values: object) -> tuple:
         """The buttons as they are when nothing is under way; what there is of an earlier result is hidden."""
         done = isinstance(made, work.Shown)
-        hidden = [gr.skip() if done else gr.update(visible=False)] * 3
+        hidden = [gr.skip() if done else gr.update(visible=False)] * 4
         faces = gr.Column(visible=isinstance(made, work.Shown) and bool(made.faces))
         if made is None or asked is None:  # another photo, which picked() shows
             return gr.skip(), gr.skip(), *hidden, faces, gr.skip(), gr.skip(), gr.skip()
@@ -300,10 +320,12 @@ class Page:
     def told(self, shown: work.Shown | None, made: object) -> tuple:
         """The result in the photo's place: the slider, the line under it, the download and the receipt."""
         if shown is None or not isinstance(made, work.Shown) or shown.name != made.name:
-            return tuple(gr.skip() for _ in range(8))  # another photo was chosen meanwhile
+            return tuple(gr.skip() for _ in range(9))  # another photo was chosen meanwhile
         with self._said():
             result = work.kept(shown)
-        said = f"**{result.width} × {result.height}** · {result.model} · {result.seconds:.1f} s"
+        said = f"**{result.width} × {result.height}** · {result.model}"
+        if shown == made:  # a recomposition takes next to none
+            said += f" · {result.seconds:.1f} s"
         if result.faces and result.face_note not in result.warnings:
             said += f" · {result.face_note}"
         said += "".join(f"\n- {warning}" for warning in result.warnings)
@@ -312,6 +334,7 @@ class Page:
         return (
             gr.Image(visible=False),
             gr.Column(visible=False),
+            gr.Markdown(visible=True),
             gr.ImageSlider((str(shown.before), str(shown.after)), visible=True),
             gr.Group(visible=True),
             gr.Column(visible=True),
@@ -329,7 +352,9 @@ class Page:
         }
         with self._said():
             result = self.restorer.recompose(work.kept(made), strengths=chosen)
-            again = work.show(result, made.name, work.write(result, made.name, self._place()))
+            file = self._place() / made.file.name
+            write_atomic(file, result.data)
+            again = work.show(result, made.name, file)
             work.keep(result, again)
         if shown and shown != made:  # the recomposition before this one
             work.forget(shown)
@@ -345,15 +370,19 @@ class Page:
             before, after = work.look(work.kept(shown), _spot(spot), shown)
         return str(before), str(after)
 
-    def moved(self, right: int, down: int, spot: str, shown: work.Shown | None) -> Any:  # noqa: ANN401
-        """The spot half a view further."""
+    def moved(self, right: int, down: int, spot: str, shown: work.Shown | None, frame: str) -> Any:  # noqa: ANN401
+        """The spot half of what is seen (frame: its width and height in pixels) further."""
         if shown is None or not spot:
             return gr.skip()
         with self._said():
-            result, (x, y) = work.kept(shown), _spot(spot)
-        x += right * work.VIEW[0] / 2 / result.width
-        y += down * work.VIEW[1] / 2 / result.height
-        return f"{min(max(x, 0), 1):.4f},{min(max(y, 0), 1):.4f}"
+            result = work.kept(shown)
+        seen = _frame(frame)
+        return ",".join(
+            f"{_further(part, way, min(side / whole, 1)):.4f}"
+            for part, way, side, whole in zip(
+                _spot(spot), (right, down), seen, (result.width, result.height), strict=True
+            )
+        )
 
     # What the controls say
 
@@ -377,8 +406,31 @@ class Page:
             raise gr.Error(self.service.words(error), print_exception=False) from error
 
 
-def took(names: tuple[str, ...], event: gr.SelectData) -> str:
-    return names[event.index]
+def took(names: tuple[str, ...], event: gr.SelectData) -> tuple[str, str]:
+    return names[event.index], f"**{names[event.index]}** is chosen."
+
+
+def trying(spot: str = "?") -> Any:  # noqa: ANN401  a button or nothing
+    return gr.Button("Trying…", interactive=False) if spot else gr.skip()
+
+
+def tried_out() -> gr.Button:
+    return gr.Button("Try a detail", interactive=True)
+
+
+def sized(long_side: float | None) -> gr.Radio:
+    """The size in times means nothing where a long side is given."""
+    if long_side:
+        return gr.Radio(interactive=False, info="Not used: a long side in pixels is given")
+    return gr.Radio(interactive=True, info=TIMES)
+
+
+def lossy(form: str) -> gr.Slider:
+    return gr.Slider(visible=form not in ("png", "tiff"))
+
+
+def kept_metadata(kept: bool) -> gr.Checkbox:
+    return gr.Checkbox(visible=kept)
 
 
 def busy() -> tuple[gr.Button, gr.Button]:
@@ -392,10 +444,6 @@ def dropped() -> tuple[None, None, str, gr.Button, gr.Button]:
 
 def idle() -> tuple[gr.Button, gr.Button]:
     return gr.Button(visible=True), gr.Button(visible=False)
-
-
-def stopped() -> tuple[str, gr.Button, gr.Button]:
-    return "Stopped.", *idle()
 
 
 def faces_wanted(wanted: bool) -> tuple[gr.Dropdown, gr.Slider]:
@@ -423,8 +471,35 @@ def _spot(text: str) -> tuple[float, float]:
     return (x, y) if x == x and y == y else (0.5, 0.5)
 
 
+def _frame(text: str) -> tuple[float, float]:
+    """Width and height that the browser tells, within what a closer look has."""
+    try:
+        width, height = (float(part) for part in text.split(","))
+    except ValueError:
+        return work.VIEW
+    return tuple(
+        min(max(side, 64.0), most) if side == side else most
+        for side, most in zip((width, height), work.VIEW, strict=True)
+    )  # type: ignore[return-value]
+
+
+def _further(part: float, way: int, share: float) -> float:
+    """Half a view further along one side, of which `share` is seen; never beyond what shows something new."""
+    low, high = share / 2, 1 - share / 2
+    return min(max(min(max(part, low), high) + way * share / 2, low), high)
+
+
 def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _left(since: tuple[float, int], step: Step) -> str:
+    """The time that is left at the pace since the first step that was seen."""
+    start, first = since
+    if step.done == first:
+        return ""
+    pace = (time.monotonic() - start) / (step.done - first)
+    return f", about {_duration(pace * (step.total - step.done))} left"
 
 
 def _duration(seconds: float) -> str:

@@ -54,21 +54,29 @@ class ManyPhotos:
             ]
         start, stop = gr.Button(visible=True), gr.Button(visible=False)
         files = [shown.file for shown in done if shown.file.is_file()]
+        upload = gr.File(interactive=True)
         if not files:
-            return start, stop, gr.DownloadButton(visible=False), rows
+            return start, stop, gr.DownloadButton(visible=False), upload, rows
         path = work.zipped(files, self.page.settings.processed_folder)
         label = f"Download {count(len(files), 'photo')}, ZIP, {path.stat().st_size / 1e6:.1f} MB"
-        return start, stop, gr.DownloadButton(label, value=str(path), visible=True), rows
+        return start, stop, gr.DownloadButton(label, value=str(path), visible=True), upload, rows
 
 
-def busy_with_all() -> tuple[gr.Button, gr.Button, gr.DownloadButton]:
-    return *busy(), gr.DownloadButton(visible=False)
+def busy_with_all() -> tuple[gr.Button, gr.Button, gr.DownloadButton, gr.File]:
+    return *busy(), gr.DownloadButton(visible=False), gr.File(interactive=False)
 
 
-def picked_all(paths: list[str] | None) -> tuple:
-    rows = [[Path(path).name, "waiting"] for path in paths or ()]
+def picked_all(paths: list[str] | None, done: Sequence[work.Shown]) -> tuple:
+    """The photos that wait; what is done of them already stays."""
+    made = {one.name: one for one in done}
+    kept = tuple(made[path] for path in paths or () if path in made)
+    rows = [
+        [Path(path).name, f"done: {made[path].file.name}" if path in made else "waiting"]
+        for path in paths or ()
+    ]
+    archive = gr.skip() if kept else gr.DownloadButton(visible=False)
     start = gr.Button(visible=True, interactive=bool(rows))
-    return rows, (), start, gr.Button(visible=False), gr.DownloadButton(visible=False)
+    return rows, kept, start, gr.Button(visible=False), archive
 
 
 def results(done: Sequence[work.Shown]) -> tuple[gr.Gallery, Any, Any]:

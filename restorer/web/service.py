@@ -1,5 +1,6 @@
 """What page, API and REST share: one restorer, one line, one ledger, and the way from bytes to files."""
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -7,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import models, photo
-from ..errors import InvalidOption, RestoreError, UnsupportedImage
+from ..errors import InvalidOption, RestoreError, UnsupportedImage, WeightsUnavailable
 from ..options import Options
 from ..photo import Photo
 from ..pipeline import Plan, Restorer
@@ -34,7 +35,7 @@ class Service:
         with self.ledger.photo() as told:
             options = self.options(given, lambda: self.decoded(data))
             result = self.restorer.restore(data, progress=progress, **vars(options))
-            file = work.write(result, name, place)
+            file = work.write(result, name, place, long_side=given.get("long_side"))
             told(result)
         return result, file
 
@@ -88,7 +89,10 @@ class Service:
         return real if real.is_relative_to(self.settings.upload_folder) else None
 
     def words(self, error: RestoreError) -> str:
-        """What went wrong, without the places of the server's folders."""
+        """What went wrong, without what is for the server's owner alone: addresses, and places of folders."""
+        if isinstance(error, WeightsUnavailable):
+            logging.getLogger(__name__).warning("%s", error)
+            return str(error).partition(" (")[0] + ": choose another model, or try again with a network"
         return str(error).replace(str(self.restorer.weights.absolute()), "the server's weights folder")
 
 

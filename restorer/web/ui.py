@@ -20,6 +20,11 @@ _TITLE = "Neural Image Restore"
 _DEVICE: dict[str, Any] = {"concurrency_limit": None}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _LATEST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
+# What is seen of the closer look is known to the browser alone
+_WITH_FRAME = """(spot, shown, frame) => {
+  const seen = document.querySelector("#view img");
+  return [spot, shown, seen ? `${seen.clientWidth},${seen.clientHeight}` : ""];
+}"""
 _SIZES = (1, 2, 3, 4, 6, 8)
 _STEPS = {"◂ Left": (-1, 0), "▴ Up": (0, -1), "▾ Down": (0, 1), "▸ Right": (1, 0)}
 
@@ -31,7 +36,15 @@ def theme() -> themes.Base:
         neutral_hue="stone",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
-    ).set(button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800")
+    ).set(  # contrasts of at least 4.5 to 1
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+        block_info_text_color="*neutral_600",
+        body_text_color_subdued="*neutral_600",
+        color_accent="*primary_700",
+    )
 
 
 def build(service: Service) -> gr.Blocks:
@@ -52,8 +65,9 @@ def _one(page: handlers.Page) -> list[Any]:
     """The first tab; the fields of its options, in the order of handlers.FIELDS."""
     asked, made, shown = gr.State(), gr.State(), gr.State()
     names = gr.State(())
-    spot = gr.Textbox(visible="hidden", elem_id="spot")
-    place = gr.Textbox(visible="hidden", elem_id="place")
+    spot = gr.Textbox(label="Spot of the closer look", visible="hidden", elem_id="spot")
+    place = gr.Textbox(label="Spot of the detail", visible="hidden", elem_id="place")
+    frame = gr.Textbox(label="Size of the closer look", visible="hidden", elem_id="frame")
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             upload = gr.File(label="Photo", file_types=_endings(), height=140, elem_id="upload")
@@ -74,15 +88,20 @@ def _one(page: handlers.Page) -> list[Any]:
             fields = _option_fields(page)
         with gr.Column(scale=3, min_width=320):
             before = gr.Image(
-                label="Photo", interactive=False, buttons=[], height=560, visible=False, elem_id="before"
+                show_label=False, interactive=False, buttons=[], height=560, visible=False, elem_id="before"
             )
             with gr.Column(visible=False, elem_id="trial") as trial:
-                gr.Markdown("Click on the photo to try the options on a detail of it first.")
+                gr.Markdown(
+                    "Click on the photo to try the options on a detail of it first; with the keyboard, choose"
+                    " the spot with the arrow keys and press Enter."
+                )
                 again = gr.Button("Try a detail", size="sm", elem_id="try")
                 detail = _slider("The detail, before and after", "detail", visible=False, max_height=520)
                 compare = gr.Button("Compare models", size="sm", visible=False, elem_id="compare")
+                taken = gr.Markdown(visible=False, elem_id="taken")
                 sheet = gr.Gallery(
-                    label="The same detail through every model that is here: click one to take it",
+                    label="The same detail through every model",
+                    show_label=False,
                     columns=3,
                     height="auto",
                     fit_columns=False,
@@ -91,7 +110,12 @@ def _one(page: handlers.Page) -> list[Any]:
                     buttons=[],
                     elem_id="sheet",
                 )
-            slider = _slider("Before and after; a click shows that spot at 100 %", "slider", visible=False)
+            compared = gr.Markdown(
+                "Left of the handle **before**, right of it **after**. A click shows that spot at 100 %.",
+                visible=False,
+                elem_id="compared",
+            )
+            slider = _slider("Before and after", "slider", visible=False)
             with gr.Group(visible=False, elem_id="result") as result:
                 told = gr.Markdown(elem_id="told", padding=True)
                 download = gr.DownloadButton("Download", variant="primary", elem_id="download")
@@ -99,13 +123,15 @@ def _one(page: handlers.Page) -> list[Any]:
                     receipt = gr.JSON(show_label=False, elem_id="receipt")
             faces = gr.Column(visible=False, elem_id="faces")
             with gr.Column(visible=False, elem_id="closer") as closer:
-                view = _slider("100 %: real pixels, before and after", "view", max_height=work.VIEW[1])
+                gr.Markdown("At 100 %, pixel for pixel:")
+                view = _slider("At 100 %, before and after", "view", max_height=work.VIEW[1])
                 with gr.Row(elem_id="steps"):
                     for name, (right, down) in _STEPS.items():
                         button = gr.Button(
                             name, size="sm", min_width=60, elem_id=f"go-{name.split()[1].lower()}"
                         )
-                        button.click(partial(page.moved, right, down), [spot, shown], spot, **_QUIET)
+                        move = partial(page.moved, right, down)
+                        button.click(move, [spot, shown, frame], spot, js=_WITH_FRAME, **_QUIET)
 
     options = list(fields.values())
     given = [upload, *options]
@@ -116,23 +142,32 @@ def _one(page: handlers.Page) -> list[Any]:
     made.change(
         page.show,
         [made, asked, *options],
-        [before, trial, slider, result, closer, faces, *quote, stop],
+        [before, trial, compared, slider, result, closer, faces, *quote, stop],
         **_QUIET,
     ).then(page.opened, made, [shown, spot], **_LATEST)
     tried = {"show_progress_on": detail, "trigger_mode": "always_last", "api_visibility": "private"} | _DEVICE
-    trying = place.change(page.tried, [place, asked, *options], [detail, compare], **tried)
-    trying_again = again.click(page.tried_again, [place, asked, *options], [detail, compare], **tried)
+    place.change(handlers.trying, place, again, **_QUIET)
+    again.click(handlers.trying, None, again, **_QUIET)
+    trying = place.change(page.tried, [place, asked, *options], [detail, compare, again], **tried)
+    trying_again = again.click(page.tried_again, [place, asked, *options], [detail, compare, again], **tried)
+    for run_of_detail in (trying, trying_again):
+        run_of_detail.failure(handlers.tried_out, None, again, **_QUIET)
     comparing = compare.click(
-        page.side_by_side, [place, asked, *options], [sheet, names], api_visibility="private", **_DEVICE
+        page.side_by_side,
+        [place, asked, *options],
+        [sheet, names, taken],
+        show_progress_on=compare,
+        api_visibility="private",
+        **_DEVICE,
     )
-    sheet.select(handlers.took, names, fields["model"], **_QUIET)
+    sheet.select(handlers.took, names, [fields["model"], taken], **_QUIET)
     shown.change(
         page.told,
         [shown, made],
-        [before, trial, slider, result, closer, told, download, receipt],
+        [before, trial, compared, slider, result, closer, told, download, receipt],
         **_QUIET,
     )
-    stop.click(handlers.stopped, None, [said, start, stop], cancels=run, queue=False, **_QUIET)
+    stop.click(page.stopped, [asked, *options], [said, start, stop], cancels=run, queue=False, **_QUIET)
     # The cancel comes after the handler: so that one is light
     upload.change(
         handlers.dropped,
@@ -142,7 +177,11 @@ def _one(page: handlers.Page) -> list[Any]:
         queue=False,
         **_QUIET,
     ).then(
-        page.picked, given, [asked, before, *quote, stop, trial, detail, sheet, compare, place], **_LATEST
+        page.picked,
+        given,
+        [asked, before, *quote, stop, trial, detail, sheet, taken, compare, again, place]
+        + [shown, spot, compared, slider, result, closer, faces],
+        **_LATEST,
     ).then(page.measured, [asked, *options], quote, **_LATEST)
     run.failure(handlers.idle, None, [start, stop], **_QUIET)  # the queue was full, say
     samples.select(page.sample, None, upload, **_QUIET)
@@ -157,6 +196,11 @@ def _one(page: handlers.Page) -> list[Any]:
         [fields["face_model"], fields["face_strength"]],
         **_QUIET,
     )
+    fields["long_side"].change(handlers.sized, fields["long_side"], fields["outscale"], **_QUIET)
+    fields["format"].change(handlers.lossy, fields["format"], fields["quality"], **_QUIET)
+    fields["keep_metadata"].change(
+        handlers.kept_metadata, fields["keep_metadata"], fields["remove_gps"], **_QUIET
+    )
     for name in ("model", "outscale"):
         fields[name].change(page.denoise, [fields["model"], fields["outscale"]], fields["denoise"], **_QUIET)
     for trigger in (spot.change, shown.change):
@@ -169,6 +213,7 @@ def _one(page: handlers.Page) -> list[Any]:
 def _slider(label: str, name: str, *, visible: bool = True, max_height: int = 720) -> gr.ImageSlider:
     return gr.ImageSlider(
         label=label,
+        show_label=False,  # it would lie on the picture
         type="filepath",
         interactive=False,
         buttons=["fullscreen"],
@@ -188,13 +233,13 @@ def _faces(page: handlers.Page, made: gr.State, shown: gr.State) -> None:
         with gr.Row():
             for number, face in enumerate(found, 1):
                 with gr.Column(min_width=240, scale=0):
-                    gr.Image(
-                        str(face.pair), label=f"Face {number}", interactive=False, buttons=[], height=120
-                    )
+                    gr.Image(str(face.pair), show_label=False, interactive=False, buttons=[], height=120)
                     left = bool(face.reason)
                     ticks.append(gr.Checkbox(not left, label=f"Face {number} restored", interactive=not left))
                     strengths.append(
-                        gr.Slider(0, 1, 0 if left else 1, label=f"Strength {number}", interactive=not left)
+                        gr.Slider(
+                            0, 1, 0 if left else 1, label=f"Face {number} strength", interactive=not left
+                        )
                     )
                     if left:
                         gr.Markdown(f"Left as it was: {face.reason}.")
@@ -237,7 +282,8 @@ def _many(page: handlers.Page, fields: list[Any]) -> None:
                 elem_id="table",
             )
             gallery = gr.Gallery(
-                label="Restored: click one to compare",
+                label="Restored",
+                show_label=False,
                 columns=4,
                 fit_columns=False,
                 height="auto",
@@ -248,7 +294,7 @@ def _many(page: handlers.Page, fields: list[Any]) -> None:
             )
             slider = _slider("Before and after", "slider-all", visible=False)
             download = gr.DownloadButton("Download this one", visible=False, elem_id="download-one")
-    run = start.click(many.busy_with_all, None, [start, stop, archive], **_QUIET).then(
+    run = start.click(many.busy_with_all, None, [start, stop, archive, upload], **_QUIET).then(
         tab.restore_all,
         [upload, *fields],
         [table, done],
@@ -257,10 +303,11 @@ def _many(page: handlers.Page, fields: list[Any]) -> None:
         **_DEVICE,
     )
     ended = [start, stop, archive]
-    run.then(tab.archive, [done, table], [*ended, table], **_QUIET)  # also after Stop, or a full queue
+    # also after Stop, or where the line was full
+    run.then(tab.archive, [done, table], [*ended, upload, table], **_QUIET)
     stop.click(None, cancels=run, **_QUIET)
     done.change(many.results, done, [gallery, slider, download], **_QUIET)
-    upload.change(many.picked_all, upload, [table, done, *ended], cancels=run, **_QUIET)
+    upload.change(many.picked_all, [upload, done], [table, done, *ended], cancels=run, **_QUIET)
     gallery.select(many.compared, done, [slider, download], **_QUIET)
 
 
@@ -277,7 +324,7 @@ def _option_fields(page: handlers.Page) -> dict[str, Any]:
             [(f"{times}x", times) for times in _SIZES],
             value=default.outscale,
             label="Size",
-            info="Times the photo's width and height",
+            info=handlers.TIMES,
             elem_id="outscale",
         ),
     }
@@ -292,9 +339,8 @@ def _option_fields(page: handlers.Page) -> dict[str, Any]:
             "long_side": gr.Number(
                 0,
                 label="Long side in pixels",
-                info="Instead of a size in times; 0 for that",
+                info="In place of a size in times; 0 for that",
                 precision=0,
-                minimum=0,
                 elem_id="long_side",
             ),
             "denoise": gr.Slider(

@@ -47,9 +47,10 @@ class Shown:
     faces: tuple[FaceShown, ...]
 
 
-def write(result: Result, name: str, place: Path) -> Path:
-    """Write a result's file into the folder `place`, named after the upload's `name`."""
-    stem = result_stem(_plain(Path(name.replace("\\", "/")).stem), result.options.outscale)
+def write(result: Result, name: str, place: Path, *, long_side: object = 0) -> Path:
+    """Write a result's file into the folder `place`, named after the upload and what was asked for."""
+    stem = _plain(Path(name.replace("\\", "/")).stem)
+    stem = f"{stem}_{long_side}px" if long_side else result_stem(stem, result.options.outscale)
     file = place / (stem + READABLE[result.format][0])
     write_atomic(file, result.data)
     return file
