@@ -1,3 +1,6 @@
+import asyncio
+
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -5,7 +8,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from restorer.web.guard import KeyGuard
+from restorer.web import guard
+from restorer.web.guard import BodyLimit, KeyGuard, NoFetching
 
 KEY = "schlüssel"
 
@@ -83,3 +87,70 @@ def test_another_site_cannot_sign_a_browser_in():
 
 def test_a_huge_form_is_not_read():
     assert client().post("/", data={"key": "x" * 1_000_000}).status_code == 401
+
+
+def test_wrong_keys_wait_longer_each_time_and_right_ones_do_not(monkeypatch):
+    waits = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    monkeypatch.setattr(guard.asyncio, "sleep", sleep)
+    one = client()
+    for _ in range(14):
+        assert one.get("/config", headers={"X-API-KEY": "wrong"}).status_code == 401
+    assert one.get("/config").status_code == 401, "no key is no guess"
+    assert one.get("/config", headers=HEADER).text == "secret"
+    assert len(waits) == 9 and waits == sorted(waits) and waits[-1] == 5
+
+
+def test_many_wrong_keys_at_once_are_not_even_looked_at(monkeypatch):
+    async def run():
+        app = Starlette(routes=[Route("/", secret)], middleware=[Middleware(KeyGuard, key=KEY)])
+        transport = httpx.ASGITransport(app=app, client=("10.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as attacker:
+            tried = [attacker.get("/", headers={"X-API-KEY": str(n)}) for n in range(60)]
+            answers = [answer.status_code for answer in await asyncio.gather(*tried)]
+        other = httpx.ASGITransport(app=app, client=("10.0.0.2", 1))
+        async with httpx.AsyncClient(transport=other, base_url="http://here") as owner:
+            assert (await owner.get("/", headers=HEADER)).status_code == 200
+        return answers
+
+    monkeypatch.setattr(guard, "_LONGEST", 0.2)
+    answers = asyncio.run(run())
+    assert answers.count(401) == 15 and answers.count(429) == 45
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=http://127.0.0.1/x",
+        "/gradio_api/file=https:%2F%2Fexample.org",
+        "/gradio_api//FILE=ftp://x",
+        "/gradio_api/proxy=https://x.hf.space/",
+        "/gradio_api/process_recording",
+        "/gradio_api/vibe-edit",
+    ],
+)
+def test_nothing_is_fetched_or_run_for_a_stranger(path):
+    routes = [Route("/{path:path}", secret, methods=["GET", "POST"])]
+    app = TestClient(Starlette(routes=routes, middleware=[Middleware(NoFetching)]))
+    assert app.get(path).status_code == 403
+    assert app.get("/gradio_api/file=/tmp/a.png").text == "secret"
+
+
+def test_a_body_beyond_the_limit_is_refused_announced_or_not():
+    async def taken(request):
+        return PlainTextResponse(str(len(await request.body())))
+
+    routes = [Route("/", taken, methods=["POST"])]
+    app = TestClient(Starlette(routes=routes, middleware=[Middleware(BodyLimit, limit=1000)]))
+
+    def chunks(count):
+        yield from [b"x" * 100] * count
+
+    assert app.post("/", content=b"x" * 1000).text == "1000"
+    assert app.post("/", content=chunks(10)).text == "1000"
+    for body in (b"x" * 1001, chunks(11)):
+        answer = app.post("/", content=body)
+        assert (answer.status_code, answer.json()["limit"]) == (413, 1000)

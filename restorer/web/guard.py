@@ -1,8 +1,11 @@
 """One lock before everything: no request passes without the key, by header or by the session's cookie."""
 
+import asyncio
 import hashlib
 import hmac
 import re
+import time
+from collections import Counter
 from http.cookies import CookieError, SimpleCookie
 from typing import NoReturn
 from urllib.parse import parse_qs, urlsplit
@@ -14,8 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _COOKIE = "restorer_session"
 _MONTH = 30 * 24 * 3600
-# Gradio asks itself for this one while it starts; it answers "true" or "false" and no more
-_OPEN = "/gradio_api/startup-events"
+# Gradio asks itself for the first while it starts; both tell no more than that the server is there
+_OPEN = ("/gradio_api/startup-events", "/health")
+_FREE, _AT_ONCE, _LONGEST = 5, 10, 5.0  # wrong keys without a wait, those waiting, and seconds of a wait
+_FORGET, _ADDRESSES = 600, 10_000  # seconds until wrong keys are forgotten, and of how many they are known
 _LARGEST_FORM = 4096
 _FETCHING = re.compile(r"/+gradio_api/+(file=[a-z]+:|proxy=|process_recording|(undo-)?vibe-)")
 _FORM = """<!doctype html><html lang="en"><meta charset="utf-8">
@@ -35,7 +40,7 @@ class KeyGuard:
     """
 
     def __init__(self, app: ASGIApp, key: str) -> None:
-        self.app, self._key = app, key.encode()
+        self.app, self._key, self._brake = app, key.encode(), _Brake()
         self._token = hmac.new(self._key, b"browser session", hashlib.sha256).hexdigest().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,9 +50,17 @@ class KeyGuard:
             return await send({"type": "websocket.close", "code": 1008})
         request = Request(scope, receive)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path == _OPEN or self._has_key(request) or self._has_session(request):
+        if path in _OPEN:
             return await self.app(scope, receive, send)
-        response = await self._refuse(request)
+        address = request.client.host if request.client else ""
+        if self._brake.full(address):
+            response = JSONResponse({"detail": "too many wrong keys"}, 429, {"Retry-After": "5"})
+        elif self._has_key(request) or self._has_session(request):
+            return await self.app(scope, receive, send)
+        else:
+            response = await self._refuse(request)
+            if response.status_code == 401 and ("x-api-key" in request.headers or _is_form(request)):
+                await self._brake.slow(address)
         return await response(scope, receive, send)
 
     def _has_key(self, request: Request) -> bool:
@@ -66,8 +79,7 @@ class KeyGuard:
 
     async def _refuse(self, request: Request) -> Response:
         headers = {"Cache-Control": "no-store"}
-        kind = request.headers.get("content-type", "")
-        if request.method == "POST" and kind.startswith("application/x-www-form-urlencoded"):
+        if _is_form(request):
             if _same_site(request) and hmac.compare_digest(await _given_key(request), self._key):
                 return self._signed_in(request)
             return HTMLResponse(_FORM.format("This is not the key."), 401, headers)
@@ -87,6 +99,34 @@ class KeyGuard:
             samesite="lax",
         )
         return response
+
+
+class _Brake:
+    """Lets an address that sends wrong keys wait, twice as long each time, and never with many at once."""
+
+    def __init__(self) -> None:
+        self._wrong: dict[str, tuple[int, float]] = {}
+        self._waiting: Counter[str] = Counter()
+
+    def full(self, address: str) -> bool:
+        """Whether so many answers to wrong keys wait that no further key is looked at."""
+        return self._waiting[address] >= _AT_ONCE
+
+    async def slow(self, address: str) -> None:
+        count, last = self._wrong.pop(address, (0, 0.0))
+        count = count + 1 if time.monotonic() - last < _FORGET else 1
+        self._wrong[address] = count, time.monotonic()
+        if len(self._wrong) > _ADDRESSES:
+            self._wrong.pop(next(iter(self._wrong)))  # the one whose latest is the longest ago
+        if count <= _FREE:
+            return
+        self._waiting[address] += 1
+        try:
+            await asyncio.sleep(min(0.1 * 2 ** min(count - _FREE, 10), _LONGEST))
+        finally:
+            self._waiting[address] -= 1
+            if not self._waiting[address]:
+                del self._waiting[address]
 
 
 class BodyLimit:
@@ -151,6 +191,11 @@ class NoFetching:
 async def fetch_nothing(*_: object, **__: object) -> NoReturn:
     """In place of Gradio's function that downloads an address which was given as an input."""
     raise gr.Error("addresses are not fetched: upload the file", print_exception=False)
+
+
+def _is_form(request: Request) -> bool:
+    kind = request.headers.get("content-type", "")
+    return request.method == "POST" and kind.startswith("application/x-www-form-urlencoded")
 
 
 def _same_site(request: Request) -> bool:
