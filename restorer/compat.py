@@ -11,12 +11,14 @@ import importlib
 import importlib.util
 import logging
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _PRIVATE = "torchvision.transforms.functional_tensor"
+_IMPORTING = threading.Lock()  # what the packages look like meanwhile is seen by every thread
 _PACKAGES = (
     "basicsr",
     "basicsr.archs",
@@ -44,7 +46,7 @@ def install() -> None:
 
 def network_class(module: str, name: str) -> type:
     """A class of one module, say ("basicsr.archs.rrdbnet_arch", "RRDBNet")."""
-    with _without_init_files():
+    with _IMPORTING, _without_init_files():
         return getattr(importlib.import_module(module), name)
 
 

@@ -136,3 +136,22 @@ def test_stand_in_gives_way_to_the_real_module_when_it_is_used(monkeypatch):
     assert sys.modules["colorsys"] is not stand_in
     with pytest.raises(AttributeError):
         _ = stand_in.no_such_name
+
+
+def test_classes_can_be_asked_for_by_many_threads_at_once():
+    script = """
+import threading
+from restorer import compat
+asked = [("basicsr.archs.rrdbnet_arch", "RRDBNet"), ("realesrgan.archs.srvgg_arch", "SRVGGNetCompact")] * 8
+failed, together = [], threading.Barrier(len(asked))
+def get(module, name):
+    together.wait()
+    try:
+        compat.network_class(module, name)
+    except BaseException as error:
+        failed.append(error)
+threads = [threading.Thread(target=get, args=one) for one in asked]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+assert not failed, failed
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=True)

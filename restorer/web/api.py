@@ -1,9 +1,10 @@
 """What gradio_client calls: /enhance, /enhance_batch, /models and /quote, with the page's own defaults."""
 
+import asyncio
 import inspect
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -60,10 +61,9 @@ def offer(service: Service) -> None:
             for key, kind in kinds.items()
         ]
 
-        async def endpoint(*values: object) -> AsyncIterator[object]:
+        async def endpoint(*values: object) -> object:  # gradio_client fetches what a generator gives twice
             given = dict(zip(kinds, values, strict=True))
-            async for answer in run(service, *(given.pop(file) for file in files), given):
-                yield answer
+            return await run(service, *(given.pop(file) for file in files), given)
 
         endpoint.__annotations__ = kinds
         endpoint.__signature__ = inspect.Signature(parameters, return_annotation=answer)  # type: ignore[attr-defined]
@@ -78,61 +78,66 @@ def offer(service: Service) -> None:
     add(_models, "models", {}, (), list[dict], api_description=_MODELS)
 
 
-async def _enhance(service: Service, photo: object, given: dict) -> AsyncIterator[Any]:
+async def _enhance(service: Service, photo: object, given: dict) -> tuple:
     progress = gr.Progress()
-    async for step in _steps(service, photo, given):
-        if isinstance(step, Step):
-            _tell(progress, step)
-        else:
-            result, shown = step
-            yield _file(shown.file), (_file(shown.before), _file(shown.after)), shared.receipt(result)
+    result, shown = await _made(service, photo, given, partial(_tell, progress, ""))
+    return _file(shown.file), (_file(shown.before), _file(shown.after)), shared.receipt(result)
 
 
-async def _batch(service: Service, photos: object, given: dict) -> AsyncIterator[Any]:
+async def _batch(service: Service, photos: object, given: dict) -> tuple:
     progress, files, told = gr.Progress(), [], []
     if not isinstance(photos, list) or not photos:
         raise gr.Error("photos must be a list of files", print_exception=False)
     for number, photo in enumerate(photos, 1):
+        rest, which = photos[number:], f"photo {number} of {len(photos)}, "
+
+        def tell(step: Step, rest: list = rest, which: str = which) -> None:
+            _tell(progress, which, step)
+            service.still_needed(*map(_path, rest), *(file["path"] for file in files))
+
         try:
-            async for step in _steps(service, photo, given):
-                if isinstance(step, Step):
-                    _tell(progress, step, f"photo {number} of {len(photos)}, ")
-                    service.still_needed(*map(_path, photos[number:]), *(file["path"] for file in files))
-                else:
-                    result, shown = step
-                    files.append(_file(shown.file))
-                    told.append(shared.receipt(result))
+            result, shown = await _made(service, photo, given, tell)
+            files.append(_file(shown.file))
+            told.append(shared.receipt(result))
         except gr.Error as error:
             told.append({"error": error.message})
-    yield files, told
+    return files, told
 
 
-async def _quote(service: Service, photo: object, given: dict) -> AsyncIterator[Any]:
+async def _quote(service: Service, photo: object, given: dict) -> dict:
     try:
-        yield shared.quoted(service, service.upload(_path(photo)), _named(given))
+        data = await asyncio.to_thread(service.upload, _path(photo))
+        return await asyncio.to_thread(shared.quoted, service, data, _named(given))
     except RestoreError as error:
         raise gr.Error(service.words(error), print_exception=False) from error
 
 
-async def _models(service: Service, _given: dict) -> AsyncIterator[Any]:
-    yield shared.listed(service)
+async def _models(service: Service, _given: dict) -> list:
+    return shared.listed(service)
 
 
-async def _steps(service: Service, photo: object, given: dict) -> AsyncIterator[Any]:
-    """Steps, and at the end the result and what is shown of it. Raises gr.Error, in the user's words."""
+async def _made(
+    service: Service, photo: object, given: dict, tell: Callable[[Step], None]
+) -> tuple[Result, work.Shown]:
+    """The result and what is shown of it. Raises gr.Error, in the user's words."""
     path = _path(photo)
     try:
-        async for step in service.workshop.steps(partial(_made, service, path, _named(given))):
+        async for step in service.workshop.steps(partial(_work, service, path, _named(given))):
+            if not isinstance(step, Step):
+                return step
             service.still_needed(path)
-            yield step
+            tell(step)
     except RestoreError as error:
         raise gr.Error(service.words(error), print_exception=False) from error
+    except gr.Error:
+        raise
     except Exception as error:
         logging.getLogger(__name__).exception("a restoration failed")
         raise gr.Error(WRONG, print_exception=False) from error
+    raise AssertionError("a line without an end")
 
 
-def _made(service: Service, path: str, given: dict, progress: Progress) -> tuple[Result, work.Shown]:
+def _work(service: Service, path: str, given: dict, progress: Progress) -> tuple[Result, work.Shown]:
     place = service.settings.processed_folder / uuid.uuid4().hex
     result, file = service.restored(service.upload(path), given, progress, name=path, place=place)
     return result, work.show(result, path, file)
@@ -142,8 +147,7 @@ def _named(given: dict) -> dict:
     return {**given, "face_enhance": shared.faces(given["face_enhance"])}
 
 
-def _tell(progress: gr.Progress, step: Step, which: str = "") -> None:
-    """Told by progress alone: what is yielded on the way would count as an answer."""
+def _tell(progress: gr.Progress, which: str, step: Step) -> None:
     if step.place:
         progress(None, desc=f"{which}place {step.place} in the queue")
     elif step.total:

@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,7 @@ class Rest:
         self._running: dict[str, asyncio.Task] = {}
         self._tickets: dict[str, Ticket] = {}
         self._steps: dict[str, Step] = {}
+        self._news: dict[str, asyncio.Event] = {}  # set, and replaced, whenever something is new of a job
         for state in ("queued", "processing", "completed", "failed", "cancelled"):
             service.ledger.count_jobs(state, partial(jobs.count, state))
 
@@ -74,14 +76,19 @@ class Rest:
         task.add_done_callback(lambda _: self._left(job))
 
     def _left(self, job: Job) -> None:
-        for table in (self._running, self._tickets, self._steps):
+        self._tell(job)
+        for table in (self._running, self._tickets, self._steps, self._news):
             table.pop(job.id, None)
+
+    def _tell(self, job: Job) -> None:
+        self._news.pop(job.id, asyncio.Event()).set()
 
     async def _run(self, job: Job, ticket: Ticket) -> None:
         try:
             async for step in self.service.workshop.steps(partial(self._work, job), ticket):
                 if isinstance(step, Step):
                     self._steps[job.id] = step
+                    self._tell(job)
         except Cancelled:  # by the client, who has the answer, or by the server's end, for the next process
             pass
         except Exception:  # noqa: BLE001  one job of the queue
@@ -169,7 +176,9 @@ class Rest:
                     yield f"data: {now}\n\n"
                 if ended:
                     return
-                await asyncio.sleep(_LOOK)
+                news = self._news.setdefault(job.id, asyncio.Event())
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(news.wait(), _LOOK)
 
         headers = {"Cache-Control": "no-store"}
         return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)

@@ -1,0 +1,162 @@
+"""`python -m bench.serving`: what the server adds to Restorer.restore(), and how late its loop runs.
+
+A server in this process, its clients in others. Overhead: the same photo, restored to a megapixel, through
+REST and gradio_client and by the package, in turn. Lag: how late the server's event loop runs a timer while a
+photo of 100 megapixels is restored, written and downloaded.
+"""
+
+import asyncio
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROUNDS = 9
+_REST = """
+import sys, time, httpx
+client, photo = httpx.Client(base_url=sys.argv[1], timeout=600), open(sys.argv[2], "rb").read()
+for line in sys.stdin:
+    start = time.perf_counter()
+    options = {"face_enhance": "false"}
+    job = client.post("/enhance", files={"files": ("a.png", photo)}, data=options).json()["job_id"]
+    with client.stream("GET", f"/status/{job}/events") as events:
+        last = [line for line in events.iter_lines() if line.startswith("data: ")][-1]
+    import json
+    told = json.loads(last[6:])
+    assert told["status"] == "completed", told
+    size = len(client.get(told["results"][0]["url"]).content)
+    print(time.perf_counter() - start, told["results"][0]["seconds"], size, flush=True)
+"""
+_GRADIO = """
+import sys, time
+from gradio_client import Client, handle_file
+client = Client(sys.argv[1], verbose=False)
+for line in sys.stdin:
+    start = time.perf_counter()
+    photo = handle_file(sys.argv[2])
+    file, previews, receipt = client.predict(photo, face_enhance=False, api_name="/enhance")
+    import os
+    print(time.perf_counter() - start, receipt["seconds"], os.path.getsize(file), flush=True)
+"""
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        address, restorer, probe = _served(folder)
+        rng = np.random.default_rng(0)
+        small, large = folder / "small.png", folder / "large.png"
+        small.write_bytes(_photo(rng, 250, 250))
+        large.write_bytes(_photo(rng, 2500, 2500))
+        data = small.read_bytes()
+        restorer.restore(data, face_enhance="off")
+        ways: dict[str, Callable[[], float]] = {
+            "REST": _client(_REST, address, small),
+            "gradio_client": _client(_GRADIO, address, small),
+        }
+        over: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(ROUNDS):
+            for name, run in ways.items():
+                over[name].append(run())
+        told: dict[str, Any] = {
+            "overhead_ms": {name: round(1000 * statistics.median(took[1:]), 1) for name, took in over.items()}
+        }
+        big = _client(_REST, address, large)
+        probe.clear()
+        big()
+        told["loop_lag_ms"] = {
+            "longest": round(1000 * max(probe), 1),
+            "p99": round(1000 * float(np.percentile(probe, 99)), 1),
+        }
+        print(json.dumps(told))
+        sys.stdout.flush()
+        os._exit(0)  # the server's threads need no orderly end
+
+
+def _served(folder: Path) -> tuple[str, Any, list[float]]:
+    """A server in a thread: its address, its restorer, and how late its loop was, in seconds, every 10 ms."""
+    import socket
+
+    import uvicorn
+
+    from restorer.settings import Settings
+    from restorer.web import server
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = Settings(
+        upload_folder=folder / "uploads",
+        processed_folder=folder / "processed",
+        model="restore-lite-x4",
+        max_file_size_mb=100,
+        port=port,
+    )
+    built: list[server.Server] = []
+    really = server.Server.__init__
+
+    def noted(self: server.Server, settings: Settings) -> None:
+        built.append(self)
+        really(self, settings)
+
+    server.Server.__init__ = noted
+    app, late = server.asgi(settings), []
+
+    async def run() -> None:
+        async def watch() -> None:
+            while True:
+                start = time.perf_counter()
+                await asyncio.sleep(0.01)
+                late.append(time.perf_counter() - start - 0.01)
+
+        watching = asyncio.create_task(watch())
+        await uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning")).serve()
+        watching.cancel()
+
+    threading.Thread(target=asyncio.run, args=(run(),), daemon=True).start()
+    while not late:
+        time.sleep(0.1)
+    return f"http://127.0.0.1:{port}", built[0].restorer, late
+
+
+def _client(script: str, address: str, photo: Path) -> Callable[[], float]:
+    """Runs one request in a process that is kept; the seconds beyond what restore() itself took."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, address, str(photo)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run() -> float:
+        assert process.stdin and process.stdout
+        process.stdin.write("\n")
+        process.stdin.flush()
+        seconds, own, _ = map(float, process.stdout.readline().split())
+        return seconds - own
+
+    return run
+
+
+def _photo(rng: np.random.Generator, height: int, width: int) -> bytes:
+    coarse = Image.fromarray(rng.integers(0, 256, (max(height // 8, 1), max(width // 8, 1), 3), np.uint8))
+    out = io.BytesIO()
+    coarse.resize((width, height), Image.Resampling.BICUBIC).save(out, "PNG")
+    return out.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
