@@ -141,6 +141,7 @@ def test_stand_in_gives_way_to_the_real_module_when_it_is_used(monkeypatch):
 def test_classes_can_be_asked_for_by_many_threads_at_once():
     script = """
 import threading
+import torch
 from restorer import compat
 asked = [("basicsr.archs.rrdbnet_arch", "RRDBNet"), ("realesrgan.archs.srvgg_arch", "SRVGGNetCompact")] * 8
 failed, together = [], threading.Barrier(len(asked))
