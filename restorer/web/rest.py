@@ -399,10 +399,12 @@ def routes(rest: Rest) -> APIRouter:
     router = APIRouter()
 
     def add(path: str, run: Callable, method: str, summary: str, status: int = 200, **extra: Any) -> None:  # noqa: ANN401
+        example = _CURL.get((method, path), f"curl http://127.0.0.1:7860{path}")
         router.add_api_route(
             *(path, run),
             methods=[method],
             summary=summary,
+            description=f"`{example}`",
             status_code=status,
             response_model=None,
             openapi_extra=extra,
@@ -426,6 +428,13 @@ def routes(rest: Rest) -> APIRouter:
     return router
 
 
+# Where it is more than the address
+_CURL = {
+    ("POST", "/enhance"): "curl -F files=@old.jpg -F outscale=2 -F face_enhance=auto http://127.0.0.1:7860/enhance",
+    ("POST", "/quote"): "curl -F files=@old.jpg -F outscale=2 http://127.0.0.1:7860/quote",
+    ("DELETE", "/jobs/{job_id}"): "curl -X DELETE http://127.0.0.1:7860/jobs/{job_id}",
+    ("GET", "/status/{job_id}/events"): "curl -N http://127.0.0.1:7860/status/{job_id}/events",
+}
 _JOB = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
 
 
