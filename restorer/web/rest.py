@@ -430,7 +430,10 @@ def routes(rest: Rest) -> APIRouter:
 
 # Where it is more than the address
 _CURL = {
-    ("POST", "/enhance"): "curl -F files=@old.jpg -F outscale=2 -F face_enhance=auto http://127.0.0.1:7860/enhance",
+    (
+        "POST",
+        "/enhance",
+    ): "curl -F files=@old.jpg -F outscale=2 -F face_enhance=auto http://127.0.0.1:7860/enhance",
     ("POST", "/quote"): "curl -F files=@old.jpg -F outscale=2 http://127.0.0.1:7860/quote",
     ("DELETE", "/jobs/{job_id}"): "curl -X DELETE http://127.0.0.1:7860/jobs/{job_id}",
     ("GET", "/status/{job_id}/events"): "curl -N http://127.0.0.1:7860/status/{job_id}/events",
