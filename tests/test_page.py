@@ -544,6 +544,32 @@ def test_the_server_ends_well_in_the_middle_of_a_photo(browser, folder, rng, tmp
     page.close()
 
 
+def test_nothing_of_a_page_is_left_after_its_time(browser, folder, rng, tmp_path):
+    shutil.copytree(folder / "weights", tmp_path / "weights")
+    with served(tmp_path, STANDIN, KEEP_SECONDS="4", SWEEP_SECONDS="1") as address:
+        page = browser.new_page()
+        page.goto(address)
+        for then in ("#restored", "#stopped"):
+            choose(page, photo_like(rng, 240, 400 if then == "#restored" else 900))
+            expect(page.locator("#said")).to_contain_text("240 →")
+            page.click("#start")
+            if then == "#restored":
+                expect(page.locator("#view img").first).to_be_visible(timeout=60_000)
+                assert list(tmp_path.glob("processed/kept/*/samples"))
+            else:
+                page.click("#stop")
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and _files(tmp_path):
+            time.sleep(0.5)
+        assert _files(tmp_path) == []
+        page.close()
+
+
+def _files(folder: Path) -> list[Path]:
+    roots = (folder / "uploads", folder / "processed")
+    return [path for root in roots for path in root.rglob("*") if path.is_file()]
+
+
 def test_with_a_key_the_page_asks_for_it(browser, folder, rng, tmp_path):
     shutil.copytree(folder / "weights", tmp_path / "weights")
     with served(tmp_path, API_KEY="open sesame") as address:
@@ -559,3 +585,16 @@ def test_with_a_key_the_page_asks_for_it(browser, folder, rng, tmp_path):
         expect(page.locator("#download")).to_be_visible(timeout=60_000)
         page.close()
         assert "open sesame" not in (tmp_path / "log").read_text()
+
+
+def test_the_description_of_rest_is_shown(browser, address):
+    page, wrong = browser.new_page(), []
+    page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+    page.on("request", lambda r: r.url.startswith(("data:", address)) or wrong.append(r.url))
+    page.goto(f"{address}/docs")
+    enhance = page.locator(".opblock-post").first
+    enhance.locator(".opblock-summary").click()
+    expect(enhance).to_contain_text("face_strength")
+    expect(enhance).to_contain_text("curl -F files=@old.jpg")
+    assert wrong == []
+    page.close()

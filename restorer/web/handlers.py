@@ -157,6 +157,7 @@ class Page:
     def about(self, model: models.Model) -> str:
         """A model's line in the list: name, what for, and whether its file is here."""
         here = "here" if models.is_present(model, self.restorer.weights) else "to download"
+        here = here if model.url or not model.sha256 else "built in"
         return f"{model.name}: {model.about} ({model.bytes / 1e6:.1f} MB, {here})"
 
     def face_help(self) -> str:

@@ -403,6 +403,7 @@ def routes(rest: Rest) -> APIRouter:
         router.add_api_route(
             *(path, run),
             methods=[method],
+            tags=["Restore photos"],
             summary=summary,
             description=f"`{example}`",
             status_code=status,

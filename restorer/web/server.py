@@ -174,7 +174,8 @@ def _refused(_request: Request, error: rest.Refused) -> Response:
 
 def _description(described: list) -> list[Route | Mount]:
     """/openapi.json, and /docs, which shows it with files that are installed, not fetched."""
-    text = get_openapi(title=_TITLE, version=__version__, routes=described)
+    # the installed page shows 3.0
+    text = get_openapi(title=_TITLE, version=__version__, openapi_version="3.0.3", routes=described)
     if "components" not in text:
         text["components"] = {}
     text["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"}}

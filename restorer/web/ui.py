@@ -50,7 +50,7 @@ def theme() -> themes.Base:
 def build(service: Service) -> gr.Blocks:
     """The page and its interface for programs, ready for server.py to queue and serve."""
     page, settings = handlers.Page(service), service.settings
-    age = round(settings.sweep_seconds), round(settings.keep_seconds)
+    age = max(1, round(settings.sweep_seconds)), max(1, round(settings.keep_seconds))
     with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=age) as blocks:
         gr.Markdown(f"# {_TITLE}\nMakes old, small and damaged photos large and clear.", elem_id="title")
         with gr.Tab("One photo"):
