@@ -3,52 +3,38 @@
 import asyncio
 import json
 import logging
-import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from gradio.route_utils import get_root_url
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 
-from .. import models, photo
-from ..errors import Cancelled, InvalidOption, QueueFull, RestoreError, UnknownModel
+from .. import models
+from ..errors import Cancelled, QueueFull, RestoreError
 from ..jobs import Item, Job, Jobs
-from ..options import FORMATS, Options
 from ..tiling import Progress
-from ..upscale import output_size
-from . import ledger
+from . import form, ledger
 from . import service as shared
+from .form import Refused
 from .service import WRONG, Service
 from .workshop import Step, Ticket
 
+_TYPES = {
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".tif": "image/tiff",
+    ".avif": "image/avif",
+}
 _LOOK = 0.25  # seconds between two looks at a job whose events are streamed
 _STUCK = 900  # seconds without a step after which the worker is not taken for alive
-_RETRY = 30  # seconds after which asking again makes sense
 _THOUSAND = 1000  # what one file counts in a job's progress
-_OPTIONS = {field.name: type(field.default) for field in fields(Options)} | {"long_side": int}
-FORM = 64 * 1024  # bytes of a form beside its files
-
-
-class Refused(Exception):
-    """An answer that is not the one asked for: a status, and a body that says why and what the limit is."""
-
-    def __init__(self, status: int, error: str, **more: object) -> None:
-        super().__init__(error)
-        self.status, self.body = status, {"error": error, **more}
-
-    def response(self) -> JSONResponse:
-        headers = {"Retry-After": str(_RETRY)} if self.status == 503 else None
-        return JSONResponse(self.body, self.status, headers)
 
 
 class Rest:
@@ -133,8 +119,8 @@ class Rest:
         """Take a job."""
         self._check_ready()
         with tempfile.TemporaryDirectory(dir=self.settings.jobs_folder, prefix="tmp") as folder:
-            files, given = await self._form(request, Path(folder), self.settings.max_files_per_job)
-            await asyncio.to_thread(self._check, files, given)
+            files, given = await self._form(request, folder, self.settings.max_files_per_job)
+            await asyncio.to_thread(form.check, self.service, files, given)
             try:
                 ticket = self.service.workshop.join()
             except QueueFull as error:
@@ -151,8 +137,8 @@ class Rest:
     async def quote(self, request: Request) -> Response:
         """What a photo will take."""
         with tempfile.TemporaryDirectory(dir=self.settings.jobs_folder, prefix="tmp") as folder:
-            files, given = await self._form(request, Path(folder), 1)
-            await asyncio.to_thread(self._check, files, given)
+            files, given = await self._form(request, folder, 1)
+            await asyncio.to_thread(form.check, self.service, files, given)
             data = await asyncio.to_thread(files[0][1].read_bytes)
             try:
                 return JSONResponse(await asyncio.to_thread(shared.quoted, self.service, data, given))
@@ -232,7 +218,10 @@ class Rest:
         """Numbers for Prometheus."""
         return Response(self.service.ledger.metrics(), media_type="text/plain; version=0.0.4")
 
-    # What comes in
+    # What goes in and out
+
+    async def _form(self, request: Request, folder: str, most: int) -> form.Read:
+        return await form.read(request, Path(folder), most=most, megabytes=self.settings.max_file_size_mb)
 
     def _check_ready(self) -> None:
         if self.service.workshop.closed:
@@ -240,77 +229,6 @@ class Rest:
         floor = self.settings.min_free_disk_mb
         if ledger.free_bytes(self.settings.processed_folder) < floor * 2**20:
             raise Refused(503, f"less than {floor} MB are left on the server's disk", limit=floor)
-
-    async def _form(
-        self, request: Request, folder: Path, most: int
-    ) -> tuple[list[tuple[str, Path]], dict[str, object]]:
-        """The files of a form, copied into `folder`, and its options."""
-        largest = self.settings.max_file_size_mb * 2**20
-        try:
-            form = await request.form(max_files=most, max_fields=len(_OPTIONS), max_part_size=FORM)
-        except (HTTPException, MultiPartException) as error:
-            why = getattr(error, "detail", str(error))
-            if "Too many files" in str(why):
-                raise Refused(422, f"a request takes at most {most} files", limit=most) from error
-            raise Refused(422, f"the form cannot be read: {why}") from error
-        try:
-            files, given = [], {}
-            for name, value in form.multi_items():
-                if isinstance(value, UploadFile):
-                    if name not in ("files", "files[]", "file"):
-                        raise Refused(422, f"files come in the field files, not {name!r}", allowed=["files"])
-                    if (value.size or 0) > largest:
-                        megabytes = self.settings.max_file_size_mb
-                        raise Refused(413, f"{value.filename}: larger than {megabytes} MB", limit=largest)
-                    path = folder / str(len(files))
-                    with path.open("wb") as out:
-                        await asyncio.to_thread(shutil.copyfileobj, value.file, out)
-                    files.append((Path((value.filename or "photo").replace("\\", "/")).name, path))
-                else:
-                    given[name] = _typed(name, value)
-        finally:
-            await form.close()
-        if not files:
-            raise Refused(422, "there is no file: send one or more in the field files")
-        return files, given
-
-    def _check(self, files: list[tuple[str, Path]], given: dict[str, object]) -> None:
-        """Refuse what is seen to be wrong or too large before any of it is worked on."""
-        limits = self.settings.limits
-        try:
-            chosen = self.service.options({**given, "long_side": 0}, lambda: None)  # type: ignore[arg-type]
-            model = self.service.restorer.model(chosen)
-        except UnknownModel as error:
-            raise Refused(422, self.service.words(error)) from error  # which lists them
-        except InvalidOption as error:
-            raise Refused(422, str(error)) from error
-        if chosen.denoise < 1 and not model.pair:
-            raise Refused(422, f"denoise is {chosen.denoise}, but {model.name} has no strength to choose")
-        for name, path in files:
-            try:
-                width, height = photo.size(path.read_bytes())
-            except RestoreError:
-                continue  # one bad file of a job is told in its status
-            if width * height > limits.input_pixels:
-                raise Refused(
-                    422,
-                    f"{name} has {width} x {height} = {width * height / 1e6:.1f} megapixels",
-                    limit=limits.input_pixels,
-                )
-            times = given.get("long_side") or 0
-            outscale = float(times) / max(width, height) if times else chosen.outscale  # type: ignore[arg-type]
-            if not 1 <= outscale <= 8:
-                low, high = max(width, height), 8 * max(width, height)
-                raise Refused(422, f"long_side is {times}; {name} allows from {low} to {high}")
-            out = output_size(width, height, outscale)
-            if out[0] * out[1] > limits.output_pixels:
-                raise Refused(
-                    422,
-                    f"{name} would have {out[0]} x {out[1]} = {out[0] * out[1] / 1e6:.1f} megapixels",
-                    limit=limits.output_pixels,
-                )
-
-    # What goes out
 
     def _known(self, request: Request) -> Job:
         job = self.jobs.get(request.path_params["job_id"])
@@ -346,116 +264,3 @@ class Rest:
                 {"original_filename": item.name, "error": item.error} for item in job.items if item.error
             ],
         }
-
-
-def _typed(name: str, value: str) -> object:
-    """An option of a form as what it is. Raises Refused."""
-    kind = _OPTIONS.get(name)
-    if kind is None:
-        raise Refused(422, f"there is no option {name!r}", allowed=sorted(_OPTIONS))
-    text = value.strip()
-    if name == "face_enhance":
-        return {"true": "on", "false": "off"}.get(text.lower(), text)
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise Refused(422, f"{name} is {text!r}", allowed=["true", "false"])
-        return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError as error:
-        words = {float: "a number", int: "a whole number"}[kind]
-        raise Refused(422, f"{name} is {text!r}; it must be {words}") from error
-
-
-_TYPES = {
-    ".jpg": "image/jpeg",
-    ".png": "image/png",
-    ".webp": "image/webp",
-    ".tif": "image/tiff",
-    ".avif": "image/avif",
-}
-_STATUS = {
-    "job_id": "0123456789abcdef0123456789abcdef",
-    "status": "completed",
-    "queue_position": 0,
-    "progress": {"done": 1000, "total": 1000},
-    "results": [
-        {
-            "original_filename": "old.jpg",
-            "url": "http://127.0.0.1:7860/processed/0123456789abcdef0123456789abcdef/0/old_4x.jpg",
-            "width": 1600,
-            "height": 1200,
-            "model": "restore-lite-x4",
-            "faces": "faces: 2 found, 2 restored",
-            "warnings": [],
-        }
-    ],
-    "errors": [],
-}
-
-
-def routes(rest: Rest) -> APIRouter:
-    """The routes of the interface, with what its description says of them."""
-    router = APIRouter()
-
-    def add(path: str, run: Callable, method: str, summary: str, status: int = 200, **extra: Any) -> None:  # noqa: ANN401
-        example = _CURL.get((method, path), f"curl http://127.0.0.1:7860{path}")
-        router.add_api_route(
-            *(path, run),
-            methods=[method],
-            tags=["Restore photos"],
-            summary=summary,
-            description=f"`{example}`",
-            status_code=status,
-            response_model=None,
-            openapi_extra=extra,
-        )
-
-    example = {"200": {"content": {"application/json": {"example": _STATUS}}}}
-    forms = {many: _form_of("files", many=many) for many in (True, False)}
-    add("/enhance", rest.enhance, "POST", "Restore photos: a job", 202, requestBody=forms[True])
-    add("/status/{job_id}", rest.status, "GET", "How far a job is", parameters=[_JOB], responses=example)
-    add("/status/{job_id}/events", rest.events, "GET", "The same as server-sent events", parameters=[_JOB])
-    index = {"name": "index", "in": "path", "required": True, "schema": {"type": "integer"}}
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-    path = "/processed/{job_id}/{index:int}/{name}"
-    add(path, rest.processed, "GET", "A restored photo; Range is understood", parameters=[_JOB, index, name])
-    add("/jobs/{job_id}", rest.delete, "DELETE", "Cancel a job, or remove an ended one", parameters=[_JOB])
-    add("/quote", rest.quote, "POST", "What a photo will take", requestBody=forms[False])
-    add("/models", rest.models, "GET", "The models, and which are here")
-    add("/health", rest.health, "GET", "The server answers")
-    add("/ready", rest.ready, "GET", "A job would be worked on")
-    add("/metrics", rest.metrics, "GET", "Numbers for Prometheus")
-    return router
-
-
-# Where it is more than the address
-_CURL = {
-    (
-        "POST",
-        "/enhance",
-    ): "curl -F files=@old.jpg -F outscale=2 -F face_enhance=auto http://127.0.0.1:7860/enhance",
-    ("POST", "/quote"): "curl -F files=@old.jpg -F outscale=2 http://127.0.0.1:7860/quote",
-    ("DELETE", "/jobs/{job_id}"): "curl -X DELETE http://127.0.0.1:7860/jobs/{job_id}",
-    ("GET", "/status/{job_id}/events"): "curl -N http://127.0.0.1:7860/status/{job_id}/events",
-}
-_JOB = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
-
-
-def _form_of(files: str, *, many: bool) -> dict[str, Any]:
-    """What a form may hold, for the description: the files, and every option with its default."""
-    file: dict[str, Any] = {"type": "string", "format": "binary"}
-    kinds = {str: "string", float: "number", int: "integer", bool: "boolean"}
-    options: dict[str, Any] = {
-        field.name: {"type": kinds[type(field.default)], "default": field.default}
-        for field in fields(Options)
-    }
-    options["long_side"] = {"type": "integer", "default": 0, "description": "in pixels, in place of outscale"}
-    options["face_enhance"] = {"enum": ["auto", "true", "false"], "default": "auto"}
-    options["format"]["enum"] = list(FORMATS)
-    schema = {
-        "type": "object",
-        "required": [files],
-        "properties": {files: {"type": "array", "items": file} if many else file, **options},
-    }
-    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}

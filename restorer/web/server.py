@@ -12,30 +12,23 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
-import swagger_ui_bundle
 from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.openapi.utils import get_openapi
 from gradio import processing_utils
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
 
-from .. import __version__
 from ..errors import RestoreError
 from ..jobs import Jobs
 from ..pipeline import Restorer
 from ..settings import Settings
-from . import guard, handlers, ledger, rest, ui
+from . import form, guard, handlers, ledger, openapi, rest, ui
 from .janitor import Janitor
 from .service import Service
 from .work import KEPT
 from .workshop import Workshop
 
 _PATIENCE = 8  # seconds for the tile under way when the server ends
-_TITLE = "Neural Image Restore"
 
 
 class Server:
@@ -87,13 +80,13 @@ class Server:
             "ssr_mode": False,
             "footer_links": ["api"],
             "app_kwargs": {
-                "routes": [*rest.routes(self.rest).routes, *_description(rest.routes(self.rest).routes)],
+                "routes": openapi.routes(self.rest),
                 "middleware": [
                     *lock,
-                    Middleware(guard.BodyLimit, limit=settings.max_files_per_job * largest + rest.FORM),
+                    Middleware(guard.BodyLimit, limit=settings.max_files_per_job * largest + form.FORM),
                     Middleware(guard.NoFetching),
                 ],
-                "exception_handlers": {rest.Refused: _refused},
+                "exception_handlers": {form.Refused: _refused},
                 "lifespan": self._lifespan,
             },
         }
@@ -168,31 +161,5 @@ def _warm(restorer: Restorer) -> None:
         logging.getLogger(__name__).warning("%s", error)  # the page says it when a photo is chosen
 
 
-def _refused(_request: Request, error: rest.Refused) -> Response:
+def _refused(_request: Request, error: form.Refused) -> Response:
     return error.response()
-
-
-def _description(described: list) -> list[Route | Mount]:
-    """/openapi.json, and /docs, which shows it with files that are installed, not fetched."""
-    # the installed page shows 3.0
-    text = get_openapi(title=_TITLE, version=__version__, openapi_version="3.0.3", routes=described)
-    if "components" not in text:
-        text["components"] = {}
-    text["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"}}
-    text["security"] = [{}, {"key": []}]
-
-    def docs(request: Request) -> Response:
-        root = request.scope.get("root_path", "")
-        return get_swagger_ui_html(
-            openapi_url=f"{root}/openapi.json",
-            title=_TITLE,
-            swagger_js_url=f"{root}/docs/static/swagger-ui-bundle.js",
-            swagger_css_url=f"{root}/docs/static/swagger-ui.css",
-            swagger_favicon_url=f"{root}/docs/static/favicon-32x32.png",
-        )
-
-    return [
-        Route("/openapi.json", lambda _: JSONResponse(text)),
-        Route("/docs", docs),
-        Mount("/docs/static", StaticFiles(directory=swagger_ui_bundle.swagger_ui_path)),
-    ]

@@ -1,0 +1,122 @@
+"""What comes in with a form: files and options, checked and refused before anything is worked on."""
+
+import asyncio
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+
+from .. import photo
+from ..errors import InvalidOption, RestoreError, UnknownModel
+from ..options import Options
+from ..upscale import output_size
+from .service import Service
+
+FORM = 64 * 1024  # bytes of a form beside its files
+_RETRY = 30  # seconds after which asking again makes sense
+Read = tuple[list[tuple[str, Path]], dict[str, object]]  # files, each with its name, and options
+_OPTIONS = {field.name: type(field.default) for field in fields(Options)} | {"long_side": int}
+
+
+class Refused(Exception):
+    """An answer that is not the one asked for: a status, and a body that says why and what the limit is."""
+
+    def __init__(self, status: int, error: str, **more: object) -> None:
+        super().__init__(error)
+        self.status, self.body = status, {"error": error, **more}
+
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": str(_RETRY)} if self.status == 503 else None
+        return JSONResponse(self.body, self.status, headers)
+
+
+async def read(request: Request, folder: Path, *, most: int, megabytes: int) -> Read:
+    """The files of a form, copied into `folder`, and its options."""
+    largest = megabytes * 2**20
+    try:
+        form = await request.form(max_files=most, max_fields=len(_OPTIONS), max_part_size=FORM)
+    except (HTTPException, MultiPartException) as error:
+        why = getattr(error, "detail", str(error))
+        if "Too many files" in str(why):
+            raise Refused(422, f"a request takes at most {most} files", limit=most) from error
+        raise Refused(422, f"the form cannot be read: {why}") from error
+    try:
+        files, given = [], {}
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                if name not in ("files", "files[]", "file"):
+                    raise Refused(422, f"files come in the field files, not {name!r}", allowed=["files"])
+                if (value.size or 0) > largest:
+                    raise Refused(413, f"{value.filename}: larger than {megabytes} MB", limit=largest)
+                path = folder / str(len(files))
+                with path.open("wb") as out:
+                    await asyncio.to_thread(shutil.copyfileobj, value.file, out)
+                files.append((Path((value.filename or "photo").replace("\\", "/")).name, path))
+            else:
+                given[name] = _typed(name, value)
+    finally:
+        await form.close()
+    if not files:
+        raise Refused(422, "there is no file: send one or more in the field files")
+    return files, given
+
+
+def check(service: Service, files: list[tuple[str, Path]], given: dict[str, object]) -> None:
+    """Refuse what is seen to be wrong or too large before any of it is worked on."""
+    limits = service.settings.limits
+    try:
+        chosen = service.options({**given, "long_side": 0}, lambda: None)  # type: ignore[arg-type]
+        model = service.restorer.model(chosen)
+    except UnknownModel as error:
+        raise Refused(422, service.words(error)) from error  # which lists them
+    except InvalidOption as error:
+        raise Refused(422, str(error)) from error
+    if chosen.denoise < 1 and not model.pair:
+        raise Refused(422, f"denoise is {chosen.denoise}, but {model.name} has no strength to choose")
+    for name, path in files:
+        try:
+            width, height = photo.size(path.read_bytes())
+        except RestoreError:
+            continue  # one bad file of a job is told in its status
+        if width * height > limits.input_pixels:
+            raise Refused(
+                422,
+                f"{name} has {width} x {height} = {width * height / 1e6:.1f} megapixels",
+                limit=limits.input_pixels,
+            )
+        times = given.get("long_side") or 0
+        outscale = float(times) / max(width, height) if times else chosen.outscale  # type: ignore[arg-type]
+        if not 1 <= outscale <= 8:
+            low, high = max(width, height), 8 * max(width, height)
+            raise Refused(422, f"long_side is {times}; {name} allows from {low} to {high}")
+        out = output_size(width, height, outscale)
+        if out[0] * out[1] > limits.output_pixels:
+            raise Refused(
+                422,
+                f"{name} would have {out[0]} x {out[1]} = {out[0] * out[1] / 1e6:.1f} megapixels",
+                limit=limits.output_pixels,
+            )
+
+
+def _typed(name: str, value: str) -> object:
+    """An option of a form as what it is. Raises Refused."""
+    kind = _OPTIONS.get(name)
+    if kind is None:
+        raise Refused(422, f"there is no option {name!r}", allowed=sorted(_OPTIONS))
+    text = value.strip()
+    if name == "face_enhance":
+        return {"true": "on", "false": "off"}.get(text.lower(), text)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise Refused(422, f"{name} is {text!r}", allowed=["true", "false"])
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError as error:
+        words = {float: "a number", int: "a whole number"}[kind]
+        raise Refused(422, f"{name} is {text!r}; it must be {words}") from error
