@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,15 +15,14 @@ import gradio as gr
 import numpy as np
 
 from .. import encode, models
-from ..errors import BadWeights, RestoreError
-from ..files import write_atomic
+from ..errors import RestoreError
 from ..options import Options
 from ..photo import Photo
 from ..pipeline import Plan
 from ..result import Result
 from ..tiling import Progress
 from . import work
-from .service import WRONG, Service, receipt
+from .service import WRONG, Service
 from .workshop import Step
 
 TIMES = "Times the photo's width and height"
@@ -98,7 +97,8 @@ class Page:
         picture = gr.Image(str(shown) if shown else None, visible=bool(shown))
         buttons = gr.Button(visible=True, interactive=fine), gr.Button(visible=False)
         hidden = gr.update(visible=False)
-        trial = gr.Column(visible=bool(shown)), hidden, hidden, hidden, hidden, tried_out(), ""
+        again = gr.Button("Try a detail", interactive=True)
+        trial = gr.Column(visible=bool(shown)), hidden, hidden, hidden, hidden, again, ""
         # what there is of the photo before goes too: a State set without the queue tells nobody of its change
         return asked, picture, said, *buttons, *trial, None, "", *[hidden] * 5
 
@@ -113,13 +113,13 @@ class Page:
         """The quote again once the model is loaded and timed, which may take seconds."""
         if asked:
             with suppress(RestoreError):  # the quote says it
-                self.restorer.measure(**vars(self._options(values, asked.outline)))
+                self.restorer.measure(**vars(self.options(values, asked.outline)))
         return self.quoted(asked, *values)
 
     def _foretold(self, asked: Asked, values: tuple[object, ...]) -> tuple[str, bool]:
         """The quote, or why the photo cannot be restored so, and whether it can."""
         try:
-            options = self._options(values, asked.outline)
+            options = self.options(values, asked.outline)
             plan = self.restorer.plan(asked.outline, **vars(options))
             return self._quote(asked.outline, plan, options), True
         except RestoreError as error:
@@ -180,68 +180,6 @@ class Page:
         path.parent.mkdir(parents=True)
         return str(shutil.copyfile(SAMPLES[event.index], path))
 
-    # A detail of it
-
-    async def tried(self, spot: str, asked: Asked | None, *values: object) -> AsyncIterator[tuple]:
-        """A detail about the spot that was clicked, as these options would restore it."""
-        if not spot:
-            yield gr.skip(), gr.skip(), tried_out()
-            return
-        async for shown in self.tried_again(spot, asked, *values):
-            yield shown
-
-    async def tried_again(self, spot: str, asked: Asked | None, *values: object) -> AsyncIterator[tuple]:
-        """The same detail with the options as they are now; where none was clicked, the middle."""
-        async for pair in self._watched(self._detail, spot, asked, values):
-            yield gr.ImageSlider(pair, visible=True), gr.Button(visible=True), tried_out()
-
-    def _detail(
-        self, spot: str, asked: Asked, values: tuple[object, ...], progress: Progress
-    ) -> tuple[str, str]:
-        made = self.restorer.restore(
-            self._part(spot, asked), progress=progress, **vars(self._options(values, asked.outline))
-        )
-        return self._previews(made)
-
-    async def side_by_side(self, spot: str, asked: Asked | None, *values: object) -> AsyncIterator[tuple]:
-        """The same detail through every model that is here, and their names."""
-        async for made in self._watched(self._by_each_model, spot, asked, values):
-            sheet = gr.Gallery([(after, name) for name, after in made.items()], visible=True)
-            yield sheet, tuple(made), gr.Markdown("Click one to take its model.", visible=True)
-
-    def _by_each_model(
-        self, spot: str, asked: Asked, values: tuple[object, ...], progress: Progress
-    ) -> dict[str, str]:
-        weights, made = self.restorer.weights, {}
-        part, options = self._part(spot, asked), self._options(values, asked.outline)
-        for model in models.available(weights):
-            if model.kind != "upscale" or not models.is_present(model, weights):
-                continue
-            with suppress(BadWeights):  # a file of the user's that is no network has nothing to show
-                denoise = options.denoise if model.pair else Options.denoise
-                chosen = replace(options, model=model.name, denoise=denoise, face_enhance="off")
-                result = self.restorer.restore(part, progress=progress, **vars(chosen))
-                made[model.name] = self._previews(result)[1]
-        return made
-
-    def _part(self, spot: str, asked: Asked) -> Photo:
-        return work.detail(self.service.decoded(self.service.upload(asked.path)), _spot(spot))
-
-    def _previews(self, result: Result) -> tuple[str, str]:
-        before, after = work.previews(result, self._place())
-        return str(before), str(after)
-
-    async def _watched(
-        self, make: Callable[..., T], spot: str, asked: Asked | None, values: tuple[object, ...]
-    ) -> AsyncIterator[T]:
-        """What `make` makes of the photo that was chosen, if one was; what stops this, stops it."""
-        if asked is None:
-            return
-        with self._said():
-            async for step in self.service.workshop.steps(partial(make, spot, asked, values)):
-                if not isinstance(step, Step):
-                    yield step
-
     # One photo
 
     async def restore(
@@ -283,10 +221,11 @@ class Page:
     ) -> tuple[Result, work.Shown]:
         """The upload restored, and what of it is on disk."""
         data, given = self.service.upload(path), self.given(values)
-        result, file = self.service.restored(data, given, progress, name=path, place=self._place())
+        result, file = self.service.restored(data, given, progress, name=path, place=self.place())
         return result, work.show(result, path, file)
 
-    def _place(self) -> Path:
+    def place(self) -> Path:
+        """A new folder for results, not made yet."""
         return self.settings.processed_folder / uuid.uuid4().hex
 
     def show(self, made: work.Shown | Failed | None, asked: Asked | None, *values: object) -> tuple:
@@ -306,85 +245,6 @@ class Page:
             gr.Button(visible=False),
         )
 
-    def opened(self, made: work.Shown | Failed | None) -> tuple[Any, Any]:
-        """A new result, and the spot of it that is looked at closely: the first face, or the middle."""
-        if not isinstance(made, work.Shown):
-            return None, gr.skip()
-        with self._said():
-            result = work.kept(made)
-        x = y = 0.5
-        if result.faces:
-            left, top, right, bottom = result.faces[0].box
-            x, y = (left + right) / 2 / result.before.width, (top + bottom) / 2 / result.before.height
-        return made, f"{x:.4f},{y:.4f}"
-
-    def told(self, shown: work.Shown | None, made: object) -> tuple:
-        """The result in the photo's place: the slider, the line under it, the download and the receipt."""
-        if shown is None or not isinstance(made, work.Shown) or shown.name != made.name:
-            return tuple(gr.skip() for _ in range(9))  # another photo was chosen meanwhile
-        with self._said():
-            result = work.kept(shown)
-        said = f"**{result.width} × {result.height}** · {result.model}"
-        if shown == made:  # a recomposition takes next to none
-            said += f" · {result.seconds:.1f} s"
-        if result.faces and result.face_note not in result.warnings:
-            said += f" · {result.face_note}"
-        said += "".join(f"\n- {warning}" for warning in result.warnings)
-        size = shown.file.stat().st_size / 1e6
-        label = f"Download {FORMAT_NAMES[result.format]}, {size:.1f} MB"
-        return (
-            gr.Image(visible=False),
-            gr.Column(visible=False),
-            gr.Markdown(visible=True),
-            gr.ImageSlider((str(shown.before), str(shown.after)), visible=True),
-            gr.Group(visible=True),
-            gr.Column(visible=True),
-            said,
-            gr.DownloadButton(label, value=str(shown.file)),
-            receipt(result),
-        )
-
-    def recompose(self, made: work.Shown, shown: work.Shown | None, *choices: Any) -> work.Shown:  # noqa: ANN401
-        """The result with these ticks and strengths, first all of the one, then all of the other."""
-        ticks, strengths = choices[: len(choices) // 2], choices[len(choices) // 2 :]
-        chosen = {
-            index: float(strength) if tick else 0.0
-            for index, (tick, strength) in enumerate(zip(ticks, strengths, strict=True))
-        }
-        with self._said():
-            result = self.restorer.recompose(work.kept(made), strengths=chosen)
-            file = self._place() / made.file.name
-            write_atomic(file, result.data)
-            again = work.show(result, made.name, file)
-            work.keep(result, again)
-        if shown and shown != made:  # the recomposition before this one
-            work.forget(shown)
-        return again
-
-    # A closer look
-
-    def look(self, spot: str, shown: work.Shown | None) -> Any:  # noqa: ANN401  pictures or nothing
-        """The two pictures of the closer look."""
-        if shown is None or not spot:
-            return gr.skip()
-        with self._said():
-            before, after = work.look(work.kept(shown), _spot(spot), shown)
-        return str(before), str(after)
-
-    def moved(self, right: int, down: int, spot: str, shown: work.Shown | None, frame: str) -> Any:  # noqa: ANN401
-        """The spot half of what is seen (frame: its width and height in pixels) further."""
-        if shown is None or not spot:
-            return gr.skip()
-        with self._said():
-            result = work.kept(shown)
-        seen = _frame(frame)
-        return ",".join(
-            f"{_further(part, way, min(side / whole, 1)):.4f}"
-            for part, way, side, whole in zip(
-                _spot(spot), (right, down), seen, (result.width, result.height), strict=True
-            )
-        )
-
     # What the controls say
 
     def given(self, values: tuple[object, ...]) -> dict[str, object]:
@@ -395,28 +255,18 @@ class Page:
         given["long_side"] = given["long_side"] or 0
         return given
 
-    def _options(self, values: tuple[object, ...], before: Photo) -> Options:
+    def options(self, values: tuple[object, ...], before: Photo) -> Options:
+        """What the restorer is asked for."""
         return self.service.options(self.given(values), before)
 
-    @contextmanager
-    def _said(self) -> Iterator[None]:
-        """What cannot be done is said in a note on the page."""
-        try:
-            yield
-        except RestoreError as error:
-            raise gr.Error(self.service.words(error), print_exception=False) from error
 
-
-def took(names: tuple[str, ...], event: gr.SelectData) -> tuple[str, str]:
-    return names[event.index], f"**{names[event.index]}** is chosen."
-
-
-def trying(spot: str = "?") -> Any:  # noqa: ANN401  a button or nothing
-    return gr.Button("Trying…", interactive=False) if spot else gr.skip()
-
-
-def tried_out() -> gr.Button:
-    return gr.Button("Try a detail", interactive=True)
+@contextmanager
+def in_words(service: Service) -> Iterator[None]:
+    """What cannot be done is said in a note on the page."""
+    try:
+        yield
+    except RestoreError as error:
+        raise gr.Error(service.words(error), print_exception=False) from error
 
 
 def sized(long_side: float | None) -> gr.Radio:
@@ -463,31 +313,13 @@ def _failed(why: str) -> Failed:
     return Failed(why, uuid.uuid4().hex)
 
 
-def _spot(text: str) -> tuple[float, float]:
+def spot_of(text: str) -> tuple[float, float]:
     """The two shares that the page or a program sends; what is none is the middle."""
     try:
         x, y = (min(max(float(part), 0.0), 1.0) for part in text.split(","))
     except ValueError:
         return 0.5, 0.5
     return (x, y) if x == x and y == y else (0.5, 0.5)
-
-
-def _frame(text: str) -> tuple[float, float]:
-    """Width and height that the browser tells, within what a closer look has."""
-    try:
-        width, height = (float(part) for part in text.split(","))
-    except ValueError:
-        return work.VIEW
-    return tuple(
-        min(max(side, 64.0), most) if side == side else most
-        for side, most in zip((width, height), work.VIEW, strict=True)
-    )  # type: ignore[return-value]
-
-
-def _further(part: float, way: int, share: float) -> float:
-    """Half a view further along one side, of which `share` is seen; never beyond what shows something new."""
-    low, high = share / 2, 1 - share / 2
-    return min(max(min(max(part, low), high) + way * share / 2, low), high)
 
 
 def count(number: int, what: str) -> str:

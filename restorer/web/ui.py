@@ -10,7 +10,8 @@ from gradio import themes
 from .. import models
 from ..files import READABLE
 from ..options import FORMATS
-from . import api, handlers, many, work
+from . import api, handlers, many, trial, work
+from .outcome import Outcome
 from .service import Service
 
 STYLE = Path(__file__).with_name("style.css")
@@ -63,6 +64,7 @@ def build(service: Service) -> gr.Blocks:
 
 def _one(page: handlers.Page) -> list[Any]:
     """The first tab; the fields of its options, in the order of handlers.FIELDS."""
+    tries, outcome = trial.Trial(page), Outcome(page)
     asked, made, shown = gr.State(), gr.State(), gr.State()
     names = gr.State(())
     spot = gr.Textbox(label="Spot of the closer look", visible="hidden", elem_id="spot")
@@ -90,7 +92,7 @@ def _one(page: handlers.Page) -> list[Any]:
             before = gr.Image(
                 show_label=False, interactive=False, buttons=[], height=560, visible=False, elem_id="before"
             )
-            with gr.Column(visible=False, elem_id="trial") as trial:
+            with gr.Column(visible=False, elem_id="trial") as trial_column:
                 gr.Markdown(
                     "Click on the photo to try the options on a detail of it first; with the keyboard, choose"
                     " the spot with the arrow keys and press Enter."
@@ -130,7 +132,7 @@ def _one(page: handlers.Page) -> list[Any]:
                         button = gr.Button(
                             name, size="sm", min_width=60, elem_id=f"go-{name.split()[1].lower()}"
                         )
-                        move = partial(page.moved, right, down)
+                        move = partial(outcome.moved, right, down)
                         button.click(move, [spot, shown, frame], spot, js=_WITH_FRAME, **_QUIET)
 
     options = list(fields.values())
@@ -142,29 +144,29 @@ def _one(page: handlers.Page) -> list[Any]:
     made.change(
         page.show,
         [made, asked, *options],
-        [before, trial, compared, slider, result, closer, faces, *quote, stop],
+        [before, trial_column, compared, slider, result, closer, faces, *quote, stop],
         **_QUIET,
-    ).then(page.opened, made, [shown, spot], **_LATEST)
+    ).then(outcome.opened, made, [shown, spot], **_LATEST)
     tried = {"show_progress_on": detail, "trigger_mode": "always_last", "api_visibility": "private"} | _DEVICE
-    place.change(handlers.trying, place, again, **_QUIET)
-    again.click(handlers.trying, None, again, **_QUIET)
-    trying = place.change(page.tried, [place, asked, *options], [detail, compare, again], **tried)
-    trying_again = again.click(page.tried_again, [place, asked, *options], [detail, compare, again], **tried)
+    place.change(trial.trying, place, again, **_QUIET)
+    again.click(trial.trying, None, again, **_QUIET)
+    trying = place.change(tries.tried, [place, asked, *options], [detail, compare, again], **tried)
+    trying_again = again.click(tries.tried_again, [place, asked, *options], [detail, compare, again], **tried)
     for run_of_detail in (trying, trying_again):
-        run_of_detail.failure(handlers.tried_out, None, again, **_QUIET)
+        run_of_detail.failure(trial.tried_out, None, again, **_QUIET)
     comparing = compare.click(
-        page.side_by_side,
+        tries.side_by_side,
         [place, asked, *options],
         [sheet, names, taken],
         show_progress_on=compare,
         api_visibility="private",
         **_DEVICE,
     )
-    sheet.select(handlers.took, names, [fields["model"], taken], **_QUIET)
+    sheet.select(trial.took, names, [fields["model"], taken], **_QUIET)
     shown.change(
-        page.told,
+        outcome.told,
         [shown, made],
-        [before, trial, compared, slider, result, closer, told, download, receipt],
+        [before, trial_column, compared, slider, result, closer, told, download, receipt],
         **_QUIET,
     )
     stop.click(page.stopped, [asked, *options], [said, start, stop], cancels=run, queue=False, **_QUIET)
@@ -179,7 +181,7 @@ def _one(page: handlers.Page) -> list[Any]:
     ).then(
         page.picked,
         given,
-        [asked, before, *quote, stop, trial, detail, sheet, taken, compare, again, place]
+        [asked, before, *quote, stop, trial_column, detail, sheet, taken, compare, again, place]
         + [shown, spot, compared, slider, result, closer, faces],
         **_LATEST,
     ).then(page.measured, [asked, *options], quote, **_LATEST)
@@ -204,9 +206,9 @@ def _one(page: handlers.Page) -> list[Any]:
     for name in ("model", "outscale"):
         fields[name].change(page.denoise, [fields["model"], fields["outscale"]], fields["denoise"], **_QUIET)
     for trigger in (spot.change, shown.change):
-        trigger(page.look, [spot, shown], view, **_LATEST)
+        trigger(outcome.look, [spot, shown], view, **_LATEST)
     with faces:
-        _faces(page, made, shown)
+        _faces(outcome, made, shown)
     return options
 
 
@@ -223,7 +225,7 @@ def _slider(label: str, name: str, *, visible: bool = True, max_height: int = 72
     )
 
 
-def _faces(page: handlers.Page, made: gr.State, shown: gr.State) -> None:
+def _faces(outcome: Outcome, made: gr.State, shown: gr.State) -> None:
     """A row of faces, made anew for each result: before and after, a tick and a strength for each."""
 
     @gr.render(inputs=made, triggers=[made.change])
@@ -246,7 +248,7 @@ def _faces(page: handlers.Page, made: gr.State, shown: gr.State) -> None:
         if found:
             gr.on(
                 [control.change for control in (*ticks, *strengths)],
-                page.recompose,
+                outcome.recompose,
                 [made, shown, *ticks, *strengths],
                 shown,
                 **_LATEST,
