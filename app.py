@@ -20,6 +20,7 @@ def serve(found: settings.Settings) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(found.upload_folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["FORWARDED_ALLOW_IPS"] = found.forwarded_allow_ips
     from restorer.web import server
 
     server.serve(found)

@@ -8,13 +8,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .errors import RestoreError
 from .files import write_atomic
 
 WAITING = ("queued", "processing")
+STATES = (*WAITING, "completed", "failed", "cancelled")
 _STARTS = 3  # of a job whose process ended in the middle, before it is taken for the cause
 _RECORD = "job.json"
 
@@ -65,6 +66,8 @@ class Jobs:
         self._lock = threading.Lock()
         uploads.mkdir(parents=True, exist_ok=True)
         self._known = {job.id: job for job in _read(uploads)}
+        for job in self.waiting():
+            job.state = "queued"
 
     def add(self, files: Iterable[tuple[str, Path]], options: dict[str, object]) -> Job:
         """Accept a job: `files` (name and where it is now) are moved into its folder."""
@@ -101,19 +104,22 @@ class Jobs:
         return self.results / job.id / str(index)
 
     def begin(self, job: Job) -> bool:
-        """Take a queued job up; False for one that has ended, or has brought the process down too often."""
+        """Take a queued job up; False for one that has ended.
+
+        A file at which the process came down again and again is given up, and the job goes on with the next.
+        """
         with self._lock:
             if job.ended:
                 return False
             if job.starts >= _STARTS:
-                why = f"the server ended {_STARTS} times while this was worked on"
+                job.starts = 0
                 for item in job.items:
-                    item.error = item.error or ("" if item.result else why)
-                job.state = "completed" if any(item.result for item in job.items) else "failed"
-            else:
-                job.state, job.starts = "processing", job.starts + 1
+                    if not item.result and not item.error:
+                        item.error = f"the server ended {_STARTS} times while this was worked on"
+                        break
+            job.state, job.starts = "processing", job.starts + 1
             self._save(job)
-            return not job.ended
+            return True
 
     def note(self, job: Job, item: Item, *, result: dict[str, object] | None = None, error: str = "") -> bool:
         """Write down what became of one file; False when the job has ended meanwhile."""
@@ -121,6 +127,7 @@ class Jobs:
             if job.ended:
                 return False
             item.result, item.error = result, error
+            job.starts = 1  # whatever comes down now, it was not this file
             self._save(job)
             return True
 
@@ -131,14 +138,17 @@ class Jobs:
                 return False
             job.state = state
             self._save(job)
+            with suppress(OSError):  # the hour of its results begins now
+                os.utime(self.results / job.id)
             return True
 
-    def put_back(self, job: Job) -> None:
-        """Into the queue again, for the next process: this one is ending in an orderly way."""
+    def put_back(self) -> None:
+        """What is under way into the queue again, for the next process: this one ends in an orderly way."""
         with self._lock:
-            if not job.ended:
-                job.state, job.starts = "queued", job.starts - 1
-                self._save(job)
+            for job in self._known.values():
+                if job.state == "processing":
+                    job.state, job.starts = "queued", 0
+                    self._save(job)
 
     def delete(self, job: Job) -> None:
         """Everything of a job that has ended."""
@@ -162,6 +172,17 @@ class Jobs:
         write_atomic(folder / _RECORD, json.dumps(asdict(job)).encode())
 
 
+def _is_sound(job: Job) -> bool:
+    """Whether a record says what it should, whoever wrote it."""
+    return (
+        job.state in STATES
+        and isinstance(job.created, int | float)
+        and isinstance(job.starts, int)
+        and isinstance(job.options, dict)
+        and all(isinstance(item.name, str) and isinstance(item.result, dict | None) for item in job.items)
+    )
+
+
 def _read(uploads: Path) -> list[Job]:
     """The jobs of an earlier process."""
     found = []
@@ -169,8 +190,8 @@ def _read(uploads: Path) -> list[Job]:
         try:
             read = json.loads(record.read_bytes())
             job = Job(**{**read, "items": [Item(**item) for item in read["items"]]})
-            if job.id == record.parent.name:
+            if job.id == record.parent.name and _is_sound(job):
                 found.append(job)
-        except (OSError, ValueError, TypeError, KeyError, RestoreError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             logging.getLogger(__name__).warning("the record of a job cannot be read: %s", error)
     return found

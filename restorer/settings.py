@@ -25,6 +25,7 @@ class Settings:
     restorer_weights: str = ""
     model: str = Options.model
     device: str = ""
+    forwarded_allow_ips: str = ""
     max_file_size_mb: int = 10
     max_input_megapixels: float = Limits.input_pixels / 1e6
     max_output_megapixels: float = Limits.output_pixels / 1e6

@@ -102,6 +102,8 @@ def test_wrong_keys_wait_longer_each_time_and_right_ones_do_not(monkeypatch):
     assert one.get("/config").status_code == 401, "no key is no guess"
     assert one.get("/config", headers=HEADER).text == "secret"
     assert len(waits) == 9 and waits == sorted(waits) and waits[-1] == 5
+    assert one.get("/config", headers={"cookie": "restorer_session=guess"}).status_code == 401
+    assert len(waits) == 10, "a cookie is a guess too"
 
 
 def test_many_wrong_keys_at_once_are_not_even_looked_at(monkeypatch):
@@ -110,7 +112,12 @@ def test_many_wrong_keys_at_once_are_not_even_looked_at(monkeypatch):
         transport = httpx.ASGITransport(app=app, client=("10.0.0.1", 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as attacker:
             tried = [attacker.get("/", headers={"X-API-KEY": str(n)}) for n in range(60)]
-            answers = [answer.status_code for answer in await asyncio.gather(*tried)]
+            waiting = asyncio.gather(*tried)
+            await asyncio.sleep(0.05)
+            token = guard.KeyGuard(app, KEY)._token.decode()
+            signed_in = await attacker.get("/", headers={"cookie": f"restorer_session={token}"})
+            assert signed_in.status_code == 200, "who is signed in is not shut out"
+            answers = [answer.status_code for answer in await waiting]
         other = httpx.ASGITransport(app=app, client=("10.0.0.2", 1))
         async with httpx.AsyncClient(transport=other, base_url="http://here") as owner:
             assert (await owner.get("/", headers=HEADER)).status_code == 200
@@ -130,6 +137,7 @@ def test_many_wrong_keys_at_once_are_not_even_looked_at(monkeypatch):
         "/gradio_api/proxy=https://x.hf.space/",
         "/gradio_api/process_recording",
         "/gradio_api/vibe-edit",
+        "/gradio_api/deep_link?session_hash=x",
     ],
 )
 def test_nothing_is_fetched_or_run_for_a_stranger(path):

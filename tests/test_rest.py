@@ -22,7 +22,7 @@ from test_page import launched, served
 
 from restorer import Restorer
 from restorer.settings import Settings
-from restorer.web import server
+from restorer.web import ledger, server
 
 
 def png(pixels) -> bytes:
@@ -150,7 +150,9 @@ def test_every_option_arrives(client, rng):
         ({"denoise": "0.5"}, "no strength to choose"),
         ({"sharpen": "1"}, "'sharpen'"),
         ({"long_side": "7"}, "from 20 to 160"),
-        ({"long_side": "-4"}, "from 20 to 160"),
+        ({"long_side": "-4"}, "from 0 to 100000"),
+        ({"long_side": "9" * 400}, "from 0 to 100000"),
+        ({"tile": "4096"}, "at most 1024"),
     ],
 )
 def test_a_bad_option_is_named_with_what_is_allowed(client, rng, options, words):
@@ -176,6 +178,13 @@ def test_limits_are_said_before_the_work(tmp_path, rng):
             assert (answer.status_code, answer.json()["limit"]) == (status, limit), answer.text
 
         refused(413, 2**20, ("a.png", small), ("b.png", b"x" * (2**20 + 1)))
+        head = {"content-type": "multipart/form-data; boundary=x"}
+        odd = b"--x\r\nContent-Disposition: form-data; name=files; filename=a+2AA-.png\r\n\r\n"
+        strange = {"content-type": "multipart/form-data; boundary=x; charset=utf-7"}
+        named = client.post("/enhance", content=odd + small + b"\r\n--x--\r\n", headers=strange)
+        assert named.status_code == 202 and client.get(named.headers["location"]).status_code == 200
+        ended(client, named.json()["job_id"])
+        assert client.delete(f"/jobs/{named.json()['job_id']}").status_code == 200
         refused(413, 2 * 2**20 + 65536, ("a.png", b"x" * (3 * 2**20)))
         refused(422, 2, *[("a.png", small)] * 3)
         refused(422, 10_000, ("a.png", large))
@@ -188,9 +197,8 @@ def test_limits_are_said_before_the_work(tmp_path, rng):
             for _ in range(64):
                 yield b"x" * 2**20
 
-        head = {"content-type": "multipart/form-data; boundary=x"}
         assert client.post("/enhance", content=chunks(), headers=head).status_code == 413
-        assert not list(settings.jobs_folder.iterdir())
+        assert [path.name for path in settings.jobs_folder.iterdir()] == [".lock"]
     with opened(replace(settings, min_free_disk_mb=10_000_000)) as client:
         for answer in (client.post("/enhance", files={"files": ("a.png", small)}), client.get("/ready")):
             assert (answer.status_code, answer.json()["limit"]) == (503, 10_000_000)
@@ -219,7 +227,7 @@ def test_the_queue_has_an_end_and_jobs_run_in_order(tmp_path, rng):
             assert client.delete(f"/jobs/{job['job_id']}").json()["status"] == "deleted"
             assert client.get(f"/status/{job['job_id']}").status_code == 404
             assert client.delete(f"/jobs/{job['job_id']}").status_code == 404
-        assert not list(settings.jobs_folder.iterdir())
+        assert [path.name for path in settings.jobs_folder.iterdir()] == [".lock"]
 
 
 def test_the_events_of_a_job_end_with_it(client, rng):
@@ -241,6 +249,7 @@ def test_no_file_of_anything_else_is_handed_out(client, tmp_path, rng):
         f"/processed/{job}/0/other.png",
         f"/processed/{job}/1/a_4x.png",
         f"/processed/{job}/-1/a_4x.png",
+        f"/processed/{job}/{'9' * 5000}/a_4x.png",
         f"/processed/{job}/0/..%2F..%2Fjob.json",
         f"/processed/{'0' * 32}/0/a_4x.png",
         f"/processed/../uploads/jobs/{job}/job.json",
@@ -274,10 +283,12 @@ def test_models_quote_health_ready_metrics_and_the_description(client, rng):
 
 
 def test_each_photo_is_a_line_of_the_log_without_its_name(tmp_path, rng, caplog):
-    with opened(settings_in(tmp_path, log_format="json")) as client, caplog.at_level("INFO", "restorer"):
+    with opened(settings_in(tmp_path)) as client, caplog.at_level("INFO", "restorer"):
         files = [("my wedding.png", png(photo_like(rng, 20, 30))), ("broken wedding.png", b"no")]
         ended(client, posted(client, *files)["job_id"])
-    lines = [json.loads(record.message) for record in caplog.records if record.name.endswith("ledger")]
+    records = [record for record in caplog.records if record.name.endswith("ledger")]
+    lines = [json.loads(ledger.JsonLines().format(record)) for record in records]
+    assert " state=completed" in records[0].getMessage() and " state=failed" in records[1].getMessage()
     assert [line["state"] for line in lines] == ["completed", "failed"]
     assert (lines[0]["pixels_in"], lines[0]["pixels_out"]) == (600, 9600)
     assert lines[0]["model"] == "custom/quick" and lines[0]["seconds"] >= 0 and lines[0]["id"]
@@ -360,6 +371,29 @@ def test_an_orderly_end_puts_jobs_back_and_takes_no_new_ones(tmp_path):
     assert not list((tmp_path / "uploads/jobs").glob("*.part"))
 
 
+def test_an_end_in_the_middle_of_a_long_tile_comes_in_time_all_the_same(tmp_path):
+    settings_in(tmp_path)
+    photo = png(photo_like(np.random.default_rng(5), 1000, 1000))
+    with launched(tmp_path, MODEL="custom/slow") as (process, address):
+        client = httpx.Client(base_url=address, timeout=60)
+        job = posted(client, ("large.png", photo), tile="1024")
+        with client.stream("GET", f"/status/{job['job_id']}/events") as events:
+            while client.get(f"/status/{job['job_id']}").json()["status"] != "processing":
+                time.sleep(0.05)
+            process.terminate()
+            time.sleep(0.3)
+            process.terminate()  # impatience changes nothing
+            assert process.wait(timeout=10) == 0
+            events.close()
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("uploads/jobs/*/job.json"))
+    assert (record["state"], record["starts"]) == ("queued", 0)
+
+
+def test_a_folder_has_one_server(client, tmp_path):
+    with pytest.raises(OSError, match="another server's"):
+        server.asgi(settings_in(tmp_path))
+
+
 def test_nothing_is_left_after_a_soak(tmp_path, rng):
     """Page, client and REST, some of it given up: seconds later both folders are empty."""
     shutil.rmtree(tmp_path / "uploads", ignore_errors=True)
@@ -384,7 +418,7 @@ def test_nothing_is_left_after_a_soak(tmp_path, rng):
 
 def left(settings: Settings) -> list[Path]:
     roots = (settings.upload_folder, settings.processed_folder)
-    return [path for root in roots for path in root.rglob("*") if path.is_file()]
+    return [path for root in roots for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
 def test_results_are_whole_files_of_the_right_photo_under_load(client, rng):

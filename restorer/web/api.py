@@ -93,7 +93,8 @@ async def _batch(service: Service, photos: object, given: dict) -> tuple:
 
         def tell(step: Step, rest: list = rest, which: str = which) -> None:
             _tell(progress, which, step)
-            service.still_needed(*map(_path, rest), *(file["path"] for file in files))
+            waiting = (photo["path"] for photo in rest if isinstance(photo, dict) and "path" in photo)
+            service.still_needed(*map(str, waiting), *(file["path"] for file in files))
 
         try:
             result, shown = await _made(service, photo, given, tell)

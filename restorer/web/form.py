@@ -2,6 +2,9 @@
 
 import asyncio
 import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from .. import photo
 from ..errors import InvalidOption, RestoreError, UnknownModel
@@ -35,9 +38,13 @@ class Refused(Exception):
         return JSONResponse(self.body, self.status, headers)
 
 
-async def read(request: Request, folder: Path, *, most: int, megabytes: int) -> Read:
-    """The files of a form, copied into `folder`, and its options."""
+@asynccontextmanager
+async def read(request: Request, folder: Path, *, most: int, megabytes: int) -> AsyncIterator[Read]:
+    """The files of a form, below `folder` in one of their own for as long as this lasts, and its options."""
     largest = megabytes * 2**20
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > most * largest + FORM:
+        raise Refused(413, f"the request has {int(length)} bytes", limit=most * largest)
     try:
         form = await request.form(max_files=most, max_fields=len(_OPTIONS), max_part_size=FORM)
     except (HTTPException, MultiPartException) as error:
@@ -45,31 +52,42 @@ async def read(request: Request, folder: Path, *, most: int, megabytes: int) -> 
         if "Too many files" in str(why):
             raise Refused(422, f"a request takes at most {most} files", limit=most) from error
         raise Refused(422, f"the form cannot be read: {why}") from error
+    except ClientDisconnect as error:
+        raise Refused(400, "the upload was not finished") from error
     try:
-        files, given = [], {}
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                if name not in ("files", "files[]", "file"):
-                    raise Refused(422, f"files come in the field files, not {name!r}", allowed=["files"])
-                if (value.size or 0) > largest:
-                    raise Refused(413, f"{value.filename}: larger than {megabytes} MB", limit=largest)
-                path = folder / str(len(files))
-                with path.open("wb") as out:
-                    await asyncio.to_thread(shutil.copyfileobj, value.file, out)
-                files.append((Path((value.filename or "photo").replace("\\", "/")).name, path))
-            else:
-                given[name] = _typed(name, value)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="tmp") as place:
+            files, given = [], {}
+            for field, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    files.append(await _copied(field, value, Path(place) / str(len(files)), largest))
+                else:
+                    given[field] = _typed(field, value)
+            if not files:
+                raise Refused(422, "there is no file: send one or more in the field files")
+            yield files, given
     finally:
         await form.close()
-    if not files:
-        raise Refused(422, "there is no file: send one or more in the field files")
-    return files, given
+
+
+async def _copied(field: str, upload: UploadFile, path: Path, largest: int) -> tuple[str, Path]:
+    # a name as it can be told again: lone surrogates of odd charsets cannot
+    name = (upload.filename or "photo").encode("utf-8", "replace").decode().replace("\\", "/")
+    name = name.rpartition("/")[2][-255:]
+    if field not in ("files", "files[]", "file"):
+        raise Refused(422, f"files come in the field files, not {field!r}", allowed=["files"])
+    if (upload.size or 0) > largest:
+        raise Refused(413, f"{name}: larger than {largest >> 20} MB", limit=largest)
+    with path.open("wb") as out:
+        await asyncio.to_thread(shutil.copyfileobj, upload.file, out)
+    return name, path
 
 
 def check(service: Service, files: list[tuple[str, Path]], given: dict[str, object]) -> None:
     """Refuse what is seen to be wrong or too large before any of it is worked on."""
     limits = service.settings.limits
     try:
+        if not 0 <= (times := int(str(given.get("long_side", 0))[:10])) <= 100_000:
+            raise InvalidOption(f"long_side is {times}; it must be from 0 to 100000")
         chosen = service.options({**given, "long_side": 0}, lambda: None)  # type: ignore[arg-type]
         model = service.restorer.model(chosen)
     except UnknownModel as error:
@@ -89,8 +107,7 @@ def check(service: Service, files: list[tuple[str, Path]], given: dict[str, obje
                 f"{name} has {width} x {height} = {width * height / 1e6:.1f} megapixels",
                 limit=limits.input_pixels,
             )
-        times = given.get("long_side") or 0
-        outscale = float(times) / max(width, height) if times else chosen.outscale  # type: ignore[arg-type]
+        outscale = times / max(width, height) if times else chosen.outscale
         if not 1 <= outscale <= 8:
             low, high = max(width, height), 8 * max(width, height)
             raise Refused(422, f"long_side is {times}; {name} allows from {low} to {high}")

@@ -22,7 +22,7 @@ _OPEN = ("/gradio_api/startup-events", "/health")
 _FREE, _AT_ONCE, _LONGEST = 5, 10, 5.0  # wrong keys without a wait, those waiting, and seconds of a wait
 _FORGET, _ADDRESSES = 600, 10_000  # seconds until wrong keys are forgotten, and of how many they are known
 _LARGEST_FORM = 4096
-_FETCHING = re.compile(r"/+gradio_api/+(file=[a-z]+:|proxy=|process_recording|(undo-)?vibe-)")
+_FETCHING = re.compile(r"/+gradio_api/+(file=[a-z]+:|proxy=|process_recording|(undo-)?vibe-|deep_link)")
 _FORM = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>Neural Image Restore</title>
 <style>body{{font:16px system-ui;display:grid;place-items:center;min-height:90vh;color-scheme:light dark}}
@@ -53,13 +53,16 @@ class KeyGuard:
         if path in _OPEN:
             return await self.app(scope, receive, send)
         address = request.client.host if request.client else ""
+        if self._has_session(request):  # which nobody guesses, so no attack on a key shuts it out
+            return await self.app(scope, receive, send)
         if self._brake.full(address):
             response = JSONResponse({"detail": "too many wrong keys"}, 429, {"Retry-After": "5"})
-        elif self._has_key(request) or self._has_session(request):
+        elif self._has_key(request):
             return await self.app(scope, receive, send)
         else:
             response = await self._refuse(request)
-            if response.status_code == 401 and ("x-api-key" in request.headers or _is_form(request)):
+            guess = "x-api-key" in request.headers or _COOKIE in request.headers.get("cookie", "")
+            if response.status_code == 401 and (guess or _is_form(request)):
                 await self._brake.slow(address)
         return await response(scope, receive, send)
 
@@ -174,7 +177,7 @@ class _TooLarge(Exception):
 
 
 class NoFetching:
-    """ASGI middleware that closes what makes Gradio fetch addresses for a stranger, or run other programs."""
+    """ASGI middleware that closes what makes Gradio fetch, run or keep for ever what a stranger likes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -30,12 +30,10 @@ _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 class Ledger:
     """Counts what page, API and REST restore.
 
-    free     bytes left on the disk with the results
-    as_json  the log's lines are JSON
+    free  bytes left on the disk with the results
     """
 
-    def __init__(self, workshop: Workshop, free: Callable[[], int], *, as_json: bool = False) -> None:
-        self._as_json = as_json
+    def __init__(self, workshop: Workshop, free: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
         self._photos = Counter("restorer_photos", "Photos by how they ended", ["state"], registry=registry)
         self._seconds = Histogram(
@@ -90,11 +88,32 @@ class Ledger:
             entry["seconds"] = round(time.perf_counter() - start, 3)
             self._photos.labels(entry["state"]).inc()
             words = " ".join(f"{name}={value}" for name, value in entry.items())
-            _LOG.info("%s", json.dumps(entry) if self._as_json else f"photo {words}")
+            _LOG.info("photo %s", words, extra={"entry": entry})
 
     def metrics(self) -> bytes:
         """The numbers in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+class JsonLines(logging.Formatter):
+    """Every record as one line of JSON, a photo's with what was written down of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        told = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        told |= {"message": record.getMessage(), **getattr(record, "entry", {})}
+        if record.exc_info:
+            told["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(told)
+
+
+def set_up_log(*, as_json: bool) -> None:
+    """Send this project's log, and what others warn of, to standard error."""
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(name)s: %(message)s")
+    handler.setFormatter(JsonLines() if as_json else plain)
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("restorer").setLevel(logging.INFO)
 
 
 def free_bytes(folder: Path) -> int:

@@ -45,7 +45,7 @@ def _router(rest: Rest) -> APIRouter:
         example = _CURL.get((method, path), f"curl http://127.0.0.1:7860{path}")
         router.add_api_route(
             *(path, run),
-            methods=[method],
+            methods=[method, "HEAD"] if method == "GET" else [method],
             tags=["Restore photos"],
             summary=summary,
             description=f"`{example}`",
@@ -61,7 +61,7 @@ def _router(rest: Rest) -> APIRouter:
     add("/status/{job_id}/events", rest.events, "GET", "The same as server-sent events", parameters=[_JOB])
     index = {"name": "index", "in": "path", "required": True, "schema": {"type": "integer"}}
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-    path = "/processed/{job_id}/{index:int}/{name}"
+    path = "/processed/{job_id}/{index}/{name}"
     add(path, rest.processed, "GET", "A restored photo; Range is understood", parameters=[_JOB, index, name])
     add("/jobs/{job_id}", rest.delete, "DELETE", "Cancel a job, or remove an ended one", parameters=[_JOB])
     add("/quote", rest.quote, "POST", "What a photo will take", requestBody=forms[False])

@@ -3,11 +3,10 @@
 import asyncio
 import json
 import logging
-import tempfile
+import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,9 +16,9 @@ from gradio.route_utils import get_root_url
 
 from .. import models
 from ..errors import Cancelled, QueueFull, RestoreError
-from ..jobs import Item, Job, Jobs
+from ..jobs import STATES, Item, Job, Jobs
 from ..tiling import Progress
-from . import form, ledger
+from . import form
 from . import service as shared
 from .form import Refused
 from .service import WRONG, Service
@@ -32,6 +31,7 @@ _TYPES = {
     ".tif": "image/tiff",
     ".avif": "image/avif",
 }
+_PING = 15  # seconds after which a stream of events says something
 _LOOK = 0.25  # seconds between two looks at a job whose events are streamed
 _STUCK = 900  # seconds without a step after which the worker is not taken for alive
 _THOUSAND = 1000  # what one file counts in a job's progress
@@ -46,7 +46,7 @@ class Rest:
         self._tickets: dict[str, Ticket] = {}
         self._steps: dict[str, Step] = {}
         self._news: dict[str, asyncio.Event] = {}  # set, and replaced, whenever something is new of a job
-        for state in ("queued", "processing", "completed", "failed", "cancelled"):
+        for state in STATES:
             service.ledger.count_jobs(state, partial(jobs.count, state))
 
     # Jobs
@@ -89,9 +89,7 @@ class Rest:
             for index, item in enumerate(job.items):
                 if not item.result and not item.error:
                     self._one(job, index, item, progress)
-        except Cancelled:
-            if self.service.workshop.closed:
-                self.jobs.put_back(job)
+        except Cancelled:  # by the client, who has the answer, or by the server's end, which puts it back
             raise
         self.jobs.end(job, "completed" if any(item.result for item in job.items) else "failed")
 
@@ -118,13 +116,13 @@ class Rest:
     async def enhance(self, request: Request) -> Response:
         """Take a job."""
         self._check_ready()
-        with tempfile.TemporaryDirectory(dir=self.settings.jobs_folder, prefix="tmp") as folder:
-            files, given = await self._form(request, folder, self.settings.max_files_per_job)
-            await asyncio.to_thread(form.check, self.service, files, given)
+        if self.service.workshop.full:
+            raise self._full()
+        async with self._form(request, self.settings.max_files_per_job) as (files, given):
             try:
                 ticket = self.service.workshop.join()
             except QueueFull as error:
-                raise Refused(503, str(error), limit=self.settings.max_queue) from error
+                raise self._full() from error
             try:
                 job = await asyncio.to_thread(self.jobs.add, files, given)
             except BaseException:
@@ -136,14 +134,12 @@ class Rest:
 
     async def quote(self, request: Request) -> Response:
         """What a photo will take."""
-        with tempfile.TemporaryDirectory(dir=self.settings.jobs_folder, prefix="tmp") as folder:
-            files, given = await self._form(request, folder, 1)
-            await asyncio.to_thread(form.check, self.service, files, given)
+        async with self._form(request, 1) as (files, given):
             data = await asyncio.to_thread(files[0][1].read_bytes)
-            try:
-                return JSONResponse(await asyncio.to_thread(shared.quoted, self.service, data, given))
-            except RestoreError as error:
-                raise Refused(422, self.service.words(error)) from error
+        try:
+            return JSONResponse(await asyncio.to_thread(shared.quoted, self.service, data, given))
+        except RestoreError as error:
+            raise Refused(422, self.service.words(error)) from error
 
     async def status(self, request: Request) -> Response:
         """How far a job is."""
@@ -154,13 +150,16 @@ class Rest:
         job = self._known(request)
 
         async def lines() -> AsyncIterator[str]:
-            told = ""
+            told, spoke = "", time.monotonic()
             while True:
                 ended, now = job.ended, json.dumps(self._told(job, request))
                 if now != told:
-                    told = now
+                    told, spoke = now, time.monotonic()
                     yield f"data: {now}\n\n"
-                if ended:
+                elif time.monotonic() - spoke > _PING:  # else what stands between would think it has gone
+                    spoke = time.monotonic()
+                    yield ": still here\n\n"
+                if ended or self.service.workshop.closed:
                     return
                 news = self._news.setdefault(job.id, asyncio.Event())
                 with suppress(asyncio.TimeoutError):
@@ -171,7 +170,8 @@ class Rest:
 
     async def processed(self, request: Request) -> Response:
         """A restored photo."""
-        job, index = self._known(request), request.path_params["index"]
+        job, number = self._known(request), request.path_params["index"]
+        index = int(number) if number.isdecimal() and len(number) < 6 else len(job.items)
         item = job.items[index] if index < len(job.items) else None
         if item is None or not item.result or item.result["file"] != request.path_params["name"]:
             raise Refused(404, "there is no such file")
@@ -220,15 +220,24 @@ class Rest:
 
     # What goes in and out
 
-    async def _form(self, request: Request, folder: str, most: int) -> form.Read:
-        return await form.read(request, Path(folder), most=most, megabytes=self.settings.max_file_size_mb)
+    @asynccontextmanager
+    async def _form(self, request: Request, most: int) -> AsyncIterator[form.Read]:
+        """A form of at most so many files, checked."""
+        megabytes, folder = self.settings.max_file_size_mb, self.settings.jobs_folder
+        async with form.read(request, folder, most=most, megabytes=megabytes) as (files, given):
+            await asyncio.to_thread(form.check, self.service, files, given)
+            yield files, given
+
+    def _full(self) -> Refused:
+        return Refused(503, "too many are waiting already; try again later", limit=self.settings.max_queue)
 
     def _check_ready(self) -> None:
         if self.service.workshop.closed:
             raise Refused(503, "the server is ending; try again in a minute")
-        floor = self.settings.min_free_disk_mb
-        if ledger.free_bytes(self.settings.processed_folder) < floor * 2**20:
-            raise Refused(503, f"less than {floor} MB are left on the server's disk", limit=floor)
+        try:
+            self.service.check_room()
+        except QueueFull as error:
+            raise Refused(503, str(error), limit=self.settings.min_free_disk_mb) from error
 
     def _known(self, request: Request) -> Job:
         job = self.jobs.get(request.path_params["job_id"])

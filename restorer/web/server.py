@@ -7,10 +7,11 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import filelock
 import gradio as gr
 from fastapi import FastAPI
 from gradio import processing_utils
@@ -28,7 +29,7 @@ from .service import Service
 from .work import KEPT
 from .workshop import Workshop
 
-_PATIENCE = 8  # seconds for the tile under way when the server ends
+_PATIENCE = 7  # seconds for the tile under way when the server ends
 
 
 class Server:
@@ -45,8 +46,15 @@ class Server:
             model=settings.model,
         )
         free = partial(ledger.free_bytes, settings.processed_folder)
-        told = ledger.Ledger(self.workshop, free, as_json=settings.log_format == "json")
+        told = ledger.Ledger(self.workshop, free)
         service = Service(settings, self.restorer, self.workshop, told)
+        settings.jobs_folder.mkdir(exist_ok=True)
+        self._lock = filelock.FileLock(settings.jobs_folder / ".lock", thread_local=False)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            taken = f"{settings.upload_folder} is another server's: set UPLOAD_FOLDER and PROCESSED_FOLDER"
+            raise OSError(taken) from error
         self.jobs = Jobs(settings.jobs_folder, settings.processed_folder)
         self.rest = rest.Rest(service, self.jobs)
         self.janitor = Janitor(
@@ -96,8 +104,11 @@ class Server:
         self.rest.resume()
         sweeping = asyncio.create_task(self._sweep())
         threading.Thread(target=_warm, args=(self.restorer,), daemon=True).start()
-        yield
-        sweeping.cancel()
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            self._lock.release()
 
     async def _sweep(self) -> None:
         while True:
@@ -115,35 +126,30 @@ class Server:
 def serve(settings: Settings) -> None:
     """Serve until Ctrl-C or SIGTERM, then end the process with code 0; the tile under way is waited for.
 
-    Raises OSError where the port is taken.
+    Raises OSError where the port is taken, or the folders are another server's.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.basicConfig(
-        format="%(message)s" if settings.log_format == "json" else "%(asctime)s %(name)s: %(message)s"
-    )
-    logging.getLogger("restorer").setLevel(logging.INFO)
+    ledger.set_up_log(as_json=settings.log_format == "json")
     server = Server(settings)
-    with suppress(KeyboardInterrupt):  # as early as during the launch
+    try:
         server.blocks.launch(
             server_name=settings.host,
             server_port=settings.port,
             prevent_thread_lock=True,
             **server.options(),
         )
-        _wait(server)
-    server.workshop.close(_PATIENCE)
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(0)  # a thread that is inside torch would turn an ordinary end into an abort
-
-
-def _wait(server: Server) -> None:
-    """Until Ctrl-C or SIGTERM. While what is under way ends, new jobs are answered with 503."""
-    try:
         threading.Event().wait()
-    finally:
-        server.workshop.close(_PATIENCE)
-        server.blocks.close(verbose=False)
+    except KeyboardInterrupt:  # as early as during the launch
+        for again in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(again, signal.SIG_IGN)
+        server.workshop.close(_PATIENCE)  # new jobs are answered with 503 meanwhile
+        server.jobs.put_back()
+        closing = threading.Thread(target=server.blocks.close, kwargs={"verbose": False}, daemon=True)
+        closing.start()
+        closing.join(1)
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)  # a thread that is inside torch would turn an ordinary end into an abort
 
 
 def asgi(settings: Settings) -> FastAPI:

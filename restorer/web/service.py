@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import models, photo
-from ..errors import InvalidOption, RestoreError, UnsupportedImage, WeightsUnavailable
+from ..errors import InvalidOption, QueueFull, RestoreError, UnsupportedImage, WeightsUnavailable
 from ..options import Options
 from ..photo import Photo
 from ..pipeline import Plan, Restorer
@@ -16,9 +16,11 @@ from ..result import Result
 from ..settings import Settings
 from ..tiling import Progress
 from . import work
-from .ledger import Ledger
+from .ledger import Ledger, free_bytes
 from .workshop import Workshop
 
+_LONGEST = 100_000  # pixels of a long side, more than any format and limit
+_TILE = 1024  # beyond it a stranger could choose how much memory the network takes
 WRONG = "something went wrong; the server's log says what"
 
 
@@ -33,6 +35,7 @@ class Service:
     ) -> tuple[Result, Path]:
         """A photo restored, and its file in the folder `place`, named after the upload's `name`."""
         with self.ledger.photo() as told:
+            self.check_room()
             options = self.options(given, lambda: self.decoded(data))
             result = self.restorer.restore(data, progress=progress, **vars(options))
             file = work.write(result, name, place, long_side=given.get("long_side"))
@@ -49,6 +52,8 @@ class Service:
         long = given.pop("long_side", 0)
         if not isinstance(long, int | float) or isinstance(long, bool):
             raise InvalidOption(f"long_side is {long!r}; it must be a whole number")
+        if not 0 <= long <= _LONGEST:
+            raise InvalidOption(f"long_side must be from 0 to {_LONGEST}")
         unknown = sorted(set(given) - set(Options.names()))
         if unknown:
             known = ", ".join((*Options.names(), "long_side"))
@@ -56,7 +61,16 @@ class Service:
         if long:
             seen = before() if callable(before) else before
             given["outscale"] = _times(long, max(seen.width, seen.height))
-        return replace(self.restorer.options, **given)  # type: ignore[arg-type]
+        options = replace(self.restorer.options, **given)  # type: ignore[arg-type]
+        if options.tile > _TILE:
+            raise InvalidOption(f"tile is {options.tile}; a server takes at most {_TILE}")
+        return options
+
+    def check_room(self) -> None:
+        """Raise QueueFull where the disk for the results is as good as full."""
+        floor = self.settings.min_free_disk_mb
+        if free_bytes(self.settings.processed_folder) < floor * 2**20:
+            raise QueueFull(f"less than {floor} MB are left on the server's disk; try again later")
 
     def cost(self, plan: Plan) -> float | None:
         """In dollars; None without a price, or before anything was measured."""
@@ -78,12 +92,17 @@ class Service:
     def still_needed(self, *paths: str | Path) -> None:
         """Let the hour of uploads and results begin anew."""
         for path in paths:
-            if self._uploaded(path) or Path(path).resolve().is_relative_to(self.settings.processed_folder):
-                with suppress(OSError):
+            with suppress(OSError, ValueError):
+                if self._uploaded(path) or Path(path).resolve().is_relative_to(
+                    self.settings.processed_folder
+                ):
                     os.utime(path)
 
     def _uploaded(self, path: str | Path | None) -> Path | None:
-        real = Path(path or "").resolve()
+        try:
+            real = Path(path or "").resolve()
+        except (ValueError, OSError):  # a NUL, a name that is too long
+            return None
         if real.is_relative_to(self.settings.jobs_folder):
             return None
         return real if real.is_relative_to(self.settings.upload_folder) else None

@@ -51,7 +51,7 @@ class Workshop:
         with self._moved:
             if self.closed:
                 raise QueueFull("the server is ending; try again in a minute")
-            if len(self._line) > self.longest and not always:
+            if self.full and not always:
                 raise QueueFull(f"{self.longest} are waiting already, which is the limit; try again later")
             if not self._line:
                 self._beat = time.monotonic()
@@ -70,6 +70,11 @@ class Workshop:
         """How many are before a ticket, the one at work included; 0 for one at work or through."""
         with self._moved:
             return self._line.index(ticket) if ticket in self._line else 0
+
+    @property
+    def full(self) -> bool:
+        """Whether join() would be refused for want of room."""
+        return len(self._line) > self.longest
 
     @property
     def waiting(self) -> int:
