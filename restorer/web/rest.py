@@ -44,7 +44,7 @@ class Rest:
         self.service, self.jobs, self.settings = service, jobs, service.settings
         self._running: dict[str, asyncio.Task] = {}
         self._tickets: dict[str, Ticket] = {}
-        self._steps: dict[str, Step] = {}
+        self._steps: dict[str, tuple[int, int, int]] = {}  # which file, and of that steps done and all
         self._news: dict[str, asyncio.Event] = {}  # set, and replaced, whenever something is new of a job
         for state in STATES:
             service.ledger.count_jobs(state, partial(jobs.count, state))
@@ -73,7 +73,6 @@ class Rest:
         try:
             async for step in self.service.workshop.steps(partial(self._work, job), ticket):
                 if isinstance(step, Step):
-                    self._steps[job.id] = step
                     self._tell(job)
         except Cancelled:  # by the client, who has the answer, or by the server's end, for the next process
             pass
@@ -85,19 +84,21 @@ class Rest:
         """All files of a job that are not done yet, in the workshop's thread."""
         if not self.jobs.begin(job):
             return
-        try:
-            for index, item in enumerate(job.items):
-                if not item.result and not item.error:
-                    self._one(job, index, item, progress)
-        except Cancelled:  # by the client, who has the answer, or by the server's end, which puts it back
-            raise
+        for index, item in enumerate(job.items):
+            if not item.result and not item.error:
+                self._one(job, index, item, progress)
         self.jobs.end(job, "completed" if any(item.result for item in job.items) else "failed")
 
     def _one(self, job: Job, index: int, item: Item, progress: Progress) -> None:
         place = self.jobs.result_folder(job, index)
+
+        def noted(done: int, total: int) -> None:
+            self._steps[job.id] = index, done, total
+            progress(done, total)
+
         try:
             result, file = self.service.restored(
-                self.jobs.input(job, index), job.options, progress, name=item.name, place=place
+                self.jobs.input(job, index), job.options, noted, name=item.name, place=place
             )
             told = {"file": file.name, **shared.receipt(result)}
             kept = self.jobs.note(job, item, result=told)
@@ -128,7 +129,7 @@ class Rest:
             except BaseException:
                 self.service.workshop.leave(ticket)
                 raise
-        self._start(job, ticket)
+            self._start(job, ticket)
         body = {"job_id": job.id, "status": job.state, "queue_position": self._place(job)}
         return JSONResponse(body, 202, {"Location": f"/status/{job.id}"})
 
@@ -251,15 +252,16 @@ class Rest:
 
     def _told(self, job: Job, request: Request) -> dict[str, Any]:
         root = get_root_url(request=request, route_path=request.url.path, root_path=None)
-        step = self._steps.get(job.id, Step())
+        index, done, steps = self._steps.get(job.id, (0, 0, 0))
         through = sum(bool(item.result or item.error) for item in job.items)
-        part = _THOUSAND * step.done // step.total if step.total and not job.ended else 0
+        under_way = index == through and steps and not job.ended
+        part = _THOUSAND * done // steps if under_way else 0
         total = _THOUSAND * len(job.items)
         return {
             "job_id": job.id,
             "status": job.state,
             "queue_position": self._place(job),
-            "progress": {"done": min(_THOUSAND * through + part, total), "total": total},
+            "progress": {"done": _THOUSAND * through + part, "total": total},
             "results": [
                 {
                     "original_filename": item.name,

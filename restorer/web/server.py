@@ -103,12 +103,15 @@ class Server:
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         self.rest.resume()
         sweeping = asyncio.create_task(self._sweep())
-        threading.Thread(target=_warm, args=(self.restorer,), daemon=True).start()
+        warming = threading.Thread(target=_warm, args=(self.restorer,), daemon=True)
+        warming.start()
         try:
             yield
         finally:
             sweeping.cancel()
             self._lock.release()
+            # who ends the process while a thread is inside torch makes an abort of it
+            await asyncio.to_thread(warming.join, _PATIENCE)
 
     async def _sweep(self) -> None:
         while True:
