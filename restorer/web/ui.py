@@ -154,6 +154,7 @@ def _one(page: handlers.Page) -> list[Any]:
     trying_again = again.click(tries.tried_again, [place, asked, *options], [detail, compare, again], **tried)
     for run_of_detail in (trying, trying_again):
         run_of_detail.failure(trial.tried_out, None, again, **_QUIET)
+        run_of_detail.then(page.quoted, [asked, *options], quote, **_LATEST)  # its pace is known now
     comparing = compare.click(
         tries.side_by_side,
         [place, asked, *options],
