@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -52,8 +52,6 @@ FIELDS = (
 )
 # Of them, those the quote depends on
 QUOTED = ("outscale", "long_side", "model", "denoise", "restore_faces", "format")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
