@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -261,6 +262,12 @@ def test_no_file_of_anything_else_is_handed_out(client, tmp_path, rng):
         assert client.get(path).status_code in (403, 404, 422), path
 
 
+def test_the_server_is_built_without_a_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        server.asgi(settings_in(tmp_path))
+
+
 def test_models_quote_health_ready_metrics_and_the_description(client, rng):
     by_name = {model["name"]: model for model in client.get("/models").json()}
     assert by_name["custom/quick"]["present"] and not by_name["GFPGANv1.3"]["present"]
@@ -270,6 +277,7 @@ def test_models_quote_health_ready_metrics_and_the_description(client, rng):
     broken = client.post("/quote", files={"files": ("a.png", b"no")})
     assert broken.status_code == 422 and "not an image" in broken.json()["error"]
     assert client.get("/health").json() == {"status": "ok"}
+    assert client.head("/health").status_code == 200
     assert client.get("/ready").json()["model"] == "custom/quick"
     assert ended(client, posted(client, ("secret name.png", png(photo_like(rng, 20, 20))))["job_id"])
     metrics = client.get("/metrics").text

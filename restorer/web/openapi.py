@@ -45,7 +45,7 @@ def _router(rest: Rest) -> APIRouter:
         example = _CURL.get((method, path), f"curl http://127.0.0.1:7860{path}")
         router.add_api_route(
             *(path, run),
-            methods=[method, "HEAD"] if method == "GET" else [method],
+            methods=[method],
             tags=["Restore photos"],
             summary=summary,
             description=f"`{example}`",
@@ -53,6 +53,8 @@ def _router(rest: Rest) -> APIRouter:
             response_model=None,
             openapi_extra=extra,
         )
+        if method == "GET":
+            router.add_api_route(path, run, methods=["HEAD"], response_model=None, include_in_schema=False)
 
     example = {"200": {"content": {"application/json": {"example": _STATUS}}}}
     forms = {many: _form_of("files", many=many) for many in (True, False)}
