@@ -9,6 +9,7 @@ import asyncio
 import io
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from PIL import Image
 ROUNDS = 9
 _OVERHEAD, _LAG = 150, 100  # milliseconds that are aimed at
 _REST = """
-import sys, time, httpx
+import json, sys, time, httpx
 client, photo = httpx.Client(base_url=sys.argv[1], timeout=600), open(sys.argv[2], "rb").read()
 for line in sys.stdin:
     start = time.perf_counter()
@@ -33,21 +34,19 @@ for line in sys.stdin:
     job = client.post("/enhance", files={"files": ("a.png", photo)}, data=options).json()["job_id"]
     with client.stream("GET", f"/status/{job}/events") as events:
         last = [line for line in events.iter_lines() if line.startswith("data: ")][-1]
-    import json
     told = json.loads(last[6:])
     assert told["status"] == "completed", told
     size = len(client.get(told["results"][0]["url"]).content)
     print(time.perf_counter() - start, told["results"][0]["seconds"], size, flush=True)
 """
 _GRADIO = """
-import sys, time
+import os, sys, time
 from gradio_client import Client, handle_file
 client = Client(sys.argv[1], verbose=False)
 for line in sys.stdin:
     start = time.perf_counter()
     photo = handle_file(sys.argv[2])
     file, previews, receipt = client.predict(photo, face_enhance=False, api_name="/enhance")
-    import os
     print(time.perf_counter() - start, receipt["seconds"], os.path.getsize(file), flush=True)
 """
 
@@ -91,12 +90,10 @@ def main() -> int:
 
 def _served(folder: Path) -> tuple[str, Any, list[float]]:
     """A server in a thread: its address, its restorer, and how late its loop was, in seconds, every 10 ms."""
-    import socket
-
     import uvicorn
 
     from restorer.settings import Settings
-    from restorer.web import server
+    from restorer.web import server  # Gradio reads where uploads go when it is imported
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -108,15 +105,8 @@ def _served(folder: Path) -> tuple[str, Any, list[float]]:
         max_file_size_mb=100,
         port=port,
     )
-    built: list[server.Server] = []
-    really = server.Server.__init__
-
-    def noted(self: server.Server, settings: Settings) -> None:
-        built.append(self)
-        really(self, settings)
-
-    server.Server.__init__ = noted
-    app, late = server.asgi(settings), []
+    built = server.Server(settings)
+    app, late = built.asgi(), []
 
     async def run() -> None:
         async def watch() -> None:
@@ -132,7 +122,7 @@ def _served(folder: Path) -> tuple[str, Any, list[float]]:
     threading.Thread(target=asyncio.run, args=(run(),), daemon=True).start()
     while not late:
         time.sleep(0.1)
-    return f"http://127.0.0.1:{port}", built[0].restorer, late
+    return f"http://127.0.0.1:{port}", built.restorer, late
 
 
 def _client(script: str, address: str, photo: Path) -> Callable[[], float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import download, models
-from .errors import InvalidOption, OutOfMemory
+from .errors import OutOfMemory
 from .tiling import Progress
 
 if TYPE_CHECKING:
@@ -34,14 +34,15 @@ class Turns:
         self._engine, self._running = engine, running
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:
-        try:
-            with self._running, Watch() as watch:
-                answer = self._engine(tile)
-        except OutOfMemory:
-            self.retries += 1
-            raise
-        self.seconds = watch.seconds
-        return answer
+        with self._running:
+            start = time.perf_counter()
+            try:
+                return self._engine(tile)
+            except OutOfMemory:
+                self.retries += 1
+                raise
+            finally:
+                self.seconds = time.perf_counter() - start
 
 
 class Engines:
@@ -63,12 +64,8 @@ class Engines:
 
         told  see download.ensure()
 
-        Raises InvalidOption, WeightsUnavailable and BadWeights.
+        Raises WeightsUnavailable and BadWeights. A denoise below 1 needs a model that has a pair.
         """
-        if denoise < 1 and not model.pair:
-            raise InvalidOption(
-                f"denoise is {denoise}, but {model.name} has no strength to choose: leave it at 1"
-            )
         found = self.loaded.get(model.name)
         if found is None or found[0] != denoise:
             with self._loading:
@@ -132,20 +129,6 @@ class Paces:
         """Seconds for so many pixels of tiles."""
         seconds, seen = self._seen[model]
         return seconds / seen * pixels
-
-
-class Watch:
-    """Counts the seconds within `with`, over several."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __enter__(self) -> "Watch":
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._start
 
 
 class Laps:

@@ -1,7 +1,7 @@
 """What a caller may choose, and the only place where a default is written."""
 
 import numbers
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from .errors import InvalidOption
 
@@ -63,6 +63,14 @@ class Options:
         _one_of("format", self.format, FORMATS)
         _one_of("face_enhance", self.face_enhance, FACE_ENHANCE)
         _one_of("face_mask", self.face_mask, FACE_MASKS)
+
+    def changed(self, changes: dict[str, object]) -> "Options":
+        """These with other values by name. Raises InvalidOption for a name that is none, too."""
+        if unknown := sorted(set(changes) - set(self.names())):
+            raise InvalidOption(
+                f"there is no option {unknown[0]!r}; the options are {', '.join(self.names())}"
+            )
+        return replace(self, **changes)  # type: ignore[arg-type]
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

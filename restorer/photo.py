@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -152,22 +153,29 @@ class _Seen(Exception):
     """Carries a size out of a reader, before it reads any pixel."""
 
 
-def size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels as a picture's bytes announce them, before it is turned upright.
+class Size(NamedTuple):
+    """In pixels."""
 
-    Raises UnsupportedImage and DamagedImage as decode() does, for what is seen so early.
+    width: int
+    height: int
+
+
+def size(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Size:
+    """The size that a picture's bytes announce, before it is turned upright.
+
+    Raises UnsupportedImage, DamagedImage and ImageTooLarge as decode() does, for what is seen so early.
     """
     form = _known_form(data)
 
-    def see(width: int, height: int) -> None:
-        raise _Seen(width, height)
+    def see(width: int, height: int, *, part: bool = False) -> None:
+        _check_size(width, height, max_pixels=max_pixels)
+        if not part:
+            raise _Seen(width, height)
 
     try:
         _READERS[form](data, see, [])
     except _Seen as seen:
-        width, height = seen.args
-        if width >= 1 and height >= 1:
-            return width, height
+        return Size(*seen.args)
     except _DECODER_ERRORS:
         pass
     raise DamagedImage(_DAMAGED.format(form.upper()))
@@ -259,7 +267,7 @@ def _to_srgb(image: Image.Image, icc: bytes, warnings: list[str]) -> Image.Image
     return color.to_srgb(image, icc)
 
 
-def _check_size(width: int, height: int, *, max_pixels: int) -> None:
+def _check_size(width: int, height: int, *, max_pixels: int, part: bool = False) -> None:
     if width < 1 or height < 1:
         raise ValueError("a picture without pixels")
     if width * height > max_pixels:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from . import encode, models, photo
-from .engines import Engines, Laps, Paces, Turns, Watch
+from .engines import Engines, Laps, Paces, Turns
 from .errors import BadWeights, ImageTooLarge, InvalidOption, OutOfMemory, WeightsUnavailable
 from .faces import detect, stage
 from .faces.loading import FaceNetworks, Turn
@@ -69,7 +69,7 @@ class Restorer:
     ) -> None:
         self.weights = models.weights_folder(weights)
         self.limits = limits or Limits()
-        self.options = _changed(Options(), options)
+        self.options = Options().changed(options)
         running = threading.Lock()
         self._engines = Engines(self.weights, device=device, half=half, running=running)
         self._faces = FaceNetworks(self.weights, device=device, half=half, running=running)
@@ -90,7 +90,7 @@ class Restorer:
 
     def _restore(self, data: bytes | Photo, progress: Progress | None, options: dict[str, object]) -> Result:
         laps = Laps()
-        chosen = _changed(self.options, options)
+        chosen = self.options.changed(options)
         decoded = isinstance(data, Photo)
         before = data if decoded else photo.decode(data, max_pixels=self.limits.input_pixels)
         self.result_size(before, chosen)
@@ -103,26 +103,25 @@ class Restorer:
         laps.lap("faces")
         count = _Count(progress, stage.waiting(faces))
         tile = chosen.tile or engine.best_tile()
-        with Watch() as watch:
-            plain = upscale(before, engine, outscale=chosen.outscale, tile=tile, progress=count.tiles)
+        plain = upscale(before, engine, outscale=chosen.outscale, tile=tile, progress=count.tiles)
         laps.lap("enlarge")
         if stage.waiting(faces):
             network, masks = self._face_stage(chosen, waiting)
             faces = stage.restore(faces, network, masks, batch=network.batch, progress=count.faces)
         laps.lap("faces")
-        with watch:
-            result = finished(
-                before,
-                plain,
-                tuple(faces),
-                chosen,
-                model=model.name,
-                sha256=engine.sha256,
-                unseen=unseen,
-                laps=laps,
-                retries=engine.retries,
-            )
-        self._paces.learn(model.name, watch.seconds, _needed(before, engine, chosen.outscale, tile)[1])
+        result = finished(
+            before,
+            plain,
+            tuple(faces),
+            chosen,
+            model=model.name,
+            sha256=engine.sha256,
+            unseen=unseen,
+            laps=laps,
+            retries=engine.retries,
+        )
+        seconds = result.stages["enlarge"] + result.stages["encode"]
+        self._paces.learn(model.name, seconds, _needed(before, engine, chosen.outscale, tile)[1])
         return result
 
     def recompose(
@@ -149,7 +148,7 @@ class Restorer:
             if index not in range(len(result.faces)):
                 raise InvalidOption(f"there is no face {index}; the result has {len(result.faces)}")
             Options(face_strength=strength)  # raises for what is not from 0 to 1
-        chosen = _changed(result.options, options)
+        chosen = result.options.changed(options)
         encode.check_fits(
             result.before, result.width, result.height, encode.output_format(result.before, chosen.format)
         )
@@ -210,7 +209,7 @@ class Restorer:
 
         Raises UnknownModel, ImageTooLarge and InvalidOption, as restore() will.
         """
-        chosen = _changed(self.options, options)
+        chosen = self.options.changed(options)
         width, height = self.result_size(before, chosen)
         model = self.model(chosen)
         losses = encode.losses(before, encode.output_format(before, chosen.format))
@@ -223,7 +222,7 @@ class Restorer:
 
     def measure(self, **options: object) -> None:
         """Load and time the model that these options mean, if its file is here and that was not done yet."""
-        chosen = _changed(self.options, options)
+        chosen = self.options.changed(options)
         model = self.model(chosen)
         if model.name not in self._paces and models.is_present(model, self.weights):
             # whatever the denoise strength, it takes as long; and nothing is downloaded to be timed
@@ -231,22 +230,35 @@ class Restorer:
 
     def result_size(self, before: Photo, options: Options) -> tuple[int, int]:
         """Width and height of the result. Raises ImageTooLarge beyond the limit or what the format holds."""
-        width, height = output_size(before.width, before.height, options.outscale)
+        width, height = self.enlarged(before.width, before.height, options.outscale)
+        encode.check_fits(before, width, height, encode.output_format(before, options.format))
+        return width, height
+
+    def enlarged(self, width: int, height: int, outscale: float) -> tuple[int, int]:
+        """Width and height of the result of a photo of that size. Raises ImageTooLarge beyond the limit."""
+        width, height = output_size(width, height, outscale)
         if width * height > self.limits.output_pixels:
             raise ImageTooLarge(
                 f"the result would have {width} x {height} = {width * height / 1e6:.1f} megapixels; "
                 f"the limit is {self.limits.output_pixels / 1e6:.1f}: choose a smaller scale"
             )
-        encode.check_fits(before, width, height, encode.output_format(before, options.format))
         return width, height
 
     def model(self, options: Options) -> models.Model:
-        """The model that these options enlarge with. Raises UnknownModel, for names of face models too."""
+        """The model that these options enlarge with.
+
+        Raises UnknownModel, for names of face models too, and InvalidOption for a denoise that it lacks.
+        """
         models.find(options.face_model, self.weights, "face")
         models.find(options.face_detector, self.weights, "detect")
         if options.model == "auto":
             return models.choose(self.weights, options.outscale, options.denoise)
-        return models.find(options.model, self.weights)
+        model = models.find(options.model, self.weights)
+        if options.denoise < 1 and not model.pair:
+            raise InvalidOption(
+                f"denoise is {options.denoise}, but {model.name} has no strength to choose: leave it at 1"
+            )
+        return model
 
     def load(self) -> "Restorer":
         """Load the default model now, so that the first photo need not wait for it. Returns itself."""
@@ -318,12 +330,3 @@ def load(
     """A Restorer with its model loaded. The arguments are those of Restorer; options those of Options."""
     restorer = Restorer(weights=weights, device=device, half=half, limits=limits, model=model, **options)
     return restorer.load()
-
-
-def _changed(options: Options, changes: dict[str, object]) -> Options:
-    unknown = sorted(set(changes) - set(Options.names()))
-    if unknown:
-        raise InvalidOption(
-            f"there is no option {unknown[0]!r}; the options are {', '.join(Options.names())}"
-        )
-    return replace(options, **changes)  # type: ignore[arg-type]

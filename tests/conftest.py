@@ -1,10 +1,14 @@
 """What several test files share."""
 
+import asyncio
+import io
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches a model; those of the download ask a server of their own
 
@@ -29,6 +33,28 @@ def photo_like(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     base = np.stack([128 + 90 * np.sin(x / 9 + c) * np.cos(y / 7 - c) for c in range(3)], axis=2)
     base[height // 3 : height // 2, width // 4 : width // 2] = rng.integers(0, 256, 3)
     return np.clip(base + rng.normal(0, 3, base.shape), 0, 255).astype(np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A file of (height, width, channels) pixels."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def taken(steps: AsyncIterator) -> list:
+    """All that an asynchronous generator yields."""
+
+    async def take() -> list:
+        return [step async for step in steps]
+
+    return asyncio.run(take())
+
+
+def save_quick_and_slow(folder: Path) -> None:
+    """Two networks of one's own below a server's folder: custom/quick and custom/slow."""
+    save_network(folder / "weights/custom/quick.safetensors", seed=1)
+    save_network(folder / "weights/custom/slow.safetensors", seed=2, features=64, convs=16)
 
 
 def save_network(path: Path, *, seed: int, scale: int = 4, features: int = 8, convs: int = 2) -> None:

@@ -6,13 +6,13 @@ import time
 import httpx
 import numpy as np
 import pytest
-from conftest import photo_like, save_network
+from conftest import photo_like, png, save_network, save_quick_and_slow
 from gradio_client import Client, exceptions, handle_file
 from PIL import Image
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 from test_page import served
-from test_rest import png, settings_in
+from test_rest import settings_in
 
 from restorer import Options, Restorer
 from restorer.web import server
@@ -21,8 +21,7 @@ from restorer.web import server
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("api")
-    save_network(folder / "weights/custom/quick.safetensors", seed=1)
-    save_network(folder / "weights/custom/slow.safetensors", seed=2, features=64, convs=16)
+    save_quick_and_slow(folder)
     return folder
 
 

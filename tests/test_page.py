@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import photo_like, save_network
+from conftest import photo_like, png, save_quick_and_slow
 from PIL import Image
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
@@ -75,8 +75,7 @@ def _await_answer(server: subprocess.Popen, address: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("server")
-    save_network(folder / "weights/custom/quick.safetensors", seed=1)
-    save_network(folder / "weights/custom/slow.safetensors", seed=2, features=64, convs=16)
+    save_quick_and_slow(folder)
     return folder
 
 
@@ -216,9 +215,7 @@ def test_stop_stops_and_the_next_photo_has_its_turn(page, rng, folder):
 )
 def test_what_cannot_be_read_is_said_in_words(page, rng, name, data, words):
     if data is None:
-        whole = io.BytesIO()
-        Image.fromarray(photo_like(rng, 60, 60)).save(whole, "PNG")
-        data = whole.getvalue()[:2000]
+        data = png(photo_like(rng, 60, 60))[:2000]
     upload(page, name, data)
     expect(page.locator("#said")).to_contain_text(words)
     assert "/" not in page.locator("#said p").first.inner_text(), "no place of the server"
@@ -420,10 +417,8 @@ def test_many_photos_with_a_broken_one(page, rng):
     page.get_by_role("tab", name="Many photos").click()
     files = []
     for name, side in (("one.png", 30), ("broken.png", 0), ("two.png", 40)):
-        data = io.BytesIO(b"not a picture" if not side else b"")
-        if side:
-            Image.fromarray(photo_like(rng, side, side)).save(data, "PNG")
-        files.append({"name": name, "mimeType": "image/png", "buffer": data.getvalue()})
+        data = png(photo_like(rng, side, side)) if side else b"not a picture"
+        files.append({"name": name, "mimeType": "image/png", "buffer": data})
     page.set_input_files("#uploads input[type=file]", files)
     expect(page.locator("#table")).to_contain_text("waiting")
     page.click("#start-all")
@@ -449,9 +444,7 @@ def test_stop_keeps_the_photos_that_are_done(page, rng):
     page.get_by_role("tab", name="Many photos").click()
     files = []
     for name, side in (("small.png", 20), ("large.png", 900)):
-        data = io.BytesIO()
-        Image.fromarray(photo_like(rng, side, side)).save(data, "PNG")
-        files.append({"name": name, "mimeType": "image/png", "buffer": data.getvalue()})
+        files.append({"name": name, "mimeType": "image/png", "buffer": png(photo_like(rng, side, side))})
     page.set_input_files("#uploads input[type=file]", files)
     page.click("#start-all")
     expect(page.locator("#table")).to_contain_text(re.compile(r"tile \d+ of"), timeout=60_000)

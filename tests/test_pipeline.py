@@ -7,17 +7,21 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import photo_like, save_network
+from conftest import photo_like, png, save_network
 from PIL import Image
 
 import restorer
-from restorer import Cancelled, ImageTooLarge, InvalidOption, Limits, UnknownModel, engine, models, photo
-
-
-def png(pixels):
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
+from restorer import (
+    Cancelled,
+    ImageTooLarge,
+    InvalidOption,
+    Limits,
+    OutOfMemory,
+    UnknownModel,
+    engine,
+    models,
+    photo,
+)
 
 
 @pytest.fixture
@@ -149,6 +153,28 @@ def test_the_file_says_what_made_it(weights, rng, form):
     assert again.splitlines()[0] == history and len(again.splitlines()) == 2, "what was done before stays"
     without = run.restore(photo, keep_metadata=False).data
     assert not Image.open(io.BytesIO(without)).getexif().get_ifd(0x8769)
+
+
+def test_stages_add_up_and_a_tile_that_did_not_fit_is_counted(weights, rng):
+    run = restorer.Restorer(weights=weights, model="custom/tiny")
+    data = png(photo_like(rng, 90, 80))
+    whole = run.restore(data, face_enhance="off")
+    assert set(whole.stages) == {"decode", "load", "faces", "enlarge", "encode"} and whole.retries == 0
+    assert whole.seconds == pytest.approx(sum(whole.stages.values()))
+    denoise, engine, sha256 = run._engines.loaded["custom/tiny"]
+
+    class Small:
+        scale, align, pad, best_tile = engine.scale, engine.align, engine.pad, engine.best_tile
+
+        def __call__(self, tile):
+            if len(tile) > 64:
+                raise OutOfMemory("no room")
+            return engine(tile)
+
+    run._engines.loaded["custom/tiny"] = denoise, Small(), sha256
+    again = run.restore(data, face_enhance="off")
+    assert again.retries > 0
+    assert np.abs(again.after.pixels.astype(int) - whole.after.pixels).max() <= 1
 
 
 def _tiles(run, data, **options):

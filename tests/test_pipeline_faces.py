@@ -1,6 +1,5 @@
 """Faces through the whole pipeline, with a detector and a face network whose answers are known."""
 
-import io
 import json
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import photo_like, save_network
+from conftest import photo_like, png, save_network
 from PIL import Image
 
 import restorer
@@ -67,12 +66,6 @@ def loaded(weights: Path, network: torch.nn.Module | None = None, **options) -> 
     run._faces.loaded["yunet"] = two_faces
     run._faces.loaded["GFPGANv1.3"] = FaceEngine(network or Negative(), device=torch.device("cpu"))
     return run
-
-
-def png(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
 
 
 @pytest.fixture

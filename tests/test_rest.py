@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import photo_like, save_network
+from conftest import photo_like, png, save_quick_and_slow
 from PIL import Image
 from starlette.testclient import TestClient
 from test_page import launched, served
@@ -26,15 +26,8 @@ from restorer.settings import Settings
 from restorer.web import ledger, server
 
 
-def png(pixels) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
-
-
 def settings_in(folder: Path, **changes) -> Settings:
-    save_network(folder / "weights/custom/quick.safetensors", seed=1)
-    save_network(folder / "weights/custom/slow.safetensors", seed=2, features=64, convs=16)
+    save_quick_and_slow(folder)
     return Settings(
         upload_folder=folder / "uploads",
         processed_folder=folder / "processed",
@@ -294,13 +287,15 @@ def test_models_quote_health_ready_metrics_and_the_description(client, rng):
 def test_each_photo_is_a_line_of_the_log_without_its_name(tmp_path, rng, caplog):
     with opened(settings_in(tmp_path)) as client, caplog.at_level("INFO", "restorer"):
         files = [("my wedding.png", png(photo_like(rng, 20, 30))), ("broken wedding.png", b"no")]
-        ended(client, posted(client, *files)["job_id"])
+        job = posted(client, *files)["job_id"]
+        ended(client, job)
     records = [record for record in caplog.records if record.name.endswith("ledger")]
     lines = [json.loads(ledger.JsonLines().format(record)) for record in records]
     assert " state=completed" in records[0].getMessage() and " state=failed" in records[1].getMessage()
     assert [line["state"] for line in lines] == ["completed", "failed"]
     assert (lines[0]["pixels_in"], lines[0]["pixels_out"]) == (600, 9600)
-    assert lines[0]["model"] == "custom/quick" and lines[0]["seconds"] >= 0 and lines[0]["id"]
+    assert lines[0]["model"] == "custom/quick" and lines[0]["seconds"] >= 0
+    assert [line["id"] for line in lines] == [f"{job[:12]}/0", f"{job[:12]}/1"], "found again, opens nothing"
     assert "wedding" not in caplog.text
 
 

@@ -1,10 +1,10 @@
-import asyncio
 import uuid
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
+from conftest import taken
 from PIL import Image
 
 from restorer import Options, Restorer, Result, UnsupportedImage, settings
@@ -19,15 +19,6 @@ def service_of(folder):
     found = settings.Settings(upload_folder=folder / "uploads", processed_folder=folder / "made")
     shop = Workshop()
     return Service(found, Restorer(weights=folder), shop, Ledger(shop, lambda: 0))
-
-
-def taken(steps):
-    """All that an asynchronous generator yields."""
-
-    async def take():
-        return [step async for step in steps]
-
-    return asyncio.run(take())
 
 
 def stored(tmp_path, before, after, **options) -> work.Shown:

@@ -5,6 +5,7 @@ import time
 import weakref
 
 import pytest
+from conftest import taken
 
 from restorer import QueueFull, UnsupportedImage
 from restorer.errors import Cancelled
@@ -23,15 +24,6 @@ def slow(tiles, log, *, seconds=0.05):
         return "restored"
 
     return restore
-
-
-def taken(steps):
-    """All that an asynchronous generator yields."""
-
-    async def take():
-        return [step async for step in steps]
-
-    return asyncio.run(take())
 
 
 def test_steps_end_with_the_result(monkeypatch):

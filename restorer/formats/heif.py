@@ -3,7 +3,8 @@
 import io
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 import imagecodecs
 import numpy as np
@@ -13,11 +14,18 @@ from PIL import Image
 from .metadata import AS_SRGB, Blocks
 from .tiff import divided, scaled
 
-CheckSize = Callable[[int, int], None]
 _BRANDS = {
     "avif": {b"avif", b"avis"},
     "heif": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"},
 }
+
+
+class CheckSize(Protocol):
+    """Called with the picture's size before its pixels are read, and with that of each part before it."""
+
+    def __call__(self, width: int, height: int, *, part: bool = False) -> None: ...
+
+
 # What a broken EXIF block makes Pillow raise when it opens an AVIF
 _OPEN_ERRORS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
 # Only the picture itself is wanted
@@ -87,7 +95,7 @@ def _open_avif(data: bytes, warnings: list[str]) -> tuple[Image.Image, bytes]:
 def _check_boxes(data: bytes, check: CheckSize) -> None:
     """Raise ValueError when a box is cut off: libheif leaves missing tiles grey."""
     for found in re.finditer(rb"ispe\0{4}(.{8})", data, re.DOTALL):  # both libraries have limits of their own
-        check(*struct.unpack(">II", found[1]))
+        check(*struct.unpack(">II", found[1]), part=True)
     at = 0
     while at + 16 <= len(data):
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]

@@ -2,8 +2,6 @@
 
 import asyncio
 import inspect
-import logging
-import uuid
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -12,13 +10,10 @@ from typing import Any, Literal
 import gradio as gr
 from gradio import FileData, events
 
-from ..errors import RestoreError
 from ..options import FORMATS
 from ..result import Result
-from ..tiling import Progress
-from . import service as shared
 from . import work
-from .service import WRONG, Service
+from .service import Service, receipt
 from .workshop import Step
 
 _KINDS: dict[str, Any] = {
@@ -81,7 +76,7 @@ def offer(service: Service) -> None:
 async def _enhance(service: Service, photo: object, given: dict) -> tuple:
     progress = gr.Progress()
     result, shown = await _made(service, photo, given, partial(_tell, progress, ""))
-    return _file(shown.file), (_file(shown.before), _file(shown.after)), shared.receipt(result)
+    return _file(shown.file), (_file(shown.before), _file(shown.after)), receipt(result)
 
 
 async def _batch(service: Service, photos: object, given: dict) -> tuple:
@@ -99,22 +94,20 @@ async def _batch(service: Service, photos: object, given: dict) -> tuple:
         try:
             result, shown = await _made(service, photo, given, tell)
             files.append(_file(shown.file))
-            told.append(shared.receipt(result))
+            told.append(receipt(result))
         except gr.Error as error:
             told.append({"error": error.message})
     return files, told
 
 
 async def _quote(service: Service, photo: object, given: dict) -> dict:
-    try:
+    with service.in_words():
         data = await asyncio.to_thread(service.upload, _path(photo))
-        return await asyncio.to_thread(shared.quoted, service, data, _named(given))
-    except RestoreError as error:
-        raise gr.Error(service.words(error), print_exception=False) from error
+        return await asyncio.to_thread(service.quote, data, given)
 
 
 async def _models(service: Service, _given: dict) -> list:
-    return shared.listed(service)
+    return service.models()
 
 
 async def _made(
@@ -122,30 +115,13 @@ async def _made(
 ) -> tuple[Result, work.Shown]:
     """The result and what is shown of it. Raises gr.Error, in the user's words."""
     path = _path(photo)
-    try:
-        async for step in service.workshop.steps(partial(_work, service, path, _named(given))):
+    with service.in_words():
+        async for step in service.workshop.steps(partial(service.made, path, given)):
             if not isinstance(step, Step):
                 return step
             service.still_needed(path)
             tell(step)
-    except RestoreError as error:
-        raise gr.Error(service.words(error), print_exception=False) from error
-    except gr.Error:
-        raise
-    except Exception as error:
-        logging.getLogger(__name__).exception("a restoration failed")
-        raise gr.Error(WRONG, print_exception=False) from error
     raise AssertionError("a line without an end")
-
-
-def _work(service: Service, path: str, given: dict, progress: Progress) -> tuple[Result, work.Shown]:
-    place = service.settings.processed_folder / uuid.uuid4().hex
-    result, file = service.restored(service.upload(path), given, progress, name=path, place=place)
-    return result, work.show(result, path, file)
-
-
-def _named(given: dict) -> dict:
-    return {**given, "face_enhance": shared.faces(given["face_enhance"])}
 
 
 def _tell(progress: gr.Progress, which: str, step: Step) -> None:

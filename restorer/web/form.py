@@ -15,9 +15,8 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
 from .. import photo
-from ..errors import InvalidOption, RestoreError, UnknownModel
+from ..errors import ImageTooLarge, InvalidOption, RestoreError, UnknownModel
 from ..options import Options
-from ..upscale import output_size
 from .service import Service
 
 FORM = 64 * 1024  # bytes of a form beside its files
@@ -44,7 +43,7 @@ async def read(request: Request, folder: Path, *, most: int, megabytes: int) -> 
     largest = megabytes * 2**20
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most * largest + FORM:
-        raise Refused(413, f"the request has {int(length)} bytes", limit=most * largest)
+        raise Refused(413, f"the request has {length} bytes: send smaller files", limit=most * largest)
     try:
         form = await request.form(max_files=most, max_fields=len(_OPTIONS), max_part_size=FORM)
     except (HTTPException, MultiPartException) as error:
@@ -76,7 +75,7 @@ async def _copied(field: str, upload: UploadFile, path: Path, largest: int) -> t
     if field not in ("files", "files[]", "file"):
         raise Refused(422, f"files come in the field files, not {field!r}", allowed=["files"])
     if (upload.size or 0) > largest:
-        raise Refused(413, f"{name}: larger than {largest >> 20} MB", limit=largest)
+        raise Refused(413, f"{name} has {upload.size} bytes; a file may have {largest}", limit=largest)
     with path.open("wb") as out:
         await asyncio.to_thread(shutil.copyfileobj, upload.file, out)
     return name, path
@@ -86,38 +85,22 @@ def check(service: Service, files: list[tuple[str, Path]], given: dict[str, obje
     """Refuse what is seen to be wrong or too large before any of it is worked on."""
     limits = service.settings.limits
     try:
-        if not 0 <= (times := int(str(given.get("long_side", 0))[:10])) <= 100_000:
-            raise InvalidOption(f"long_side is {times}; it must be from 0 to 100000")
-        chosen = service.options({**given, "long_side": 0}, lambda: None)  # type: ignore[arg-type]
-        model = service.restorer.model(chosen)
-    except UnknownModel as error:
-        raise Refused(422, service.words(error)) from error  # which lists them
-    except InvalidOption as error:
-        raise Refused(422, str(error)) from error
-    if chosen.denoise < 1 and not model.pair:
-        raise Refused(422, f"denoise is {chosen.denoise}, but {model.name} has no strength to choose")
+        service.restorer.model(service.options(given, None))
+    except (UnknownModel, InvalidOption) as error:
+        raise Refused(422, service.words(error)) from error
     for name, path in files:
         try:
-            width, height = photo.size(path.read_bytes())
+            size = photo.size(path.read_bytes(), max_pixels=limits.input_pixels)
+        except ImageTooLarge as error:
+            raise Refused(422, f"{name}: {error}", limit=limits.input_pixels) from error
         except RestoreError:
             continue  # one bad file of a job is told in its status
-        if width * height > limits.input_pixels:
-            raise Refused(
-                422,
-                f"{name} has {width} x {height} = {width * height / 1e6:.1f} megapixels",
-                limit=limits.input_pixels,
-            )
-        outscale = times / max(width, height) if times else chosen.outscale
-        if not 1 <= outscale <= 8:
-            low, high = max(width, height), 8 * max(width, height)
-            raise Refused(422, f"long_side is {times}; {name} allows from {low} to {high}")
-        out = output_size(width, height, outscale)
-        if out[0] * out[1] > limits.output_pixels:
-            raise Refused(
-                422,
-                f"{name} would have {out[0]} x {out[1]} = {out[0] * out[1] / 1e6:.1f} megapixels",
-                limit=limits.output_pixels,
-            )
+        try:
+            service.restorer.enlarged(*size, service.options(given, size).outscale)
+        except ImageTooLarge as error:
+            raise Refused(422, f"{name}: {error}", limit=limits.output_pixels) from error
+        except InvalidOption as error:
+            raise Refused(422, f"{name}: {error}") from error
 
 
 def _typed(name: str, value: str) -> object:
@@ -126,12 +109,11 @@ def _typed(name: str, value: str) -> object:
     if kind is None:
         raise Refused(422, f"there is no option {name!r}", allowed=sorted(_OPTIONS))
     text = value.strip()
-    if name == "face_enhance":
-        return {"true": "on", "false": "off"}.get(text.lower(), text)
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
+    if name == "face_enhance" or kind is bool:
+        truth = {"true": True, "false": False}.get(text.lower())
+        if truth is None and kind is bool:
             raise Refused(422, f"{name} is {text!r}", allowed=["true", "false"])
-        return text.lower() == "true"
+        return text if truth is None else truth
     try:
         return kind(text)
     except ValueError as error:

@@ -168,7 +168,7 @@ class BodyLimit:
 
     @property
     def _refusal(self) -> JSONResponse:
-        error = f"the request has more than {self._limit} bytes"
+        error = f"the request has more than {self._limit} bytes: send fewer or smaller files"
         return JSONResponse({"error": error, "limit": self._limit}, 413, {"Connection": "close"})
 
 

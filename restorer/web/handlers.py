@@ -1,11 +1,10 @@
 """What the page does when something is chosen or clicked: from the controls' values to what they show."""
 
-import logging
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +18,9 @@ from ..errors import RestoreError
 from ..options import Options
 from ..photo import Photo
 from ..pipeline import Plan
-from ..result import Result
 from ..tiling import Progress
 from . import work
-from .service import WRONG, Service
+from .service import Service
 from .workshop import Step
 
 TIMES = "Times the photo's width and height"
@@ -189,7 +187,7 @@ class Page:
         """Restore the upload, telling tiles and yielding twice a second: what stops it, stops it here."""
         since = None
         try:
-            async for step in self.service.workshop.steps(partial(self._kept, path, values)):
+            async for step in self.service.workshop.steps(partial(self._kept, path, self.given(values))):
                 if not isinstance(step, Step):
                     yield step
                     return
@@ -203,28 +201,13 @@ class Page:
                 else:
                     progress(None, desc="Preparing")  # its turn, the photo, the model
                 yield gr.skip()
-        except RestoreError as error:
+        except Exception as error:  # noqa: BLE001  one job of the queue: the next one must have its turn
             yield _failed(self.service.words(error))
-        except Exception:  # noqa: BLE001  one job of the queue: the next one must have its turn
-            logging.getLogger(__name__).exception("a restoration failed")
-            yield _failed(WRONG)
 
-    def _kept(self, path: str, values: tuple[object, ...], progress: Progress) -> work.Shown:
-        result, shown = self.restored(path, values, progress)
+    def _kept(self, path: str, given: dict[str, object], progress: Progress) -> work.Shown:
+        result, shown = self.service.made(path, given, progress)
         work.keep(result, shown)
         return shown
-
-    def restored(
-        self, path: str, values: tuple[object, ...], progress: Progress
-    ) -> tuple[Result, work.Shown]:
-        """The upload restored, and what of it is on disk."""
-        data, given = self.service.upload(path), self.given(values)
-        result, file = self.service.restored(data, given, progress, name=path, place=self.place())
-        return result, work.show(result, path, file)
-
-    def place(self) -> Path:
-        """A new folder for results, not made yet."""
-        return self.settings.processed_folder / uuid.uuid4().hex
 
     def show(self, made: work.Shown | Failed | None, asked: Asked | None, *values: object) -> tuple:
         """The buttons as they are when nothing is under way; what there is of an earlier result is hidden."""
@@ -256,15 +239,6 @@ class Page:
     def options(self, values: tuple[object, ...], before: Photo) -> Options:
         """What the restorer is asked for."""
         return self.service.options(self.given(values), before)
-
-
-@contextmanager
-def in_words(service: Service) -> Iterator[None]:
-    """What cannot be done is said in a note on the page."""
-    try:
-        yield
-    except RestoreError as error:
-        raise gr.Error(service.words(error), print_exception=False) from error
 
 
 def sized(long_side: float | None) -> gr.Radio:

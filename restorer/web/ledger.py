@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,9 +57,9 @@ class Ledger:
         self._jobs.labels(state).set_function(count)
 
     @contextmanager
-    def photo(self) -> Iterator[Callable[[Result], None]]:
-        """Around one photo; call what it gives with the result. How it ended is seen by itself."""
-        entry: dict[str, object] = {"id": uuid.uuid4().hex[:12], "state": "failed"}
+    def photo(self, name: str) -> Iterator[Callable[[Result], None]]:
+        """Around one photo, of that id; call what it gives with the result. Its end is seen by itself."""
+        entry: dict[str, object] = {"id": name, "state": "failed"}
         start = time.perf_counter()
 
         def told(result: Result) -> None:

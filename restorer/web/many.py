@@ -1,6 +1,5 @@
 """The second tab's handlers: one photo after the other, and all of them together."""
 
-import logging
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,11 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import RestoreError
 from ..result import Result
 from . import work
 from .handlers import Page, busy, count
-from .service import WRONG
 from .workshop import Step
 
 
@@ -25,24 +22,23 @@ class ManyPhotos:
     async def restore_all(self, paths: list[str] | None, *values: object) -> AsyncIterator[tuple]:
         """Restore one after the other; a bad file never stops the rest."""
         rows = [[Path(path).name, "waiting"] for path in paths or ()]
-        done: tuple[work.Shown, ...] = ()
+        service, done = self.page.service, ()
         for row, path in zip(rows, paths or (), strict=True):
             row[1] = "preparing"
             try:
-                async for step in self.page.service.workshop.steps(partial(self.page.restored, path, values)):
+                async for step in service.workshop.steps(
+                    partial(service.made, path, self.page.given(values))
+                ):
                     # those of a long batch stay until its end
-                    self.page.service.still_needed(*(paths or ()), *(one.file for one in done))
+                    service.still_needed(*(paths or ()), *(one.file for one in done))
                     if isinstance(step, Step):
                         row[1] = _state(step)
                     else:
                         result, shown = step
                         row[1], done = _summary(result), (*done, shown)
                     yield rows, done
-            except RestoreError as error:
-                row[1] = f"failed: {self.page.service.words(error)}"
-            except Exception:  # noqa: BLE001  the others must have their turn
-                logging.getLogger(__name__).exception("a restoration failed")
-                row[1] = f"failed: {WRONG}"
+            except Exception as error:  # noqa: BLE001  the others must have their turn
+                row[1] = f"failed: {service.words(error)}"
         yield rows, done
 
     def archive(self, done: Sequence[work.Shown], rows: list[list[str]]) -> tuple:

@@ -14,10 +14,10 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from .. import __version__
-from ..options import FORMATS, Options
+from ..options import FACE_MASKS, FORMATS, Options
 from .rest import Rest
+from .ui import TITLE
 
-TITLE = "Neural Image Restore"
 _STATUS = {
     "job_id": "0123456789abcdef0123456789abcdef",
     "status": "completed",
@@ -42,7 +42,7 @@ def _router(rest: Rest) -> APIRouter:
     router = APIRouter()
 
     def add(path: str, run: Callable, method: str, summary: str, status: int = 200, **extra: Any) -> None:  # noqa: ANN401
-        example = _CURL.get((method, path), f"curl http://127.0.0.1:7860{path}")
+        example = f"curl {_CURL.get(path, '')}http://127.0.0.1:7860{path}"
         router.add_api_route(
             *(path, run),
             methods=[method],
@@ -57,8 +57,7 @@ def _router(rest: Rest) -> APIRouter:
             router.add_api_route(path, run, methods=["HEAD"], response_model=None, include_in_schema=False)
 
     example = {"200": {"content": {"application/json": {"example": _STATUS}}}}
-    forms = {many: _form_of("files", many=many) for many in (True, False)}
-    add("/enhance", rest.enhance, "POST", "Restore photos: a job", 202, requestBody=forms[True])
+    add("/enhance", rest.enhance, "POST", "Restore photos: a job", 202, requestBody=_form(many=True))
     add("/status/{job_id}", rest.status, "GET", "How far a job is", parameters=[_JOB], responses=example)
     add("/status/{job_id}/events", rest.events, "GET", "The same as server-sent events", parameters=[_JOB])
     index = {"name": "index", "in": "path", "required": True, "schema": {"type": "integer"}}
@@ -66,7 +65,7 @@ def _router(rest: Rest) -> APIRouter:
     path = "/processed/{job_id}/{index}/{name}"
     add(path, rest.processed, "GET", "A restored photo; Range is understood", parameters=[_JOB, index, name])
     add("/jobs/{job_id}", rest.delete, "DELETE", "Cancel a job, or remove an ended one", parameters=[_JOB])
-    add("/quote", rest.quote, "POST", "What a photo will take", requestBody=forms[False])
+    add("/quote", rest.quote, "POST", "What a photo will take", requestBody=_form(many=False))
     add("/models", rest.models, "GET", "The models, and which are here")
     add("/health", rest.health, "GET", "The server answers")
     add("/ready", rest.ready, "GET", "A job would be worked on")
@@ -76,18 +75,15 @@ def _router(rest: Rest) -> APIRouter:
 
 # Where it is more than the address
 _CURL = {
-    (
-        "POST",
-        "/enhance",
-    ): "curl -F files=@old.jpg -F outscale=2 -F face_enhance=auto http://127.0.0.1:7860/enhance",
-    ("POST", "/quote"): "curl -F files=@old.jpg -F outscale=2 http://127.0.0.1:7860/quote",
-    ("DELETE", "/jobs/{job_id}"): "curl -X DELETE http://127.0.0.1:7860/jobs/{job_id}",
-    ("GET", "/status/{job_id}/events"): "curl -N http://127.0.0.1:7860/status/{job_id}/events",
+    "/enhance": "-F files=@old.jpg -F outscale=2 -F face_enhance=auto ",
+    "/quote": "-F files=@old.jpg -F outscale=2 ",
+    "/jobs/{job_id}": "-X DELETE ",
+    "/status/{job_id}/events": "-N ",
 }
 _JOB = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def _form_of(files: str, *, many: bool) -> dict[str, Any]:
+def _form(*, many: bool) -> dict[str, Any]:
     """What a form may hold, for the description: the files, and every option with its default."""
     file: dict[str, Any] = {"type": "string", "format": "binary"}
     kinds = {str: "string", float: "number", int: "integer", bool: "boolean"}
@@ -97,11 +93,11 @@ def _form_of(files: str, *, many: bool) -> dict[str, Any]:
     }
     options["long_side"] = {"type": "integer", "default": 0, "description": "in pixels, in place of outscale"}
     options["face_enhance"] = {"enum": ["auto", "true", "false"], "default": "auto"}
-    options["format"]["enum"] = list(FORMATS)
+    options["format"]["enum"], options["face_mask"]["enum"] = list(FORMATS), list(FACE_MASKS)
     schema = {
         "type": "object",
-        "required": [files],
-        "properties": {files: {"type": "array", "items": file} if many else file, **options},
+        "required": ["files"],
+        "properties": {"files": {"type": "array", "items": file} if many else file, **options},
     }
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 

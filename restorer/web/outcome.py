@@ -6,7 +6,7 @@ import gradio as gr
 
 from ..files import write_atomic
 from . import work
-from .handlers import FORMAT_NAMES, Failed, Page, in_words, spot_of
+from .handlers import FORMAT_NAMES, Failed, Page, spot_of
 from .service import receipt
 
 
@@ -20,7 +20,7 @@ class Outcome:
         """A new result, and the spot of it that is looked at closely: the first face, or the middle."""
         if not isinstance(made, work.Shown):
             return None, gr.skip()
-        with in_words(self.page.service):
+        with self.page.service.in_words():
             result = work.kept(made)
         x = y = 0.5
         if result.faces:
@@ -32,7 +32,7 @@ class Outcome:
         """The result in the photo's place: the slider, the line under it, the download and the receipt."""
         if shown is None or not isinstance(made, work.Shown) or shown.name != made.name:
             return tuple(gr.skip() for _ in range(9))  # another photo was chosen meanwhile
-        with in_words(self.page.service):
+        with self.page.service.in_words():
             result = work.kept(shown)
         said = f"**{result.width} × {result.height}** · {result.model}"
         if shown == made:  # a recomposition takes next to none
@@ -61,9 +61,9 @@ class Outcome:
             index: float(strength) if tick else 0.0
             for index, (tick, strength) in enumerate(zip(ticks, strengths, strict=True))
         }
-        with in_words(self.page.service):
+        with self.page.service.in_words():
             result = self.page.restorer.recompose(work.kept(made), strengths=chosen)
-            file = self.page.place() / made.file.name
+            file = self.page.service.place() / made.file.name
             write_atomic(file, result.data)
             again = work.show(result, made.name, file)
             work.keep(result, again)
@@ -75,7 +75,7 @@ class Outcome:
         """The two pictures of the closer look."""
         if shown is None or not spot:
             return gr.skip()
-        with in_words(self.page.service):
+        with self.page.service.in_words():
             before, after = work.look(work.kept(shown), spot_of(spot), shown)
         return str(before), str(after)
 
@@ -83,7 +83,7 @@ class Outcome:
         """The spot half of what is seen (frame: its width and height in pixels) further."""
         if shown is None or not spot:
             return gr.skip()
-        with in_words(self.page.service):
+        with self.page.service.in_words():
             result = work.kept(shown)
         seen = _frame(frame)
         return ",".join(

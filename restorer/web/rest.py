@@ -4,8 +4,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -16,12 +16,11 @@ from gradio.route_utils import get_root_url
 
 from .. import models
 from ..errors import Cancelled, QueueFull, RestoreError
-from ..jobs import STATES, Item, Job, Jobs
+from ..jobs import STATES, Job, Jobs
 from ..tiling import Progress
 from . import form
-from . import service as shared
 from .form import Refused
-from .service import WRONG, Service
+from .service import Service, receipt
 from .workshop import Step, Ticket
 
 _TYPES = {
@@ -37,15 +36,28 @@ _STUCK = 900  # seconds without a step after which the worker is not taken for a
 _THOUSAND = 1000  # what one file counts in a job's progress
 
 
+class _Live:
+    """What is known of a job in the line beside its record.
+
+    at    which file is worked on, and of that the steps done and all
+    news  set, and replaced, whenever something is new
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket, self.at, self.news = ticket, (0, 0, 0), asyncio.Event()
+        self.task: asyncio.Task | None = None
+
+    def tell(self) -> None:
+        self.news.set()
+        self.news = asyncio.Event()
+
+
 class Rest:
     """The routes, and the jobs behind them."""
 
     def __init__(self, service: Service, jobs: Jobs) -> None:
         self.service, self.jobs, self.settings = service, jobs, service.settings
-        self._running: dict[str, asyncio.Task] = {}
-        self._tickets: dict[str, Ticket] = {}
-        self._steps: dict[str, tuple[int, int, int]] = {}  # which file, and of that steps done and all
-        self._news: dict[str, asyncio.Event] = {}  # set, and replaced, whenever something is new of a job
+        self._live: dict[str, _Live] = {}
         for state in STATES:
             service.ledger.count_jobs(state, partial(jobs.count, state))
 
@@ -57,58 +69,50 @@ class Rest:
             self._start(job, self.service.workshop.join(always=True))
 
     def _start(self, job: Job, ticket: Ticket) -> None:
-        self._tickets[job.id] = ticket
-        task = self._running[job.id] = asyncio.get_running_loop().create_task(self._run(job, ticket))
-        task.add_done_callback(lambda _: self._left(job))
+        live = self._live[job.id] = _Live(ticket)
+        live.task = asyncio.get_running_loop().create_task(self._run(job, live))
+        live.task.add_done_callback(lambda _: self._left(job))
 
     def _left(self, job: Job) -> None:
-        self._tell(job)
-        for table in (self._running, self._tickets, self._steps, self._news):
-            table.pop(job.id, None)
+        self._live.pop(job.id).tell()
 
-    def _tell(self, job: Job) -> None:
-        self._news.pop(job.id, asyncio.Event()).set()
-
-    async def _run(self, job: Job, ticket: Ticket) -> None:
+    async def _run(self, job: Job, live: _Live) -> None:
         try:
-            async for step in self.service.workshop.steps(partial(self._work, job), ticket):
+            async for step in self.service.workshop.steps(partial(self._work, job, live), live.ticket):
                 if isinstance(step, Step):
-                    self._tell(job)
+                    live.tell()
         except Cancelled:  # by the client, who has the answer, or by the server's end, for the next process
             pass
         except Exception:  # noqa: BLE001  one job of the queue
             logging.getLogger(__name__).exception("a job failed")
             self.jobs.end(job, "failed")
 
-    def _work(self, job: Job, progress: Progress) -> None:
+    def _work(self, job: Job, live: _Live, progress: Progress) -> None:
         """All files of a job that are not done yet, in the workshop's thread."""
         if not self.jobs.begin(job):
             return
         for index, item in enumerate(job.items):
             if not item.result and not item.error:
-                self._one(job, index, item, progress)
+                self._one(job, index, live, progress)
         self.jobs.end(job, "completed" if any(item.result for item in job.items) else "failed")
 
-    def _one(self, job: Job, index: int, item: Item, progress: Progress) -> None:
-        place = self.jobs.result_folder(job, index)
+    def _one(self, job: Job, index: int, live: _Live, progress: Progress) -> None:
+        item, place = job.items[index], self.jobs.result_folder(job, index)
 
         def noted(done: int, total: int) -> None:
-            self._steps[job.id] = index, done, total
+            live.at = index, done, total
             progress(done, total)
 
         try:
             result, file = self.service.restored(
                 self.jobs.input(job, index), job.options, noted, name=item.name, place=place
             )
-            told = {"file": file.name, **shared.receipt(result)}
+            told = {"file": file.name, **receipt(result)}
             kept = self.jobs.note(job, item, result=told)
         except Cancelled:
             raise
-        except RestoreError as error:
+        except Exception as error:  # noqa: BLE001  one file of a batch
             kept = self.jobs.note(job, item, error=self.service.words(error))
-        except Exception:  # noqa: BLE001  one file of a batch
-            logging.getLogger(__name__).exception("a file of a job failed")
-            kept = self.jobs.note(job, item, error=WRONG)
         if not kept:
             raise Cancelled("the job has ended")
 
@@ -117,17 +121,16 @@ class Rest:
     async def enhance(self, request: Request) -> Response:
         """Take a job."""
         self._check_ready()
-        if self.service.workshop.full:
-            raise self._full()
+        line = self.service.workshop
+        with _or_503(limit=self.settings.max_queue):
+            line.check()  # before the form is read, and again when it has been
         async with self._form(request, self.settings.max_files_per_job) as (files, given):
-            try:
-                ticket = self.service.workshop.join()
-            except QueueFull as error:
-                raise self._full() from error
+            with _or_503(limit=self.settings.max_queue):
+                ticket = line.join()
             try:
                 job = await asyncio.to_thread(self.jobs.add, files, given)
             except BaseException:
-                self.service.workshop.leave(ticket)
+                line.leave(ticket)
                 raise
             self._start(job, ticket)
         body = {"job_id": job.id, "status": job.state, "queue_position": self._place(job)}
@@ -138,7 +141,7 @@ class Rest:
         async with self._form(request, 1) as (files, given):
             data = await asyncio.to_thread(files[0][1].read_bytes)
         try:
-            return JSONResponse(await asyncio.to_thread(shared.quoted, self.service, data, given))
+            return JSONResponse(await asyncio.to_thread(self.service.quote, data, given))
         except RestoreError as error:
             raise Refused(422, self.service.words(error)) from error
 
@@ -153,6 +156,8 @@ class Rest:
         async def lines() -> AsyncIterator[str]:
             told, spoke = "", time.monotonic()
             while True:
+                live = self._live.get(job.id)
+                news = live.news if live else asyncio.Event()
                 ended, now = job.ended, json.dumps(self._told(job, request))
                 if now != told:
                     told, spoke = now, time.monotonic()
@@ -162,7 +167,6 @@ class Rest:
                     yield ": still here\n\n"
                 if ended or self.service.workshop.closed:
                     return
-                news = self._news.setdefault(job.id, asyncio.Event())
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(news.wait(), _LOOK)
 
@@ -190,15 +194,15 @@ class Rest:
         """Cancel a job that has not ended; remove one that has."""
         job = self._known(request)
         if await asyncio.to_thread(self.jobs.end, job, "cancelled"):
-            if task := self._running.get(job.id):
-                task.cancel()
+            if (live := self._live.get(job.id)) and live.task:
+                live.task.cancel()
             return JSONResponse({"job_id": job.id, "status": "cancelled"})
         await asyncio.to_thread(self.jobs.delete, job)
         return JSONResponse({"job_id": job.id, "status": "deleted"})
 
     async def models(self, _request: Request) -> Response:
         """The models."""
-        return JSONResponse(await asyncio.to_thread(shared.listed, self.service))
+        return JSONResponse(await asyncio.to_thread(self.service.models))
 
     async def health(self, _request: Request) -> Response:
         """The loop answers."""
@@ -229,16 +233,11 @@ class Rest:
             await asyncio.to_thread(form.check, self.service, files, given)
             yield files, given
 
-    def _full(self) -> Refused:
-        return Refused(503, "too many are waiting already; try again later", limit=self.settings.max_queue)
-
     def _check_ready(self) -> None:
-        if self.service.workshop.closed:
-            raise Refused(503, "the server is ending; try again in a minute")
-        try:
+        with _or_503():
+            self.service.workshop.check(always=True)
+        with _or_503(limit=self.settings.min_free_disk_mb):
             self.service.check_room()
-        except QueueFull as error:
-            raise Refused(503, str(error), limit=self.settings.min_free_disk_mb) from error
 
     def _known(self, request: Request) -> Job:
         job = self.jobs.get(request.path_params["job_id"])
@@ -247,12 +246,13 @@ class Rest:
         return job
 
     def _place(self, job: Job) -> int:
-        ticket = self._tickets.get(job.id)
-        return self.service.workshop.place(ticket) if ticket else 0
+        live = self._live.get(job.id)
+        return self.service.workshop.place(live.ticket) if live else 0
 
     def _told(self, job: Job, request: Request) -> dict[str, Any]:
         root = get_root_url(request=request, route_path=request.url.path, root_path=None)
-        index, done, steps = self._steps.get(job.id, (0, 0, 0))
+        live = self._live.get(job.id)
+        index, done, steps = live.at if live else (0, 0, 0)
         through = sum(bool(item.result or item.error) for item in job.items)
         under_way = index == through and steps and not job.ended
         part = _THOUSAND * done // steps if under_way else 0
@@ -275,3 +275,12 @@ class Rest:
                 {"original_filename": item.name, "error": item.error} for item in job.items if item.error
             ],
         }
+
+
+@contextmanager
+def _or_503(**limit: int) -> Iterator[None]:
+    """What there is no room for is refused, with the limit if there is one."""
+    try:
+        yield
+    except QueueFull as error:
+        raise Refused(503, str(error), **limit) from error

@@ -36,7 +36,7 @@ class Server:
     """One server of these settings, built but not yet serving."""
 
     def __init__(self, settings: Settings) -> None:
-        for folder in (settings.upload_folder, settings.processed_folder):
+        for folder in (settings.jobs_folder, settings.processed_folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.settings, self.workshop = settings, Workshop(settings.max_queue)
         self.restorer = Restorer(
@@ -48,7 +48,6 @@ class Server:
         free = partial(ledger.free_bytes, settings.processed_folder)
         told = ledger.Ledger(self.workshop, free)
         service = Service(settings, self.restorer, self.workshop, told)
-        settings.jobs_folder.mkdir(exist_ok=True)
         self._lock = filelock.FileLock(settings.jobs_folder / ".lock", thread_local=False)
         try:
             self._lock.acquire(timeout=0)
@@ -98,6 +97,11 @@ class Server:
                 "lifespan": self._lifespan,
             },
         }
+
+    def asgi(self) -> FastAPI:
+        """An ASGI application, for a host that serves it."""
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        return gr.mount_gradio_app(app, self.blocks, path="/", **self.options())
 
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -157,9 +161,7 @@ def serve(settings: Settings) -> None:
 
 def asgi(settings: Settings) -> FastAPI:
     """The same server as an ASGI application, for a host that serves it."""
-    server, app = Server(settings), FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    options = server.options()
-    return gr.mount_gradio_app(app, server.blocks, path="/", **options)
+    return Server(settings).asgi()
 
 
 def _warm(restorer: Restorer) -> None:

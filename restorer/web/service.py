@@ -2,10 +2,12 @@
 
 import logging
 import os
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import gradio as gr
 
 from .. import models, photo
 from ..errors import InvalidOption, QueueFull, RestoreError, UnsupportedImage, WeightsUnavailable
@@ -21,7 +23,7 @@ from .workshop import Workshop
 
 _LONGEST = 100_000  # pixels of a long side, more than any format and limit
 _TILE = 1024  # beyond it a stranger could choose how much memory the network takes
-WRONG = "something went wrong; the server's log says what"
+_WRONG = "something went wrong; the server's log says what"
 
 
 class Service:
@@ -34,7 +36,8 @@ class Service:
         self, data: bytes, given: dict[str, object], progress: Progress, *, name: str, place: Path
     ) -> tuple[Result, Path]:
         """A photo restored, and its file in the folder `place`, named after the upload's `name`."""
-        with self.ledger.photo() as told:
+        folder, *parts = place.relative_to(self.settings.processed_folder).parts
+        with self.ledger.photo("/".join([folder[:12], *parts])) as told:  # a whole id opens a job
             self.check_room()
             options = self.options(given, lambda: self.decoded(data))
             result = self.restorer.restore(data, progress=progress, **vars(options))
@@ -42,26 +45,37 @@ class Service:
             told(result)
         return result, file
 
-    def options(self, given: dict[str, object], before: Photo | Callable[[], Photo]) -> Options:
+    def made(self, path: str, given: dict[str, object], progress: Progress) -> tuple[Result, work.Shown]:
+        """An upload restored, and what of it is on disk for a browser."""
+        result, file = self.restored(self.upload(path), given, progress, name=path, place=self.place())
+        return result, work.show(result, path, file)
+
+    def place(self) -> Path:
+        """A new folder for results, not made yet."""
+        return self.settings.processed_folder / uuid.uuid4().hex
+
+    def options(
+        self, given: dict[str, object], before: Photo | photo.Size | Callable[[], Photo] | None
+    ) -> Options:
         """What the restorer is asked for: its own options where nothing was given.
 
-        given   by name; long_side, in pixels, stands for an outscale where it is not 0
-        before  the photo, or a function that gives it, asked only if its size matters
+        given   by name; long_side, in pixels, stands for an outscale where it is not 0, and face_enhance
+                may be true or false
+        before  the photo or its size, or a function that gives it, asked only if its size matters; None
+                where it is not known: then a long side is not looked at beyond its range
         """
         given = dict(given)
         long = given.pop("long_side", 0)
         if not isinstance(long, int | float) or isinstance(long, bool):
             raise InvalidOption(f"long_side is {long!r}; it must be a whole number")
         if not 0 <= long <= _LONGEST:
-            raise InvalidOption(f"long_side must be from 0 to {_LONGEST}")
-        unknown = sorted(set(given) - set(Options.names()))
-        if unknown:
-            known = ", ".join((*Options.names(), "long_side"))
-            raise InvalidOption(f"there is no option {unknown[0]!r}; the options are {known}")
-        if long:
-            seen = before() if callable(before) else before
+            raise InvalidOption(f"long_side is {long}; it must be from 0 to {_LONGEST}")
+        seen = before() if long and callable(before) else before
+        if long and isinstance(seen, Photo | photo.Size):
             given["outscale"] = _times(long, max(seen.width, seen.height))
-        options = replace(self.restorer.options, **given)  # type: ignore[arg-type]
+        if isinstance(wanted := given.get("face_enhance"), bool):
+            given["face_enhance"] = "on" if wanted else "off"
+        options = self.restorer.options.changed(given)
         if options.tile > _TILE:
             raise InvalidOption(f"tile is {options.tile}; a server takes at most {_TILE}")
         return options
@@ -76,6 +90,38 @@ class Service:
         """In dollars; None without a price, or before anything was measured."""
         price = self.settings.price_per_gpu_second
         return plan.seconds * price if price and plan.seconds is not None else None
+
+    def quote(self, data: bytes, given: dict[str, object]) -> dict[str, object]:
+        """What restoring a photo will take. Raises what restoring it would raise at its start."""
+        before = self.decoded(data)
+        options = self.options(given, before)
+        self.restorer.measure(**vars(options))
+        plan = self.restorer.plan(before, **vars(options))
+        return {
+            "width": plan.width,
+            "height": plan.height,
+            "model": plan.model.name,
+            "present": models.is_present(plan.model, self.restorer.weights),
+            "tiles": plan.tiles,
+            "seconds": None if plan.seconds is None else round(plan.seconds, 2),
+            "cost": self.cost(plan),
+            "warnings": list(plan.warnings),
+        }
+
+    def models(self) -> list[dict[str, object]]:
+        """Every model, and whether its file is here."""
+        weights = self.restorer.weights
+        return [
+            {
+                "name": model.name,
+                "kind": model.kind,
+                "about": model.about,
+                "licence": model.licence,
+                "bytes": model.bytes,
+                "present": models.is_present(model, weights),
+            }
+            for model in models.available(weights)
+        ]
 
     def decoded(self, data: bytes) -> Photo:
         return photo.decode(data, max_pixels=self.settings.limits.input_pixels)
@@ -107,8 +153,24 @@ class Service:
             return None
         return real if real.is_relative_to(self.settings.upload_folder) else None
 
-    def words(self, error: RestoreError) -> str:
-        """What went wrong, without what is for the server's owner alone: addresses, and places of folders."""
+    @contextmanager
+    def in_words(self) -> Iterator[None]:
+        """What cannot be done is an error of Gradio's, in the user's words."""
+        try:
+            yield
+        except gr.Error:
+            raise
+        except Exception as error:  # whoever waits must hear of it
+            raise gr.Error(self.words(error), print_exception=False) from error
+
+    def words(self, error: Exception) -> str:
+        """What went wrong, without what is for the server's owner alone: addresses, and places of folders.
+
+        What nobody expected is written to the log.
+        """
+        if not isinstance(error, RestoreError):
+            logging.getLogger(__name__).error("a restoration failed", exc_info=error)
+            return _WRONG
         if isinstance(error, WeightsUnavailable):
             logging.getLogger(__name__).warning("%s", error)
             return str(error).partition(" (")[0] + ": choose another model, or try again with a network"
@@ -124,40 +186,6 @@ def _times(long: float, side: int) -> float:
     return long / side
 
 
-def quoted(service: Service, data: bytes, given: dict[str, object]) -> dict[str, object]:
-    """What restoring a photo will take. Raises what restoring it would raise at its start."""
-    before = service.decoded(data)
-    options = service.options(given, before)
-    service.restorer.measure(**vars(options))
-    plan = service.restorer.plan(before, **vars(options))
-    return {
-        "width": plan.width,
-        "height": plan.height,
-        "model": plan.model.name,
-        "present": models.is_present(plan.model, service.restorer.weights),
-        "tiles": plan.tiles,
-        "seconds": None if plan.seconds is None else round(plan.seconds, 2),
-        "cost": service.cost(plan),
-        "warnings": list(plan.warnings),
-    }
-
-
-def listed(service: Service) -> list[dict[str, object]]:
-    """Every model, and whether its file is here."""
-    weights = service.restorer.weights
-    return [
-        {
-            "name": model.name,
-            "kind": model.kind,
-            "about": model.about,
-            "licence": model.licence,
-            "bytes": model.bytes,
-            "present": models.is_present(model, weights),
-        }
-        for model in models.available(weights)
-    ]
-
-
 def receipt(result: Result) -> dict[str, object]:
     """What is told of a result beside its file."""
     return {
@@ -168,8 +196,3 @@ def receipt(result: Result) -> dict[str, object]:
         "faces": result.face_note,
         "warnings": list(result.warnings),
     }
-
-
-def faces(wanted: object) -> object:
-    """Options.face_enhance for what a program may say: true and false too."""
-    return {True: "on", False: "off"}[wanted] if isinstance(wanted, bool) else wanted

@@ -15,7 +15,7 @@ from ..photo import Photo
 from ..result import Result
 from ..tiling import Progress
 from . import work
-from .handlers import Asked, Page, in_words, spot_of
+from .handlers import Asked, Page, spot_of
 from .workshop import Step
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Trial:
         return work.detail(self.page.service.decoded(self.page.service.upload(asked.path)), spot_of(spot))
 
     def _previews(self, result: Result) -> tuple[str, str]:
-        before, after = work.previews(result, self.page.place())
+        before, after = work.previews(result, self.page.service.place())
         return str(before), str(after)
 
     async def _watched(
@@ -82,7 +82,7 @@ class Trial:
         """What `make` makes of the photo that was chosen, if one was; what stops this, stops it."""
         if asked is None:
             return
-        with in_words(self.page.service):
+        with self.page.service.in_words():
             async for step in self.page.service.workshop.steps(partial(make, spot, asked, values)):
                 if not isinstance(step, Step):
                     yield step

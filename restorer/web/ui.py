@@ -16,7 +16,7 @@ from .service import Service
 
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
-_TITLE = "Neural Image Restore"
+TITLE = "Neural Image Restore"
 # Everything that computes waits in the workshop's one line
 _DEVICE: dict[str, Any] = {"concurrency_limit": None}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -52,8 +52,8 @@ def build(service: Service) -> gr.Blocks:
     """The page and its interface for programs, ready for server.py to queue and serve."""
     page, settings = handlers.Page(service), service.settings
     age = max(1, round(settings.sweep_seconds)), max(1, round(settings.keep_seconds))
-    with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=age) as blocks:
-        gr.Markdown(f"# {_TITLE}\nMakes old, small and damaged photos large and clear.", elem_id="title")
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=age) as blocks:
+        gr.Markdown(f"# {TITLE}\nMakes old, small and damaged photos large and clear.", elem_id="title")
         with gr.Tab("One photo"):
             fields = _one(page)
         with gr.Tab("Many photos"):

@@ -46,13 +46,17 @@ class Workshop:
         self._moved = threading.Condition()
         self._beat = time.monotonic()
 
+    def check(self, *, always: bool = False) -> None:
+        """Raise QueueFull where there is no place in the line, `always` only for a server that is ending."""
+        if self.closed:
+            raise QueueFull("the server is ending; try again in a minute")
+        if len(self._line) > self.longest and not always:
+            raise QueueFull(f"{self.longest} are waiting already, which is the limit; try again later")
+
     def join(self, *, always: bool = False) -> Ticket:
-        """A place at the end of the line. Raises QueueFull, `always` only for a server that is ending."""
+        """A place at the end of the line. Raises what check() does."""
         with self._moved:
-            if self.closed:
-                raise QueueFull("the server is ending; try again in a minute")
-            if self.full and not always:
-                raise QueueFull(f"{self.longest} are waiting already, which is the limit; try again later")
+            self.check(always=always)
             if not self._line:
                 self._beat = time.monotonic()
             self._line.append(ticket := Ticket())
@@ -70,11 +74,6 @@ class Workshop:
         """How many are before a ticket, the one at work included; 0 for one at work or through."""
         with self._moved:
             return self._line.index(ticket) if ticket in self._line else 0
-
-    @property
-    def full(self) -> bool:
-        """Whether join() would be refused for want of room."""
-        return len(self._line) > self.longest
 
     @property
     def waiting(self) -> int:
