@@ -170,7 +170,7 @@ def restoration(count: int) -> None:
 
     torch.manual_seed(0)
     shape = {"num_mlp": 8, "input_is_latent": True, "different_w": True, "sft_half": True}
-    network = compat.network_class("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean")(512, **shape)
+    network = compat.load("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean")(512, **shape)
     engine = FaceEngine(network, device=torch.device("cpu"))
     crop = cv2.resize(data.astronaut()[0:256, 96:352], (512, 512), interpolation=cv2.INTER_CUBIC)
     start = time.perf_counter()

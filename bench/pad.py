@@ -44,7 +44,7 @@ def _weights(name: str) -> tuple[networks.Shape, networks.State, str]:
             state = networks.read_state(folder / file)
             return networks.recognise(state, name), state, file
     torch.manual_seed(0)
-    network = compat.network_class("basicsr.archs.rrdbnet_arch", "RRDBNet")(3, 3, num_block=23)
+    network = compat.load("basicsr.archs.rrdbnet_arch", "RRDBNet")(3, 3, num_block=23)
     return networks.recognise(network.state_dict(), name), network.state_dict(), "seeded random weights"
 
 

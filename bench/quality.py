@@ -1,6 +1,6 @@
 """`python -m bench.quality`: the built-in model beside its teacher and bicubic.
 
-Photographs of SETS/kodak24 and SETS/set14, made small by a fixed recipe (degrade), and the real ones of
+Photographs of SETS/kodak24 and SETS/set14, made small by evaluate.py's default recipe, and the real ones of
 SETS/realsrset as they are. Prints, a set: how many decibels nearer to the teacher's picture ours is than
 bicubic is; gradient energy beside the teacher's; PSNR to the truth, ours less the teacher's; NIQE (lower is
 better), ours over the teacher's. Writes OUT/sheet-SET.png: bicubic, ours and teacher, 12 crops at 200 %.
@@ -15,14 +15,12 @@ import cv2
 import numpy as np
 import torch
 
-from restorer import compat, engine, networks, photo, tiling
+from restorer import degrade, engine, metrics, networks, photo, tiling
 
 from . import present
 
-compat.install()
-from basicsr.metrics.niqe import calculate_niqe  # noqa: E402
-
 OURS, TEACHER = "restore-lite-x4", "realesr-general-x4v3"
+_RECIPE = degrade.RECIPES["default"]
 _CROP = 128  # of a contact sheet, in the pixels of the result
 
 
@@ -57,8 +55,8 @@ def main() -> int:
         found, crops = [], []
         for number, file in enumerate(files):
             truth = _read(file)
-            small = degrade(truth, seed=number) if made_small else truth
-            one, two, plain = ours(small), teacher(small), bicubic(small)
+            small = degrade.degrade(_even(truth), _RECIPE, seed=number) if made_small else truth
+            one, two, plain = ours(small), teacher(small), _bicubic(small)
             found.append(
                 figures(one, two, plain, _even(truth) if made_small else None, not arguments.no_niqe)
             )
@@ -67,28 +65,6 @@ def main() -> int:
         print(f"{name:10}  {_row(Figures(*np.array(found).mean(axis=0)))}", flush=True)
         _sheet(crops, arguments.out / f"sheet-{name}.png")
     return 0
-
-
-def degrade(truth: np.ndarray, *, seed: int) -> np.ndarray:
-    """A quarter of the size: blur of 0.6 to 1.6 pixels, area mean, noise of 3 to 10 levels, JPEG of 50 to 90.
-
-    truth  (h, w, 3) uint8 RGB; the same seed gives the same picture
-    """
-    rng = np.random.default_rng(seed)
-    truth = _even(truth)
-    height, width = truth.shape[0] // 4, truth.shape[1] // 4
-    blurred = cv2.GaussianBlur(truth.astype(np.float32), (0, 0), rng.uniform(0.6, 1.6))
-    small = cv2.resize(blurred, (width, height), interpolation=cv2.INTER_AREA)
-    small = np.clip(np.rint(small + rng.normal(0, rng.uniform(3, 10), small.shape)), 0, 255).astype(np.uint8)
-    quality = int(rng.integers(50, 91))
-    coded = cv2.imencode(".jpg", small[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
-    return photo.decode(coded.tobytes()).pixels
-
-
-def bicubic(small: np.ndarray) -> np.ndarray:
-    """Four times the size."""
-    height, width = small.shape[:2]
-    return cv2.resize(small, (4 * width, 4 * height), interpolation=cv2.INTER_CUBIC)
 
 
 def network(name: str, file: Path | None = None) -> "tiling.TileFunction":
@@ -106,20 +82,14 @@ def figures(
     """All (h, w, 3) uint8 RGB."""
     return Figures(
         nearer=cv2.PSNR(ours, teacher) - cv2.PSNR(plain, teacher),
-        energy=gradient_energy(ours) / gradient_energy(teacher),
+        energy=metrics.sharpness(ours) / metrics.sharpness(teacher),
         truth=np.nan if truth is None else cv2.PSNR(ours, truth) - cv2.PSNR(teacher, truth),
-        niqe=_niqe(ours) / _niqe(teacher) if with_niqe else np.nan,
+        niqe=metrics.niqe(ours, border=4) / metrics.niqe(teacher, border=4) if with_niqe else np.nan,
     )
 
 
-def gradient_energy(image: np.ndarray) -> float:
-    """Mean square of the differences between neighbours in luma, both ways."""
-    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return float(sum(np.mean(np.diff(luma, axis=axis) ** 2) for axis in (0, 1)))
-
-
-def _niqe(image: np.ndarray) -> float:
-    return float(calculate_niqe(image[..., ::-1].astype(np.float32), crop_border=4))
+def _bicubic(small: np.ndarray) -> np.ndarray:
+    return degrade.bicubic(small, 4 * small.shape[1], 4 * small.shape[0])
 
 
 def _read(file: Path) -> np.ndarray:

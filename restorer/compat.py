@@ -1,4 +1,4 @@
-"""Import network classes of basicsr, realesrgan and gfpgan on today's packages, and quickly.
+"""Import parts of basicsr, realesrgan, gfpgan and facexlib on today's packages, and quickly.
 
 basicsr 1.4.2 wants `torchvision.transforms.functional_tensor`, a private module that torchvision 0.17
 removed; the one function it takes from it lives on in the public module.
@@ -13,15 +13,17 @@ import logging
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _PRIVATE = "torchvision.transforms.functional_tensor"
 _IMPORTING = threading.Lock()  # what the packages look like meanwhile is seen by every thread
 _PACKAGES = (
     "basicsr",
     "basicsr.archs",
+    "basicsr.metrics",
     "basicsr.utils",
     "facexlib",
     "facexlib.detection",
@@ -44,8 +46,9 @@ def install() -> None:
     sys.modules[_PRIVATE] = stand_in
 
 
-def network_class(module: str, name: str) -> type:
-    """A class of one module, say ("basicsr.archs.rrdbnet_arch", "RRDBNet")."""
+def load(module: str, name: str) -> Callable[..., Any]:
+    """A class or function of one module, say ("basicsr.archs.rrdbnet_arch", "RRDBNet")."""
+    importlib.import_module("torch")  # must not meet the stand-ins when it looks around
     with _IMPORTING, _without_init_files():
         return getattr(importlib.import_module(module), name)
 
@@ -60,6 +63,7 @@ def _without_init_files() -> Iterator[None]:
     for package, module in bare.items():
         module.__path__ = [str(_folder(package))]
     bare["basicsr.utils"].get_root_logger = logging.getLogger  # type: ignore[attr-defined]  # arch_util takes it
+    bare["basicsr.utils"].__getattr__ = _from_color_util  # type: ignore[method-assign]  # for metric_util
     sys.modules.update(bare)
     stand_in = _on_demand("torchvision")
     sys.modules.setdefault("torchvision", stand_in)
@@ -69,6 +73,10 @@ def _without_init_files() -> Iterator[None]:
         _forget()  # and the debris of an import that failed half way, as basicsr's does without install()
         if sys.modules.get("torchvision") is stand_in:
             del sys.modules["torchvision"]
+
+
+def _from_color_util(name: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module("basicsr.utils.color_util"), name)
 
 
 def _forget() -> None:

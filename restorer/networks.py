@@ -277,7 +277,7 @@ def _misfit(name: str, arch: str, key: str, have: torch.Tensor | None, want: str
 def _new(shape: Shape) -> nn.Module:
     module, fixed = _CLASSES[shape.arch]
     with torch.device("meta"), _Unfilled():
-        return compat.network_class(module, shape.arch)(**fixed, **shape.parameters)
+        return compat.load(module, shape.arch)(**fixed, **shape.parameters)
 
 
 class _Unfilled(TorchFunctionMode):

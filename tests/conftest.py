@@ -64,7 +64,7 @@ def save_network(path: Path, *, seed: int, scale: int = 4, features: int = 8, co
 
     from restorer import compat
 
-    network = compat.network_class("basicsr.archs.srvgg_arch", "SRVGGNetCompact")(
+    network = compat.load("basicsr.archs.srvgg_arch", "SRVGGNetCompact")(
         num_feat=features, num_conv=convs, upscale=scale
     )
     generator = torch.Generator().manual_seed(seed)

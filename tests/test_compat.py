@@ -23,7 +23,7 @@ RGB = {"num_in_ch": 3, "num_out_ch": 3}
 told = {}
 
 def ours(name):
-    return compat.network_class(MODULES[name], name)(**RGB, **PARAMETERS[name]).eval()
+    return compat.load(MODULES[name], name)(**RGB, **PARAMETERS[name]).eval()
 
 def real(name):
     return getattr(sys.modules[MODULES[name]], name)(**RGB, **PARAMETERS[name]).eval()
@@ -50,10 +50,10 @@ def use_the_packages():
 
 STEPS = """
 nets = {name: ours(name) for name in MODULES}
-gfpgan = compat.network_class("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean")
+gfpgan = compat.load("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean")
 told["classes"] = [gfpgan.__name__]
-told["classes"] += [compat.network_class("gfpgan.archs.restoreformer_arch", "RestoreFormer").__name__]
-told["classes"] += [compat.network_class("realesrgan.archs.srvgg_arch", "SRVGGNetCompact").__name__]
+told["classes"] += [compat.load("gfpgan.archs.restoreformer_arch", "RestoreFormer").__name__]
+told["classes"] += [compat.load("realesrgan.archs.srvgg_arch", "SRVGGNetCompact").__name__]
 told["left behind"] = loaded()
 
 from restorer import networks
@@ -121,7 +121,7 @@ def test_imported_packages_give_their_own_classes(told):
 
 
 def test_absent_package_is_told_by_name():
-    script = "from restorer import compat; compat._PACKAGES = ('not_there',); compat.network_class('x', 'y')"
+    script = "from restorer import compat; compat._PACKAGES = ('not_there',); compat.load('x', 'y')"
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert "No module named 'not_there'" in run.stderr
 
@@ -148,7 +148,7 @@ failed, together = [], threading.Barrier(len(asked))
 def get(module, name):
     together.wait()
     try:
-        compat.network_class(module, name)
+        compat.load(module, name)
     except BaseException as error:
         failed.append(error)
 threads = [threading.Thread(target=get, args=one) for one in asked]

@@ -244,7 +244,7 @@ def test_retinaface_finds_the_same_faces_as_yunet(retina, yunet, two_people):
 
 
 def test_retinaface_gives_what_facexlib_does(retina, shared):
-    made = compat.network_class("facexlib.detection.retinaface", "RetinaFace")("mobile0.25", device="cpu")
+    made = compat.load("facexlib.detection.retinaface", "RetinaFace")("mobile0.25", device="cpu")
     made.load_state_dict(networks.read_state(shared / MOBILENET), strict=True)
     photo = skimage.data.astronaut()[:320, 64:400]
     with torch.inference_mode():

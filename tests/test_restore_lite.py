@@ -9,7 +9,7 @@ from PIL import Image
 
 import restorer
 from bench import quality
-from restorer import download, models
+from restorer import degrade, download, models
 
 NAME = "restore-lite-x4"
 
@@ -72,7 +72,7 @@ def test_noise_goes_and_edges_come(lite, rng):
     truth = scene(256)
     small = cv2.resize(truth, (64, 64), interpolation=cv2.INTER_AREA)
     small = np.clip(small + rng.normal(0, 6, small.shape), 0, 255).astype(np.uint8)
-    ours, plain = lite(small), quality.bicubic(small)
+    ours, plain = lite(small), degrade.bicubic(small, 256, 256)
     assert cv2.PSNR(ours, truth) > cv2.PSNR(plain, truth) + 0.5
     across = (slice(160, 170), slice(108, 148))  # the rectangle's left edge
 
@@ -94,8 +94,9 @@ def test_it_is_nearer_to_its_teacher_than_bicubic(lite, shared):
     found = []
     for number in (3, 7, 15, 20, 23):
         truth = np.array(Image.open(shared / f"sets/kodak24/{number:02}.png"))
-        small = quality.degrade(truth, seed=number)
+        small = degrade.degrade(truth, degrade.RECIPES["default"], seed=number)
         teacher = tiling.run(small, run, scale=4, tile=256, pad=shape.pad)
-        found.append(quality.figures(lite(small), teacher, quality.bicubic(small), truth, False))
+        plain = degrade.bicubic(small, truth.shape[1], truth.shape[0])
+        found.append(quality.figures(lite(small), teacher, plain, truth, False))
         assert found[-1].nearer > 1.5 and found[-1].energy > 0.4
     assert np.mean([one.nearer for one in found]) > 3 and np.mean([one.truth for one in found]) > 0

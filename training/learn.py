@@ -50,7 +50,7 @@ def student(plan: Plan) -> nn.Module:
     Adam.
     """
     torch.manual_seed(plan.seed)
-    made = compat.network_class("basicsr.archs.srvgg_arch", "SRVGGNetCompact")
+    made = compat.load("basicsr.archs.srvgg_arch", "SRVGGNetCompact")
     network = made(num_in_ch=3, num_out_ch=3, num_feat=plan.features, num_conv=plan.convs, upscale=4)
     convs = [layer for layer in network.body if isinstance(layer, nn.Conv2d)]
     with torch.no_grad():

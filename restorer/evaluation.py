@@ -1,0 +1,195 @@
+"""One photo judged: the input that is restored, the original it is compared with, and the figures."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import degrade, encode, files, metrics, photo
+from .errors import InvalidOption
+from .faces import align
+from .options import Options
+from .photo import Meta, Photo
+from .pipeline import Restorer
+from .pixels import resize, to_uint8
+from .result import Result
+from .upscale import output_size
+
+PLAIN = "bicubic"  # what every variant is compared with
+INPUT = "input"
+ORIGINAL = "original"
+# What sets apart the names of a pair: photo_LR.png and photo_HR.png, baby_x4.png and baby.png
+_MARKS = re.compile(r"(?i)(?<=[_\-. ])(lr|hr|gt|lq|hq|x\d|\d+x)(?=[_\-. ]|$)")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How photos are judged.
+
+    scale      what they are made smaller by, and enlarged by
+    recipe     a name of degrade.RECIPES
+    published  as papers do: made small and enlarged for comparison by MATLAB's bicubic, nothing else
+    gt         a folder of originals; then the photos are restored as they are
+    reference  False: there are no originals, the photos are judged by themselves
+    lpips      measure that too
+    """
+
+    scale: float = Options.outscale
+    recipe: str = "default"
+    published: bool = False
+    gt: Path | None = None
+    reference: bool = True
+    lpips: bool = False
+
+    def __post_init__(self) -> None:
+        if self.recipe not in degrade.RECIPES:
+            known = ", ".join(degrade.RECIPES)
+            raise InvalidOption(f"recipe is {self.recipe!r}; it must be one of {known}")
+        if self.degrades and self.scale != int(self.scale):
+            raise InvalidOption(f"scale is {self.scale}; photos are made smaller by a whole number only")
+
+    @property
+    def degrades(self) -> bool:
+        """Whether photos are made worse first."""
+        return self.reference and self.gt is None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is judged, by the name the user gave it: a restorer, and options for each photo."""
+
+    name: str
+    restorer: Restorer
+    options: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """The name as one of a folder."""
+        return re.sub(r"[^\w.=-]+", "_", self.name).strip("._") or "restored"
+
+
+@dataclass(frozen=True)
+class Case:
+    """An input and, (h*scale, w*scale, 3) of the same dtype, its original where there is one."""
+
+    before: Photo
+    truth: np.ndarray | None
+    scale: float
+
+
+def case(source: Path, setup: Setup, *, seed: int = 0) -> Case:
+    """Read a photo and make of it what is judged. Raises RestoreError and OSError."""
+    seen = photo.decode(source.read_bytes())
+    if not setup.reference:
+        return Case(seen, None, setup.scale)
+    if setup.gt is not None:
+        return _paired(seen, photo.decode(partner(source, setup.gt).read_bytes()).pixels, source)
+    scale = int(setup.scale)
+    height, width = (side // scale * scale for side in seen.pixels.shape[:2])
+    if not height or not width:
+        raise InvalidOption(f"{seen.width} x {seen.height} pixels cannot be made {scale} times smaller")
+    truth = to_uint8(seen.pixels[:height, :width])
+    if setup.published:
+        small = degrade.matlab_bicubic(truth, 1 / scale)
+    else:
+        small = degrade.degrade(truth, degrade.RECIPES[setup.recipe], scale=scale, seed=seed)
+    return Case(Photo(small, None, Meta("png")), truth, scale)
+
+
+def partner(source: Path, folder: Path) -> Path:
+    """The original of a photo: the file of its name, or of the same but for a mark such as LR or HR."""
+    others = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    others = [path for path in others if path.resolve() != source.resolve()]
+    for key in (lambda path: path.name, lambda path: path.stem, lambda path: _MARKS.sub("", path.stem)):
+        found = [path for path in others if key(path).strip("_-. ") == key(source).strip("_-. ")]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(path.name for path in found)
+            raise InvalidOption(f"there is more than one original in {folder}: {names}")
+    raise InvalidOption(f"there is no original in {folder}: it needs the same name")
+
+
+def _paired(before: Photo, truth: np.ndarray, source: Path) -> Case:
+    """An input and its original, which may have a few pixels more at the right and the bottom."""
+    scale = truth.shape[1] // before.width
+    if not 1 <= scale <= 8 or truth.shape[0] // before.height != scale:
+        raise InvalidOption(
+            f"{source.name} has {before.width} x {before.height} pixels and its original {truth.shape[1]} x "
+            f"{truth.shape[0]}: that must be the same whole number of times as many each way, from 1 to 8"
+        )
+    truth = truth[: before.height * scale, : before.width * scale]
+    return Case(before, truth if truth.dtype == before.pixels.dtype else to_uint8(truth), scale)
+
+
+def compared(
+    one: Case, variants: list[Variant], setup: Setup, output: Path, name: str
+) -> Iterator[dict[str, object]]:
+    """Bicubic's figures, then each variant's, by name; every picture goes into a folder of `output`.
+
+    Of a variant also "model", "seconds", and how many "faces" were found.
+    """
+    before = one.before
+    if setup.published:
+        plain = degrade.matlab_bicubic(before.pixels, one.scale)
+    else:
+        plain = degrade.bicubic(before.pixels, *output_size(before.width, before.height, one.scale))
+    for folder, pixels in ((INPUT, before.pixels), (PLAIN, plain)):
+        written = encode.encode(Photo(pixels, None, Meta("png")), "png", quality=Options.quality)
+        files.write_atomic(kept(output, folder, name), written.data)
+    yield {"variant": PLAIN, **_figures(one, plain, setup)}
+    for variant in variants:
+        result = variant.restorer.restore(before, **variant.options, outscale=one.scale, format="png")
+        files.write_atomic(kept(output, variant.folder, name), result.data)
+        told = {"model": result.model, "seconds": round(result.seconds, 3), "faces": len(result.faces)}
+        figures = _figures(one, result.after.pixels, setup)
+        yield {"variant": variant.name, **told, **figures, "drift": drift(result)}
+
+
+def kept(output: Path, folder: str, name: str) -> Path:
+    """Where compared() wrote a picture: folder INPUT, PLAIN or a variant's."""
+    return output / folder / f"{name}.png"
+
+
+def _figures(one: Case, image: np.ndarray, setup: Setup) -> dict[str, float]:
+    if one.truth is None:
+        before = one.before
+        return {
+            "niqe": metrics.niqe(image),
+            "sharpness": metrics.sharpness(image),
+            # JPEG's blocks are those of the input: at its size they can be told from what is there
+            "blockiness": metrics.blockiness(resize(image, before.width, before.height)),
+            "consistency": metrics.consistency(before.pixels, image),
+        }
+    truth, border = _alike(one.truth, image), round(one.scale)
+    found = {
+        "psnr": metrics.psnr(truth, image, border=border),
+        "ssim": metrics.ssim(truth, image, border=border),
+        "psnr_y": metrics.psnr(truth, image, border=border, y=True),
+        "ssim_y": metrics.ssim(truth, image, border=border, y=True),
+    }
+    return {**found, "lpips": metrics.lpips(truth, image, border=border)} if setup.lpips else found
+
+
+def _alike(truth: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """The original in the picture's dtype; they differ only where an 8-bit original has a 16-bit input."""
+    if truth.dtype == image.dtype:
+        return truth
+    return truth.astype(image.dtype) * 257
+
+
+def drift(result: Result) -> float:
+    """Of the face that drifted most, see metrics.drift(); NaN without one."""
+    scale = result.width / result.before.width
+    found = [
+        metrics.drift(
+            face.before, align.crop(result.after.pixels, align.from_larger(face.affine, scale)), face.mask
+        )
+        for face in result.faces
+        if face.mask.any()
+    ]
+    return max(found, default=math.nan)
