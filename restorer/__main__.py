@@ -14,14 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import __version__, files, models
+from . import files, models
+from .arguments import parser as arguments_parser
 from .errors import BadWeights, InvalidOption, RestoreError, UnknownModel, WeightsUnavailable
-from .options import FACE_ENHANCE, FACE_MASKS, FORMATS, Options
+from .options import Options
 
 if TYPE_CHECKING:
+    from .cost import Price
     from .pipeline import Progress, Restorer
 
-_COMMANDS = ("restore", "faces", "models")
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
 _NAME_LENGTH = 32  # of a file in the bar, in characters
 
@@ -31,11 +32,12 @@ Kept = Callable[[Path], str]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all well, 1 a photo failed, 2 wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] not in (*_COMMANDS, "-h", "--help", "--version"):
+    commands = {"restore": restore, "faces": faces, "models": list_models, "cost": cost}
+    if words and words[0] not in (*commands, "-h", "--help", "--version"):
         words.insert(0, "restore")
-    parsed = _parser().parse_args(words or ["--help"])
+    parsed = arguments_parser().parse_args(words or ["--help"])
     try:
-        return parsed.run(parsed)
+        return commands[parsed.command](parsed)
     except RestoreError as error:
         print(f"restorer: {error}", file=sys.stderr)
         return 2 if isinstance(error, (InvalidOption, UnknownModel)) else 1
@@ -222,73 +224,60 @@ def list_models(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m restorer",
-        description="Restore old, small and damaged photos.",
-        epilog="'restore' may be left out: python -m restorer photo.jpg scans/ -o out/. "
-        "For its options: python -m restorer restore --help",
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    weights = argparse.ArgumentParser(add_help=False)
-    weights.add_argument("--weights-dir", metavar="DIR", help="where the models' files are (weights/)")
+def cost(parsed: argparse.Namespace) -> int:
+    """Time photos of several sizes here, and tell what each costs here and, estimated, elsewhere."""
+    from . import timing
 
-    command = commands.add_parser("restore", parents=[weights], help="restore photos and folders of photos")
-    command.set_defaults(run=restore)
-    command.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
-    command.add_argument(
-        "-o", "--output", type=Path, metavar="OUT", help="folder, or file for one photo (beside the photo)"
-    )
-    command.add_argument("--overwrite", action="store_true", help="restore again what is there already")
-    command.add_argument("--model", default=Options.model, help="a name that 'models' lists (%(default)s)")
-    command.add_argument("--outscale", type=float, default=Options.outscale, help="1 to 8 (%(default)s)")
-    command.add_argument("--format", choices=FORMATS, default=Options.format, help="(%(default)s)")
-    command.add_argument(
-        "--quality", type=int, default=Options.quality, help="1 to 100, of JPEG, WebP and AVIF (%(default)s)"
-    )
-    command.add_argument(
-        "--denoise",
-        type=float,
-        default=Options.denoise,
-        help="0 to 1, for realesr-general-x4v3: how much noise to remove (%(default)s)",
-    )
-    command.add_argument(
-        "--no-metadata", dest="keep_metadata", action="store_false", help="leave EXIF, XMP and DPI out"
-    )
-    command.add_argument("--remove-gps", action="store_true", help="leave out where the photo was taken")
-    command.add_argument(
-        "--face-enhance", choices=FACE_ENHANCE, default=Options.face_enhance, help="(%(default)s)"
-    )
-    command.add_argument(
-        "--face-model", default=Options.face_model, help="a name that 'models' lists (%(default)s)"
-    )
-    command.add_argument(
-        "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
-    )
-    command.add_argument(
-        "--face-strength", type=float, default=Options.face_strength, help="0 to 1: a blend (%(default)s)"
-    )
-    command.add_argument("--face-mask", choices=FACE_MASKS, default=Options.face_mask, help="(%(default)s)")
-    command.add_argument("--face-large", action="store_true", help="also faces of more than 512 pixels")
-    command.add_argument(
-        "--tile", type=int, default=Options.tile, help="side in pixels; 0: by free memory (%(default)s)"
-    )
-    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
-    command.add_argument("--fp32", action="store_true", help="full precision on a GPU too")
+    prices, own_price = _prices(parsed.price)
+    sizes = [_size(text) for text in parsed.sizes.split(",")]
+    if parsed.repeats < 1:
+        raise InvalidOption(f"repeats is {parsed.repeats}; it must be 1 or more")
+    for file in filter(None, (parsed.csv, parsed.plot)):
+        if file.is_dir() or not file.resolve().parent.is_dir():
+            raise InvalidOption(f"{file} cannot be written: name a file in a folder that is there")
+    if parsed.plot and parsed.plot.suffix.lower() not in (".png", ".svg"):
+        raise InvalidOption(f"{parsed.plot} ends with neither .png nor .svg, as a plot has to")
+    names = [name.strip() for name in parsed.models.split(",")]
+    places = {"weights": parsed.weights_dir, "device": parsed.device}
+    report = timing.timed(names, sizes, repeats=parsed.repeats, told=_to_stderr, **places)
+    rows = report.rows(prices, own_price)
+    print(report.text(rows, prices))
+    if parsed.csv:
+        files.write_atomic(parsed.csv, timing.as_csv(rows))
+    if parsed.plot:
+        files.write_atomic(parsed.plot, timing.plot(rows, parsed.plot.suffix))
+    return 0
 
-    command = commands.add_parser("faces", parents=[weights], help="find faces: a JSON line for each")
-    command.set_defaults(run=faces)
-    command.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
-    command.add_argument("--draw", type=Path, metavar="OUT", help="folder for copies with the faces drawn in")
-    command.add_argument(
-        "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
-    )
-    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
 
-    command = commands.add_parser("models", parents=[weights], help="list the models")
-    command.set_defaults(run=list_models)
-    return parser
+def _prices(given: list[str]) -> tuple[dict[str, "Price"], float | None]:
+    """The table with the prices of ["T4=0.0002"], and this machine's of ["0.0002"]."""
+    from .cost import prices
+
+    overrides, own = {}, None
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            dollars = float(number)
+        except ValueError as error:
+            raise InvalidOption(f"the price {text!r} should be like 0.0002, or T4=0.0002") from error
+        if name:
+            overrides[name] = dollars
+        elif dollars > 0:
+            own = dollars
+        else:
+            raise InvalidOption(f"the price is {text}; it must be above 0 dollars a second")
+    return prices(overrides), own
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.strip().partition("x")
+    if not (width.isdigit() and height.isdigit() and min(int(width), int(height)) >= 16):
+        raise InvalidOption(f"the size {text!r} should be like 512x512, from 16 pixels a side")
+    return int(width), int(height)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

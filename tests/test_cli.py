@@ -15,7 +15,8 @@ from conftest import photo_like, save_network
 from PIL import Image
 
 import restorer
-from restorer.__main__ import _parser, main
+from restorer.__main__ import main
+from restorer.arguments import parser
 from restorer.models import MODELS
 from restorer.options import Options
 
@@ -366,14 +367,14 @@ def test_tile_option_reaches_the_engine(monkeypatch, capsys):
 def test_face_options_are_parsed_as_options():
     words = ["--face-enhance", "on", "--face-model", "RestoreFormer", "--face-detector", "retinaface"]
     words += ["--face-strength", "0.5", "--face-mask", "parsing", "--face-large"]
-    parsed = _parser().parse_args(["restore", "a.jpg", *words])
+    parsed = parser().parse_args(["restore", "a.jpg", *words])
     given = {name: getattr(parsed, name) for name in Options.names() if name.startswith("face_")}
     assert list(given.values()) == ["on", "RestoreFormer", "retinaface", 0.5, "parsing", True]
     assert all(value != getattr(Options(), name) for name, value in given.items())
 
 
 def test_defaults_are_those_of_the_options():
-    parsed = _parser().parse_args(["restore", "a.jpg"])
+    parsed = parser().parse_args(["restore", "a.jpg"])
     for name in Options.names():
         assert getattr(parsed, name) == getattr(Options(), name)
 

@@ -11,7 +11,8 @@ PACKAGE = ROOT / "restorer"
 # From the bottom up; a module imports from the rows above its own, and from its own row where it says so
 ROWS = [
     {"errors"},
-    {"options"},
+    {"options", "cost"},
+    {"arguments"},
     {"files", "models", "compat", "tiling", "pixels"},
     {"color", "degrade", "metrics", "report"},
     {"download", "networks", "formats"},
@@ -21,12 +22,12 @@ ROWS = [
     {"engines", "faces"},
     {"result"},
     {"pipeline"},
-    {"jobs", "evaluation"},
+    {"jobs", "evaluation", "timing"},
     {"settings"},  # read by the doors only
     {"web", "__main__"},
 ]
 TORCH = {"networks", "engine", "faces"}
-ON_DEMAND = {"metrics"}  # for LPIPS only
+ON_DEMAND = {"metrics", "timing"}  # inside functions: for LPIPS, and to count what it does
 
 
 def room(path: Path) -> str:

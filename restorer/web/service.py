@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from .. import models, photo
+from .. import cost, models, photo
 from ..errors import InvalidOption, QueueFull, RestoreError, UnsupportedImage, WeightsUnavailable
 from ..options import Options
 from ..photo import Photo
@@ -89,7 +89,7 @@ class Service:
     def cost(self, plan: Plan) -> float | None:
         """In dollars; None without a price, or before anything was measured."""
         price = self.settings.price_per_gpu_second
-        return plan.seconds * price if price and plan.seconds is not None else None
+        return cost.dollars(plan.seconds, price) if price and plan.seconds is not None else None
 
     def quote(self, data: bytes, given: dict[str, object]) -> dict[str, object]:
         """What restoring a photo will take. Raises what restoring it would raise at its start."""

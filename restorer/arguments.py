@@ -1,0 +1,91 @@
+"""What the command line takes. What it does is in __main__.py."""
+
+import argparse
+from pathlib import Path
+
+from . import __version__
+from .options import FACE_ENHANCE, FACE_MASKS, FORMATS, Options
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of every command; `command` is the one that was given."""
+    made = argparse.ArgumentParser(
+        prog="python -m restorer",
+        description="Restore old, small and damaged photos.",
+        epilog="'restore' may be left out: python -m restorer photo.jpg scans/ -o out/. "
+        "For its options: python -m restorer restore --help",
+    )
+    made.add_argument("--version", action="version", version=__version__)
+    commands = made.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    weights = argparse.ArgumentParser(add_help=False)
+    weights.add_argument("--weights-dir", metavar="DIR", help="where the models' files are (weights/)")
+
+    command = commands.add_parser("restore", parents=[weights], help="restore photos and folders of photos")
+    command.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="folder, or file for one photo (beside the photo)"
+    )
+    command.add_argument("--overwrite", action="store_true", help="restore again what is there already")
+    command.add_argument("--model", default=Options.model, help="a name that 'models' lists (%(default)s)")
+    command.add_argument("--outscale", type=float, default=Options.outscale, help="1 to 8 (%(default)s)")
+    command.add_argument("--format", choices=FORMATS, default=Options.format, help="(%(default)s)")
+    command.add_argument(
+        "--quality", type=int, default=Options.quality, help="1 to 100, of JPEG, WebP and AVIF (%(default)s)"
+    )
+    command.add_argument(
+        "--denoise",
+        type=float,
+        default=Options.denoise,
+        help="0 to 1, for realesr-general-x4v3: how much noise to remove (%(default)s)",
+    )
+    command.add_argument(
+        "--no-metadata", dest="keep_metadata", action="store_false", help="leave EXIF, XMP and DPI out"
+    )
+    command.add_argument("--remove-gps", action="store_true", help="leave out where the photo was taken")
+    command.add_argument(
+        "--face-enhance", choices=FACE_ENHANCE, default=Options.face_enhance, help="(%(default)s)"
+    )
+    command.add_argument(
+        "--face-model", default=Options.face_model, help="a name that 'models' lists (%(default)s)"
+    )
+    command.add_argument(
+        "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
+    )
+    command.add_argument(
+        "--face-strength", type=float, default=Options.face_strength, help="0 to 1: a blend (%(default)s)"
+    )
+    command.add_argument("--face-mask", choices=FACE_MASKS, default=Options.face_mask, help="(%(default)s)")
+    command.add_argument("--face-large", action="store_true", help="also faces of more than 512 pixels")
+    command.add_argument(
+        "--tile", type=int, default=Options.tile, help="side in pixels; 0: by free memory (%(default)s)"
+    )
+    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
+    command.add_argument("--fp32", action="store_true", help="full precision on a GPU too")
+
+    command = commands.add_parser("faces", parents=[weights], help="find faces: a JSON line for each")
+    command.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
+    command.add_argument("--draw", type=Path, metavar="OUT", help="folder for copies with the faces drawn in")
+    command.add_argument(
+        "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
+    )
+    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
+
+    command = commands.add_parser("models", parents=[weights], help="list the models")
+
+    command = commands.add_parser("cost", parents=[weights], help="time photos here, and tell what they cost")
+    command.add_argument("--models", default=Options.model, metavar="A,B", help="(%(default)s)")
+    command.add_argument(
+        "--sizes", default="256x256,512x512,1024x1024", metavar="WxH,WxH", help="of the photos (%(default)s)"
+    )
+    command.add_argument("--repeats", type=int, default=3, help="photos of each size (%(default)s)")
+    command.add_argument(
+        "--price",
+        action="append",
+        default=[],
+        metavar="T4=USD",
+        help="dollars a second of a device of assets/gpu_prices.csv; without a name, of this machine",
+    )
+    command.add_argument("--csv", type=Path, metavar="FILE", help="the table as a file")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="a picture of it: .png or .svg")
+    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
+    return made

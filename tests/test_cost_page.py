@@ -1,0 +1,134 @@
+"""docs/cost.md: every row on it, computed again from its inputs, the prices and the run in docs/cost.csv."""
+
+import csv
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from restorer import cost, timing
+from restorer.cost import Work
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "cost.md").read_text()
+PRICES = cost.prices()
+RUN = list(csv.DictReader((DOCS / "cost.csv").read_text().splitlines()))
+# The planning table's inputs: seconds from the fastest to the slowest, dollars a second
+SECONDS = {
+    ("A10G", "90 kB"): (2, 2),
+    ("A10G", "276 kB"): (7, 7),
+    ("T4", "90 kB"): (3, 4),
+    ("T4", "276 kB"): (10, 14),
+}
+THEN = {"A10G": 0.0003, "T4": 0.00018}
+NOW = {name: PRICES[name].usd_per_second for name in THEN}
+
+
+def between(low: float, high: float, show: Callable[[float], str]) -> str:
+    first, last = show(low), show(high)
+    return first if first == last else f"{first} to {last}"
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def planned(prices: dict[str, float]) -> Iterator[str]:
+    for (gpu, photo), (fast, slow) in SECONDS.items():
+        price = prices[gpu]
+        most, least = (cost.images_per_dollar(end, price) for end in (fast, slow))
+        yield row(
+            gpu,
+            photo,
+            between(fast, slow, str),
+            between(cost.dollars(fast, price), cost.dollars(slow, price), "{:.6f}".format),
+            between(least, most, "{:,.0f}".format),
+        )
+
+
+def budgets(prices: dict[str, float]) -> Iterator[str]:
+    for name, large in (("worst case", 1), ("typical mix", 0.5), ("small images", 0)):
+        each = [
+            prices[gpu] * ((1 - large) * SECONDS[gpu, "90 kB"][end] + large * SECONDS[gpu, "276 kB"][end])
+            for gpu in prices
+            for end in (0, 1)
+        ]
+        yield row(
+            name,
+            f"{large:.0%}",
+            between(1 / max(each), 1 / min(each), "{:,.0f}".format),
+            between(1e6 * min(each), 1e6 * max(each), "{:,.0f}".format),
+        )
+
+
+def listed() -> Iterator[str]:
+    for price in PRICES.values():
+        peaks = (f"{peak:g}" if peak else "" for peak in (price.fp16_tflops, price.gb_per_second))
+        a_second = f"{price.usd_per_second:.7f}".rstrip("0")
+        yield row(price.name, a_second, f"{3600 * price.usd_per_second:.3f}", *peaks)
+
+
+def measured() -> Iterator[str]:
+    for one in RUN:
+        if one["device"] in ("CPU", "T4", "A10G"):
+            yield row(
+                one["model"].removeprefix("custom/"),
+                f"{one['width']} x {one['height']}",
+                one["device"],
+                f"{float(one['seconds']):.3f}",
+                one["how"],
+                f"{float(one['usd_per_image']):.7f}",
+                f"{float(one['images_per_usd']):,.0f}",
+            )
+
+
+def differing() -> Iterator[str]:
+    flops, traffic = re.findall(r"is ([\d.]+) million operations and ([\d.]+) bytes of traffic", PAGE)[0]
+    pixel = Work(float(flops) * 1e6, float(traffic))
+    for width, height, photo in ((720, 540, "90 kB"), (1254, 940, "276 kB")):
+        here = next(one for one in RUN if one["width"] == str(width) and "general" in one["model"])
+        for gpu in THEN:
+            seconds = cost.estimated_seconds(
+                pixel * (width * height), PRICES[gpu], elsewhere=float(here["elsewhere"])
+            )
+            fast, slow = SECONDS[gpu, photo]
+            yield row(
+                gpu,
+                f"{width} x {height}",
+                f"{seconds:.2f}",
+                between(fast, slow, str),
+                between(fast / seconds, slow / seconds, "{:.1f}".format),
+                f"{cost.images_per_dollar(seconds, NOW[gpu]):,.0f}",
+            )
+
+
+def test_every_row_of_the_page_follows_from_its_inputs():
+    then, now = [*planned(THEN), *budgets(THEN)], [*planned(NOW), *budgets(NOW)]
+    lines = PAGE.splitlines()
+    heads = {lines[index - 1] for index, line in enumerate(lines) if line.startswith("|---")}
+    shown = [line for line in lines if line.startswith("| ") and line not in heads]
+    assert shown == [*listed(), *then, *now, *measured(), *differing()]
+
+
+def test_the_runs_own_figures_follow_from_what_was_measured():
+    for one in RUN:
+        seconds, price = float(one["seconds"]), PRICES[one["device"]]
+        if one["how"] == "estimated":
+            work = Work(float(one["teraflop"]) * 1e12, float(one["gigabytes"]) * 1e9)
+            assert seconds == pytest.approx(
+                cost.estimated_seconds(work, price, elsewhere=float(one["elsewhere"]))
+            )
+        paid = float(one["usd_per_second"])
+        assert paid == pytest.approx(price.usd_per_second * (2 if one["device"] == "CPU" else 1))
+        assert float(one["usd_per_image"]) == pytest.approx(seconds * paid)
+        assert float(one["images_per_usd"]) == pytest.approx(1 / (seconds * paid))
+        data = timing.sample(int(one["width"]), int(one["height"]), face=False)
+        assert round(len(data) / 1000) == pytest.approx(int(one["kB"]), abs=3)
+
+
+def test_a_pixel_of_the_general_model_is_a_fifteenth_of_the_large_ones():
+    large, small = (
+        float(re.findall(rf"([\d.]+) million operations{after}", PAGE)[0]) for after in (" and", " a pixel")
+    )
+    assert large / small == pytest.approx(15, abs=0.5)
