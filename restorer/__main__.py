@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Literal
 
 from . import files, models
 from .arguments import parser as arguments_parser
+from .columns import aligned
 from .errors import BadWeights, InvalidOption, RestoreError, UnknownModel, WeightsUnavailable
 from .options import Options
 
 if TYPE_CHECKING:
+    from .batch import Batch, Record
     from .cost import Price
     from .pipeline import Progress, Restorer
 
@@ -32,7 +35,7 @@ Kept = Callable[[Path], str]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all well, 1 a photo failed, 2 wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"restore": restore, "faces": faces, "models": list_models, "cost": cost}
+    commands = {"restore": restore, "faces": faces, "models": list_models, "cost": cost, "batch": batch}
     if words and words[0] not in (*commands, "-h", "--help", "--version"):
         words.insert(0, "restore")
     parsed = arguments_parser().parse_args(words or ["--help"])
@@ -41,11 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RestoreError as error:
         print(f"restorer: {error}", file=sys.stderr)
         return 2 if isinstance(error, (InvalidOption, UnknownModel)) else 1
-    except BrokenPipeError:  # of "| head"; Python would complain of the rest when it ends
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"restorer: {error}", file=sys.stderr)
+            return 1
+        # of "| head"; Python would complain of the rest when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("restorer: stopped; finished photos are kept", file=sys.stderr)
+        print("restorer: stopped; what is finished is kept", file=sys.stderr)
         return 130
 
 
@@ -217,11 +224,68 @@ def list_models(parsed: argparse.Namespace) -> int:
                 model.about,
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(aligned(rows, left=len(rows[0])))
     print(f"\nFolder of the files: {weights}")
     return 0
+
+
+def batch(parsed: argparse.Namespace) -> int:
+    """Restore a folder of any size; what earlier runs did is not done again."""
+    for name in ("workers", "gpus_per_worker"):
+        if (getattr(parsed, name) or 0) < 0:
+            raise InvalidOption(f"{name} is {getattr(parsed, name)}; it must be 0 or more")
+    if parsed.cpus_per_worker < 1:
+        raise InvalidOption(f"cpus_per_worker is {parsed.cpus_per_worker}; it must be 1 or more")
+    options = Options(**{name: value for name, value in vars(parsed).items() if name in Options.names()})
+    from . import batch, cluster
+
+    asked = batch.prepared(
+        parsed.source,
+        parsed.output,
+        options,
+        weights=parsed.weights_dir,
+        device=parsed.device,
+        half=False if parsed.fp32 else None,
+        threads=parsed.cpus_per_worker if parsed.ray else 0,
+    )
+    place = {"address": parsed.ray, "workers": parsed.workers, "cpus": parsed.cpus_per_worker}
+    run = partial(cluster.run, **place, gpus=parsed.gpus_per_worker) if parsed.ray else batch.run
+    start = time.perf_counter()
+    counts = _batched(asked, run, retry_failed=parsed.retry_failed)
+    told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("restored", "done before", "failed"))
+    print(f"{told} in {time.perf_counter() - start:.1f} s; {parsed.output}/manifest has a line for each")
+    return 1 if counts["failed"] else 0
+
+
+def _batched(asked: "Batch", run: Callable, *, retry_failed: bool) -> Counter[str]:
+    """How many photos were restored now, done before, and failed, now or before."""
+    from tqdm import tqdm
+
+    from . import batch, store
+
+    photos = batch.entries(asked)
+    if not photos:
+        raise InvalidOption(f"no photos found in {asked.source}")
+    counts: Counter[str] = Counter()
+    with batch.manifest(store.Store(asked.output)) as manifest:
+        states = [manifest.done(photo, asked.digest) for photo in photos]
+        done = {batch.RESTORED} if retry_failed else {batch.RESTORED, batch.FAILED}
+        todo = [photo for photo, state in zip(photos, states, strict=True) if state not in done]
+        counts["done before"] = states.count(batch.RESTORED)
+        counts["failed"] = 0 if retry_failed else states.count(batch.FAILED)
+        with tqdm(total=len(photos), initial=len(photos) - len(todo), unit="photo", disable=None) as bar:
+
+            def noted(record: "Record") -> None:
+                manifest.note(record)
+                counts[record.state] += 1
+                bar.set_postfix(failed=counts["failed"], refresh=False)
+                bar.update()
+                if record.state == batch.FAILED:
+                    bar.write(f"{record.path}: failed, {record.error}", file=sys.stderr)
+
+            if todo:
+                run(asked, todo, noted)
+    return counts
 
 
 def cost(parsed: argparse.Namespace) -> int:
@@ -262,7 +326,7 @@ def _prices(given: list[str]) -> tuple[dict[str, "Price"], float | None]:
             raise InvalidOption(f"the price {text!r} should be like 0.0002, or T4=0.0002") from error
         if name:
             overrides[name] = dollars
-        elif dollars > 0:
+        elif 0 < dollars < math.inf:
             own = dollars
         else:
             raise InvalidOption(f"the price is {text}; it must be above 0 dollars a second")
@@ -271,7 +335,7 @@ def _prices(given: list[str]) -> tuple[dict[str, "Price"], float | None]:
 
 def _size(text: str) -> tuple[int, int]:
     width, _, height = text.strip().partition("x")
-    if not (width.isdigit() and height.isdigit() and min(int(width), int(height)) >= 16):
+    if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= 16):
         raise InvalidOption(f"the size {text!r} should be like 512x512, from 16 pixels a side")
     return int(width), int(height)
 

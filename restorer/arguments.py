@@ -20,12 +20,61 @@ def parser() -> argparse.ArgumentParser:
     weights = argparse.ArgumentParser(add_help=False)
     weights.add_argument("--weights-dir", metavar="DIR", help="where the models' files are (weights/)")
 
-    command = commands.add_parser("restore", parents=[weights], help="restore photos and folders of photos")
+    asked = [weights, _options()]
+    command = commands.add_parser("restore", parents=asked, help="restore photos and folders of photos")
     command.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
     command.add_argument(
         "-o", "--output", type=Path, metavar="OUT", help="folder, or file for one photo (beside the photo)"
     )
     command.add_argument("--overwrite", action="store_true", help="restore again what is there already")
+
+    command = commands.add_parser("faces", parents=[weights], help="find faces: a JSON line for each")
+    command.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
+    command.add_argument("--draw", type=Path, metavar="OUT", help="folder for copies with the faces drawn in")
+    command.add_argument(
+        "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
+    )
+    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
+
+    command = commands.add_parser(
+        "batch",
+        parents=asked,
+        help="restore a folder of any size, on one machine or many; goes on where it was ended",
+    )
+    command.add_argument(
+        "source", metavar="IN", help="a folder, or a URL that fsspec knows: s3://bucket/scans"
+    )
+    command.add_argument("output", metavar="OUT", help="the same, for the results")
+    command.add_argument("--ray", metavar="ADDRESS", help="local, auto, or a cluster's address (without Ray)")
+    command.add_argument("--workers", type=int, default=0, help="with Ray; 0: as many as there is room for")
+    command.add_argument("--gpus-per-worker", type=float, metavar="N", help="(1 if there are GPUs, else 0)")
+    command.add_argument("--cpus-per-worker", type=int, default=1, metavar="N", help="(%(default)s)")
+    command.add_argument("--retry-failed", action="store_true", help="try what failed in earlier runs again")
+
+    command = commands.add_parser("models", parents=[weights], help="list the models")
+
+    command = commands.add_parser("cost", parents=[weights], help="time photos here, and tell what they cost")
+    command.add_argument("--models", default=Options.model, metavar="A,B", help="(%(default)s)")
+    command.add_argument(
+        "--sizes", default="256x256,512x512,1024x1024", metavar="WxH,WxH", help="of the photos (%(default)s)"
+    )
+    command.add_argument("--repeats", type=int, default=3, help="photos of each size (%(default)s)")
+    command.add_argument(
+        "--price",
+        action="append",
+        default=[],
+        metavar="T4=USD",
+        help="dollars a second of a device of assets/gpu_prices.csv; without a name, of this machine",
+    )
+    command.add_argument("--csv", type=Path, metavar="FILE", help="the table as a file")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="a picture of it: .png or .svg")
+    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
+    return made
+
+
+def _options() -> argparse.ArgumentParser:
+    """What restore and batch both take."""
+    command = argparse.ArgumentParser(add_help=False)
     command.add_argument("--model", default=Options.model, help="a name that 'models' lists (%(default)s)")
     command.add_argument("--outscale", type=float, default=Options.outscale, help="1 to 8 (%(default)s)")
     command.add_argument("--format", choices=FORMATS, default=Options.format, help="(%(default)s)")
@@ -61,31 +110,4 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
     command.add_argument("--fp32", action="store_true", help="full precision on a GPU too")
-
-    command = commands.add_parser("faces", parents=[weights], help="find faces: a JSON line for each")
-    command.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
-    command.add_argument("--draw", type=Path, metavar="OUT", help="folder for copies with the faces drawn in")
-    command.add_argument(
-        "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
-    )
-    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
-
-    command = commands.add_parser("models", parents=[weights], help="list the models")
-
-    command = commands.add_parser("cost", parents=[weights], help="time photos here, and tell what they cost")
-    command.add_argument("--models", default=Options.model, metavar="A,B", help="(%(default)s)")
-    command.add_argument(
-        "--sizes", default="256x256,512x512,1024x1024", metavar="WxH,WxH", help="of the photos (%(default)s)"
-    )
-    command.add_argument("--repeats", type=int, default=3, help="photos of each size (%(default)s)")
-    command.add_argument(
-        "--price",
-        action="append",
-        default=[],
-        metavar="T4=USD",
-        help="dollars a second of a device of assets/gpu_prices.csv; without a name, of this machine",
-    )
-    command.add_argument("--csv", type=Path, metavar="FILE", help="the table as a file")
-    command.add_argument("--plot", type=Path, metavar="FILE", help="a picture of it: .png or .svg")
-    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
-    return made
+    return command

@@ -1,6 +1,7 @@
 """Seconds into money, and seconds on one device into seconds on another. What is measured is in timing.py."""
 
 import csv
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def prices(overrides: Mapping[str, float] | None = None, table: Path = TABLE) ->
             )
     for name, dollars in (overrides or {}).items():
         known(name, found)
-        if not dollars > 0:
+        if not 0 < dollars < math.inf:
             raise InvalidOption(f"the price of {name} is {dollars}; it must be above 0 dollars a second")
         own = found[name]
         found[name] = Price(name, dollars, own.fp16_tflops, own.gb_per_second, "now", "given by the caller")

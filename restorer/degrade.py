@@ -1,6 +1,7 @@
 """Good photographs made bad in known ways, so that what a restoration gains can be measured."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -8,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from . import compat
+from .errors import InvalidOption
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ RECIPES = {
 }
 
 
-def degrade(truth: np.ndarray, recipe: Recipe, *, scale: int = 4, seed: int = 0) -> np.ndarray:
+def degrade(
+    truth: np.ndarray, recipe: Recipe, *, scale: int = 4, seed: int | Sequence[int] = 0
+) -> np.ndarray:
     """A picture made worse, and smaller by a whole number; the same seed gives the same picture.
 
     truth  (h, w, 3) uint8 RGB, both sides multiples of `scale`
@@ -60,7 +64,12 @@ def bicubic(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def matlab_bicubic(image: np.ndarray, times: float) -> np.ndarray:
-    """(H, W, 3) uint8 or uint16 at `times` its size, as MATLAB's imresize makes it, and papers."""
+    """(H, W, 3) uint8 or uint16 at `times` its size, as MATLAB's imresize makes it, and papers.
+
+    Raises InvalidOption for fewer than 4 pixels a side, before or after.
+    """
+    if min(image.shape[:2]) * min(times, 1) < 4:  # its kernel mirrors as many at the edges
+        raise InvalidOption(f"{image.shape[1]} x {image.shape[0]} pixels are too few for MATLAB's bicubic")
     resize = compat.load("basicsr.utils.matlab_functions", "imresize")
     top = np.iinfo(image.dtype).max
     return np.clip(np.rint(resize(image.astype(np.float64), times)), 0, top).astype(image.dtype)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import degrade, encode, files, metrics, photo
-from .errors import InvalidOption
+from .errors import InvalidOption, RestoreError
 from .faces import align
 from .options import Options
 from .photo import Meta, Photo
@@ -33,7 +34,7 @@ class Setup:
     scale      what they are made smaller by, and enlarged by
     recipe     a name of degrade.RECIPES
     published  as papers do: made small and enlarged for comparison by MATLAB's bicubic, nothing else
-    gt         a folder of originals; then the photos are restored as they are
+    degrades   make them worse first; else they are restored as they are, beside originals of their own
     reference  False: there are no originals, the photos are judged by themselves
     lpips      measure that too
     """
@@ -41,7 +42,7 @@ class Setup:
     scale: float = Options.outscale
     recipe: str = "default"
     published: bool = False
-    gt: Path | None = None
+    degrades: bool = True
     reference: bool = True
     lpips: bool = False
 
@@ -49,13 +50,10 @@ class Setup:
         if self.recipe not in degrade.RECIPES:
             known = ", ".join(degrade.RECIPES)
             raise InvalidOption(f"recipe is {self.recipe!r}; it must be one of {known}")
+        if not 1 <= self.scale <= 8:  # NaN fails this too
+            raise InvalidOption(f"scale is {self.scale}; it must be from 1 to 8")
         if self.degrades and self.scale != int(self.scale):
             raise InvalidOption(f"scale is {self.scale}; photos are made smaller by a whole number only")
-
-    @property
-    def degrades(self) -> bool:
-        """Whether photos are made worse first."""
-        return self.reference and self.gt is None
 
 
 @dataclass(frozen=True)
@@ -74,20 +72,24 @@ class Variant:
 
 @dataclass(frozen=True)
 class Case:
-    """An input and, (h*scale, w*scale, 3) of the same dtype, its original where there is one."""
+    """An input and, where there is one, its original: (h, w, 3), about `scale` times as large each way."""
 
     before: Photo
     truth: np.ndarray | None
     scale: float
 
 
-def case(source: Path, setup: Setup, *, seed: int = 0) -> Case:
-    """Read a photo and make of it what is judged. Raises RestoreError and OSError."""
+def case(source: Path, original: Path | None, setup: Setup, *, seed: int = 0) -> Case:
+    """Read a photo and make of it what is judged. Raises RestoreError and OSError.
+
+    original  where the setup does not degrade
+    seed      with the photo's name it decides how it is made worse
+    """
     seen = photo.decode(source.read_bytes())
     if not setup.reference:
         return Case(seen, None, setup.scale)
-    if setup.gt is not None:
-        return _paired(seen, photo.decode(partner(source, setup.gt).read_bytes()).pixels, source)
+    if original is not None:
+        return _paired(seen, _original(original), source)
     scale = int(setup.scale)
     height, width = (side // scale * scale for side in seen.pixels.shape[:2])
     if not height or not width:
@@ -96,12 +98,16 @@ def case(source: Path, setup: Setup, *, seed: int = 0) -> Case:
     if setup.published:
         small = degrade.matlab_bicubic(truth, 1 / scale)
     else:
-        small = degrade.degrade(truth, degrade.RECIPES[setup.recipe], scale=scale, seed=seed)
+        own = [seed, zlib.crc32(source.stem.encode(errors="surrogateescape"))]
+        small = degrade.degrade(truth, degrade.RECIPES[setup.recipe], scale=scale, seed=own)
     return Case(Photo(small, None, Meta("png")), truth, scale)
 
 
 def partner(source: Path, folder: Path) -> Path:
-    """The original of a photo: the file of its name, or of the same but for a mark such as LR or HR."""
+    """The original of a photo: the file of its name, or of the same but for a mark such as LR or HR.
+
+    Raises InvalidOption where there is none, or more than one.
+    """
     others = [path for path in sorted(folder.iterdir()) if path.is_file()]
     others = [path for path in others if path.resolve() != source.resolve()]
     for key in (lambda path: path.name, lambda path: path.stem, lambda path: _MARKS.sub("", path.stem)):
@@ -115,23 +121,32 @@ def partner(source: Path, folder: Path) -> Path:
 
 
 def _paired(before: Photo, truth: np.ndarray, source: Path) -> Case:
-    """An input and its original, which may have a few pixels more at the right and the bottom."""
-    scale = truth.shape[1] // before.width
-    if not 1 <= scale <= 8 or truth.shape[0] // before.height != scale:
+    """An input and its original, whose sides may be up to a pixel of the input off a multiple."""
+    height, width = truth.shape[:2]
+    scale = round(width / before.width)
+    off = [width - before.width * scale, height - before.height * scale]
+    if not 1 <= scale <= 8 or max(map(abs, off)) >= max(scale, 1):
         raise InvalidOption(
-            f"{source.name} has {before.width} x {before.height} pixels and its original {truth.shape[1]} x "
-            f"{truth.shape[0]}: that must be the same whole number of times as many each way, from 1 to 8"
+            f"{source.name} has {before.width} x {before.height} pixels and its original {width} x {height}: "
+            "that must be the same whole number of times as many each way, from 1 to 8"
         )
-    truth = truth[: before.height * scale, : before.width * scale]
-    return Case(before, truth if truth.dtype == before.pixels.dtype else to_uint8(truth), scale)
+    return Case(before, truth, scale)
+
+
+def _original(path: Path) -> np.ndarray:
+    try:
+        return photo.decode(path.read_bytes()).pixels
+    except RestoreError as error:
+        raise type(error)(f"its original {path.name}: {error}") from error
 
 
 def compared(
     one: Case, variants: list[Variant], setup: Setup, output: Path, name: str
 ) -> Iterator[dict[str, object]]:
-    """Bicubic's figures, then each variant's, by name; every picture goes into a folder of `output`.
+    """Restore a case with each variant; yields bicubic's figures, then each variant's, by name.
 
-    Of a variant also "model", "seconds", and how many "faces" were found.
+    Every picture goes into a folder of `output` on the way. Of a variant also "model", "seconds", how many
+    "faces" were found, and the result's "warnings". Raises RestoreError and OSError.
     """
     before = one.before
     if setup.published:
@@ -146,6 +161,7 @@ def compared(
         result = variant.restorer.restore(before, **variant.options, outscale=one.scale, format="png")
         files.write_atomic(kept(output, variant.folder, name), result.data)
         told = {"model": result.model, "seconds": round(result.seconds, 3), "faces": len(result.faces)}
+        told |= {"warnings": "; ".join(result.warnings)}
         figures = _figures(one, result.after.pixels, setup)
         yield {"variant": variant.name, **told, **figures, "drift": drift(result)}
 
@@ -165,7 +181,8 @@ def _figures(one: Case, image: np.ndarray, setup: Setup) -> dict[str, float]:
             "blockiness": metrics.blockiness(resize(image, before.width, before.height)),
             "consistency": metrics.consistency(before.pixels, image),
         }
-    truth, border = _alike(one.truth, image), round(one.scale)
+    truth, image = _alike(one.truth, image)
+    border = round(one.scale)
     found = {
         "psnr": metrics.psnr(truth, image, border=border),
         "ssim": metrics.ssim(truth, image, border=border),
@@ -175,11 +192,11 @@ def _figures(one: Case, image: np.ndarray, setup: Setup) -> dict[str, float]:
     return {**found, "lpips": metrics.lpips(truth, image, border=border)} if setup.lpips else found
 
 
-def _alike(truth: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """The original in the picture's dtype; they differ only where an 8-bit original has a 16-bit input."""
-    if truth.dtype == image.dtype:
-        return truth
-    return truth.astype(image.dtype) * 257
+def _alike(truth: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What both have of an original and a picture, in 8 bits where one has no more."""
+    height, width = (min(sides) for sides in zip(truth.shape[:2], image.shape[:2], strict=True))
+    truth, image = truth[:height, :width], image[:height, :width]
+    return (truth, image) if truth.dtype == image.dtype else (to_uint8(truth), to_uint8(image))
 
 
 def drift(result: Result) -> float:

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TypeVar
 
 from .errors import InvalidOption
 from .options import FORMATS
@@ -25,6 +26,7 @@ READABLE = {
 }
 _FORMAT_OF = {suffix: form for form, suffixes in READABLE.items() for suffix in suffixes}
 _WRITTEN = FORMATS[1:]
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 # What "same" may make of a format that is only read, as encode.output_format does
 INSTEAD = {"bmp": ("png",), "gif": ("png",), "heif": ("jpeg", "png")}
 
@@ -56,7 +58,7 @@ def exists(path: Path) -> bool:
     return os.path.exists(path)
 
 
-def suffixed(path: Path, form: str) -> Path:
+def suffixed(path: AnyPath, form: str) -> AnyPath:
     """`path` with a format's usual ending added."""
     return path.with_name(path.name + READABLE[form][0])
 
@@ -149,24 +151,39 @@ def _below(folder: Path, output: Path | None) -> Iterator[Path]:
 
 def _named(sources: list[tuple[Path, Path]], mark: str, form: str) -> list[Task]:
     """Targets no two of which are the same: "a_4x", for a.jpg and a.png "a_jpg_4x" and "a_png_4x"."""
-    tasks: list[Task] = []
-    wanted = Counter(_key(folder / source.stem) for source, folder in sources)
+    targets = named([folder / source.name for source, folder in sources], mark)
+    return [
+        Task(source, target, _forms(source, form))
+        for (source, _), target in zip(sources, targets, strict=True)
+    ]
+
+
+def named(photos: Sequence[AnyPath], mark: str) -> list[AnyPath]:
+    """For each photo's path one of a result, without an ending, no two the same."""
+    targets: list[AnyPath] = []
+    wanted = Counter(_key(photo.with_name(photo.stem)) for photo in photos)
     taken: set[str] = set()
-    for source, folder in sources:
-        full = source.name.replace(".", "_")
+    for photo in photos:
+        full = photo.name.replace(".", "_")
         stems = chain([full], (f"{full}_{number}" for number in count(2)))
-        if wanted[_key(folder / source.stem)] == 1:
-            stems = chain([source.stem], stems)
-        targets = (folder / (stem + mark) for stem in stems)
-        target = next(target for target in targets if _key(target) not in taken)
+        if wanted[_key(photo.with_name(photo.stem))] == 1:
+            stems = chain([photo.stem], stems)
+        free = (photo.with_name(stem + mark) for stem in stems)
+        target = next(target for target in free if _key(target) not in taken)
         taken.add(_key(target))
-        tasks.append(Task(source, target, _forms(source, form)))
-    return tasks
+        targets.append(target)
+    return targets
 
 
-def _key(path: Path) -> str:
+def is_photo(path: str) -> bool:
+    """Whether a file's name ends like one of a photo that is read."""
+    return PurePosixPath(path).suffix.lower() in _FORMAT_OF
+
+
+def _key(path: PurePath) -> str:
     """Equal for two paths that some file system takes for one: A and a, composed and decomposed accents."""
-    return unicodedata.normalize("NFC", str(path.resolve())).casefold()
+    whole = path.resolve() if isinstance(path, Path) else path
+    return unicodedata.normalize("NFC", str(whole)).casefold()
 
 
 def _forms(source: Path, form: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ _Y = np.array([65.481, 128.553, 24.966]) / 255  # ITU-R BT.601, studio range: MA
 _WINDOW = 11  # side of SSIM's Gaussian window (sigma 1.5) in pixels: Wang et al., 2004
 _NIQE_BLOCK = 96  # NIQE judges squares of this side, and needs two
 _COARSE = 8.0  # sigma in pixels of a face crop, where eyes are 126 apart: what is finer does not count
+_ALEXNET = 64
 _LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"  # torchvision's; lpips would fetch it
 
 
@@ -29,12 +30,14 @@ def to_y(image: np.ndarray) -> np.ndarray:
 
 
 def psnr(truth: np.ndarray, image: np.ndarray, *, border: int = 0, y: bool = False) -> float:
-    """Peak signal-to-noise ratio in dB (scikit-image's); infinite for equal pictures.
+    """Peak signal-to-noise ratio in dB (scikit-image's); infinite for equal pictures, NaN for none.
 
     border  pixels at each edge that do not count
     y       of the luma, see to_y(), instead of red, green and blue
     """
     truth, image, peak = _prepared(truth, image, border, y)
+    if not truth.size:
+        return math.nan
     if np.array_equal(truth, image):
         return math.inf
     return float(metrics.peak_signal_noise_ratio(truth, image, data_range=peak))
@@ -64,9 +67,12 @@ def ssim(truth: np.ndarray, image: np.ndarray, *, border: int = 0, y: bool = Fal
 def lpips(truth: np.ndarray, image: np.ndarray, *, border: int = 0) -> float:
     """Learned perceptual distance (Zhang et al., 2018; AlexNet, version 0.1), 0 for equal pictures.
 
-    Only where lpips_missing() is empty.
+    Only where lpips_missing() is empty. NaN below 64 pixels a side: AlexNet needs as many.
     """
     import torch
+
+    if min(_cropped(truth, border).shape[:2]) < _ALEXNET:
+        return math.nan
 
     pair = (torch.from_numpy(to_uint8(_cropped(one, border)).astype(np.float32)) for one in (truth, image))
     first, second = (one.permute(2, 0, 1)[None] / 127.5 - 1 for one in pair)
@@ -158,4 +164,4 @@ def _prepared(
 
 
 def _cropped(image: np.ndarray, border: int) -> np.ndarray:
-    return image[border : len(image) - border, border : image.shape[1] - border]
+    return image[border : max(border, len(image) - border), border : max(border, image.shape[1] - border)]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,12 +19,14 @@ import numpy as np
 from PIL import Image
 
 from . import cost, photo
+from .columns import aligned
 from .cost import Price, Work
-from .errors import BadWeights, WeightsUnavailable
+from .errors import BadWeights, RestoreError, WeightsUnavailable
 from .pipeline import Restorer, load
-from .report import Row, aligned
 
-_SAMPLES = Path(__file__).resolve().parent.parent / "assets/samples"
+Row = Mapping[str, object]
+_PROJECT = Path(__file__).resolve().parent.parent
+_SAMPLES = _PROJECT / "assets/samples"
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,15 @@ def measure(
 def cold_start(model: str, *, weights: str | None, device: str | None) -> float:
     """Seconds from starting Python to a loaded model, files in the system's cache.
 
-    Raises CalledProcessError where that fails.
+    Raises RestoreError where that fails.
     """
     script = "import json, sys, restorer; restorer.load(**json.loads(sys.argv[1]))"
     given = json.dumps({"model": model, "weights": weights, "device": device})
-    folder = Path(__file__).resolve().parent.parent
+    known = {**os.environ, "PYTHONPATH": str(_PROJECT)}
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", script, given], cwd=folder, check=True)
+    done = subprocess.run([sys.executable, "-c", script, given], env=known, capture_output=True, text=True)
+    if done.returncode:
+        raise RestoreError(f"a process of its own could not load {model}: {done.stderr.strip()[-300:]}")
     return time.perf_counter() - start
 
 
@@ -195,7 +200,9 @@ class Report:
             own_price = prices[name].usd_per_second * (self.cores or 1)
         found = []
         for timing in self.timings:
-            found.append(_row(timing, name or self.device, timing.steady, own_price, "measured"))
+            here = _row(timing, name or self.device, timing.steady, own_price, "measured")
+            own = {"cold": self.cold.get(timing.model), "first": timing.first, "quoted": timing.quoted}
+            found.append(here | own)
             for price in prices.values():
                 if price.fp16_tflops and price.name != name:
                     seconds = cost.estimated_seconds(timing.work, price, elsewhere=timing.elsewhere)
@@ -209,10 +216,8 @@ class Report:
         lines = [f"On {self.device}{cores}. Prices of {dates}."]
         lines += [f"{model}: cold start {seconds:.1f} s" for model, seconds in self.cold.items()]
         table = [["photo", "device", "faces", "first s", "seconds", "$/image", "images/$", "quoted s", ""]]
-        quoted = iter(self.timings)
         for row in rows:
             measured = row["how"] == "measured"
-            timing = next(quoted) if measured else None
             size = f"{row['width']} x {row['height']}, {row['kB']} kB, {row['model']}" if measured else ""
             table.append(
                 [
@@ -223,11 +228,11 @@ class Report:
                     _number(row["seconds"], "{:.3f}"),
                     _number(row["usd_per_image"], "{:.2g}"),
                     _number(row["images_per_usd"], "{:,.0f}"),
-                    _number(timing and timing.quoted, "{:.2f}"),
+                    _number(row["quoted"], "{:.2f}"),
                     str(row["how"]),
                 ]
             )
-        return "\n".join([*lines, "", aligned(table), *dict.fromkeys(self.left)])
+        return "\n".join([*lines, "", aligned(table, left=2), *dict.fromkeys(self.left)])
 
 
 def _number(value: object, form: str) -> str:
@@ -242,7 +247,9 @@ def _row(timing: Timing, device: str, seconds: float, price: float | None, how: 
         "kB": round(timing.bytes / 1000),
         "faces": timing.faces,
         "device": device,
-        "first": timing.first if how == "measured" else None,
+        "cold": None,
+        "first": None,
+        "quoted": None,
         "elsewhere": timing.elsewhere,
         "teraflop": timing.work.flops / 1e12,
         "gigabytes": timing.work.bytes / 1e9,
@@ -314,6 +321,9 @@ def plot(rows: Sequence[Row], suffix: str) -> bytes:
             label = f"{device}, {model}{f', {faces} face' if faces else ''} ({how})"
             axes.plot(*zip(*points, strict=True), "o-" if how == "measured" else ".--", label=label)
     axes.set(xscale="log", yscale="log", xlabel="megapixels of the photo", ylabel="images for a dollar")
+    sizes = sorted({row["width"] * row["height"] / 1e6 for row in rows})  # type: ignore[operator]
+    axes.set_xticks(sizes, [f"{size:.2g}" for size in sizes])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     out = io.BytesIO()

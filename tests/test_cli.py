@@ -117,7 +117,7 @@ def test_stopped_by_ctrl_c_leaves_whole_files_only():
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=30)
     assert run.returncode == 130
-    assert errors == "restorer: stopped; finished photos are kept\n"
+    assert errors == "restorer: stopped; what is finished is kept\n"
     left = sorted(Path("out").iterdir())
     assert 1 <= len(left) < 30 and {path.suffix for path in left} == {".png"}
     for path in left:

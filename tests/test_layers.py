@@ -10,24 +10,25 @@ PACKAGE = ROOT / "restorer"
 
 # From the bottom up; a module imports from the rows above its own, and from its own row where it says so
 ROWS = [
-    {"errors"},
+    {"errors", "columns"},
     {"options", "cost"},
     {"arguments"},
     {"files", "models", "compat", "tiling", "pixels"},
-    {"color", "degrade", "metrics", "report"},
-    {"download", "networks", "formats"},
+    {"color", "degrade", "metrics", "report", "store"},
+    {"download", "networks", "formats", "report_page"},
     {"photo"},
     {"encode"},
     {"engine", "upscale"},
     {"engines", "faces"},
     {"result"},
     {"pipeline"},
-    {"jobs", "evaluation", "timing"},
+    {"jobs", "batch", "evaluation", "timing"},
+    {"cluster", "evaluation_cli"},
     {"settings"},  # read by the doors only
     {"web", "__main__"},
 ]
 TORCH = {"networks", "engine", "faces"}
-ON_DEMAND = {"metrics", "timing"}  # inside functions: for LPIPS, and to count what it does
+ON_DEMAND = {"batch", "metrics", "timing"}  # inside functions: to set its threads, for LPIPS, to count it
 
 
 def room(path: Path) -> str:
