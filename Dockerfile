@@ -1,0 +1,50 @@
+# The server, without weights and secrets. See docs/hosting.md.
+#   docker build -t restorer .                                   for CPUs
+#   docker build -t restorer --build-arg TORCH_BACKEND= .        with CUDA (PyTorch's packages on PyPI bring it)
+#   docker build -t restorer --build-arg WEIGHTS="RealESRGAN_x4plus GFPGANv1.3 yunet" .
+FROM python:3.12-slim
+
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# OpenCV needs libgl1 and libglib2.0-0; tini ends the server's children and passes signals on
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 tini \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 1000 --create-home restorer \
+    && install --directory --owner restorer /data
+
+# uv's name for the build of PyTorch: cpu; cu130 and others; empty for that of PyPI
+ARG TORCH_BACKEND=cpu
+WORKDIR /app
+COPY requirements.txt requirements.lock ./
+RUN pip install --no-cache-dir "uv>=0.9,<1" \
+    && uv venv /opt/venv \
+    && uv pip install --no-cache --python /opt/venv/bin/python ${TORCH_BACKEND:+--torch-backend ${TORCH_BACKEND}} \
+        -r requirements.txt -c requirements.lock
+
+COPY app.py evaluate.py ./
+COPY restorer restorer
+COPY weights weights
+COPY assets assets
+
+# Models to carry in the image, by name; others are fetched into /data/weights when they are first asked for
+ARG WEIGHTS=""
+RUN if [ -n "${WEIGHTS}" ]; then \
+        HOME=/tmp /opt/venv/bin/python -m restorer models --weights-dir /app/weights --fetch ${WEIGHTS}; fi
+
+# Everything that is written lies below /data and /tmp: the rest may be read-only
+ENV HOST=0.0.0.0 \
+    PORT=7860 \
+    UPLOAD_FOLDER=/data/uploads \
+    PROCESSED_FOLDER=/data/results \
+    RESTORER_WEIGHTS=/data/weights \
+    HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+VOLUME /data
+EXPOSE 7860
+USER 1000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["/opt/venv/bin/python", "-c", \
+    "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/health')"]
+ENTRYPOINT ["tini", "--"]
+CMD ["/opt/venv/bin/python", "app.py"]

@@ -1,0 +1,270 @@
+"""A folder of photos to a folder of results: each exactly once, whatever dies on the way.
+
+What became of a photo is written beside the results before the next one is begun: as a small file in
+.records/ while a run goes on, and for good as a line of manifest/*.jsonl. A photo that brings its process
+down is tried _ATTEMPTS times, then recorded as failed.
+"""
+
+import hashlib
+import json
+import logging
+import posixpath
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import PurePosixPath
+
+from . import download, files, models
+from .errors import BadWeights, InvalidOption, RestoreError, WeightsUnavailable
+from .options import Options
+from .pipeline import Restorer
+from .store import Store
+
+_ATTEMPTS = 3
+_RECORDS, _MANIFEST = ".records", "manifest"
+_LINES = 10_000  # of a manifest's file
+RESTORED, FAILED, _BEGUN = "restored", "failed", "begun"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is done to which folder.
+
+    source, output       folders or URLs, see store.py
+    options              for every photo; `model` is a model's name, not "auto"
+    sha256               of the model's file
+    weights, device, half  as Restorer has them
+    threads              that PyTorch may use, 0 for its own choice
+    """
+
+    source: str
+    output: str
+    options: Options
+    sha256: str
+    weights: str | None = None
+    device: str | None = None
+    half: bool | None = None
+    threads: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Of all that makes the results what they are, beside the photos."""
+        told = json.dumps([asdict(self.options), self.sha256], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A photo to restore.
+
+    path    below the source
+    stamp   changes when its bytes do
+    target  of its result below the output, without the ending
+    """
+
+    path: str
+    stamp: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of a photo.
+
+    state   "restored" or "failed"
+    digest  Batch.digest
+    key     sha256 of the photo's bytes and the digest: the same input and options have the same key
+    output  of the result below the output, "" for a photo that failed
+    error   why it failed
+    seconds from bytes to bytes
+    tries   how often the photo was begun
+    """
+
+    path: str
+    stamp: str
+    digest: str
+    state: str
+    key: str = ""
+    output: str = ""
+    error: str = ""
+    seconds: float = 0.0
+    tries: int = 1
+
+
+def prepared(
+    source: str,
+    output: str,
+    options: Options,
+    *,
+    weights: str | None = None,
+    device: str | None = None,
+    half: bool | None = None,
+    threads: int = 0,
+) -> Batch:
+    """A Batch with the model chosen and, where its file is not here, downloaded.
+
+    Raises UnknownModel, WeightsUnavailable, and InvalidOption where the results would lie among the photos.
+    """
+    inputs, outputs = Store(source), Store(output)
+    if not inputs.exists():
+        raise InvalidOption(f"{source} does not exist: name a folder of photos")
+    if inputs.root.rstrip("/") == outputs.root.rstrip("/"):
+        raise InvalidOption(f"{source} is the folder of the photos: give another for the results")
+    model = Restorer(weights=weights, device=device).model(options)
+    file = download.ensure(model, models.weights_folder(weights))
+    sha256 = model.sha256 or download.sha256(file)
+    options = replace(options, model=model.name)
+    return Batch(inputs.url, outputs.url, options, sha256, weights, device, half, threads)
+
+
+def entries(asked: Batch) -> list[Entry]:
+    """Every photo of the source, by the endings of names, in order. No two have the same target."""
+    inputs, outputs = Store(asked.source), Store(asked.output)
+    found = [one for one in inputs.files(without=outputs.root) if files.is_photo(one.path)]
+    mark = files.result_stem("", asked.options.outscale)
+    named = files.named([PurePosixPath(one.path) for one in found], mark)
+    return [Entry(one.path, one.stamp, str(target)) for one, target in zip(found, named, strict=True)]
+
+
+class Manifest:
+    """What became of the photos of earlier runs, and of this one. One process at a time writes it."""
+
+    def __init__(self, output: Store) -> None:
+        self._output = output
+        self._seen: dict[str, tuple[int, str]] = {}  # by path: hash of stamp and digest, state
+        self._pending: list[Record] = []
+        for path in output.below(_MANIFEST):
+            for line in output.read(path).splitlines():
+                self._know(Record(**json.loads(line)))
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """What an earlier run did not come to write down."""
+        for path in self._output.below(_RECORDS):
+            record = _read_record(self._output, path)
+            if record and record.state != _BEGUN and not self.has(record):
+                self.note(record)
+        self.flush()
+
+    def _know(self, record: Record) -> None:
+        self._seen[record.path] = hash((record.stamp, record.digest)), record.state
+
+    def has(self, record: Record) -> bool:
+        """Whether that photo, as it was, is recorded for those options."""
+        return self._seen.get(record.path, (None,))[0] == hash((record.stamp, record.digest))
+
+    def done(self, entry: Entry, digest: str) -> str:
+        """How that photo ended with those options, "" where it is still to be done."""
+        known, state = self._seen.get(entry.path, (None, ""))
+        return state if known == hash((entry.stamp, digest)) else ""
+
+    def note(self, record: Record) -> None:
+        self._know(record)
+        self._pending.append(record)
+        if len(self._pending) >= _LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Into the manifest for good."""
+        if self._pending:
+            lines = "".join(json.dumps(asdict(record)) + "\n" for record in self._pending)
+            name = f"{_MANIFEST}/{time.time_ns():020}-{uuid.uuid4().hex[:8]}.jsonl"  # the last one counts
+            self._output.write(name, lines.encode())
+        for record in self._pending:
+            self._output.remove(_record_path(record.path))
+        self._pending = []
+
+
+@contextmanager
+def manifest(output: Store) -> Iterator[Manifest]:
+    """The manifest of a folder, written down at the end however that comes."""
+    opened = Manifest(output)
+    try:
+        yield opened
+    finally:
+        opened.flush()
+    output.remove(_RECORDS)  # else what was begun and not ended stays told there
+
+
+class Worker:
+    """Restores one photo after the other. May run in any process, on any machine."""
+
+    def __init__(self, asked: Batch) -> None:
+        self.asked = asked
+        self._inputs, self._outputs = Store(asked.source), Store(asked.output)
+        if asked.threads:
+            import torch
+
+            torch.set_num_threads(asked.threads)
+        self._restorer = Restorer(weights=asked.weights, device=asked.device, half=asked.half)
+
+    def __call__(self, entry: Entry) -> Record:
+        """Restore a photo, or tell what another worker made of it.
+
+        Raises what is not the photo's fault: WeightsUnavailable, BadWeights, and OSError of the output.
+        """
+        place, digest = _record_path(entry.path), self.asked.digest
+        record = Record(entry.path, entry.stamp, digest, _BEGUN)
+        earlier = _read_record(self._outputs, place)
+        if earlier and (earlier.stamp, earlier.digest) == (entry.stamp, digest):
+            if earlier.state != _BEGUN:
+                return earlier
+            record = replace(record, tries=earlier.tries + 1)
+        if record.tries > _ATTEMPTS:
+            told = f"the process ended {_ATTEMPTS} times while this was worked on"
+            record = replace(record, state=FAILED, error=told, tries=_ATTEMPTS)
+        else:
+            _write_record(self._outputs, place, record)
+            try:
+                record = self._restored(entry, record)
+            except KeyboardInterrupt:
+                self._outputs.remove(place)
+                raise
+        _write_record(self._outputs, place, record)
+        return record
+
+    def _restored(self, entry: Entry, record: Record) -> Record:
+        try:
+            data = self._inputs.read(entry.path)
+            key = hashlib.sha256(data + record.digest.encode()).hexdigest()
+            result = self._restorer.restore(data, **asdict(self.asked.options))
+        except (WeightsUnavailable, BadWeights):
+            raise
+        except RestoreError as error:
+            return replace(record, state=FAILED, error=str(error))
+        except OSError as error:
+            return replace(record, state=FAILED, error=error.strerror or str(error))
+        except Exception as error:  # noqa: BLE001  one photo of a batch: the others go on
+            logging.getLogger(__name__).exception("%s failed", entry.path)
+            return replace(record, state=FAILED, error=f"{type(error).__name__}: {error}")
+        output = str(files.suffixed(PurePosixPath(entry.target), result.format))
+        self._outputs.write(output, result.data)
+        return replace(record, state=RESTORED, key=key, output=output, seconds=round(result.seconds, 3))
+
+
+def run(asked: Batch, todo: Iterable[Entry], noted: Callable[[Record], object]) -> None:
+    """Restore photos in this process.
+
+    noted  is told of each photo that ended
+    """
+    worker = Worker(asked)
+    for entry in todo:
+        noted(worker(entry))
+
+
+def _record_path(path: str) -> str:
+    name = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:32]
+    return posixpath.join(_RECORDS, name[:2], f"{name}.json")
+
+
+def _read_record(store: Store, place: str) -> Record | None:
+    try:
+        return Record(**json.loads(store.read(place)))
+    except FileNotFoundError:
+        return None
+
+
+def _write_record(store: Store, place: str, record: Record) -> None:
+    store.write(place, json.dumps(asdict(record)).encode())

@@ -1,0 +1,244 @@
+"""A folder of photos: each exactly once, through crashes, full disks and second runs."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import fsspec
+import pytest
+from conftest import photo_like, png, save_network
+
+import restorer
+from restorer import batch
+from restorer.__main__ import main
+from restorer.options import Options
+from restorer.store import Store
+
+ROOT = Path(__file__).parent.parent
+PHOTOS = ("a.png", "b/a.png", "b/Größe & co.png", "c.PNG", "two.tif", "two.png")
+
+
+@pytest.fixture
+def folder(tmp_path, rng, monkeypatch) -> Path:
+    """in/ with six photos, one broken and one that is none; a network custom/tiny."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    save_network(tmp_path / "weights/custom/tiny.safetensors", seed=1)
+    for name in PHOTOS:
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(photo_like(rng, 24, 32)))
+    (tmp_path / "in/broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (tmp_path / "in/notes.txt").write_text("none")
+    (tmp_path / "in/.hidden.png").write_bytes(b"none")
+    return tmp_path
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    asked = ["batch", str(folder / "in"), str(folder / "out"), "--weights-dir", str(folder / "weights")]
+    return [*asked, "--model", "custom/tiny", "--device", "cpu", "--face-enhance", "off", *more]
+
+
+def lines(folder: Path) -> list[dict]:
+    files = (folder / "out/manifest").glob("*.jsonl")
+    return [json.loads(line) for file in sorted(files) for line in file.read_text().splitlines()]
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    out = folder / "out"
+    found = (path for path in out.rglob("*") if path.is_file())
+    found = (path for path in found if path.relative_to(out).parts[0] not in ("manifest", ".records"))
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in found}
+
+
+def expected(folder: Path, **options) -> dict[str, bytes]:
+    """By the photo's path, what the Restorer itself makes of it."""
+    run = restorer.Restorer(
+        weights=folder / "weights", device="cpu", model="custom/tiny", face_enhance="off", **options
+    )
+    return {name: run.restore((folder / "in" / name).read_bytes()).data for name in PHOTOS}
+
+
+def test_every_photo_has_its_result_and_its_line(folder, capsys):
+    assert main(words(folder)) == 1, "one is broken"
+    told = {line["path"]: line for line in lines(folder)}
+    assert set(told) == {*PHOTOS, "broken.jpg"}
+    assert results(folder) == {told[name]["output"]: data for name, data in expected(folder).items()}
+    assert told["b/a.png"]["output"] == "b/a_4x.png"
+    assert {told["two.png"]["output"], told["two.tif"]["output"]} == {"two_png_4x.png", "two_tif_4x.png"}
+    assert (told["broken.jpg"]["state"], told["broken.jpg"]["output"]) == ("failed", "")
+    assert "damaged" in told["broken.jpg"]["error"]
+    assert "6 restored, 0 done before, 1 failed" in capsys.readouterr().out
+    assert told["two.tif"]["key"] != told["two.png"]["key"]
+    (folder / "in/two.tif").write_bytes((folder / "in/two.png").read_bytes())
+    assert main(words(folder)) == 1
+    keys = {line["path"]: line["key"] for line in lines(folder)}
+    assert keys["two.tif"] == keys["two.png"], "the same bytes and options have the same key"
+
+
+def test_a_second_run_does_only_what_is_new(folder, rng, capsys):
+    main(words(folder))
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.png")}
+    assert main(words(folder)) == 1, "the broken one is still failed"
+    assert {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.png")} == before
+    assert "0 restored, 6 done before, 1 failed" in capsys.readouterr().out
+    (folder / "in/a.png").write_bytes(png(photo_like(rng, 24, 32)))
+    (folder / "in/broken.jpg").unlink()
+    (folder / "in/new.png").write_bytes(png(photo_like(rng, 24, 32)))
+    assert main(words(folder)) == 0
+    assert "2 restored, 5 done before, 0 failed" in capsys.readouterr().out
+    assert main(words(folder, "--outscale", "2")) == 0
+    assert "7 restored, 0 done before" in capsys.readouterr().out
+    assert Counter(line["path"] for line in lines(folder))["a.png"] == 3
+
+
+def test_what_failed_can_be_tried_again(folder, capsys):
+    main(words(folder))
+    capsys.readouterr()
+    assert main(words(folder, "--retry-failed")) == 1
+    assert "broken.jpg: failed" in capsys.readouterr().err
+    source = folder / "in/broken.jpg"
+    mended = (folder / "in/a.png").read_bytes()
+    source.write_bytes(mended)
+    assert main(words(folder)) == 0, "it changed, so it is tried again"
+
+
+def test_the_results_may_lie_inside_the_photos_folder(folder):
+    inside = folder / "in/restored"
+    asked = words(folder)
+    asked[2] = str(inside)
+    main(asked)
+    count = len(list(inside.rglob("*.png")))
+    assert count == len(PHOTOS)
+    main(asked)
+    assert len(list(inside.rglob("*.png"))) == count, "results are not restored again"
+
+
+def killed_after(command: list[str], count: int, folder: Path) -> None:
+    """Start a run and end it with SIGKILL when there are so many results."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while len(results(folder)) < count and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(folder, rng):
+    save_network(folder / "weights/custom/tiny.safetensors", seed=1, features=64, convs=16)
+    for index in range(40):
+        (folder / f"in/more{index:02}.png").write_bytes(png(photo_like(rng, 32, 32)))
+    command = [sys.executable, "-m", "restorer", *words(folder)]
+    killed_after(command, 8, folder)
+    first = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*_4x.png")}
+    assert len(first) >= 8
+    killed_after(command, len(first) + 6, folder)
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 1
+    redone = [path for path, when in first.items() if path.stat().st_mtime_ns != when]
+    assert len(redone) <= 1, "at most the one whose record was not written yet"
+    counts = Counter(line["path"] for line in lines(folder))
+    assert set(counts.values()) == {1} and len(counts) == 47
+    assert len(results(folder)) == 46, "no part of a file is left"
+    assert not (folder / "out/.records").exists()
+    data = expected(folder)
+    for line in lines(folder):
+        if line["path"] in data:
+            assert (folder / "out" / line["output"]).read_bytes() == data[line["path"]]
+
+
+def test_a_photo_that_brings_the_process_down_is_given_up(folder):
+    script = """
+import os, sys
+from restorer import pipeline
+from restorer.__main__ import main
+real = pipeline.Restorer.restore
+def restore(self, data, **options):
+    if data == open(sys.argv[1], "rb").read():
+        os._exit(9)
+    return real(self, data, **options)
+pipeline.Restorer.restore = restore
+sys.exit(main(sys.argv[2:]))
+"""
+    command = [sys.executable, "-c", script, str(folder / "in/c.PNG"), *words(folder)]
+    codes = [subprocess.run(command, cwd=ROOT, capture_output=True).returncode for _ in range(4)]
+    assert codes == [9, 9, 9, 1]
+    told = {line["path"]: line for line in lines(folder)}
+    assert told["c.PNG"]["error"] == "the process ended 3 times while this was worked on"
+    assert sum(line["state"] == "restored" for line in told.values()) == len(PHOTOS) - 1
+
+
+def test_a_full_disk_ends_the_run_and_blames_no_photo(folder, monkeypatch, capsys):
+    real = Store.write
+
+    def write(self, path: str, data: bytes) -> None:
+        if path.endswith(".png"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, path, data)
+
+    monkeypatch.setattr(Store, "write", write)
+    assert main(words(folder)) == 1
+    assert "No space left" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert [line["state"] for line in lines(folder)] in ([], ["failed"]), "the broken one may have come first"
+    assert main(words(folder)) == 1
+    assert len(results(folder)) == len(PHOTOS)
+
+
+def test_other_storages_are_written_too(folder):
+    memory = fsspec.filesystem("memory")
+    for name in PHOTOS:
+        memory.pipe_file(f"/scans/{name}", (folder / "in" / name).read_bytes())
+    asked = batch.prepared(
+        "memory://scans",
+        "memory://done",
+        Options(model="custom/tiny", face_enhance="off"),
+        weights=str(folder / "weights"),
+        device="cpu",
+    )
+    store = Store(asked.output)
+    for _ in range(2):
+        with batch.manifest(store) as manifest:
+            photos = batch.entries(asked)
+            todo = [photo for photo in photos if not manifest.done(photo, asked.digest)]
+            batch.run(asked, todo, manifest.note)
+    assert not todo, "the second run found nothing to do"
+    data = expected(folder)
+    for photo in photos:
+        assert memory.cat_file(f"/done/{photo.target}.png") == data[photo.path]
+    memory.rm("/scans", recursive=True)
+    memory.rm("/done", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--workers", "-1"], "workers is -1"),
+        (["--cpus-per-worker", "0"], "cpus_per_worker is 0"),
+        (["--gpus-per-worker", "-1"], "gpus_per_worker is -1"),
+        (["--model", "nothing"], "there is no model 'nothing'"),
+        (["--outscale", "9"], "outscale is 9.0"),
+    ],
+)
+def test_wrong_calls(folder, more, told, capsys):
+    assert main(words(folder, *more)) == 2
+    assert told in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+def test_wrong_folders(folder, capsys):
+    for source, output, told in (
+        ("nowhere", "out", "nowhere does not exist"),
+        ("in", "in", "give another for the results"),
+        ("nokind://x", "out", "cannot be reached"),
+        ("empty", "out", "no photos found"),
+    ):
+        (folder / "empty").mkdir(exist_ok=True)
+        names = [name if "://" in name else str(folder / name) for name in (source, output)]
+        assert main(["batch", *names, *words(folder)[3:]]) == 2
+        assert told in capsys.readouterr().err

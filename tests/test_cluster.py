@@ -1,0 +1,116 @@
+"""A batch on a Ray cluster of three machines of one processor, all on this one; parts of it die."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import photo_like, png, save_network
+from test_batch import lines, results, words
+
+from restorer import cluster
+from restorer.errors import InvalidOption
+
+ROOT = Path(__file__).parent.parent
+PHOTOS, BROKEN = 290, 10
+
+
+@pytest.fixture
+def machines(monkeypatch) -> Iterator["object"]:
+    """The cluster, and a way to take one of its two smaller machines away."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    # what a process on the second machine costs in memory is not the matter here
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.others = [made.add_node(num_cpus=1), made.add_node(num_cpus=1)]
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path, rng) -> Path:
+    save_network(tmp_path / "weights/custom/tiny.safetensors", seed=1, features=32, convs=8)
+    (tmp_path / "in").mkdir()
+    for index in range(PHOTOS):
+        (tmp_path / f"in/{index:03}.png").write_bytes(png(photo_like(rng, 24, 32)))
+    for index in range(BROKEN):
+        (tmp_path / f"in/broken{index}.jpg").write_bytes(b"\xff\xd8\xff" + rng.bytes(99))
+    return tmp_path
+
+
+def wait_for(folder: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 200
+    while len(results(folder)) < count:
+        assert process.poll() is None and time.monotonic() < deadline, len(results(folder))
+        time.sleep(0.02)
+
+
+def test_each_photo_once_though_worker_machine_and_driver_die(machines, folder):
+    command = [sys.executable, "-m", "restorer", *words(folder), "--ray", machines.address]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with (folder / "log").open("w") as log:
+        driver = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log)
+        wait_for(folder, 20, driver)
+        workers = [one for one in psutil.process_iter(["name"]) if "MapWorker" in "".join(one.cmdline())]
+        assert workers, "no worker was found to be killed"
+        os.kill(workers[0].pid, signal.SIGKILL)
+        wait_for(folder, 60, driver)
+        machines.remove_node(machines.others[0], allow_graceful=False)
+        wait_for(folder, 110, driver)
+        driver.kill()
+        driver.wait()
+        first = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*.png")}
+        again = subprocess.run(command, cwd=ROOT, env=environment, stderr=log)
+    assert again.returncode == 1, (folder / "log").read_text()[-2000:]
+    told = lines(folder)
+    assert set(Counter(line["path"] for line in told).values()) == {1}
+    states = Counter(line["state"] for line in told)
+    assert states == {"restored": PHOTOS, "failed": BROKEN}
+    assert {line["path"] for line in told if line["state"] == "failed"} == {
+        f"broken{index}.jpg" for index in range(BROKEN)
+    }
+    redone = sum(path.stat().st_mtime_ns != when for path, when in first.items())
+    assert redone <= 3, "at most what each worker had under way"
+    distributed = results(folder)
+    assert len(distributed) == PHOTOS
+    alone = [*words(folder)]
+    alone[2] = str(folder / "alone")
+    subprocess.run([sys.executable, "-m", "restorer", *alone], cwd=ROOT, env=environment)
+    assert {path.name: path.read_bytes() for path in (folder / "alone").glob("*.png")} == distributed
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "cpus", "room"),
+    [
+        ({"CPU": 8}, 0, 1, 8),
+        ({"CPU": 8}, 0, 3, 2),
+        ({"CPU": 8, "GPU": 4}, 1, 1, 4),
+        ({"CPU": 2, "GPU": 4}, 1, 1, 2),
+        ({"CPU": 8, "GPU": 1}, 0.25, 1, 4),
+        ({"CPU": 8, "GPU": 0.3}, 0.1, 1, 3),
+        ({"CPU": 8}, 1, 1, 0),
+        ({}, 0, 1, 0),
+    ],
+)
+def test_room_for_workers(resources, gpus, cpus, room):
+    assert cluster.places(resources, gpus, cpus) == room
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InvalidOption, match="requirements-ray.txt"):
+        cluster.connected("local")
+
+
+def test_a_cluster_that_does_not_answer_is_told(folder):
+    command = [sys.executable, "-m", "restorer", *words(folder), "--ray", "auto"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no Ray cluster answers at 'auto'" in done.stderr
