@@ -27,10 +27,10 @@ COPY restorer restorer
 COPY weights weights
 COPY assets assets
 
-# Models to carry in the image, by name; others are fetched into /data/weights when they are first asked for
+# Models to carry in the image, by name: a new volume begins with them. Others are fetched when first asked for
 ARG WEIGHTS=""
-RUN if [ -n "${WEIGHTS}" ]; then \
-        HOME=/tmp /opt/venv/bin/python -m restorer models --weights-dir /app/weights --fetch ${WEIGHTS}; fi
+RUN if [ -n "${WEIGHTS}" ]; then /opt/venv/bin/python -m restorer models --weights-dir /data/weights --fetch ${WEIGHTS}; fi \
+    && chown --recursive restorer /data
 
 # Everything that is written lies below /data and /tmp: the rest may be read-only
 ENV HOST=0.0.0.0 \

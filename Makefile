@@ -63,7 +63,7 @@ lock: .venv/.uv
 
 # On Linux the usual PyTorch packages bring 3 GB of CUDA. Without an NVIDIA GPU the CPU build is taken instead,
 # as long as PyTorch's own package index can be reached; the first command only asks whether it can.
-.venv/.installed: .venv/.uv requirements.txt requirements-dev.txt requirements.lock
+.venv/.installed: .venv/.uv requirements.txt requirements-ray.txt requirements-dev.txt requirements.lock
 	@echo "Installing packages into .venv. The first time takes a few minutes."
 	@backend=; \
 	if [ "$$(uname)" = Linux ] && ! nvidia-smi >/dev/null 2>&1 && \

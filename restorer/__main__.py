@@ -211,6 +211,7 @@ def _faces_of(source: Path, restorer: "Restorer", target: Path | None, originals
 def list_models(parsed: argparse.Namespace) -> int:
     """Print every model: name, kind, scale, size, licence, whether its file is here, what it is for."""
     weights = models.weights_folder(parsed.weights_dir)
+    _fetch(parsed.fetch, weights)
     rows = [("MODEL", "KIND", "SCALE", "MB", "LICENCE", "FILE", "FOR")]
     for model in models.available(weights):
         rows.append(
@@ -227,6 +228,16 @@ def list_models(parsed: argparse.Namespace) -> int:
     print(aligned(rows, left=len(rows[0])))
     print(f"\nFolder of the files: {weights}")
     return 0
+
+
+def _fetch(names: list[str], weights: Path) -> None:
+    from . import download
+
+    table = {model.name: model for model in models.MODELS}
+    for name in names:
+        if name not in table:
+            raise UnknownModel(f"there is no model {name!r} to fetch. The models are: {', '.join(table)}")
+        print(f"{name}: {download.ensure(table[name], weights)}", flush=True)
 
 
 def batch(parsed: argparse.Namespace) -> int:
@@ -301,10 +312,11 @@ def cost(parsed: argparse.Namespace) -> int:
             raise InvalidOption(f"{file} cannot be written: name a file in a folder that is there")
     if parsed.plot and parsed.plot.suffix.lower() not in (".png", ".svg"):
         raise InvalidOption(f"{parsed.plot} ends with neither .png nor .svg, as a plot has to")
+    elsewhere = [row for file in parsed.measured for row in timing.read_measured(file)]
     names = [name.strip() for name in parsed.models.split(",")]
     places = {"weights": parsed.weights_dir, "device": parsed.device}
     report = timing.timed(names, sizes, repeats=parsed.repeats, told=_to_stderr, **places)
-    rows = report.rows(prices, own_price)
+    rows = timing.with_measured(report.rows(prices, own_price), elsewhere)
     print(report.text(rows, prices))
     if parsed.csv:
         files.write_atomic(parsed.csv, timing.as_csv(rows))

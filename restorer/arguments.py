@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--retry-failed", action="store_true", help="try what failed in earlier runs again")
 
     command = commands.add_parser("models", parents=[weights], help="list the models")
+    command.add_argument("--fetch", nargs="+", default=[], metavar="NAME", help="download these first")
 
     command = commands.add_parser("cost", parents=[weights], help="time photos here, and tell what they cost")
     command.add_argument("--models", default=Options.model, metavar="A,B", help="(%(default)s)")
@@ -65,6 +66,9 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="T4=USD",
         help="dollars a second of a device of assets/gpu_prices.csv; without a name, of this machine",
+    )
+    command.add_argument(
+        "--measured", action="append", type=Path, default=[], metavar="FILE", help="--csv of another machine"
     )
     command.add_argument("--csv", type=Path, metavar="FILE", help="the table as a file")
     command.add_argument("--plot", type=Path, metavar="FILE", help="a picture of it: .png or .svg")

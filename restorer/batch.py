@@ -185,6 +185,7 @@ def manifest(output: Store) -> Iterator[Manifest]:
         yield opened
     finally:
         opened.flush()
+    output.sweep()
     output.remove(_RECORDS)  # else what was begun and not ended stays told there
 
 

@@ -1,6 +1,7 @@
 """Which photo goes to which file, and how a file appears: whole or not at all."""
 
 import os
+import re
 import unicodedata
 import uuid
 from collections import Counter
@@ -115,6 +116,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of that name is one that write_atomic() did not finish."""
+    return re.fullmatch(r"\.[0-9a-f]{32}\.part", name) is not None
 
 
 def _to_file(photo: Path, output: Path) -> Task:

@@ -68,9 +68,19 @@ class Settings:
         return Limits(int(self.max_input_megapixels * 1e6), int(self.max_output_megapixels * 1e6))
 
 
+_ON_A_SPACE = {"HOST": "0.0.0.0", "FORWARDED_ALLOW_IPS": "*"}  # only Hugging Face's own proxy reaches it
+_SPACE_DISK = Path("/data")  # of a Space that has one; anything else is gone when it sleeps
+
+
 def read(folder: Path) -> Settings:
-    """The settings of a server started in `folder`: the environment's, else those of its .env file."""
+    """The settings of a server started in `folder`: the environment's, else those of its .env file.
+
+    On a Hugging Face Space (SPACE_ID) what neither has is chosen for that.
+    """
     found = {**dotenv.dotenv_values(folder / ".env"), **os.environ}
+    if found.get("SPACE_ID"):
+        disk = {"RESTORER_WEIGHTS": str(_SPACE_DISK / "weights")} if os.access(_SPACE_DISK, os.W_OK) else {}
+        found = {**_ON_A_SPACE, **disk, **{name: text for name, text in found.items() if text}}
     given = {}
     for field in fields(Settings):
         text = (found.get(field.name.upper()) or "").strip()

@@ -60,6 +60,13 @@ class Store:
         else:
             self._fs.pipe_file(self._full(path), data)  # object stores show nothing before all is there
 
+    def sweep(self) -> None:
+        """Remove what processes that were killed left of the files they were writing."""
+        if self.local:
+            for part in Path(self.root).rglob(".*.part"):
+                if files.is_part(part.name):
+                    part.unlink(missing_ok=True)
+
     def remove(self, path: str) -> None:
         """A file or a folder with all that is in it; nothing where there is none."""
         if self.exists(path):

@@ -21,7 +21,7 @@ from PIL import Image
 from . import cost, photo
 from .columns import aligned
 from .cost import Price, Work
-from .errors import BadWeights, RestoreError, WeightsUnavailable
+from .errors import BadWeights, InvalidOption, RestoreError, WeightsUnavailable
 from .pipeline import Restorer, load
 
 Row = Mapping[str, object]
@@ -37,7 +37,7 @@ class Timing:
     bytes          of its file, a JPEG
     faces          that were restored
     first          seconds of the first photo, the model being loaded; face models are loaded meanwhile
-    steady         seconds, the median of the ones that follow
+    following      seconds of each of the ones that follow
     elsewhere      seconds of those in decoding and encoding, which no GPU does
     quoted         seconds that Restorer.plan() told after the first photo, without faces
     work           of the networks
@@ -49,10 +49,15 @@ class Timing:
     bytes: int
     faces: int
     first: float
-    steady: float
+    following: tuple[float, ...]
     elsewhere: float
     quoted: float | None
     work: Work
+
+    @property
+    def steady(self) -> float:
+        """Seconds, the median of the photos that follow."""
+        return statistics.median(self.following)
 
 
 def sample(width: int, height: int, *, face: bool) -> bytes:
@@ -93,7 +98,7 @@ def measure(
         bytes=len(data),
         faces=sum(one.restored for one in first.faces),
         first=first.seconds,
-        steady=statistics.median(one.seconds for one in results),
+        following=tuple(one.seconds for one in results),
         elsewhere=statistics.median(one.stages["decode"] + one.stages["encode"] for one in results),
         quoted=quoted,
         work=work(),
@@ -283,14 +288,46 @@ def timed(
         for face in (False, True):
             try:
                 for width, height in sizes:
-                    told(f"{chosen}: {width} x {height}{', with a face' if face else ''}")
+                    what = f"{chosen}: {width} x {height}{', with a face' if face else ''}"
+                    told(what)
                     fresh = partial(load, chosen, weights=weights, device=device)
-                    report.timings.append(measure(fresh, width, height, face=face, repeats=repeats))
+                    done = measure(fresh, width, height, face=face, repeats=repeats)
+                    seconds = ", ".join(f"{one:.3f}" for one in (done.first, *done.following))
+                    told(f"{what}: {seconds} s")
+                    report.timings.append(done)
             except (WeightsUnavailable, BadWeights) as error:
                 if not face:
                     raise
                 report.left.append(f"Faces were not timed: {str(error).partition(' (')[0]}")
     return report
+
+
+def with_measured(rows: Sequence[Row], measured: Sequence[Row]) -> list[Row]:
+    """The rows, with those that were measured elsewhere in place of what was estimated for the same."""
+
+    def subject(row: Row) -> tuple[object, ...]:
+        return tuple(str(row[name]) for name in ("model", "width", "height", "faces", "device"))
+
+    known = {subject(row) for row in measured}
+    return [row for row in rows if row["how"] == "measured" or subject(row) not in known] + list(measured)
+
+
+def read_measured(file: Path) -> list[Row]:
+    """The measured rows of a file that as_csv() wrote. Raises InvalidOption for any other."""
+    try:
+        with file.open(newline="") as lines:
+            rows = [row for row in csv.DictReader(lines) if row["how"] == "measured"]
+        return [{name: _value(name, text) for name, text in row.items()} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidOption(f"{file} is no table of costs: {error}") from error
+
+
+def _value(name: str, text: str) -> object:
+    if name in ("model", "device", "how"):
+        return text
+    if name in ("width", "height", "faces", "kB"):
+        return int(text)
+    return float(text) if text else None
 
 
 def as_csv(rows: Sequence[Row]) -> bytes:

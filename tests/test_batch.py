@@ -139,6 +139,8 @@ def test_a_run_that_is_killed_goes_on_where_it_was(folder, rng):
     first = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*_4x.png")}
     assert len(first) >= 8
     killed_after(command, len(first) + 6, folder)
+    part = folder / f"out/b/.{'0' * 32}.part"
+    part.write_bytes(b"of a result")
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 1
     redone = [path for path, when in first.items() if path.stat().st_mtime_ns != when]
     assert len(redone) <= 1, "at most the one whose record was not written yet"

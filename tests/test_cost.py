@@ -129,7 +129,7 @@ def test_a_photo_is_timed_with_and_without_a_face(weights):
 
 
 def test_rows_say_what_was_measured_and_what_was_not():
-    done = timing.Timing("m", 100, 50, 9000, 0, 3.0, 2.0, 0.1, 2.1, Work(1e12, 1e9))
+    done = timing.Timing("m", 100, 50, 9000, 0, 3.0, (2.0,), 0.1, 2.1, Work(1e12, 1e9))
     prices = cost.prices()
     cpu = timing.Report("Some CPU", 4, {"m": 1.0}, [done], []).rows(prices)
     assert [row["device"] for row in cpu if row["how"] == "measured"] == ["CPU"]
@@ -165,6 +165,22 @@ def test_the_command(weights, tmp_path, capsys):
     assert "cold start" in told and "measured" in told and "estimated" in told
     assert "Faces were not timed: yunet is not present" in told
     assert photo.decode(picture.read_bytes()).width > 500
+
+
+def test_what_another_machine_measured_takes_the_place_of_estimates(weights, tmp_path, capsys):
+    done = timing.Timing("custom/tiny", 64, 48, 9000, 0, 3.0, (2.0,), 0.1, 2.1, Work(1e9, 1e9))
+    other = timing.Report("Tesla T4", 0, {}, [done], []).rows(cost.prices())
+    file, out = tmp_path / "t4.csv", tmp_path / "out.csv"
+    file.write_bytes(timing.as_csv(other))
+    assert timing.read_measured(file) == [row for row in other if row["how"] == "measured"]
+    words = ["cost", "--weights-dir", str(weights), "--device", "cpu", "--models", "custom/tiny"]
+    words += ["--sizes", "64x48", "--repeats", "1", "--csv", str(out), "--measured", str(file)]
+    assert main(words) == 0
+    rows = [row for row in csv.DictReader(out.open()) if row["device"] == "T4"]
+    assert [(row["how"], float(row["seconds"])) for row in rows] == [("measured", 2.0)]
+    file.write_text("nothing\n")
+    assert timing.read_measured(file) == []
+    assert main([*words[:-1], str(tmp_path / "absent.csv")]) == 2
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ class Server:
         for folder in (settings.jobs_folder, settings.processed_folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.settings, self.workshop = settings, Workshop(settings.max_queue)
-        self.restorer = Restorer(
+        self.restorer = _restorer_class()(
             weights=settings.restorer_weights or None,
             device=settings.device or None,
             limits=settings.limits,
@@ -162,6 +162,14 @@ def serve(settings: Settings) -> None:
 def asgi(settings: Settings) -> FastAPI:
     """The same server as an ASGI application, for a host that serves it."""
     return Server(settings).asgi()
+
+
+def _restorer_class() -> type[Restorer]:
+    if os.environ.get("SPACES_ZERO_GPU", "").lower() not in ("1", "t", "true"):  # as the package reads it
+        return Restorer
+    from .zero import Lent
+
+    return Lent
 
 
 def _warm(restorer: Restorer) -> None:

@@ -1,0 +1,146 @@
+"""The restorer on Modal.
+
+    modal deploy modal_app.py                                # page, REST and gradio_client; a key: see below
+    modal run modal_app.py --input scans --output restored   # a folder over many GPU containers
+    modal run --write-result t.csv modal_app.py::benchmark --gpus T4,A10G   # for `restorer cost --measured`
+
+A key for the server: `modal secret create restorer API_KEY=...`, and RESTORER_SECRET=restorer when deploying.
+"""
+
+import os
+from pathlib import Path
+
+import modal
+
+GPU = os.environ.get("RESTORER_GPU", "L4")  # named: what "any" is may change, and with it price and speed
+MODEL, FACES = "RealESRGAN_x4plus", ("GFPGANv1.3", "yunet")
+WEIGHTS, JOBS = "/weights", "/jobs"
+_HERE = Path(__file__).resolve().parent
+_KEPT = ("app.py", "assets", "restorer", "weights/README.md", "weights/restore-lite-x4.safetensors")
+
+app = modal.App("neural-image-restore")
+weights = modal.Volume.from_name("neural-image-restore-weights", create_if_missing=True)
+# Jobs of the REST interface, uploads and results: so that what was accepted outlives a container
+jobs = modal.Volume.from_name("neural-image-restore-jobs", create_if_missing=True)
+
+
+def fetch_weights() -> None:
+    """Download the models into the volume; done while the image is built, not when a user waits."""
+    from restorer.__main__ import main
+
+    if main(["models", "--weights-dir", WEIGHTS, "--fetch", MODEL, *FACES]):
+        raise RuntimeError("the models could not be fetched")
+    weights.commit()
+
+
+def _image() -> modal.Image:
+    image = (
+        modal.Image.debian_slim(python_version="3.12")
+        .apt_install("libgl1", "libglib2.0-0")
+        # the set that was tested; PyPI's PyTorch brings CUDA
+        .add_local_file(_HERE / "requirements.txt", "/root/requirements.txt", copy=True)
+        .add_local_file(_HERE / "requirements.lock", "/root/requirements.lock", copy=True)
+        .run_commands(
+            "pip install uv",
+            "uv pip install --system -r /root/requirements.txt -c /root/requirements.lock",
+        )
+        .env({"RESTORER_WEIGHTS": WEIGHTS})
+    )
+    for name in _KEPT:
+        add = image.add_local_dir if (_HERE / name).is_dir() else image.add_local_file
+        image = add(_HERE / name, f"/root/{name}", copy=True)
+    return image.run_function(fetch_weights, volumes={WEIGHTS: weights})
+
+
+image = _image() if modal.is_local() else modal.Image.debian_slim()
+secrets = [modal.Secret.from_name(name)] if (name := os.environ.get("RESTORER_SECRET")) else []
+
+
+@app.function(
+    image=image,
+    gpu=GPU,
+    secrets=secrets,
+    volumes={WEIGHTS: weights, JOBS: jobs},
+    timeout=3600,  # of one request: a large photo, and the line before it
+    scaledown_window=300,  # seconds that an idle container is kept, and paid for
+    max_containers=1,  # line and jobs are one container's; more of them is what the batch below is for
+)
+@modal.concurrent(max_inputs=100)  # requests wait inside the server, for one GPU works on one photo at a time
+@modal.asgi_app()
+def web():  # noqa: ANN201  an ASGI application
+    """Page, REST and gradio_client."""
+    from restorer import settings
+    from restorer.web import server
+
+    os.environ.setdefault("UPLOAD_FOLDER", f"{JOBS}/uploads")
+    os.environ.setdefault("PROCESSED_FOLDER", f"{JOBS}/results")
+    os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")  # Modal's proxy is the only way in
+    os.environ["GRADIO_TEMP_DIR"] = os.environ["UPLOAD_FOLDER"]
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    return server.asgi(settings.read(Path("/root")))
+
+
+@app.cls(image=image, gpu=GPU, volumes={WEIGHTS: weights}, timeout=3600, max_containers=10, retries=2)
+class Restoring:
+    """One container of a batch: it keeps its models loaded from photo to photo."""
+
+    @modal.enter()
+    def load(self) -> None:
+        import restorer
+
+        self.restorer = restorer.load(weights=WEIGHTS)
+
+    @modal.method()
+    def restore(self, name: str, data: bytes, options: dict) -> tuple[str, bytes, str, str]:
+        """A photo's name, its result with the format, and why there is none."""
+        import restorer
+
+        try:
+            result = self.restorer.restore(data, **options)
+        except restorer.RestoreError as error:
+            return name, b"", "", str(error)
+        return name, result.data, result.format, ""
+
+
+@app.local_entrypoint()
+def main(input: str, output: str = "restored", outscale: float = 4.0, model: str = "auto") -> None:
+    """Restore a folder of this machine over GPU containers; what is there already is skipped."""
+    from restorer import files
+
+    tasks = files.plan([Path(input)], Path(output), outscale=outscale)
+    todo = [task for task in tasks if not task.existing()]
+    by_name = {str(task.source): task for task in todo}
+    options = {"outscale": outscale, "model": model}
+    given = ((name, Path(name).read_bytes(), options) for name in by_name)
+    failed = 0
+    for name, data, form, error in Restoring().restore.starmap(given, order_outputs=False):
+        if error:
+            failed += 1
+            print(f"{name}: failed, {error}")
+        else:
+            files.write_atomic(by_name[name].path(form), data)
+    print(f"{len(todo) - failed} restored, {len(tasks) - len(todo)} skipped, {failed} failed")
+    if failed:
+        raise SystemExit(1)
+
+
+@app.function(image=image, gpu=GPU, volumes={WEIGHTS: weights}, timeout=3600)
+def timed(models: list[str], sizes: list[tuple[int, int]], repeats: int) -> list[dict[str, object]]:
+    """The rows that `restorer cost` measures, of this container's GPU; all seconds are logged."""
+    from restorer import cost, timing
+
+    report = timing.timed(models, sizes, repeats=repeats, told=print, weights=WEIGHTS)
+    rows = report.rows(cost.prices())
+    print(report.text(rows, cost.prices()))
+    return [row for row in rows if row["how"] == "measured"]
+
+
+@app.function(image=image, timeout=7200)
+def benchmark(gpus: str = "T4,A10G", models: str = MODEL, sizes: str = "720x540,1254x940") -> str:
+    """The same photos on each of these GPUs: measured rows as CSV, for `restorer cost --measured FILE`."""
+    from restorer import timing
+
+    sides = (size.partition("x") for size in sizes.split(","))
+    asked = [(int(width), int(height)) for width, _, height in sides]
+    calls = [timed.with_options(gpu=gpu).spawn(models.split(","), asked, 5) for gpu in gpus.split(",")]
+    return timing.as_csv([row for call in calls for row in call.get()]).decode()
