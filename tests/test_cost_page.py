@@ -153,3 +153,36 @@ def test_the_texts_own_figures():
     for name, peak in (("A10G", 70), ("T4", 65)):
         assert PRICES[name].fp16_tflops == peak
     assert 1.3 < NOW["A10G"] / NOW["T4"] * 65 / 70 < 1.8, "the T4 is cheaper by half"
+
+
+# docs/scale.md
+
+
+def test_the_scale_page_follows_from_the_cost_page():
+    page = (DOCS / "scale.md").read_text()
+    here = next(one for one in RUN if one["width"] == "720" and "general" in one["model"])
+    elsewhere = float(here["elsewhere"])
+    engine = SimpleNamespace(scale=4, align=1, pad=24)
+    work = told_work() * tiles_needed(720, 540, engine, outscale=4, tile=256)[1]
+    expected = []
+    for price in PRICES.values():
+        if price.fp16_tflops:
+            seconds = cost.estimated_seconds(work, price, elsewhere=elsewhere)
+            expected.append(
+                row(
+                    price.name,
+                    f"{seconds:.3f}",
+                    f"{3600 / seconds:,.0f}",
+                    f"{1e6 * seconds / 3600 / 16:.1f}",
+                    f"{1e6 * cost.dollars(seconds, price.usd_per_second):,.0f}",
+                )
+            )
+    t4 = cost.estimated_seconds(work, PRICES["T4"], elsewhere=elsewhere)
+    expected += [
+        f"| what | per photo of 720 x 540 | room for, with t = {t4:.2f} s on a T4 |",
+        f"| processor: decode and encode | {elsewhere:.3f} core seconds | {t4 / elsewhere:.0f} GPUs for each core |",
+        f"| storage and network: photo and result | about 1.5 MB | {t4 * 125 / 1.5:.0f} GPUs for each Gbit/s |",
+        f"| driver: noting a record | 1 ms | {t4 / 0.001:.0f} GPUs |",
+    ]
+    lines = page.splitlines()
+    assert [line for line in expected if line not in lines] == []

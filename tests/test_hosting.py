@@ -85,8 +85,16 @@ def test_only_what_is_needed_is_sent_to_the_build(tmp_path):
     for name in (one for names in copied for one in names):
         assert sent(name) and (ROOT / name).exists(), name
     assert sent("weights/restore-lite-x4.safetensors") and sent("restorer/web/page.js")
-    for name in (".env", ".git/config", "weights/GFPGANv1.3.pth", "weights/custom/a.pth", ".venv/bin/python",
-                 "temp_uploads/a", "tests/conftest.py", "restorer/__pycache__/a.pyc"):
+    for name in (
+        ".env",
+        ".git/config",
+        "weights/GFPGANv1.3.pth",
+        "weights/custom/a.pth",
+        ".venv/bin/python",
+        "temp_uploads/a",
+        "tests/conftest.py",
+        "restorer/__pycache__/a.pyc",
+    ):
         assert not sent(name), name
 
 
@@ -323,13 +331,19 @@ def test_modal_measures_rows_for_the_cost_table(modal_app, capsys):
 
 
 def test_requirements_alone_install_and_import(tmp_path):
-    """Without the lock, as a Space and a plain pip install have it: the newest of everything that is allowed."""
+    """Without the lock, as a Space and a plain pip install have them: the newest that are allowed."""
     python = tmp_path / "venv/bin/python"
     uv = [sys.executable, "-m", "uv"]
     subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv"], check=True)
     install = ["pip", "install", "--quiet", "--python", python, "-r", ROOT / "requirements.txt"]
     subprocess.run([*uv, *install], check=True)
-    script = "import torch, torchvision, app, evaluate; from restorer import compat; from restorer.web import server\n"
-    script += "compat.load('basicsr.archs.rrdbnet_arch', 'RRDBNet'); compat.install(); import realesrgan, gfpgan"
+    script = """
+import torch, torchvision, app, evaluate
+from restorer import compat
+from restorer.web import server
+compat.load("basicsr.archs.rrdbnet_arch", "RRDBNet")
+compat.install()
+import realesrgan, gfpgan
+"""
     subprocess.run([python, "-c", script], cwd=ROOT, check=True)
     shutil.rmtree(tmp_path / "venv")
