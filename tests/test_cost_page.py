@@ -181,8 +181,8 @@ def test_the_scale_page_follows_from_the_cost_page():
     expected += [
         f"| what | per photo of 720 x 540 | room for, with t = {t4:.2f} s on a T4 |",
         f"| processor: decode and encode | {elsewhere:.3f} core seconds | {t4 / elsewhere:.0f} GPUs for each core |",
-        f"| storage and network: photo and result | about 1.5 MB | {t4 * 125 / 1.5:.0f} GPUs for each Gbit/s |",
-        f"| driver: noting a record | 1 ms | {t4 / 0.001:.0f} GPUs |",
+        f"| storage and network: photo and result | 1.3 MB | {t4 * 125 / 1.3:.0f} GPUs for each Gbit/s |",
+        f"| driver: noting a record | 0.2 ms | {t4 / 0.0002:.0f} GPUs |",
     ]
     lines = page.splitlines()
     assert [line for line in expected if line not in lines] == []
