@@ -178,9 +178,10 @@ def test_the_scale_page_follows_from_the_cost_page():
                 )
             )
     t4 = cost.estimated_seconds(work, PRICES["T4"], elsewhere=elsewhere)
+    cores = f"{elsewhere:.3f} core seconds | {t4 / elsewhere:.0f}"
     expected += [
         f"| what | per photo of 720 x 540 | room for, with t = {t4:.2f} s on a T4 |",
-        f"| processor: decode and encode | {elsewhere:.3f} core seconds | {t4 / elsewhere:.0f} GPUs for each core |",
+        f"| processor: decode and encode | {cores} GPUs for each core |",
         f"| storage and network: photo and result | 1.3 MB | {t4 * 125 / 1.3:.0f} GPUs for each Gbit/s |",
         f"| driver: noting a record | 0.2 ms | {t4 / 0.0002:.0f} GPUs |",
     ]
