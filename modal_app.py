@@ -127,9 +127,9 @@ def main(input: str, output: str = "restored", outscale: float = 4.0, model: str
 @app.function(image=image, gpu=GPU, volumes={WEIGHTS: weights}, timeout=3600)
 def timed(models: list[str], sizes: list[tuple[int, int]], repeats: int) -> list[dict[str, object]]:
     """The rows that `restorer cost` measures, of this container's GPU; all seconds are logged."""
-    from restorer import cost, timing
+    from restorer import cost, cost_report
 
-    report = timing.timed(models, sizes, repeats=repeats, told=print, weights=WEIGHTS)
+    report = cost_report.timed(models, sizes, repeats=repeats, told=print, weights=WEIGHTS)
     rows = report.rows(cost.prices())
     print(report.text(rows, cost.prices()))
     return [row for row in rows if row["how"] == "measured"]
@@ -138,9 +138,9 @@ def timed(models: list[str], sizes: list[tuple[int, int]], repeats: int) -> list
 @app.function(image=image, timeout=7200)
 def benchmark(gpus: str = "T4,A10G", models: str = MODEL, sizes: str = "720x540,1254x940") -> str:
     """The same photos on each of these GPUs: measured rows as CSV, for `restorer cost --measured FILE`."""
-    from restorer import timing
+    from restorer import cost_report
 
     sides = (size.partition("x") for size in sizes.split(","))
     asked = [(int(width), int(height)) for width, _, height in sides]
     calls = [timed.with_options(gpu=gpu).spawn(models.split(","), asked, 5) for gpu in gpus.split(",")]
-    return timing.as_csv([row for call in calls for row in call.get()]).decode()
+    return cost_report.as_csv([row for call in calls for row in call.get()]).decode()

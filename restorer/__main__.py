@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import math
 import os
 import sys
 import time
@@ -15,15 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import files, models
+from . import commands, files, models
 from .arguments import parser as arguments_parser
 from .columns import aligned
 from .errors import BadWeights, InvalidOption, RestoreError, UnknownModel, WeightsUnavailable
 from .options import Options
 
 if TYPE_CHECKING:
-    from .batch import Batch, Record
-    from .cost import Price
     from .pipeline import Progress, Restorer
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
@@ -35,12 +32,13 @@ Kept = Callable[[Path], str]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all well, 1 a photo failed, 2 wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"restore": restore, "faces": faces, "models": list_models, "cost": cost, "batch": batch}
-    if words and words[0] not in (*commands, "-h", "--help", "--version"):
+    known = {"restore": restore, "faces": faces, "models": list_models}
+    known |= {"cost": commands.cost, "batch": commands.batch}
+    if words and words[0] not in (*known, "-h", "--help", "--version"):
         words.insert(0, "restore")
     parsed = arguments_parser().parse_args(words or ["--help"])
     try:
-        return commands[parsed.command](parsed)
+        return known[parsed.command](parsed)
     except RestoreError as error:
         print(f"restorer: {error}", file=sys.stderr)
         return 2 if isinstance(error, (InvalidOption, UnknownModel)) else 1
@@ -211,7 +209,8 @@ def _faces_of(source: Path, restorer: "Restorer", target: Path | None, originals
 def list_models(parsed: argparse.Namespace) -> int:
     """Print every model: name, kind, scale, size, licence, whether its file is here, what it is for."""
     weights = models.weights_folder(parsed.weights_dir)
-    _fetch(parsed.fetch, weights)
+    if parsed.fetch:
+        _fetch(parsed.fetch, weights)
     rows = [("MODEL", "KIND", "SCALE", "MB", "LICENCE", "FILE", "FOR")]
     for model in models.available(weights):
         rows.append(
@@ -238,122 +237,6 @@ def _fetch(names: list[str], weights: Path) -> None:
         if name not in table:
             raise UnknownModel(f"there is no model {name!r} to fetch. The models are: {', '.join(table)}")
         print(f"{name}: {download.ensure(table[name], weights)}", flush=True)
-
-
-def batch(parsed: argparse.Namespace) -> int:
-    """Restore a folder of any size; what earlier runs did is not done again."""
-    for name in ("workers", "gpus_per_worker"):
-        if (getattr(parsed, name) or 0) < 0:
-            raise InvalidOption(f"{name} is {getattr(parsed, name)}; it must be 0 or more")
-    if parsed.cpus_per_worker < 1:
-        raise InvalidOption(f"cpus_per_worker is {parsed.cpus_per_worker}; it must be 1 or more")
-    options = Options(**{name: value for name, value in vars(parsed).items() if name in Options.names()})
-    from . import batch, cluster
-
-    asked = batch.prepared(
-        parsed.source,
-        parsed.output,
-        options,
-        weights=parsed.weights_dir,
-        device=parsed.device,
-        half=False if parsed.fp32 else None,
-        threads=parsed.cpus_per_worker if parsed.ray else 0,
-    )
-    place = {"address": parsed.ray, "workers": parsed.workers, "cpus": parsed.cpus_per_worker}
-    run = partial(cluster.run, **place, gpus=parsed.gpus_per_worker) if parsed.ray else batch.run
-    start = time.perf_counter()
-    counts = _batched(asked, run, retry_failed=parsed.retry_failed)
-    told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("restored", "done before", "failed"))
-    print(f"{told} in {time.perf_counter() - start:.1f} s; {parsed.output}/manifest has a line for each")
-    return 1 if counts["failed"] else 0
-
-
-def _batched(asked: "Batch", run: Callable, *, retry_failed: bool) -> Counter[str]:
-    """How many photos were restored now, done before, and failed, now or before."""
-    from tqdm import tqdm
-
-    from . import batch, store
-
-    photos = batch.entries(asked)
-    if not photos:
-        raise InvalidOption(f"no photos found in {asked.source}")
-    counts: Counter[str] = Counter()
-    with batch.manifest(store.Store(asked.output)) as manifest:
-        states = [manifest.done(photo, asked.digest) for photo in photos]
-        done = {batch.RESTORED} if retry_failed else {batch.RESTORED, batch.FAILED}
-        todo = [photo for photo, state in zip(photos, states, strict=True) if state not in done]
-        counts["done before"] = states.count(batch.RESTORED)
-        counts["failed"] = 0 if retry_failed else states.count(batch.FAILED)
-        with tqdm(total=len(photos), initial=len(photos) - len(todo), unit="photo", disable=None) as bar:
-
-            def noted(record: "Record") -> None:
-                manifest.note(record)
-                counts[record.state] += 1
-                bar.set_postfix(failed=counts["failed"], refresh=False)
-                bar.update()
-                if record.state == batch.FAILED:
-                    bar.write(f"{record.path}: failed, {record.error}", file=sys.stderr)
-
-            if todo:
-                run(asked, todo, noted)
-    return counts
-
-
-def cost(parsed: argparse.Namespace) -> int:
-    """Time photos of several sizes here, and tell what each costs here and, estimated, elsewhere."""
-    from . import timing
-
-    prices, own_price = _prices(parsed.price)
-    sizes = [_size(text) for text in parsed.sizes.split(",")]
-    if parsed.repeats < 1:
-        raise InvalidOption(f"repeats is {parsed.repeats}; it must be 1 or more")
-    for file in filter(None, (parsed.csv, parsed.plot)):
-        if file.is_dir() or not file.resolve().parent.is_dir():
-            raise InvalidOption(f"{file} cannot be written: name a file in a folder that is there")
-    if parsed.plot and parsed.plot.suffix.lower() not in (".png", ".svg"):
-        raise InvalidOption(f"{parsed.plot} ends with neither .png nor .svg, as a plot has to")
-    elsewhere = [row for file in parsed.measured for row in timing.read_measured(file)]
-    names = [name.strip() for name in parsed.models.split(",")]
-    places = {"weights": parsed.weights_dir, "device": parsed.device}
-    report = timing.timed(names, sizes, repeats=parsed.repeats, told=_to_stderr, **places)
-    rows = timing.with_measured(report.rows(prices, own_price), elsewhere)
-    print(report.text(rows, prices))
-    if parsed.csv:
-        files.write_atomic(parsed.csv, timing.as_csv(rows))
-    if parsed.plot:
-        files.write_atomic(parsed.plot, timing.plot(rows, parsed.plot.suffix))
-    return 0
-
-
-def _prices(given: list[str]) -> tuple[dict[str, "Price"], float | None]:
-    """The table with the prices of ["T4=0.0002"], and this machine's of ["0.0002"]."""
-    from .cost import prices
-
-    overrides, own = {}, None
-    for text in given:
-        name, _, number = text.rpartition("=")
-        try:
-            dollars = float(number)
-        except ValueError as error:
-            raise InvalidOption(f"the price {text!r} should be like 0.0002, or T4=0.0002") from error
-        if name:
-            overrides[name] = dollars
-        elif 0 < dollars < math.inf:
-            own = dollars
-        else:
-            raise InvalidOption(f"the price is {text}; it must be above 0 dollars a second")
-    return prices(overrides), own
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.strip().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= 16):
-        raise InvalidOption(f"the size {text!r} should be like 512x512, from 16 pixels a side")
-    return int(width), int(height)
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

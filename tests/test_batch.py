@@ -140,6 +140,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(folder, rng):
     assert len(first) >= 8
     killed_after(command, len(first) + 6, folder)
     part = folder / f"out/b/.{'0' * 32}.part"
+    part.parent.mkdir(exist_ok=True)
     part.write_bytes(b"of a result")
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 1
     redone = [path for path, when in first.items() if path.stat().st_mtime_ns != when]

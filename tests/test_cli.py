@@ -379,6 +379,13 @@ def test_defaults_are_those_of_the_options():
         assert getattr(parsed, name) == getattr(Options(), name)
 
 
+def test_models_are_fetched_by_name(capsys, tmp_path):
+    assert main(["models", "--weights-dir", str(tmp_path), "--fetch", "restore-lite-x4"]) == 0
+    assert "restore-lite-x4: " in capsys.readouterr().out.splitlines()[0]
+    assert main(["models", "--weights-dir", str(tmp_path), "--fetch", "nothing"]) == 2
+    assert "there is no model 'nothing' to fetch" in capsys.readouterr().err
+
+
 def test_models_lists_each_with_size_licence_and_presence(capsys, tmp_path, weights):
     save_network(tmp_path / "w/custom/my own.pth", seed=1)
     (tmp_path / "w/realesr-animevideov3.pth").write_bytes(b"x")

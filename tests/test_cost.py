@@ -11,7 +11,7 @@ from conftest import save_network
 from test_pipeline_faces import Negative, two_faces
 
 import restorer
-from restorer import cost, photo, timing
+from restorer import cost, cost_report, photo, timing
 from restorer.__main__ import main
 from restorer.cost import Price, Work
 from restorer.errors import InvalidOption
@@ -131,7 +131,7 @@ def test_a_photo_is_timed_with_and_without_a_face(weights):
 def test_rows_say_what_was_measured_and_what_was_not():
     done = timing.Timing("m", 100, 50, 9000, 0, 3.0, (2.0,), 0.1, 2.1, Work(1e12, 1e9))
     prices = cost.prices()
-    cpu = timing.Report("Some CPU", 4, {"m": 1.0}, [done], []).rows(prices)
+    cpu = cost_report.Report("Some CPU", 4, {"m": 1.0}, [done], []).rows(prices)
     assert [row["device"] for row in cpu if row["how"] == "measured"] == ["CPU"]
     assert cpu[0]["usd_per_image"] == pytest.approx(2 * 4 * prices["CPU"].usd_per_second), "of every core"
     assert {row["device"] for row in cpu[1:]} == set(prices) - {"CPU"}
@@ -140,12 +140,12 @@ def test_rows_say_what_was_measured_and_what_was_not():
         seconds = cost.estimated_seconds(done.work, price, elsewhere=0.1)
         assert (row["how"], row["seconds"], row["first"]) == ("estimated", seconds, None)
         assert row["images_per_usd"] * row["usd_per_image"] == pytest.approx(1)
-    gpu = timing.Report("Tesla T4", 0, {}, [done], []).rows(prices)
+    gpu = cost_report.Report("Tesla T4", 0, {}, [done], []).rows(prices)
     assert gpu[0]["usd_per_image"] == 2 * prices["T4"].usd_per_second
     assert "T4" not in {row["device"] for row in gpu[1:]}, "what was measured is not estimated too"
-    unknown = timing.Report("GeForce", 0, {}, [done], []).rows(prices)
+    unknown = cost_report.Report("GeForce", 0, {}, [done], []).rows(prices)
     assert (unknown[0]["device"], unknown[0]["usd_per_image"]) == ("GeForce", None)
-    own = timing.Report("GeForce", 0, {}, [done], []).rows(prices, 0.5)
+    own = cost_report.Report("GeForce", 0, {}, [done], []).rows(prices, 0.5)
     assert own[0]["usd_per_image"] == 1
 
 
@@ -169,17 +169,17 @@ def test_the_command(weights, tmp_path, capsys):
 
 def test_what_another_machine_measured_takes_the_place_of_estimates(weights, tmp_path, capsys):
     done = timing.Timing("custom/tiny", 64, 48, 9000, 0, 3.0, (2.0,), 0.1, 2.1, Work(1e9, 1e9))
-    other = timing.Report("Tesla T4", 0, {}, [done], []).rows(cost.prices())
+    other = cost_report.Report("Tesla T4", 0, {}, [done], []).rows(cost.prices())
     file, out = tmp_path / "t4.csv", tmp_path / "out.csv"
-    file.write_bytes(timing.as_csv(other))
-    assert timing.read_measured(file) == [row for row in other if row["how"] == "measured"]
+    file.write_bytes(cost_report.as_csv(other))
+    assert cost_report.read_measured(file) == [row for row in other if row["how"] == "measured"]
     words = ["cost", "--weights-dir", str(weights), "--device", "cpu", "--models", "custom/tiny"]
     words += ["--sizes", "64x48", "--repeats", "1", "--csv", str(out), "--measured", str(file)]
     assert main(words) == 0
     rows = [row for row in csv.DictReader(out.open()) if row["device"] == "T4"]
     assert [(row["how"], float(row["seconds"])) for row in rows] == [("measured", 2.0)]
     file.write_text("nothing\n")
-    assert timing.read_measured(file) == []
+    assert cost_report.read_measured(file) == []
     assert main([*words[:-1], str(tmp_path / "absent.csv")]) == 2
 
 

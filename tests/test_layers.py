@@ -23,7 +23,9 @@ ROWS = [
     {"result"},
     {"pipeline"},
     {"jobs", "batch", "evaluation", "timing"},
+    {"cost_report"},
     {"cluster", "evaluation_cli"},
+    {"commands"},
     {"settings"},  # read by the doors only
     {"web", "__main__"},
 ]
