@@ -1,6 +1,5 @@
 """Start the web app: `python app.py`, then open http://127.0.0.1:7860."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -16,11 +15,8 @@ def main() -> None:
 
 
 def serve(found: settings.Settings) -> None:
-    """Gradio reads these when it is imported: so they are set first."""
-    os.environ["GRADIO_TEMP_DIR"] = str(found.upload_folder)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["FORWARDED_ALLOW_IPS"] = found.forwarded_allow_ips
+    """Serve with these settings until somebody ends it."""
+    settings.prepare_gradio(found)
     from restorer.web import server
 
     server.serve(found)

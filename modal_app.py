@@ -15,6 +15,8 @@ import modal
 GPU = os.environ.get("RESTORER_GPU", "L4")  # named: what "any" is may change, and with it price and speed
 MODEL, FACES = "RealESRGAN_x4plus", ("GFPGANv1.3", "yunet")
 WEIGHTS, JOBS = "/weights", "/jobs"
+# The second so that a container, which imports this file too, counts the same secrets
+IN_IMAGE = {"RESTORER_WEIGHTS": WEIGHTS, "RESTORER_SECRET": os.environ.get("RESTORER_SECRET", "")}
 _HERE = Path(__file__).resolve().parent
 _KEPT = ("app.py", "assets", "restorer", "weights/README.md", "weights/restore-lite-x4.safetensors")
 
@@ -44,7 +46,7 @@ def _image() -> modal.Image:
             "pip install uv",
             "uv pip install --system -r /root/requirements.txt -c /root/requirements.lock",
         )
-        .env({"RESTORER_WEIGHTS": WEIGHTS})
+        .env(IN_IMAGE)
     )
     for name in _KEPT:
         add = image.add_local_dir if (_HERE / name).is_dir() else image.add_local_file
@@ -70,14 +72,15 @@ secrets = [modal.Secret.from_name(name)] if (name := os.environ.get("RESTORER_SE
 def web():  # noqa: ANN201  an ASGI application
     """Page, REST and gradio_client."""
     from restorer import settings
-    from restorer.web import server
 
     os.environ.setdefault("UPLOAD_FOLDER", f"{JOBS}/uploads")
     os.environ.setdefault("PROCESSED_FOLDER", f"{JOBS}/results")
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")  # Modal's proxy is the only way in
-    os.environ["GRADIO_TEMP_DIR"] = os.environ["UPLOAD_FOLDER"]
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    return server.asgi(settings.read(Path("/root")))
+    found = settings.read(Path("/root"))
+    settings.prepare_gradio(found)
+    from restorer.web import server
+
+    return server.asgi(found)
 
 
 @app.cls(image=image, gpu=GPU, volumes={WEIGHTS: weights}, timeout=3600, max_containers=10, retries=2)
@@ -112,14 +115,19 @@ def main(input: str, output: str = "restored", outscale: float = 4.0, model: str
     by_name = {str(task.source): task for task in todo}
     options = {"outscale": outscale, "model": model}
     given = ((name, Path(name).read_bytes(), options) for name in by_name)
-    failed = 0
-    for name, data, form, error in Restoring().restore.starmap(given, order_outputs=False):
-        if error:
-            failed += 1
-            print(f"{name}: failed, {error}")
+    done = 0
+    answers = Restoring().restore.starmap(given, order_outputs=False, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):  # a container that was lost again and again
+            print(f"failed, {answer}")
+        elif answer[3]:
+            print(f"{answer[0]}: failed, {answer[3]}")
         else:
+            name, data, form, _ = answer
             files.write_atomic(by_name[name].path(form), data)
-    print(f"{len(todo) - failed} restored, {len(tasks) - len(todo)} skipped, {failed} failed")
+            done += 1
+    failed = len(todo) - done
+    print(f"{done} restored, {len(tasks) - len(todo)} skipped, {failed} failed")
     if failed:
         raise SystemExit(1)
 
@@ -135,7 +143,7 @@ def timed(models: list[str], sizes: list[tuple[int, int]], repeats: int) -> list
     return [row for row in rows if row["how"] == "measured"]
 
 
-@app.function(image=image, timeout=7200)
+@app.function(image=image, volumes={JOBS: jobs}, timeout=7200)
 def benchmark(gpus: str = "T4,A10G", models: str = MODEL, sizes: str = "720x540,1254x940") -> str:
     """The same photos on each of these GPUs: measured rows as CSV, for `restorer cost --measured FILE`."""
     from restorer import cost_report
@@ -143,4 +151,7 @@ def benchmark(gpus: str = "T4,A10G", models: str = MODEL, sizes: str = "720x540,
     sides = (size.partition("x") for size in sizes.split(","))
     asked = [(int(width), int(height)) for width, _, height in sides]
     calls = [timed.with_options(gpu=gpu).spawn(models.split(","), asked, 5) for gpu in gpus.split(",")]
-    return cost_report.as_csv([row for call in calls for row in call.get()]).decode()
+    table = cost_report.as_csv([row for call in calls for row in call.get()]).decode()
+    Path(JOBS, "cost-gpus.csv").write_text(table)
+    print(f"modal volume get {jobs.name} cost-gpus.csv")
+    return table

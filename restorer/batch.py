@@ -1,10 +1,11 @@
 """A folder of photos to a folder of results: each exactly once, whatever dies on the way.
 
 What became of a photo is written beside the results before the next one is begun: as a small file in
-.records/ while a run goes on, and for good as a line of manifest/*.jsonl. A photo that brings its process
+.records/ while a run goes on, and for good as a line of .manifest/*.jsonl. A photo that brings its process
 down is tried _ATTEMPTS times, then recorded as failed.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -12,19 +13,22 @@ import posixpath
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+
+import filelock
 
 from . import download, files, models
-from .errors import BadWeights, InvalidOption, RestoreError, WeightsUnavailable
+from .errors import BadWeights, DeviceLost, InvalidOption, RestoreError, WeightsUnavailable
 from .options import Options
 from .pipeline import Restorer
 from .store import Store
 
 _ATTEMPTS = 3
-_RECORDS, _MANIFEST = ".records", "manifest"
-_LINES = 10_000  # of a manifest's file
+_RECORDS, _MANIFEST = ".records", ".manifest"  # hidden: no folder of photos has such a name
+_LINES = 1000  # of a manifest's file
+_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR)  # why one result alone cannot be written
 RESTORED, FAILED, _BEGUN = "restored", "failed", "begun"
 
 
@@ -35,6 +39,7 @@ class Batch:
     source, output       folders or URLs, see store.py
     options              for every photo; `model` is a model's name, not "auto"
     sha256               of the model's file
+    networks             the face models that are there, by name
     weights, device, half  as Restorer has them
     threads              that PyTorch may use, 0 for its own choice
     """
@@ -43,6 +48,7 @@ class Batch:
     output: str
     options: Options
     sha256: str
+    networks: tuple[str, ...] = ()
     weights: str | None = None
     device: str | None = None
     half: bool | None = None
@@ -51,7 +57,7 @@ class Batch:
     @property
     def digest(self) -> str:
         """Of all that makes the results what they are, beside the photos."""
-        told = json.dumps([asdict(self.options), self.sha256], sort_keys=True)
+        told = json.dumps([asdict(self.options), self.sha256, self.networks, self.half], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -79,6 +85,7 @@ class Record:
     output  of the result below the output, "" for a photo that failed
     error   why it failed
     seconds from bytes to bytes
+    warnings  what the result says could not be kept or done
     tries   how often the photo was begun
     """
 
@@ -90,6 +97,7 @@ class Record:
     output: str = ""
     error: str = ""
     seconds: float = 0.0
+    warnings: str = ""
     tries: int = 1
 
 
@@ -103,26 +111,45 @@ def prepared(
     half: bool | None = None,
     threads: int = 0,
 ) -> Batch:
-    """A Batch with the model chosen and, where its file is not here, downloaded.
+    """A Batch with the model chosen and, where their files are not here, it and the face models downloaded.
 
-    Raises UnknownModel, WeightsUnavailable, and InvalidOption where the results would lie among the photos.
+    Raises UnknownModel, WeightsUnavailable, BadWeights, and InvalidOption where the results would lie among
+    the photos.
     """
     inputs, outputs = Store(source), Store(output)
     if not inputs.exists():
         raise InvalidOption(f"{source} does not exist: name a folder of photos")
-    if inputs.root.rstrip("/") == outputs.root.rstrip("/"):
+    if inputs.same(outputs):
         raise InvalidOption(f"{source} is the folder of the photos: give another for the results")
     model = Restorer(weights=weights, device=device).model(options)
     file = download.ensure(model, models.weights_folder(weights))
     sha256 = model.sha256 or download.sha256(file)
     options = replace(options, model=model.name)
-    return Batch(inputs.url, outputs.url, options, sha256, weights, device, half, threads)
+    networks = _face_networks(options, models.weights_folder(weights))
+    weights = str(Path(weights).absolute()) if weights else None  # a worker's folder is another
+    return Batch(inputs.url, outputs.url, options, sha256, networks, weights, device, half, threads)
+
+
+def _face_networks(options: Options, folder: Path) -> tuple[str, ...]:
+    if options.face_enhance == "off":
+        return ()
+    found = []
+    wanted = [("detect", options.face_detector), ("face", options.face_model)]
+    for kind, name in wanted + ([("parse", "parsenet")] if options.face_mask == "parsing" else []):
+        try:
+            download.ensure(models.find(name, folder, kind), folder)
+            found.append(name)
+        except (WeightsUnavailable, BadWeights):
+            if options.face_enhance == "on":
+                raise
+    return tuple(found)
 
 
 def entries(asked: Batch) -> list[Entry]:
     """Every photo of the source, by the endings of names, in order. No two have the same target."""
     inputs, outputs = Store(asked.source), Store(asked.output)
-    found = [one for one in inputs.files(without=outputs.root) if files.is_photo(one.path)]
+    listed = inputs.files(without=outputs.root if inputs.local == outputs.local else "")
+    found = [one for one in listed if files.is_photo(one.path)]
     mark = files.result_stem("", asked.options.outscale)
     named = files.named([PurePosixPath(one.path) for one in found], mark)
     return [Entry(one.path, one.stamp, str(target)) for one, target in zip(found, named, strict=True)]
@@ -133,32 +160,34 @@ class Manifest:
 
     def __init__(self, output: Store) -> None:
         self._output = output
-        self._seen: dict[str, tuple[int, str]] = {}  # by path: hash of stamp and digest, state
+        self._seen: dict[str, tuple[int, str, str]] = {}  # by path: hash of stamp and digest, state, output
         self._pending: list[Record] = []
         for path in output.below(_MANIFEST):
-            for line in output.read(path).splitlines():
-                self._know(Record(**json.loads(line)))
+            if path.endswith(".jsonl"):
+                for line in output.read(path).splitlines():
+                    if record := _parsed(line, path):
+                        self._know(record)
         self._take_over()
 
     def _take_over(self) -> None:
         """What an earlier run did not come to write down."""
-        for path in self._output.below(_RECORDS):
-            record = _read_record(self._output, path)
+        for path, data in self._output.read_all(self._output.below(_RECORDS)).items():
+            record = _parsed(data, path)
             if record and record.state != _BEGUN and not self.has(record):
                 self.note(record)
         self.flush()
 
     def _know(self, record: Record) -> None:
-        self._seen[record.path] = hash((record.stamp, record.digest)), record.state
+        self._seen[record.path] = hash((record.stamp, record.digest)), record.state, record.output
 
     def has(self, record: Record) -> bool:
         """Whether that photo, as it was, is recorded for those options."""
         return self._seen.get(record.path, (None,))[0] == hash((record.stamp, record.digest))
 
-    def done(self, entry: Entry, digest: str) -> str:
-        """How that photo ended with those options, "" where it is still to be done."""
-        known, state = self._seen.get(entry.path, (None, ""))
-        return state if known == hash((entry.stamp, digest)) else ""
+    def done(self, entry: Entry, digest: str) -> tuple[str, str]:
+        """How that photo ended with those options, and its result; "" where it is still to be done."""
+        known, state, output = self._seen.get(entry.path, (None, "", ""))
+        return (state, output) if known == hash((entry.stamp, digest)) else ("", "")
 
     def note(self, record: Record) -> None:
         self._know(record)
@@ -172,19 +201,40 @@ class Manifest:
             lines = "".join(json.dumps(asdict(record)) + "\n" for record in self._pending)
             name = f"{_MANIFEST}/{time.time_ns():020}-{uuid.uuid4().hex[:8]}.jsonl"  # the last one counts
             self._output.write(name, lines.encode())
-        for record in self._pending:
-            self._output.remove(_record_path(record.path))
+            self._output.remove_all([_record_path(record.path) for record in self._pending])
         self._pending = []
 
 
 @contextmanager
 def manifest(output: Store) -> Iterator[Manifest]:
-    """The manifest of a folder, written down at the end however that comes."""
-    opened = Manifest(output)
+    """The manifest of a folder, written down at the end however that comes.
+
+    Raises InvalidOption where another run on this machine writes that folder.
+    """
+    with _alone(output):
+        opened = Manifest(output)
+        try:
+            yield opened
+        finally:
+            opened.flush()
+        _tidy(output)
+
+
+@contextmanager
+def _alone(output: Store) -> Iterator[None]:
+    if not output.local:
+        yield
+        return
+    place = Path(output.root, _MANIFEST, ".lock")
+    place.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield opened
-    finally:
-        opened.flush()
+        with filelock.FileLock(place, timeout=0):
+            yield
+    except filelock.Timeout as error:
+        raise InvalidOption(f"another run writes {output.root}: wait for its end") from error
+
+
+def _tidy(output: Store) -> None:
     output.sweep()
     output.remove(_RECORDS)  # else what was begun and not ended stays told there
 
@@ -204,7 +254,8 @@ class Worker:
     def __call__(self, entry: Entry) -> Record:
         """Restore a photo, or tell what another worker made of it.
 
-        Raises what is not the photo's fault: WeightsUnavailable, BadWeights, and OSError of the output.
+        Raises what is not the photo's fault: WeightsUnavailable, BadWeights, and OSError of the output;
+        and DeviceLost, after which this process can restore nothing more.
         """
         place, digest = _record_path(entry.path), self.asked.digest
         record = Record(entry.path, entry.stamp, digest, _BEGUN)
@@ -220,8 +271,11 @@ class Worker:
             _write_record(self._outputs, place, record)
             try:
                 record = self._restored(entry, record)
-            except KeyboardInterrupt:
-                self._outputs.remove(place)
+            except DeviceLost:
+                raise  # the photo may be why: the try counts
+            except BaseException:
+                with suppress(OSError):
+                    self._outputs.remove_all([place])
                 raise
         _write_record(self._outputs, place, record)
         return record
@@ -238,11 +292,19 @@ class Worker:
         except OSError as error:
             return replace(record, state=FAILED, error=error.strerror or str(error))
         except Exception as error:  # noqa: BLE001  one photo of a batch: the others go on
+            if "CUDA error" in str(error):
+                raise DeviceLost(f"the GPU failed: {error}") from error
             logging.getLogger(__name__).exception("%s failed", entry.path)
             return replace(record, state=FAILED, error=f"{type(error).__name__}: {error}")
         output = str(files.suffixed(PurePosixPath(entry.target), result.format))
-        self._outputs.write(output, result.data)
-        return replace(record, state=RESTORED, key=key, output=output, seconds=round(result.seconds, 3))
+        try:
+            self._outputs.write(output, result.data)
+        except OSError as error:
+            if error.errno not in _OF_THE_NAME:
+                raise
+            return replace(record, state=FAILED, error=f"{output}: {error.strerror}")
+        told = {"seconds": round(result.seconds, 3), "warnings": "; ".join(result.warnings)}
+        return replace(record, state=RESTORED, key=key, output=output, **told)
 
 
 def run(asked: Batch, todo: Iterable[Entry], noted: Callable[[Record], object]) -> None:
@@ -262,8 +324,17 @@ def _record_path(path: str) -> str:
 
 def _read_record(store: Store, place: str) -> Record | None:
     try:
-        return Record(**json.loads(store.read(place)))
+        return _parsed(store.read(place), place)
     except FileNotFoundError:
+        return None
+
+
+def _parsed(line: bytes, path: str) -> Record | None:
+    """A record; None for what a crash or another version left: that photo is done again."""
+    try:
+        return Record(**json.loads(line))
+    except (ValueError, TypeError):
+        logging.getLogger(__name__).warning("%s holds no record; its photo is done again", path)
         return None
 
 

@@ -2,13 +2,14 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .batch import Batch, Entry, Record, Worker
-from .errors import InvalidOption
+from .errors import DeviceLost, InvalidOption, RestoreError
 
 _BLOCK = 8  # photos that a worker takes at once; when it dies they are looked at again, and done ones told
 _LOUD = logging.ERROR  # less than this Ray says for those who debug it
@@ -22,7 +23,11 @@ class _RayWorker:
         self._work = Worker(asked)
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        return {"record": json.dumps(asdict(self._work(Entry(**row))))}
+        try:
+            return {"record": json.dumps(asdict(self._work(Entry(**row))))}
+        except DeviceLost:
+            logging.getLogger(__name__).exception("this worker is replaced")
+            os._exit(1)  # Ray starts another process, which can use the GPU
 
 
 def connected(address: str) -> Any:  # noqa: ANN401  the package, which has no types of its own
@@ -48,7 +53,7 @@ def connected(address: str) -> Any:  # noqa: ANN401  the package, which has no t
 
 
 def places(resources: Mapping[str, float], gpus: float, cpus: int) -> int:
-    """How many workers a cluster has room for."""
+    """How many workers a machine has room for."""
     by_cpu = int(resources.get("CPU", 0) // cpus)
     return min(by_cpu, int(resources.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu
 
@@ -73,10 +78,10 @@ def run(
     Raises InvalidOption where Ray is not installed, or there is no room for one worker.
     """
     ray = connected(address)
-    resources = ray.cluster_resources()
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus is None:
-        gpus = 1 if resources.get("GPU") and asked.device != "cpu" else 0
-    room = places(resources, gpus, cpus)
+        gpus = 1 if any(one.get("GPU") for one in machines) and asked.device != "cpu" else 0
+    room = sum(places(one, gpus, cpus) for one in machines)
     if not room:
         wanted = f"{gpus:g} GPUs and {cpus} processors" if gpus else f"{cpus} processors"
         raise InvalidOption(f"no machine of the cluster has the {wanted} that a worker needs")
@@ -90,5 +95,11 @@ def run(
         num_gpus=gpus,
         num_cpus=cpus,
     )
-    for row in done.iter_rows():
-        noted(Record(**json.loads(row["record"])))
+    try:
+        for row in done.iter_rows():
+            noted(Record(**json.loads(row["record"])))
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, (RestoreError, OSError)):
+            raise cause from error
+        raise RestoreError(f"Ray: {str(error).strip().splitlines()[-1]}") from error

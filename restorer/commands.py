@@ -41,8 +41,9 @@ def batch(parsed: argparse.Namespace) -> int:
     run = partial(cluster.run, **place, gpus=parsed.gpus_per_worker) if parsed.ray else batch.run
     start = time.perf_counter()
     counts = _batched(asked, run, retry_failed=parsed.retry_failed)
-    told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("restored", "done before", "failed"))
-    print(f"{told} in {time.perf_counter() - start:.1f} s; {parsed.output}/manifest has a line for each")
+    outcomes = ("restored", "done before", "failed") + (("with warnings",) if counts["with warnings"] else ())
+    told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in outcomes)
+    print(f"{told} in {time.perf_counter() - start:.1f} s; {parsed.output}/.manifest has a line for each")
     return 1 if counts["failed"] else 0
 
 
@@ -56,17 +57,26 @@ def _batched(asked: "Batch", run: Callable, *, retry_failed: bool) -> Counter[st
     if not photos:
         raise InvalidOption(f"no photos found in {asked.source}")
     counts: Counter[str] = Counter()
-    with batch.manifest(store.Store(asked.output)) as manifest:
-        states = [manifest.done(photo, asked.digest) for photo in photos]
-        done = {batch.RESTORED} if retry_failed else {batch.RESTORED, batch.FAILED}
-        todo = [photo for photo, state in zip(photos, states, strict=True) if state not in done]
-        counts["done before"] = states.count(batch.RESTORED)
-        counts["failed"] = 0 if retry_failed else states.count(batch.FAILED)
+    outputs = store.Store(asked.output)
+    with batch.manifest(outputs) as manifest:
+        here = {one.path for one in outputs.files()} if outputs.exists() else set()
+        todo = []
+        for photo in photos:
+            state, output = manifest.done(photo, asked.digest)
+            done = output in here if state == batch.RESTORED else state == batch.FAILED and not retry_failed
+            if not done:
+                todo.append(photo)
+            else:
+                counts["done before" if state == batch.RESTORED else batch.FAILED] += 1
         with tqdm(total=len(photos), initial=len(photos) - len(todo), unit="photo", disable=None) as bar:
 
             def noted(record: "Record") -> None:
                 manifest.note(record)
                 counts[record.state] += 1
+                if record.warnings:
+                    counts["with warnings"] += 1
+                    if counts["with warnings"] == 1:
+                        bar.write(f"{record.path}: {record.warnings}", file=sys.stderr)
                 bar.set_postfix(failed=counts["failed"], refresh=False)
                 bar.update()
                 if record.state == batch.FAILED:

@@ -9,6 +9,7 @@
         WeightsUnavailable   the model's file is absent and could not be fetched
         BadWeights           the model's file is there, but is not what it should be
         OutOfMemory          not even the smallest tile fits
+        DeviceLost           the GPU failed: this process can use it no more
         InvalidOutput        a network gave NaN, a wrong shape, or a tile is missing
         Cancelled            the caller asked to stop
         QueueFull            too many are waiting, or the server is ending
@@ -51,6 +52,10 @@ class BadWeights(RestoreError):
 
 
 class OutOfMemory(RestoreError):
+    pass
+
+
+class DeviceLost(RestoreError):
     pass
 
 

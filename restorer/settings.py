@@ -68,6 +68,14 @@ class Settings:
         return Limits(int(self.max_input_megapixels * 1e6), int(self.max_output_megapixels * 1e6))
 
 
+def prepare_gradio(found: Settings) -> None:
+    """Set what Gradio reads from the environment when it is imported: call this before."""
+    os.environ["GRADIO_TEMP_DIR"] = str(found.upload_folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["FORWARDED_ALLOW_IPS"] = found.forwarded_allow_ips
+
+
 _ON_A_SPACE = {"HOST": "0.0.0.0", "FORWARDED_ALLOW_IPS": "*"}  # only Hugging Face's own proxy reaches it
 _SPACE_DISK = Path("/data")  # of a Space that has one; anything else is gone when it sleeps
 

@@ -1,7 +1,9 @@
 """A folder of files, on this machine or wherever fsspec reaches (s3://, gs://, hf://, ...)."""
 
+import os
 import posixpath
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +11,8 @@ import fsspec
 
 from . import files
 from .errors import InvalidOption
+
+_CHANGES = ("ETag", "etag", "mtime", "LastModified", "blob_id", "md5Hash", "created")
 
 
 class Found(NamedTuple):
@@ -30,24 +34,54 @@ class Store:
         except (ImportError, ValueError) as error:
             raise InvalidOption(f"{root} cannot be reached: {error}") from error
         self.local = "file" in self._fs.protocol
+        if self.local:
+            self.root = os.path.realpath(self.root)
         self.url = self.root if self.local else root
 
     def exists(self, path: str = "") -> bool:
         return self._fs.exists(self._full(path))
 
     def files(self, *, without: str = "") -> Iterator[Found]:
-        """Every file, hidden ones and those below the folder `without` left out, in order of their paths.
+        """Every file, hidden ones and those below the folder `without` left out, in order of their names.
 
         without  a full path, as another Store's root
+
+        Raises OSError for a folder that cannot be listed.
         """
-        for folder, folders, infos in self._fs.walk(self.root, detail=True):
-            for name in [name for name in folders if name.startswith(".") or f"{folder}/{name}" == without]:
-                del folders[name]
-            for name in sorted(infos):
-                info = infos[name]
-                if info["type"] == "file" and not name.startswith("."):
-                    path = posixpath.relpath(posixpath.join(folder, name), self.root)
-                    yield Found(path, _stamp(info))
+        yield from self._below(self.root, without)
+
+    def _below(self, folder: str, without: str) -> Iterator[Found]:
+        # fsspec's own walk() leaves out what it cannot list
+        for info in sorted(self._fs.ls(folder, detail=True), key=lambda info: info["name"]):
+            full = info["name"].rstrip("/")
+            name = posixpath.basename(full)
+            if name.startswith(".") or full in (without, folder):
+                continue
+            if info["type"] == "directory":
+                yield from self._below(full, without)
+            elif self._is_file(info):
+                yield Found(posixpath.relpath(full, self.root), _stamp(info))
+
+    def _is_file(self, info: dict) -> bool:
+        return info["type"] == "file" or (bool(info.get("islink")) and self._fs.isfile(info["name"]))
+
+    def same(self, other: "Store") -> bool:
+        """Whether both are one folder."""
+        return (self._fs, self.root.rstrip("/")) == (other._fs, other.root.rstrip("/"))
+
+    def read_all(self, paths: list[str]) -> dict[str, bytes]:
+        """Many files at once, which some storages do much faster."""
+        full = {self._full(path): path for path in paths}
+        return {full[path]: data for path, data in self._fs.cat(list(full)).items()} if full else {}
+
+    def remove_all(self, paths: list[str]) -> None:
+        """Many files at once; what is not there is no error."""
+        if self.local:
+            for path in paths:
+                Path(self._full(path)).unlink(missing_ok=True)
+        elif paths:
+            with suppress(FileNotFoundError):
+                self._fs.rm([self._full(path) for path in paths])
 
     def read(self, path: str) -> bytes:
         """Raises OSError."""
@@ -84,5 +118,5 @@ class Store:
 
 def _stamp(info: dict) -> str:
     """Size and, by whatever name the storage has it, time or tag of the last change."""
-    changed = next((info[name] for name in ("ETag", "etag", "mtime", "LastModified") if info.get(name)), "")
+    changed = next((info[name] for name in _CHANGES if info.get(name)), None) or sorted(info.items(), key=str)
     return f"{info.get('size')} {changed}"

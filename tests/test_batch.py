@@ -45,15 +45,26 @@ def words(folder: Path, *more: str) -> list[str]:
 
 
 def lines(folder: Path) -> list[dict]:
-    files = (folder / "out/manifest").glob("*.jsonl")
+    files = (folder / "out/.manifest").glob("*.jsonl")
     return [json.loads(line) for file in sorted(files) for line in file.read_text().splitlines()]
 
 
-def results(folder: Path) -> dict[str, bytes]:
+def left_behind(folder: Path) -> list[str]:
+    """Files below the results that are none, but for the manifest's."""
     out = folder / "out"
-    found = (path for path in out.rglob("*") if path.is_file())
-    found = (path for path in found if path.relative_to(out).parts[0] not in ("manifest", ".records"))
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in found}
+    below = [path.relative_to(out) for path in out.rglob(".*") if path.is_file()]
+    return [str(path) for path in below if path.parts[0] != ".manifest"]
+
+
+def names(folder: Path) -> set[str]:
+    """Of the results, while they are being written too."""
+    out = folder / "out"
+    below = (path.relative_to(out) for path in out.rglob("[!.]*.*"))
+    return {path.as_posix() for path in below if not path.parts[0].startswith(".")}
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / "out" / name).read_bytes() for name in names(folder)}
 
 
 def expected(folder: Path, **options) -> dict[str, bytes]:
@@ -123,7 +134,7 @@ def killed_after(command: list[str], count: int, folder: Path) -> None:
     """Start a run and end it with SIGKILL when there are so many results."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 100
-    while len(results(folder)) < count and time.monotonic() < deadline and process.poll() is None:
+    while len(names(folder)) < count and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     assert process.poll() is None, "it ended before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
@@ -147,8 +158,8 @@ def test_a_run_that_is_killed_goes_on_where_it_was(folder, rng):
     assert len(redone) <= 1, "at most the one whose record was not written yet"
     counts = Counter(line["path"] for line in lines(folder))
     assert set(counts.values()) == {1} and len(counts) == 47
-    assert len(results(folder)) == 46, "no part of a file is left"
-    assert not (folder / "out/.records").exists()
+    assert len(results(folder)) == 46
+    assert left_behind(folder) == [], "no part of a file, and no record"
     data = expected(folder)
     for line in lines(folder):
         if line["path"] in data:
@@ -185,12 +196,129 @@ def test_a_full_disk_ends_the_run_and_blames_no_photo(folder, monkeypatch, capsy
         real(self, path, data)
 
     monkeypatch.setattr(Store, "write", write)
-    assert main(words(folder)) == 1
-    assert "No space left" in capsys.readouterr().err
+    for _ in range(4):
+        assert main(words(folder)) == 1
+        assert "No space left" in capsys.readouterr().err
     monkeypatch.undo()
     assert [line["state"] for line in lines(folder)] in ([], ["failed"]), "the broken one may have come first"
     assert main(words(folder)) == 1
     assert len(results(folder)) == len(PHOTOS)
+
+
+def test_weights_that_are_missing_end_the_run_and_blame_no_photo(folder, capsys):
+    asked = [*words(folder), "--face-enhance", "on"]
+    for _ in range(4):
+        assert main(asked) == 1
+        assert "yunet is not present" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+def test_a_lost_gpu_ends_the_process_and_the_photo_is_tried_again(folder, monkeypatch, capsys):
+    real, last = restorer.Restorer.restore, (folder / "in/two.png").read_bytes()
+
+    def restore(self, data: bytes, **options):
+        if data == last:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return real(self, data, **options)
+
+    monkeypatch.setattr(restorer.Restorer, "restore", restore)
+    for _ in range(3):
+        assert main(words(folder)) == 1
+        assert "the GPU failed" in capsys.readouterr().err
+    assert main(words(folder)) == 1
+    told = {line["path"]: line for line in lines(folder)}
+    assert told["two.png"]["error"].startswith("the process ended 3 times")
+    assert told["two.tif"]["state"] == "restored", "the others came through"
+
+
+def test_a_result_that_cannot_be_named_costs_only_its_photo(folder):
+    long = "x" * 250 + ".png"
+    (folder / "in" / long).write_bytes((folder / "in/a.png").read_bytes())
+    (folder / "out/c_4x.png/full").mkdir(parents=True)
+    assert main(words(folder)) == 1
+    told = {line["path"]: line for line in lines(folder)}
+    assert told[long]["state"] == told["c.PNG"]["state"] == "failed"
+    assert sum(line["state"] == "restored" for line in told.values()) == len(PHOTOS) - 1
+
+
+def test_photos_may_lie_in_folders_of_any_name(folder):
+    for name in ("manifest", "records"):
+        (folder / "in" / name).mkdir()
+        (folder / "in" / name / "p.jsonl.png").write_bytes((folder / "in/a.png").read_bytes())
+    assert main(words(folder)) == main(words(folder)) == 1
+    assert {"manifest/p.jsonl_4x.png", "records/p.jsonl_4x.png"} <= names(folder)
+
+
+def test_damaged_lines_and_records_cost_only_their_photo(folder, capsys):
+    main(words(folder))
+    (manifest,) = (folder / "out/.manifest").glob("*.jsonl")
+    whole = manifest.read_text()
+    manifest.write_text(whole[: len(whole) - 40])
+    record = folder / "out/.records/00/0.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("")
+    capsys.readouterr()
+    assert main(words(folder)) == 1
+    assert "1 restored, 5 done before, 1 failed" in capsys.readouterr().out
+
+
+def test_results_that_were_deleted_are_made_again(folder, capsys):
+    main(words(folder))
+    (folder / "out/a_4x.png").unlink()
+    capsys.readouterr()
+    main(words(folder))
+    assert "1 restored, 5 done before" in capsys.readouterr().out
+
+
+def test_another_model_of_the_same_name_makes_other_results(folder, capsys):
+    main(words(folder))
+    save_network(folder / "weights/custom/tiny.safetensors", seed=2)
+    capsys.readouterr()
+    main(words(folder))
+    assert "6 restored, 0 done before" in capsys.readouterr().out
+    assert main(words(folder, "--fp32")) == 1
+    assert "6 restored, 0 done before" in capsys.readouterr().out
+
+
+def test_links_are_followed_and_hide_nothing(folder):
+    (folder / "in/link.png").symlink_to(folder / "in/a.png")
+    (folder / "same").symlink_to(folder / "in")
+    asked = words(folder)
+    main(asked)
+    assert "link_4x.png" in names(folder)
+    asked[2] = str(folder / "same")
+    assert main(asked) == 2, "the results would lie among the photos"
+
+
+def test_a_folder_that_cannot_be_listed_is_told(folder, monkeypatch, capsys):
+    from fsspec.implementations.local import LocalFileSystem
+
+    real = LocalFileSystem.ls
+
+    def ls(self, path: str, *given, **named):
+        if path.endswith("/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(self, path, *given, **named)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    assert main(words(folder)) == 1
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_one_run_at_a_time_writes_a_folder(folder, capsys):
+    with batch.manifest(Store(str(folder / "out"))):
+        assert main(words(folder)) == 2
+    assert "another run writes" in capsys.readouterr().err
+    assert main(words(folder)) == 1
+
+
+def test_what_a_result_lacks_is_told(folder, capsys):
+    asked = [word for word in words(folder) if word not in ("--face-enhance", "off")]
+    assert main(asked) == 1
+    heard = capsys.readouterr()
+    assert "6 with warnings" in heard.out
+    assert "faces were not looked for" in heard.err
+    assert all("yunet" in line["warnings"] for line in lines(folder) if line["state"] == "restored")
 
 
 def test_other_storages_are_written_too(folder):
@@ -208,7 +336,7 @@ def test_other_storages_are_written_too(folder):
     for _ in range(2):
         with batch.manifest(store) as manifest:
             photos = batch.entries(asked)
-            todo = [photo for photo in photos if not manifest.done(photo, asked.digest)]
+            todo = [photo for photo in photos if not manifest.done(photo, asked.digest)[0]]
             batch.run(asked, todo, manifest.note)
     assert not todo, "the second run found nothing to do"
     data = expected(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import photo_like, png, save_network
-from test_batch import lines, results, words
+from test_batch import left_behind, lines, names, results, words
 
 from restorer import cluster
 from restorer.errors import InvalidOption
@@ -47,8 +47,8 @@ def folder(tmp_path, rng) -> Path:
 
 def wait_for(folder: Path, count: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 200
-    while len(results(folder)) < count:
-        assert process.poll() is None and time.monotonic() < deadline, len(results(folder))
+    while len(names(folder)) < count:
+        assert process.poll() is None and time.monotonic() < deadline, len(names(folder))
         time.sleep(0.02)
 
 
@@ -80,6 +80,7 @@ def test_each_photo_once_though_worker_machine_and_driver_die(machines, folder):
     assert redone <= 3, "at most what each worker had under way"
     distributed = results(folder)
     assert len(distributed) == PHOTOS
+    assert left_behind(folder) == []
     alone = [*words(folder)]
     alone[2] = str(folder / "alone")
     subprocess.run([sys.executable, "-m", "restorer", *alone], cwd=ROOT, env=environment)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -297,6 +298,19 @@ def test_modal_functions_say_what_they_run_on(modal_app):
         assert "/weights" in spec.volumes
     assert modal_app.benchmark._spec_.gpus is None
     assert "/jobs" in modal_app.web._spec_.volumes
+
+
+@pytest.mark.parametrize("secret", ["", "restorer"])
+def test_modal_counts_the_same_secrets_here_and_in_a_container(secret):
+    """A container imports the file with the image's variables only, and refuses another number of parts."""
+    script = "import os, modal, modal_app\nprint(len(modal_app.web._spec_.secrets), modal_app.IN_IMAGE)"
+    here = {**os.environ, "RESTORER_SECRET": secret}
+    run = partial(subprocess.run, [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    told = run(env=here)
+    count, inside = told.stdout.split(" ", 1)
+    there = {**os.environ, **json.loads(inside.replace("'", '"'))}
+    again = run(env=there)
+    assert again.stdout.split()[0] == count == ("1" if secret else "0")
 
 
 def test_modal_serves_the_same_app(modal_app, tmp_path, monkeypatch):

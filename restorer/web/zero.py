@@ -4,6 +4,7 @@ What spaces.GPU decorates runs in a fork of this process, and only there is CUDA
 run in it, nothing is measured here, and errors come back as values (spaces keeps no more than their class).
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -59,7 +60,10 @@ def _steps(restore: Callable[..., Result], data: bytes | Photo, options: dict[st
     def work() -> None:
         try:
             told.put(restore(data, progress=progress, **options))
+        except RestoreError as error:
+            told.put(error)
         except Exception as error:  # noqa: BLE001  one photo of the queue: who waits must hear of it
+            logging.getLogger(__name__).exception("a restoration failed")
             told.put(error)
 
     thread = threading.Thread(target=work, daemon=True)
