@@ -112,7 +112,7 @@ def watched(browser: Browser, address: str, **options):
 
 
 def ended_by_the_page(request: Request) -> bool:
-    """Gradio's page closes its streams when all events have come, and leaves pictures that others replaced."""
+    """The page closes its streams when all events have come, and leaves pictures that others replaced."""
     is_stream = "/queue/data" in request.url or "/upload_progress" in request.url
     return is_stream or request.failure == "net::ERR_ABORTED"
 
