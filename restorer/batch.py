@@ -12,7 +12,7 @@ import logging
 import posixpath
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,7 @@ from . import download, files, models
 from .errors import BadWeights, DeviceLost, InvalidOption, RestoreError, WeightsUnavailable
 from .options import Options
 from .pipeline import Restorer
-from .store import Store
+from .store import Found, Store
 
 _ATTEMPTS = 3
 _RECORDS, _MANIFEST = ".records", ".manifest"  # hidden: no folder of photos has such a name
@@ -145,14 +145,19 @@ def _face_networks(options: Options, folder: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def entries(asked: Batch) -> list[Entry]:
-    """Every photo of the source, by the endings of names, in order. No two have the same target."""
+def photos(asked: Batch) -> list[Found]:
+    """Every photo of the source, by the endings of names, in order. Raises OSError."""
     inputs, outputs = Store(asked.source), Store(asked.output)
     listed = inputs.files(without=outputs.root if inputs.local == outputs.local else "")
-    found = [one for one in listed if files.is_photo(one.path)]
+    return [one for one in listed if files.is_photo(one.path)]
+
+
+def entries(asked: Batch, todo: Sequence[Found], kept: Iterable[str]) -> list[Entry]:
+    """What to do for these photos; no two have the same target, and none that of a result that is kept."""
     mark = files.result_stem("", asked.options.outscale)
-    named = files.named([PurePosixPath(one.path) for one in found], mark)
-    return [Entry(one.path, one.stamp, str(target)) for one, target in zip(found, named, strict=True)]
+    others = (PurePosixPath(output).with_suffix("") for output in kept)
+    named = files.named([PurePosixPath(one.path) for one in todo], mark, others)
+    return [Entry(one.path, one.stamp, str(target)) for one, target in zip(todo, named, strict=True)]
 
 
 class Manifest:
@@ -184,10 +189,10 @@ class Manifest:
         """Whether that photo, as it was, is recorded for those options."""
         return self._seen.get(record.path, (None,))[0] == hash((record.stamp, record.digest))
 
-    def done(self, entry: Entry, digest: str) -> tuple[str, str]:
+    def done(self, photo: Found, digest: str) -> tuple[str, str]:
         """How that photo ended with those options, and its result; "" where it is still to be done."""
-        known, state, output = self._seen.get(entry.path, (None, "", ""))
-        return (state, output) if known == hash((entry.stamp, digest)) else ("", "")
+        known, state, output = self._seen.get(photo.path, (None, "", ""))
+        return (state, output) if known == hash((photo.stamp, digest)) else ("", "")
 
     def note(self, record: Record) -> None:
         self._know(record)

@@ -53,14 +53,14 @@ def _batched(asked: "Batch", run: Callable, *, retry_failed: bool) -> Counter[st
 
     from . import batch, store
 
-    photos = batch.entries(asked)
+    photos = batch.photos(asked)
     if not photos:
         raise InvalidOption(f"no photos found in {asked.source}")
     counts: Counter[str] = Counter()
     outputs = store.Store(asked.output)
     with batch.manifest(outputs) as manifest:
         here = {one.path for one in outputs.files()} if outputs.exists() else set()
-        todo = []
+        todo, kept = [], []
         for photo in photos:
             state, output = manifest.done(photo, asked.digest)
             done = output in here if state == batch.RESTORED else state == batch.FAILED and not retry_failed
@@ -68,6 +68,7 @@ def _batched(asked: "Batch", run: Callable, *, retry_failed: bool) -> Counter[st
                 todo.append(photo)
             else:
                 counts["done before" if state == batch.RESTORED else batch.FAILED] += 1
+                kept += [output] if output else []
         with tqdm(total=len(photos), initial=len(photos) - len(todo), unit="photo", disable=None) as bar:
 
             def noted(record: "Record") -> None:
@@ -83,7 +84,7 @@ def _batched(asked: "Batch", run: Callable, *, retry_failed: bool) -> Counter[st
                     bar.write(f"{record.path}: failed, {record.error}", file=sys.stderr)
 
             if todo:
-                run(asked, todo, noted)
+                run(asked, batch.entries(asked, todo, kept), noted)
     return counts
 
 

@@ -5,7 +5,7 @@ import re
 import unicodedata
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePath, PurePosixPath
@@ -164,11 +164,14 @@ def _named(sources: list[tuple[Path, Path]], mark: str, form: str) -> list[Task]
     ]
 
 
-def named(photos: Sequence[AnyPath], mark: str) -> list[AnyPath]:
-    """For each photo's path one of a result, without an ending, no two the same."""
+def named(photos: Sequence[AnyPath], mark: str, others: Iterable[AnyPath] = ()) -> list[AnyPath]:
+    """For each photo's path one of a result, without an ending, no two the same.
+
+    others  paths, without an ending too, that are results of other photos
+    """
     targets: list[AnyPath] = []
     wanted = Counter(_key(photo.with_name(photo.stem)) for photo in photos)
-    taken: set[str] = set()
+    taken = {_key(other) for other in others}
     for photo in photos:
         full = photo.name.replace(".", "_")
         stems = chain([full], (f"{full}_{number}" for number in count(2)))

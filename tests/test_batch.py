@@ -262,6 +262,20 @@ def test_damaged_lines_and_records_cost_only_their_photo(folder, capsys):
     assert "1 restored, 5 done before, 1 failed" in capsys.readouterr().out
 
 
+def test_a_new_photo_takes_no_older_results_name(folder):
+    (folder / "in/a_png.png").write_bytes((folder / "in/c.PNG").read_bytes())
+    main(words(folder))
+    before = results(folder)
+    (folder / "in/a.tif").write_bytes((folder / "in/c.PNG").read_bytes())
+    (folder / "in/a.png").write_bytes((folder / "in/two.png").read_bytes())
+    main(words(folder))
+    after = results(folder)
+    assert after["a_png_4x.png"] == before["a_png_4x.png"]
+    told = {line["path"]: line["output"] for line in lines(folder)}
+    assert len(set(told.values())) == len(told)
+    assert set(told.values()) - {""} <= set(after)
+
+
 def test_results_that_were_deleted_are_made_again(folder, capsys):
     main(words(folder))
     (folder / "out/a_4x.png").unlink()
@@ -332,12 +346,13 @@ def test_other_storages_are_written_too(folder):
         weights=str(folder / "weights"),
         device="cpu",
     )
-    store = Store(asked.output)
+    store, photos = Store(asked.output), []
     for _ in range(2):
         with batch.manifest(store) as manifest:
-            photos = batch.entries(asked)
-            todo = [photo for photo in photos if not manifest.done(photo, asked.digest)[0]]
-            batch.run(asked, todo, manifest.note)
+            found = batch.photos(asked)
+            todo = [photo for photo in found if not manifest.done(photo, asked.digest)[0]]
+            photos = photos or batch.entries(asked, todo, [])
+            batch.run(asked, photos if todo else [], manifest.note)
     assert not todo, "the second run found nothing to do"
     data = expected(folder)
     for photo in photos:
