@@ -307,6 +307,7 @@ def test_what_there_is_of_a_photo_goes_with_it(page, rng):
         if then == "another":
             page.locator("#samples button").first.click()
             expect(page.locator("#before img")).to_be_visible()
+            expect(page.locator("#upload [aria-label=Clear]")).to_be_visible()  # the sample has arrived there
         elif then == "broken":
             upload(page, "broken.png", b"no photo")
         else:
