@@ -310,6 +310,7 @@ def test_what_there_is_of_a_photo_goes_with_it(page, rng):
             expect(page.locator("#upload [aria-label=Clear]")).to_be_visible()  # the sample has arrived there
         elif then == "broken":
             upload(page, "broken.png", b"no photo")
+            expect(page.locator("#upload [aria-label=Clear]")).to_be_visible()
         else:
             page.click("#upload [aria-label=Clear]")
         for gone in ("#slider", "#download", "#view", "#compared"):
