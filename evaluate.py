@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from restorer import evaluation, evaluation_cli, files, metrics, photo, report, report_page
-from restorer.columns import aligned
+from restorer.columns import aligned, as_csv
 from restorer.errors import BadWeights, InvalidOption, RestoreError, UnknownModel, WeightsUnavailable
 from restorer.evaluation import Setup, Variant
 from restorer.options import Options
@@ -64,7 +64,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
     warnings = dict.fromkeys(str(row["warnings"]) for row in rows if row.get("warnings"))
     told |= {"warnings": list(warnings)[:_WARNINGS]} if warnings else {}
     picture = partial(_picture, {one.name: one for one in photos}, variants, setup, seeds, parsed.output)
-    files.write_atomic(parsed.output / "report.csv", report.as_csv(rows))
+    files.write_atomic(parsed.output / "report.csv", as_csv(rows))
     files.write_atomic(parsed.output / "report.json", report.as_json(rows, told))
     page = report_page.page(rows, told, picture, variants[0].name)
     files.write_atomic(parsed.output / "report.html", page)
@@ -98,7 +98,7 @@ def _all_compared(
                     place = _seeded(one_of.name, seed, seeds)
                     for row in evaluation.compared(one, variants, setup, output, place):
                         found.append({"photo": one_of.name, "seed": seed, **row})
-                        bar.update(row["variant"] != evaluation.PLAIN)
+                        bar.update(row["variant"] != report.PLAIN)
             except (WeightsUnavailable, BadWeights):
                 raise  # nothing would fare better
             except (RestoreError, OSError) as error:
@@ -124,11 +124,11 @@ def _picture(
     """What is to be seen of a photo, with the first seed."""
     place = _seeded(name, seeds[0], seeds)
     versions = {}
-    for folder, called in [(evaluation.PLAIN, evaluation.PLAIN), *((v.folder, v.name) for v in variants)]:
+    for folder, called in [(report.PLAIN, report.PLAIN), *((v.folder, v.name) for v in variants)]:
         versions[called] = photo.decode(evaluation.kept(output, folder, place).read_bytes()).pixels
     truth = evaluation.case(photos[name].source, photos[name].original, setup, seed=seeds[0]).truth
     if truth is not None:
-        height, width = versions[evaluation.PLAIN].shape[:2]
+        height, width = versions[report.PLAIN].shape[:2]
         versions[evaluation.ORIGINAL] = truth[:height, :width]
     return report_page.Picture(name, versions)
 
@@ -137,7 +137,7 @@ def _too_low(
     summary: Mapping[str, Mapping[str, Mapping[str, float]]], floors: Mapping[str, float]
 ) -> Iterator[str]:
     """What is worse than asked for; of metrics that are better when they are lower, what is higher."""
-    for variant in [name for name in summary if name != evaluation.PLAIN]:
+    for variant in [name for name in summary if name != report.PLAIN]:
         for name, floor in floors.items():
             found = summary[variant].get(name)
             if found is None:

@@ -146,12 +146,12 @@ def timed(models: list[str], sizes: list[tuple[int, int]], repeats: int) -> list
 @app.function(image=image, volumes={JOBS: jobs}, timeout=7200)
 def benchmark(gpus: str = "T4,A10G", models: str = MODEL, sizes: str = "720x540,1254x940") -> str:
     """The same photos on each of these GPUs: measured rows as CSV, for `restorer cost --measured FILE`."""
-    from restorer import cost_report
+    from restorer import columns
 
     sides = (size.partition("x") for size in sizes.split(","))
     asked = [(int(width), int(height)) for width, _, height in sides]
     calls = [timed.with_options(gpu=gpu).spawn(models.split(","), asked, 5) for gpu in gpus.split(",")]
-    table = cost_report.as_csv([row for call in calls for row in call.get()]).decode()
+    table = columns.as_csv([row for call in calls for row in call.get()]).decode()
     Path(JOBS, "cost-gpus.csv").write_text(table)
     print(f"modal volume get {jobs.name} cost-gpus.csv")
     return table

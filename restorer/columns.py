@@ -1,6 +1,20 @@
-"""Rows of text as columns."""
+"""Rows as people and spreadsheets read them."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+Row = Mapping[str, object]
+
+
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """A file with a line for each row; what a row does not have is empty."""
+    out = io.StringIO(newline="")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: int) -> str:

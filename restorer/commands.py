@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import files
+from . import columns, files
 from .errors import InvalidOption
 from .options import Options
 
@@ -108,7 +108,7 @@ def cost(parsed: argparse.Namespace) -> int:
     rows = cost_report.with_measured(report.rows(prices, own_price), elsewhere)
     print(report.text(rows, prices))
     if parsed.csv:
-        files.write_atomic(parsed.csv, cost_report.as_csv(rows))
+        files.write_atomic(parsed.csv, columns.as_csv(rows))
     if parsed.plot:
         files.write_atomic(parsed.plot, cost_report.plot(rows, parsed.plot.suffix))
     return 0

@@ -8,13 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from . import cost
-from .columns import aligned
+from .columns import Row, aligned
 from .cost import Price
 from .errors import BadWeights, InvalidOption, WeightsUnavailable
 from .pipeline import Restorer, load
 from .timing import Timing, cold_start, device_name, measure
-
-Row = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,10 @@ def timed(
                     done = measure(fresh, width, height, face=face, repeats=repeats)
                     seconds = ", ".join(f"{one:.3f}" for one in (done.first, *done.following))
                     told(f"{what}: {seconds} s")
-                    report.timings.append(done)
+                    if face and not done.faces:  # it would pass for a second one without
+                        report.left.append(f"No face was restored in {width} x {height} pixels.")
+                    else:
+                        report.timings.append(done)
             except (WeightsUnavailable, BadWeights) as error:
                 if not face:
                     raise
@@ -151,7 +152,7 @@ def with_measured(rows: Sequence[Row], measured: Sequence[Row]) -> list[Row]:
 
 
 def read_measured(file: Path) -> list[Row]:
-    """The measured rows of a file that as_csv() wrote. Raises InvalidOption for any other."""
+    """The measured rows of a file that columns.as_csv() wrote. Raises InvalidOption for any other."""
     try:
         with file.open(newline="") as lines:
             rows = [row for row in csv.DictReader(lines) if row["how"] == "measured"]
@@ -166,15 +167,6 @@ def _value(name: str, text: str) -> object:
     if name in ("width", "height", "faces", "kB"):
         return int(text)
     return float(text) if text else None
-
-
-def as_csv(rows: Sequence[Row]) -> bytes:
-    """The rows as a file for spreadsheets."""
-    out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().encode()
 
 
 def plot(rows: Sequence[Row], suffix: str) -> bytes:

@@ -17,10 +17,10 @@ from .options import Options
 from .photo import Meta, Photo
 from .pipeline import Restorer
 from .pixels import resize, to_uint8
+from .report import PLAIN
 from .result import Result
 from .upscale import output_size
 
-PLAIN = "bicubic"  # what every variant is compared with
 INPUT = "input"
 ORIGINAL = "original"
 # What sets apart the names of a pair: photo_LR.png and photo_HR.png, baby_x4.png and baby.png

@@ -47,7 +47,7 @@ def variants(parsed: argparse.Namespace) -> list[Variant]:
         made = restorer(name if is_folder else parsed.weights_dir)
         made.model(made.options.changed(options))  # an unknown name ends the call
         variants.append(Variant(spec, made, options))
-    taken = [evaluation.INPUT, evaluation.PLAIN, evaluation.ORIGINAL]
+    taken = [evaluation.INPUT, report.PLAIN, evaluation.ORIGINAL]
     folders = [*taken, *(variant.folder for variant in variants)]
     if len(set(folders)) < len(folders):
         raise InvalidOption(f"two of {parsed.models} would have one name, or one that is taken")

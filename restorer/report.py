@@ -1,14 +1,14 @@
-"""What an evaluation found: summed up, ranked, as a table, CSV and JSON. See report_page.py."""
+"""What an evaluation found: summed up, ranked, as a table and JSON. See report_page.py."""
 
-import csv
-import io
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-Row = Mapping[str, object]
+from .columns import Row
+
+PLAIN = "bicubic"  # the variant that every other is compared with
 
 
 class Metric(NamedTuple):
@@ -89,7 +89,7 @@ def ranked(rows: Sequence[Row], variant: str) -> list[tuple[str, str]]:
         return better * statistics.fmean(values) if values else -math.inf
 
     def gain(photo: str) -> float:
-        own, plain = score(photo, variant), score(photo, "bicubic")
+        own, plain = score(photo, variant), score(photo, PLAIN)
         return own - plain if math.isfinite(own) and math.isfinite(plain) else own
 
     photos = sorted(dict.fromkeys(str(row["photo"]) for row in rows), key=gain, reverse=True)
@@ -118,7 +118,7 @@ def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list
     """The summary as rows of text: a head, then a row for each variant and statistic, gains over bicubic."""
     names = [name for name in METRICS if any(name in found for found in summary.values())]
     rows = [["", "", *(METRICS[name].label for name in names)]]
-    plain = summary.get("bicubic", {})
+    plain = summary.get(PLAIN, {})
     for variant, found in summary.items():
         for statistic in (*STATISTICS, "spread"):
             if not any(statistic in figures for figures in found.values()):
@@ -128,21 +128,11 @@ def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list
                 value = found.get(name, {}).get(statistic)
                 text = shown(name, value)
                 base = plain.get(name, {}).get("mean")
-                if statistic == "mean" and variant != "bicubic" and is_finite(value, base):
+                if statistic == "mean" and variant != PLAIN and is_finite(value, base):
                     text += f" ({value - base:+.{METRICS[name].digits}f})"  # type: ignore[operator]
                 cells.append(text)
             rows.append([variant if statistic == "mean" else "", statistic, *cells])
     return rows
-
-
-def as_csv(rows: Sequence[Row]) -> bytes:
-    """A line for each row; what a row does not have is empty."""
-    out = io.StringIO(newline="")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().encode()
 
 
 def as_json(rows: Sequence[Row], told: Mapping[str, object]) -> bytes:

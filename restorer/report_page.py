@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from . import report
+from .columns import Row
 from .pixels import luma, to_uint8
 
 _PREVIEW = (1200, 800)  # of the page's pictures in pixels, turned for upright ones
@@ -29,7 +30,7 @@ class Picture:
 
 
 def page(
-    rows: Sequence[report.Row],
+    rows: Sequence[Row],
     told: Mapping[str, object],
     picture: Callable[[str], Picture],
     variant: str,
@@ -71,7 +72,7 @@ def _listed(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _figure(picture: Picture, place: str, rows: Sequence[report.Row], variant: str) -> str:
+def _figure(picture: Picture, place: str, rows: Sequence[Row], variant: str) -> str:
     names = list(picture.versions)
     right = variant if variant in names else names[-1]
     corner = _liveliest(picture.versions[right])
@@ -98,9 +99,9 @@ def _figure(picture: Picture, place: str, rows: Sequence[report.Row], variant: s
     )
 
 
-def _of_photo(rows: Sequence[report.Row], photo: str, variant: str) -> str:
+def _of_photo(rows: Sequence[Row], photo: str, variant: str) -> str:
     parts = []
-    for of in dict.fromkeys(("bicubic", variant)):
+    for of in dict.fromkeys((report.PLAIN, variant)):
         own = [row for row in rows if (row["photo"], row["variant"]) == (photo, of)]
         figures = [
             f"{metric.label} {report.shown(name, found['mean'])}"
@@ -136,7 +137,7 @@ def _webp(pixels: np.ndarray) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def _plots(rows: Sequence[report.Row], summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def _plots(rows: Sequence[Row], summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Each metric of each photo and seed, by variant, as SVG."""
     from matplotlib.figure import Figure  # no pyplot: no window, and nothing global
 

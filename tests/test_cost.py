@@ -11,7 +11,7 @@ from conftest import save_network
 from test_pipeline_faces import Negative, two_faces
 
 import restorer
-from restorer import cost, cost_report, photo, timing
+from restorer import columns, cost, cost_report, photo, timing
 from restorer.__main__ import main
 from restorer.cost import Price, Work
 from restorer.errors import InvalidOption
@@ -128,6 +128,15 @@ def test_a_photo_is_timed_with_and_without_a_face(weights):
     assert faces.work.bytes > plain.work.bytes
 
 
+def test_a_photo_whose_face_was_not_found_is_no_second_one_without(weights, monkeypatch):
+    none = (np.zeros((0, 4)), np.zeros(0), np.zeros((0, 5, 2)))
+    monkeypatch.setattr("restorer.faces.loading.FaceNetworks._load", lambda *_: lambda _: none)
+    asked = {"repeats": 1, "told": lambda _: None, "weights": str(weights), "device": "cpu"}
+    report = cost_report.timed(["custom/tiny"], [(64, 48), (96, 80)], **asked)
+    assert [(one.width, one.faces) for one in report.timings] == [(64, 0), (96, 0)]
+    assert [told[:26] for told in report.left] == ["No face was restored in 64", "No face was restored in 96"]
+
+
 def test_rows_say_what_was_measured_and_what_was_not():
     done = timing.Timing("m", 100, 50, 9000, 0, 3.0, (2.0,), 0.1, 2.1, Work(1e12, 1e9))
     prices = cost.prices()
@@ -171,7 +180,7 @@ def test_what_another_machine_measured_takes_the_place_of_estimates(weights, tmp
     done = timing.Timing("custom/tiny", 64, 48, 9000, 0, 3.0, (2.0,), 0.1, 2.1, Work(1e9, 1e9))
     other = cost_report.Report("Tesla T4", 0, {}, [done], []).rows(cost.prices())
     file, out = tmp_path / "t4.csv", tmp_path / "out.csv"
-    file.write_bytes(cost_report.as_csv(other))
+    file.write_bytes(columns.as_csv(other))
     assert cost_report.read_measured(file) == [row for row in other if row["how"] == "measured"]
     words = ["cost", "--weights-dir", str(weights), "--device", "cpu", "--models", "custom/tiny"]
     words += ["--sizes", "64x48", "--repeats", "1", "--csv", str(out), "--measured", str(file)]
