@@ -9,6 +9,9 @@ import dotenv
 from .errors import InvalidOption
 from .options import Limits, Options
 
+_ON_A_SPACE = {"HOST": "0.0.0.0", "FORWARDED_ALLOW_IPS": "*"}  # only Hugging Face's own proxy reaches it
+_SPACE_DISK = Path("/data")  # of a Space that has one; anything else is gone when it sleeps
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -74,10 +77,6 @@ def prepare_gradio(found: Settings) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["FORWARDED_ALLOW_IPS"] = found.forwarded_allow_ips
-
-
-_ON_A_SPACE = {"HOST": "0.0.0.0", "FORWARDED_ALLOW_IPS": "*"}  # only Hugging Face's own proxy reaches it
-_SPACE_DISK = Path("/data")  # of a Space that has one; anything else is gone when it sleeps
 
 
 def read(folder: Path) -> Settings:
