@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import filelock
 
-from . import download, files, models
+from . import contained, download, files, models
 from .errors import BadWeights, DeviceLost, InvalidOption, RestoreError, WeightsUnavailable
 from .options import Options
 from .pipeline import Restorer
@@ -254,7 +254,9 @@ class Worker:
             import torch
 
             torch.set_num_threads(asked.threads)
-        self._restorer = Restorer(weights=asked.weights, device=asked.device, half=asked.half)
+        self._restorer = Restorer(
+            weights=asked.weights, device=asked.device, half=asked.half, decoder=contained.decode
+        )
 
     def __call__(self, entry: Entry) -> Record:
         """Restore a photo, or tell what another worker made of it.

@@ -21,9 +21,12 @@ _BRANDS = {
 
 
 class CheckSize(Protocol):
-    """Called with the picture's size before its pixels are read, and with that of each part before it."""
+    """Called with the picture's size before its pixels are read, and with that of each part before it.
 
-    def __call__(self, width: int, height: int, *, part: bool = False) -> None: ...
+    frames   how many pictures the file says it has
+    """
+
+    def __call__(self, width: int, height: int, *, part: bool = False, frames: int = 1) -> None: ...
 
 
 # What a broken EXIF block makes Pillow raise when it opens an AVIF
@@ -43,7 +46,7 @@ def read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
     """Samples as stored, 8 bit or stretched to 16. The EXIF block's orientation is the container's."""
     _check_boxes(data, check)
     image, data = _open_avif(data, warnings)
-    check(image.width, image.height)
+    check(image.width, image.height, frames=getattr(image, "n_frames", 1))
     if getattr(image, "is_animated", False):
         # imagecodecs 2026.3 writes beyond its buffer when asked for the first of several pictures
         warnings.append("only the first picture of the file is restored, with 8 bits a channel")

@@ -49,6 +49,7 @@ class Directory:
         self.bits = set(self.numbers(_BITS, self.channels)) or {1}
         self.photometric = self.number(_PHOTOMETRIC, -1)
         self.tiled = _TILES in block.tags
+        self.tile = (self.number(_TILE_WIDTH), self.number(_TILE_HEIGHT)) if self.tiled else (1, 1)
         self.strip_rows = min(self.number(_STRIP_ROWS, self.height), self.height)
         kind = _KINDS.get(self.number(_KIND, 1), "")
         if self.number(_SUBFILE) & 1 or _DNG in block.tags:
@@ -99,7 +100,7 @@ class Directory:
         if self._block.broken & (_PIXEL_TAGS | {0}):
             raise ValueError("the directory is damaged")
         if self.tiled:
-            across, down = self.number(_TILE_WIDTH), self.number(_TILE_HEIGHT)
+            across, down = self.tile
         else:
             across, down = self.width, self.strip_rows
         planes = self.channels if self.number(_PLANAR, 1) == 2 else 1

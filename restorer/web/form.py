@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
-from .. import photo
+from .. import contained
 from ..errors import ImageTooLarge, InvalidOption, RestoreError, UnknownModel
 from ..options import Options
 from .service import Service
@@ -90,7 +90,7 @@ def check(service: Service, files: list[tuple[str, Path]], given: dict[str, obje
         raise Refused(422, service.words(error)) from error
     for name, path in files:
         try:
-            size = photo.size(path.read_bytes(), max_pixels=limits.input_pixels)
+            size = contained.size(path.read_bytes(), max_pixels=limits.input_pixels)
         except ImageTooLarge as error:
             raise Refused(422, f"{name}: {error}", limit=limits.input_pixels) from error
         except RestoreError:
