@@ -9,6 +9,7 @@ over the socket is numbers, names and samples, nothing that could make the other
 """
 
 import gc
+import importlib
 import json
 import os
 import select
@@ -29,9 +30,7 @@ from . import photo
 from .errors import ImageTooLarge, RestoreError
 from .photo import Photo
 
-if sys.platform != "win32":
-    import resource
-
+resource: Any = importlib.import_module("resource") if os.name == "posix" else None
 SECONDS = 10.0  # for one file, of the clock and of the processor
 HEAD = struct.Struct(">I")
 BLOCKS = ("icc", "exif", "xmp", "iptc", "comment", "text")  # of Meta, sent as they are
@@ -110,7 +109,7 @@ def _opened(what: str, data: bytes, max_pixels: int) -> tuple[dict[str, Any], Se
     except Exception as error:  # noqa: BLE001  it would end this process without a word
         return {"error": "", "text": f"{type(error).__name__}: {error}"}, ()
     blocks = (getattr(read.meta, name) or b"" for name in BLOCKS)
-    arrays = (memoryview(array).cast("B") for array in (read.pixels, read.alpha) if array is not None)
+    arrays = (array.data.cast("B") for array in (read.pixels, read.alpha) if array is not None)
     return photo_head(read), (*blocks, *arrays)
 
 
@@ -119,7 +118,7 @@ def _limit(memory: int) -> None:
 
     RLIMIT_NPROC is left alone: it counts every thread of every process of the user.
     """
-    if sys.platform == "win32":
+    if resource is None:
         return
     seconds = int(SECONDS)
     limits = {"NOFILE": 0, "FSIZE": 0, "CORE": 0, "CPU": seconds, "AS": memory}
@@ -208,7 +207,7 @@ def main(arguments: Sequence[str]) -> None:
     if arguments:
         _fork_for_each(socket.socket(fileno=int(arguments[0])))
     else:
-        source, sink = (os.fdopen(os.dup(fd), mode) for fd, mode in ((0, "rb"), (1, "wb")))
+        source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
         _silence()
         serve(source, sink, _space())
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -147,7 +147,7 @@ def _whole(number: object) -> int:
 
 def _samples(source: Source, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     array = np.empty(shape, dtype)
-    if source.readinto(memoryview(array).cast("B")) != array.nbytes:
+    if source.readinto(array.data.cast("B")) != array.nbytes:
         raise ValueError("samples are missing")
     return array
 
@@ -212,12 +212,12 @@ def _open(control: socket.socket) -> bool:
         return False
 
 
-def _process(*arguments: str, **more: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401  Popen's own
+def _process(*arguments: str, **more: Any) -> subprocess.Popen[Any]:  # noqa: ANN401  Popen's own
     here = Path(__file__).resolve().parent.parent
     told = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     told |= {"PYTHONPATH": os.pathsep.join([str(here), *filter(None, sys.path)]), **_FEW_THREADS}
     command = [sys.executable, "-m", cell.__name__, *arguments]
-    more = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL} | more
+    more = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "bufsize": -1} | more
     return subprocess.Popen(command, cwd=here, env=told, **more)
 
 
@@ -230,11 +230,11 @@ def _forked() -> Iterator[Stream]:
 @contextmanager
 def _spawned() -> Iterator[Stream]:
     pipe = subprocess.PIPE
-    with _process(stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, bufsize=-1) as process:
+    with _process(stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as process:
         assert process.stdin and process.stdout
         try:
             with _deadline(process.kill, more=_START):
-                yield Stream(process.stdout, process.stdin)
+                yield Stream(cast(Source, process.stdout), cast(Sink, process.stdin))
         finally:
             process.kill()
 

@@ -332,8 +332,9 @@ def load(
     device: str | None = None,
     half: bool | None = None,
     limits: Limits | None = None,
+    decoder: Callable[..., Photo] = photo.decode,
     **options: object,
 ) -> Restorer:
     """A Restorer with its model loaded. The arguments are those of Restorer; options those of Options."""
-    restorer = Restorer(weights=weights, device=device, half=half, limits=limits, model=model, **options)
-    return restorer.load()
+    given = {"weights": weights, "device": device, "half": half, "limits": limits, "decoder": decoder}
+    return Restorer(**given, model=model, **options).load()  # type: ignore[arg-type]

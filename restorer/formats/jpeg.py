@@ -47,7 +47,7 @@ def take_apart(data: bytes) -> tuple[bytes, Blocks]:
 
 
 def _check_scans(data: bytes, at: int) -> None:
-    """Raise ValueError where more scans than a picture has begin at `at`: each goes over the whole picture."""
+    """Raise ValueError where more scans than a picture has begin at `at`: each goes over all of it."""
     scans = segments = 0
     while (found := _MARKER.search(data, at)) and data[found.start() + 1] != _END:
         scans += data[found.start() + 1] == _SCAN

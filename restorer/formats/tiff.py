@@ -24,7 +24,7 @@ _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _KIND = 322, 323, 324, 3
 _XMP, _IPTC, _ICC, _DNG = 700, 33723, 34675, 50706
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _ASSOCIATED, _UNASSOCIATED = 1, 2
-_MOST_STRIPS = 1_000_000
+_MOST_STRIPS = 100_000  # or tiles
 # None, LZW, deflate twice, PackBits, LZMA, Zstandard: what unfolds to no more than a strip should hold.
 # A JPEG in a strip could hold a picture of any size; libtiff, behind Pillow, looks into it before
 _COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)
