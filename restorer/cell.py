@@ -4,13 +4,14 @@ contained.py starts it. Where processes can fork, one that has everything import
 for each file, and never looks into one itself; elsewhere a whole process is started for each file. What goes
 over the socket is numbers, names and samples, nothing that could make the other side run code:
 
-    in    a length, JSON: what ("decode" or "size"), max_pixels, bytes; then so many bytes of the file
+    in    a length, JSON: what ("decode" or "size"), max_pixels, seconds, bytes; then those bytes
     out   a length, JSON: error and text, or size, or what photo_head() says; then the blocks and samples
 """
 
 import gc
 import importlib
 import json
+import math
 import os
 import select
 import signal
@@ -87,7 +88,7 @@ def serve(source: Source, sink: Sink, before: int) -> None:
     asked = json.loads(source.read(HEAD.unpack(source.read(HEAD.size))[0]))
     data = source.read(asked["bytes"])
     pixels = asked["max_pixels"] if asked["what"] == "decode" else 0
-    _limit(before + 2 * len(data) + _SPARE + _A_PIXEL * pixels)
+    _limit(before + 2 * len(data) + _SPARE + _A_PIXEL * pixels, asked["seconds"])
     head, parts = _opened(asked["what"], data, asked["max_pixels"])
     told = json.dumps(head).encode()
     sink.write(HEAD.pack(len(told)) + told)
@@ -113,20 +114,19 @@ def _opened(what: str, data: bytes, max_pixels: int) -> tuple[dict[str, Any], Se
     return photo_head(read), (*blocks, *arrays)
 
 
-def _limit(memory: int) -> None:
+def _limit(memory: int, seconds: float) -> None:
     """From here on: no file opened or written, no core, so much address space, so many seconds.
 
     RLIMIT_NPROC is left alone: it counts every thread of every process of the user.
     """
     if resource is None:
         return
-    seconds = int(SECONDS)
-    limits = {"NOFILE": 0, "FSIZE": 0, "CORE": 0, "CPU": seconds, "AS": memory}
+    limits = {"NOFILE": 0, "FSIZE": 0, "CORE": 0, "CPU": math.ceil(seconds), "AS": memory}
     for name, most in limits.items():
         # what has a limit that is lower keeps it; macOS knows no limit of the address space
         with suppress(ValueError, OSError):
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)  # what is not handled ends the process, in C code too
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # what is not handled ends the process, in C code too
 
 
 def _prepare() -> None:

@@ -46,7 +46,7 @@ class Stream(NamedTuple):
 
 def decode(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Photo:
     """As photo.decode(); raises DamagedImage, too, for a file that brings down the process that opens it."""
-    with _unfolding:
+    with _forker.unfolding:
         return _answer("decode", data, max_pixels, _photo)
 
 
@@ -80,17 +80,18 @@ def _answer(what: str, data: bytes, max_pixels: int, read: Callable[..., T]) -> 
 
 def _asked(what: str, data: bytes, max_pixels: int, read: Callable[..., T]) -> T:
     """One file's way to a process of its own and back."""
-    asked = json.dumps({"what": what, "max_pixels": max_pixels, "bytes": len(data)}).encode()
+    asked = {"what": what, "max_pixels": max_pixels, "seconds": SECONDS, "bytes": len(data)}
+    head = json.dumps(asked).encode()
     with _child() as (source, sink):
         try:
-            for part in (HEAD.pack(len(asked)), asked, data):
+            for part in (HEAD.pack(len(head)), head, data):
                 sink.write(part)
             sink.flush()
             (length,) = HEAD.unpack(_exactly(source, HEAD.size))
-            head = json.loads(_exactly(source, min(length, _LONGEST_HEAD)))
-            if "error" not in head:
-                return read(head, source, max_pixels)
-            name, text = str(head["error"]), str(head["text"])[:_LONGEST_TEXT]
+            told = json.loads(_exactly(source, min(length, _LONGEST_HEAD)))
+            if "error" not in told:
+                return read(told, source, max_pixels)
+            name, text = str(told["error"]), str(told["text"])[:_LONGEST_TEXT]
         # All that a process may send which is no longer ours
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise _Ended(f"{type(error).__name__}: {error}") from error
@@ -163,11 +164,13 @@ class _Forker:
     """The process that forks one for each file, started when it is needed, and again when it has ended."""
 
     def __init__(self) -> None:
+        self._control: socket.socket | None = None
         self.renew()
 
     def renew(self) -> None:
-        """Begin anew: in a fork of this process the lock might be held by a thread that is not there."""
-        self._lock, self._control = threading.Lock(), None
+        """New locks: in a fork of this process the old ones may be held by threads that are not there."""
+        self._lock = threading.Lock()
+        self.unfolding = threading.BoundedSemaphore(_AT_ONCE)
 
     def start(self) -> None:
         with self._lock:
@@ -256,7 +259,6 @@ def _deadline(end: Callable[..., object], *given: object, more: float = _SLACK) 
 
 _FORKS = hasattr(os, "fork") and hasattr(socket, "send_fds")
 _child: Callable[[], AbstractContextManager[Stream]] = _forked if _FORKS else _spawned
-_unfolding = threading.BoundedSemaphore(_AT_ONCE)
 _forker = _Forker()
 if _FORKS:
     os.register_at_fork(after_in_child=_forker.renew)
