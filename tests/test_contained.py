@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import broken
+import gradio as gr
 import numpy as np
 import pictures
 import pytest
@@ -25,6 +26,9 @@ from restorer import Restorer, batch, contained, photo
 from restorer.cell import BLOCKS, HEAD, photo_head
 from restorer.errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from restorer.options import Options
+from restorer.settings import Settings
+from restorer.web import form, handlers
+from restorer.web.server import Server
 
 ROOT = Path(__file__).parent.parent
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc, or limits memory")
@@ -353,10 +357,41 @@ def test_no_room_of_a_server_opens_a_picture_itself():
     assert {path.name: found[0] for path in rooms if (found := opens.search(path.read_text()))} == {}
 
 
-def test_a_batch_opens_its_photos_elsewhere(tmp_path, monkeypatch, rng):
-    def forbidden(*_: object, **__: object) -> None:
-        raise AssertionError("a stranger's file was opened here")
+@pytest.fixture
+def server(tmp_path):
+    folders = {"upload_folder": tmp_path / "uploads", "processed_folder": tmp_path / "made"}
+    return Server(Settings(restorer_weights=str(tmp_path), device="cpu", **folders))
 
+
+def test_a_server_opens_what_was_sent_elsewhere(server, tmp_path, monkeypatch, rng):
+    upload = tmp_path / "uploads/1/a.png"
+    upload.parent.mkdir(parents=True)
+    upload.write_bytes(png(pictures.noise(rng, 9, 7)))
+    monkeypatch.setattr(photo, "decode", forbidden)
+    monkeypatch.setattr(photo, "size", forbidden)
+    data = upload.read_bytes()
+    service = server.rest.service
+    assert service.decoded(data).width == 7
+    form.check(service, [("a.png", upload)], {})
+    assert service.quote(data, {"outscale": 2})["width"] == 14
+    values = [2, 0, "auto", 1, False, "GFPGANv1.3", 1, "same", 90, True, False]
+    assert handlers.Page(service).picked(str(upload), *values)[0].outline.width == 7
+
+
+def test_gradio_is_given_no_picture_to_open(server):
+    """What its components of pictures are given by a browser, they open themselves."""
+    pictured = (gr.Image, gr.ImageSlider, gr.Gallery, gr.ImageEditor, gr.AnnotatedImage, gr.Dataset)
+    functions = server.blocks.fns.values()
+    assert len(functions) > 20
+    for function in functions:
+        assert not [each for each in function.inputs if isinstance(each, pictured)], function.api_name
+
+
+def forbidden(*_: object, **__: object) -> None:
+    raise AssertionError("a stranger's file was opened here")
+
+
+def test_a_batch_opens_its_photos_elsewhere(tmp_path, monkeypatch, rng):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(png(pictures.noise(rng, 9, 9)))
     asked = batch.Batch(str(tmp_path / "in"), str(tmp_path / "out"), Options(), "", weights=str(tmp_path))

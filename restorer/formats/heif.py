@@ -18,6 +18,7 @@ _BRANDS = {
     "avif": {b"avif", b"avis"},
     "heif": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"},
 }
+_MOST_BOXES = 1000  # beside each other: a picture has five, a sequence in fragments two a fragment
 
 
 class CheckSize(Protocol):
@@ -99,8 +100,10 @@ def _check_boxes(data: bytes, check: CheckSize) -> None:
     """Raise ValueError when a box is cut off: libheif leaves missing tiles grey."""
     for found in re.finditer(rb"ispe\0{4}(.{8})", data, re.DOTALL):  # both libraries have limits of their own
         check(*struct.unpack(">II", found[1]), part=True)
-    at = 0
+    at = boxes = 0
     while at + 16 <= len(data):
+        if (boxes := boxes + 1) > _MOST_BOXES:
+            raise ValueError("too many boxes")
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")

@@ -69,9 +69,9 @@ async def read(request: Request, folder: Path, *, most: int, megabytes: int) -> 
 
 
 async def _copied(field: str, upload: UploadFile, path: Path, largest: int) -> tuple[str, Path]:
-    # a name as it can be told again: lone surrogates of odd charsets cannot
+    # a name as it can be told again: lone surrogates of odd charsets cannot, nor what turns the text around
     name = (upload.filename or "photo").encode("utf-8", "replace").decode().replace("\\", "/")
-    name = name.rpartition("/")[2][-255:]
+    name = "".join(sign if sign.isprintable() else "_" for sign in name.rpartition("/")[2][-255:])
     if field not in ("files", "files[]", "file"):
         raise Refused(422, f"files come in the field files, not {field!r}", allowed=["files"])
     if (upload.size or 0) > largest:
