@@ -1,7 +1,7 @@
 # make run      start the web page (also what a bare "make" does)
 # make setup    only create .venv; every other target does this first
 # make test     run the tests
-# make torture run the long tests: hostile files, crashes, load
+# make torture  run the long tests of bad days: an hour
 # make lint     check style, formatting and types
 # make fix      repair what style and formatting checks can repair
 # make shots    pictures of the page in shots/
@@ -24,7 +24,7 @@ test: setup
 	@$(PYTHON) -m pytest
 
 torture: setup
-	@$(PYTHON) -m pytest -s tests/torture
+	@$(PYTHON) -m pytest torture -s
 
 lint: setup
 	@$(PYTHON) -m ruff check .

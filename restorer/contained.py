@@ -70,7 +70,7 @@ def _answer(what: str, data: bytes, max_pixels: int, read: Callable[..., T]) -> 
                 raise
         return _asked(what, data, max_pixels, read)  # it was not this file's process alone that ended
     except _Ended as error:
-        form = (photo.sniff(data[:256]) or "").upper()
+        form = (photo.sniff(data[:256]) or "").upper() or "image"
         logging.getLogger(__name__).warning("a process that opened a %s file ended: %s", form, error)
         raise DamagedImage(
             f"the {form} file could not be opened within {SECONDS:.0f} seconds and the memory that "

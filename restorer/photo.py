@@ -245,10 +245,10 @@ def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, form: str
 
 
 def _open(data: bytes, form: str, check: CheckSize) -> Image.Image:
+    if form == "WEBP":  # its reader looks at all of them; a GIF's, and a TIFF's, at the first
+        check(1, 1, part=True, frames=data.count(b"ANMF"))
     image = Image.open(io.BytesIO(data), formats=[form])
-    # A GIF's are not counted, which would take as long as reading them; what follows the first is not read
-    frames = getattr(image, "n_frames", 1) if form == "WEBP" else 1
-    check(image.width, image.height, frames=frames)
+    check(image.width, image.height)
     image.load()
     return image
 

@@ -16,6 +16,7 @@ _XMP = b"XML:com.adobe.xmp\0"
 _INCH = 0.0254  # metres
 _LARGEST = 1 << 23  # bytes that the compressed profile and packets of a file may unfold to, all together
 _MOST_BESIDE, _MOST = 10_000, 200_000  # chunks beside the pixels, and all; of pixels 8 kB are usual in one
+_SEARCHED = 1 << 20  # bytes in which an animation says so
 # How ImageMagick stored blocks before there was eXIf: a line break, a name, a length, then hexadecimal
 _PROFILE = b"Raw profile type "
 _IN_TEXT = (_PROFILE + b"exif\0", _PROFILE + b"APP1\0")
@@ -57,10 +58,9 @@ def _like_srgb(kind: bytes, body: bytes) -> bool:
 
 
 def frames(data: bytes) -> int:
-    """How many pictures an animation says it has, before its pixels (acTL); 1 for a still one."""
-    start = data[: max(data.find(b"IDAT"), 0)]
-    found = start.find(b"\0\0\0\x08acTL")
-    return 1 if found < 0 else int.from_bytes(start[found + 8 : found + 12], "big")
+    """How many pictures an animation says it has, before its pixels (acTL); 1 where it does not say."""
+    found = data.find(b"\0\0\0\x08acTL", 0, max(data.find(b"IDAT", 0, _SEARCHED), 0))
+    return 1 if found < 0 else int.from_bytes(data[found + 8 : found + 12], "big")
 
 
 def size(picture: bytes) -> tuple[int, int]:

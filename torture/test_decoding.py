@@ -13,12 +13,14 @@ from pathlib import Path
 import broken
 import numpy as np
 import pytest
+from conftest import shared
 from test_photo import whole_files
 
 from restorer import contained
 from restorer.errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from restorer.photo import Photo
 
+__all__ = ["shared"]  # a fixture
 SEED = 20_26
 MUTATIONS = int(os.environ.get("MUTATIONS", "10000"))
 HANG, REFUSAL = 10.0, 0.25  # seconds: no answer takes longer; a bomb's, of a hundred, but one
@@ -111,3 +113,34 @@ def test_what_would_unfold_beside_the_picture_does_not_cost_it(name):
         photo, text, seconds = answered(broken.WEIGHTS[name]())
         assert photo is not None, text
         assert seconds < 2
+
+
+def test_what_does_not_end_is_ended(tmp_path, monkeypatch):
+    """Also a process that puts off its own alarm, as one that was taken over could."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, time\nimport restorer.photo\n"
+        "def decode(data, **_):\n"
+        "    if data == b'FREE': signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "    time.sleep(600)\n"
+        "restorer.photo.decode = decode\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(contained, "_forker", contained._Forker())
+    contained.start()
+    forker = next(
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if b"restorer.cell" in path.read_bytes()
+        and _parent(path.parent) == os.getpid()
+        and str(tmp_path).encode() in (path.parent / "environ").read_bytes()
+    )
+    for word in (b"HANG", b"FREE"):
+        photo, text, seconds = answered(word)
+        assert photo is None and "could not be opened within 10 seconds" in text
+        assert seconds < HANG + 2.5
+    time.sleep(2)
+    assert Path(f"/proc/{forker}/task/{forker}/children").read_text() == ""
+
+
+def _parent(folder: Path) -> int:
+    return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
