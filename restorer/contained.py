@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -35,6 +35,12 @@ T = TypeVar("T", Photo, Size)
 
 class _Ended(Exception):
     """A process ended without an answer, or with one that is none."""
+
+
+class Closing(Protocol):
+    """What is closed when the answer is there."""
+
+    def close(self) -> None: ...
 
 
 class Stream(NamedTuple):
@@ -226,8 +232,12 @@ def _process(*arguments: str, **more: Any) -> subprocess.Popen[Any]:  # noqa: AN
 
 @contextmanager
 def _forked() -> Iterator[Stream]:
-    with _forker.child() as ours, ours.makefile("rwb") as stream, _deadline(ours.shutdown, socket.SHUT_RDWR):
-        yield Stream(stream, stream)
+    with _forker.child() as ours, _deadline(ours.shutdown, socket.SHUT_RDWR):
+        stream = ours.makefile("rwb")
+        try:
+            yield Stream(stream, stream)
+        finally:
+            _close(stream)
 
 
 @contextmanager
@@ -240,6 +250,12 @@ def _spawned() -> Iterator[Stream]:
                 yield Stream(cast(Source, process.stdout), cast(Sink, process.stdin))
         finally:
             process.kill()
+            _close(process.stdin)
+
+
+def _close(stream: Closing) -> None:
+    with suppress(OSError):  # what it still had to send nobody takes any more
+        stream.close()
 
 
 @contextmanager

@@ -400,6 +400,17 @@ def test_a_batch_opens_its_photos_elsewhere(tmp_path, monkeypatch, rng):
     assert worker._restorer.decode((tmp_path / "in/a.png").read_bytes()).width == 9
 
 
+def test_a_process_that_ends_before_it_has_read_all(way):
+    with pytest.raises(KeyError), contained._child() as (_, sink):  # not what closing it would raise
+        try:
+            sink.write(HEAD.pack(2) + b"{}")
+            for _ in range(100):
+                sink.write(bytes(1_000_000))
+                sink.flush()
+        except OSError as error:
+            raise KeyError from error
+
+
 def test_a_restorer_asks_the_decoder_it_was_given(tmp_path, rng):
     data, seen = png(pictures.noise(rng, 9, 9)), []
 
