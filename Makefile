@@ -4,7 +4,7 @@
 # make lint     check style, formatting and types
 # make fix      repair what style and formatting checks can repair
 # make shots    pictures of the page in shots/
-# make bench    measure speed beside RealESRGANer
+# make bench    measure speed and memory beside other engines, 15 minutes; FULL=1: every size
 # make quality  judge the built-in model beside its teacher: make quality SETS=folder
 # make train    make the built-in model anew: make train PHOTOS=folder
 # make lock     renew requirements.lock with the newest versions allowed
@@ -34,8 +34,8 @@ fix: setup
 shots: setup
 	@$(PYTHON) tests/shots.py
 
-bench: setup
-	@$(PYTHON) -m bench
+bench: .venv/.bench
+	@$(PYTHON) -m bench $(if $(FULL),--full)
 
 quality: setup
 	@$(PYTHON) -m bench.quality $(or $(SETS),$(error say where kodak24/, set14/ and realsrset/ are: make quality SETS=folder))
@@ -46,7 +46,7 @@ train: setup
 lock: .venv/.uv
 	@$(UV) pip compile --quiet requirements-dev.txt --universal --python-version 3.10 --upgrade -o requirements.lock
 
-# The two stamps below are each written last: a set-up that was interrupted is taken up again by the next make.
+# The stamps below are each written last: a set-up that was interrupted is taken up again by the next make.
 
 # An environment with uv in it. One that works is kept. basicsr cannot be built on Python 3.13 or newer.
 .venv/.uv:
@@ -71,4 +71,9 @@ lock: .venv/.uv
 	    --no-deps --torch-backend cpu -c requirements.lock torch torchvision >/dev/null 2>&1; \
 	then backend="--torch-backend cpu"; fi; \
 	$(UV) pip install --python $(PYTHON) $$backend -r requirements-dev.txt -c requirements.lock
+	@touch $@
+
+# Only `make bench` needs these; one that cannot be had is left out of the comparison.
+.venv/.bench: .venv/.installed requirements-bench.txt
+	@$(UV) pip install --quiet --python $(PYTHON) -r requirements-bench.txt -c requirements.lock
 	@touch $@

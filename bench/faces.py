@@ -181,7 +181,7 @@ def _on(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     return network.eval().to(device)
 
 
-def restoration(count: int, device: torch.device) -> dict[str, Callable[[], list[np.ndarray]]]:
+def restoration(count: int, device: torch.device) -> dict[str, Callable[[], list]]:
     """What restores so many crops by one GFPGAN of seeded random weights, here and as GFPGANer does."""
     compat.install()
     from basicsr.utils import img2tensor, tensor2img

@@ -90,17 +90,22 @@ class Contestants:
 
     def network(self, pixels: np.ndarray) -> dict[str, Callable[[], Any]]:
         """What is timed for this picture. All have run once before, on a small one."""
+        runs = {}
         for name in peers.PEERS:
-            if name in self._ready or name in self.left_out:
+            if name in self.left_out:
                 continue
             try:
-                ready = peers.make(name, self.own, self.device)
-                ready(_small(pixels))()
-                self._ready[name] = ready
+                if name not in self._ready:
+                    ready = peers.make(name, self.own, self.device)
+                    if name != peers.COMPILED:  # it is made for one size, and has run at that
+                        ready(_small(pixels))()
+                    self._ready[name] = ready
+                runs[name] = self._ready[name](pixels)
             except (ImportError, RuntimeError) as error:
                 self.left_out[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
                 print(f"{name} is left out: {self.left_out[name]}", flush=True)
-        return {name: ready(pixels) for name, ready in self._ready.items()}
+                self._ready.pop(name, None)
+        return runs
 
     def file(self, line: Line, pixels: np.ndarray) -> dict[str, Callable[[], bytes]]:
         """Ours and RealESRGANer from bytes to bytes. Both have run once before, on a small picture."""

@@ -27,13 +27,12 @@ from .rounds import OURS
 from .subjects import Subject
 
 if TYPE_CHECKING:
-    from openvino import CompiledModel
     from realesrgan import RealESRGANer
 
     from restorer.engine import Engine
 
 Ready = Callable[[np.ndarray], Callable[[], Any]]  # (h, w, 3) uint8 RGB to the call that is timed
-REFERENCE, SHIPPED = "PyTorch", "RealESRGANer"
+REFERENCE, SHIPPED, COMPILED = "PyTorch", "RealESRGANer", "torch.compile"
 _TILE = 512  # where a whole picture does not fit into memory
 
 
@@ -153,21 +152,25 @@ def _eager(subject: Subject, device: torch.device) -> Ready:
 
 
 def _compiled(subject: Subject, device: torch.device) -> Ready:
-    # one compilation for all sizes: a minute or two for RealESRGAN_x4plus
-    network: Any = torch.compile(_placed(subject.network, device), dynamic=True)
-    return _module(network, device)
+    network: Any = torch.compile(_placed(subject.network, device), dynamic=False)
+    ready = _module(network, device)
+
+    def compiled(pixels: np.ndarray) -> Callable[[], Any]:
+        run = ready(pixels)
+        run()  # compiles for this size: a minute for RealESRGAN_x4plus
+        return run
+
+    return compiled
 
 
 def _spandrel(subject: Subject, device: torch.device) -> Ready:
-    import spandrel
-
-    loaded: Any = spandrel.ModelLoader(device=device).load_from_file(str(subject.file))
+    spandrel: Any = importlib.import_module("spandrel")
+    loaded = spandrel.ModelLoader(device=device).load_from_file(str(subject.file))
     return _module((loaded.half() if device.type == "cuda" else loaded).eval(), device)
 
 
 def _onnx_runtime(subject: Subject, device: torch.device) -> Ready:
-    import onnxruntime
-
+    onnxruntime: Any = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(_onnx(subject), options, providers=["CPUExecutionProvider"])
@@ -180,14 +183,13 @@ def _onnx_runtime(subject: Subject, device: torch.device) -> Ready:
 
 
 def _openvino(subject: Subject, device: torch.device) -> Ready:
-    import openvino
-
+    openvino: Any = importlib.import_module("openvino")
     core, file = openvino.Core(), _onnx(subject)
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     hints["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
 
     @functools.lru_cache(maxsize=4)
-    def compiled(height: int, width: int) -> "CompiledModel":
+    def compiled(height: int, width: int) -> Callable[[np.ndarray], Any]:
         model = core.read_model(file)
         model.reshape([1, 3, height, width])
         return core.compile_model(model, "CPU", hints)
@@ -220,8 +222,7 @@ def _onnx(subject: Subject) -> Path:
 
 
 def _ncnn(subject: Subject, device: torch.device) -> Ready:
-    import ncnn
-
+    ncnn: Any = importlib.import_module("ncnn")
     state, shape = subject.network.state_dict(), subject.shape
     if shape.arch == "RRDBNet":
         graph, given, result = ncnn_graph.rrdb(state, shape.parameters["num_block"])
@@ -256,10 +257,10 @@ PEERS: dict[str, tuple[tuple[str, ...], Callable[[Subject, torch.device], Ready]
     OURS: (("restorer.pipeline", "restorer.engine", "restorer.networks"), _ours),
     SHIPPED: (("realesrgan",), _shipped),
     REFERENCE: (("torch",), _eager),
-    "torch.compile": (("torch._inductor.compile_fx",), _compiled),
+    COMPILED: (("torch._inductor.compile_fx",), _compiled),
     "ONNX Runtime": (("onnx", "onnxruntime"), _onnx_runtime),
     "OpenVINO": (("onnx", "openvino"), _openvino),
     "ncnn": (("ncnn",), _ncnn),
     "spandrel": (("spandrel",), _spandrel),
 }
-_ON_GPU = (OURS, SHIPPED, REFERENCE, "torch.compile", "spandrel")
+_ON_GPU = (OURS, SHIPPED, REFERENCE, COMPILED, "spandrel")
