@@ -51,18 +51,26 @@ def measured(told: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             for line in (line for line in chosen if line.network == name):
                 found["lines"].append(lines.run(line, contestants, told.rounds))
                 show(found["lines"][-1])
+                _tell(contestants.left_out, found["left_out"])
             for line in () if told.sizes else memory.FULL if told.full else memory.QUICK:
                 if line.network == name:
                     found["memory"].append(memory.line(line, own, device, contestants.names))
-            found["left_out"] |= contestants.left_out
     try:
         given = (2, 1) if told.sizes else (8, 4)
         found["lines"] += faces.lines(*given, rounds=told.rounds or 2, device=device)
     except errors.RestoreError as error:
-        found["left_out"]["faces"] = str(error)
+        _tell({"GFPGANer": str(error)}, found["left_out"])
     rates = [line["matrix_gflops"] for line in found["lines"] if "matrix_gflops" in line]
     found["machine"]["matrix_gflops"] = max(rates)
     return found
+
+
+def _tell(reasons: dict[str, str], told: dict[str, str]) -> None:
+    """Print once who is left out."""
+    for name, reason in reasons.items():
+        if name not in told:
+            print(f"{name} is left out: {reason}", flush=True)
+            told[name] = reason
 
 
 def show(line: dict[str, Any]) -> None:

@@ -103,7 +103,6 @@ class Contestants:
                 runs[name] = self._ready[name](pixels)
             except (ImportError, RuntimeError) as error:
                 self.left_out[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-                print(f"{name} is left out: {self.left_out[name]}", flush=True)
                 self._ready.pop(name, None)
         return runs
 
@@ -144,7 +143,7 @@ def run(line: Line, contestants: Contestants, rounds: int | None) -> dict[str, A
     same, like = _reference(line, contestants, pixels, kept)
     for name, told in found.items():
         # RealESRGANer puts 10 reflected pixels at two edges, which are seen as far as the network looks
-        edge = min(own.shape.pad, line.side // 4) if SHIPPED in (name, like) or name == TWICE else 0
+        edge = 0 if of_network and name != SHIPPED else min(own.shape.pad, line.side // 4)
         told["gflops"] = gflop / told["min"] if of_network else None
         alike = min(psnr(same, kept[name], border=edge * len(same) // line.side), EQUAL)
         told["psnr"] = None if line.twice and name == SHIPPED else alike

@@ -72,7 +72,7 @@ def line(given: lines.Line, own: Subject, device: torch.device, names: Iterable[
         command = [sys.executable, "-m", "bench.memory", name, "--figure", given.figure]
         command += ["--network", own.name, "--side", str(given.side)]
         command += ["--weights", str(own.weights), "--device", str(device)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[name] = float(done.stdout.splitlines()[-1])
     return {"network": own.name, "photo": f"{given.photo}, {given.figure}", "contestants": found}
 

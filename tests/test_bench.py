@@ -81,7 +81,7 @@ def test_tables_have_a_row_a_line_and_a_column_a_contestant():
 
 def test_growth_is_fitted_where_tiles_have_their_full_size():
     def point(megapixels, memory):
-        return growth.Point(megapixels, 2 + 0.5 * megapixels, round(memory))
+        return growth.Point(megapixels, 2 + 0.5 * megapixels, round(memory), 0)
 
     points = [point(0.1, 5), *(point(size, 50e6 + 1.5 * 3e6 * size) for size in (1, 5, 50))]
     memory, seconds = growth.fitted(points)
