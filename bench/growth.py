@@ -2,8 +2,8 @@
 
 Each point is one `python -m restorer PHOTO -o RESULT.png` with the built-in model, in a process of its own:
 seconds from its start to its end, and its memory at most. The libraries' own memory is taken off: that of a
-process that has imported all that such a run imports and loaded the model, before any photo. Last comes 4 MP in
-and 64 MP out, which is to stay within 1.2 GB. Linux only.
+process that has imported all that such a run imports and loaded the model, before any photo. Last comes 4 MP
+in and 64 MP out, which is to stay within 1.2 GB. Linux only.
 
 Memory is what is resident and no file's (RssAnon, looked at every 5 ms): the kernel drops pages of the
 libraries' files when they have not been used for a while, so a long run's whole RSS tells too little.
