@@ -22,6 +22,7 @@ class Turns:
 
     seconds  that the latest tile took, its turn once come
     retries  how many tiles did not fit into memory
+    device   that computes it, and in which way: "cuda" or "cpu:ncnn"
     sha256   of the model's file
     """
 
@@ -30,7 +31,7 @@ class Turns:
 
     def __init__(self, engine: "Engine", sha256: str, running: threading.Lock) -> None:
         self.scale, self.align, self.pad = engine.scale, engine.align, engine.pad
-        self.best_tile, self.sha256 = engine.best_tile, sha256
+        self.best_tile, self.device, self.sha256 = engine.best_tile, engine.name, sha256
         self._engine, self._running = engine, running
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:
@@ -80,7 +81,11 @@ class Engines:
         return None if found is None else Turns(*found[1:], self._running)
 
     def _build(self, model: models.Model, denoise: float, told: Progress | None) -> tuple["Engine", str]:
-        from . import engine, networks  # torch takes seconds to import, and a page or --help needs none
+        from . import (
+            backends,
+            engine,
+            networks,
+        )  # torch takes seconds to import, and a page or --help needs none
 
         file = download.ensure(model, self._weights, told)
         state = networks.read_state(file)
@@ -88,15 +93,22 @@ class Engines:
         if denoise < 1:
             pair = download.ensure(models.find(model.pair, self._weights), self._weights, told)
             state = networks.blend(state, networks.read_state(pair), denoise)
-        device = engine.pick_device(self._device)
+        device = backends.pick_device(self._device)
+        half = device.type == "cuda" if self._half is None else self._half
+        if device.type != "cpu" or half:
+            network, name = networks.build(shape, state, model.name), str(device)
+        else:
+            with self._running:  # ways are timed: nothing else may run
+                network, name = backends.network(self._device or "cpu", shape, state, model.name)
         made = engine.Engine(
-            networks.build(shape, state, model.name),
+            network,
+            name=name,
             scale=shape.scale,
             align=shape.align,
             pad=shape.pad,
             bytes=shape.bytes,
             device=device,
-            half=device.type == "cuda" if self._half is None else self._half,
+            half=half,
         )
         return made, model.sha256 or download.sha256(file)
 

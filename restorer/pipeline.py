@@ -49,7 +49,8 @@ class Restorer:
     """Owns the networks, the device and the one lock around the device.
 
     weights  folder of the model files (default: RESTORER_WEIGHTS, else weights/ beside the package)
-    device   "cuda", "mps", "cpu", or None for the fastest there is
+    device   "cuda", "mps", "cpu", or None for the fastest there is. On a CPU the fastest way to compute is
+             found by trying, "cpu:winograd", "cpu:ncnn" and "cpu:torch" fix it; "vulkan" is ncnn on a GPU
     half     compute in 16 bit; None: on CUDA only
     limits   how large photos may be
     options  defaults for restore(), see Options
@@ -116,6 +117,7 @@ class Restorer:
             chosen,
             model=model.name,
             sha256=engine.sha256,
+            device=engine.device,
             unseen=unseen,
             laps=laps,
             retries=engine.retries,
@@ -161,6 +163,7 @@ class Restorer:
             strengths={**result.strengths, **strengths},
             model=result.model,
             sha256=result.sha256,
+            device=result.device,
             unseen=result.face_note,
             laps=laps,
         )

@@ -164,7 +164,8 @@ def test_stages_add_up_and_a_tile_that_did_not_fit_is_counted(weights, rng):
     denoise, engine, sha256 = run._engines.loaded["custom/tiny"]
 
     class Small:
-        scale, align, pad, best_tile = engine.scale, engine.align, engine.pad, engine.best_tile
+        name, scale, align, pad = "cpu:torch", engine.scale, engine.align, engine.pad
+        best_tile = engine.best_tile
 
         def __call__(self, tile):
             if len(tile) > 64:
