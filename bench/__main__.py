@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from restorer import engine, errors
+from restorer import backends, errors
 
 from . import faces, lines, machine, memory, table
 from .rounds import OURS
@@ -31,15 +31,14 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="only print the tables of the last results")
     told = parser.parse_args()
     if not told.table:
-        results = measured(told, engine.pick_device(told.device))
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        measured(told, backends.pick_device(told.device))
     results = json.loads(RESULTS.read_text())
     print("\n" + table.markdown(results))
     return 1 if any(map(lines.wrong, results["lines"])) else 0
 
 
-def measured(told: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Everything that results.json holds."""
+def measured(told: argparse.Namespace, device: torch.device) -> None:
+    """Write results.json, line by line."""
     found: dict[str, Any] = {"machine": machine.described(device), "lines": [], "memory": [], "left_out": {}}
     chosen = lines.QUICK
     if told.full or told.sizes or device.type == "cuda":
@@ -51,6 +50,7 @@ def measured(told: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             for line in (line for line in chosen if line.network == name):
                 found["lines"].append(lines.run(line, contestants, told.rounds))
                 show(found["lines"][-1])
+                _write(found)
                 _tell(contestants.left_out, found["left_out"])
             for line in () if told.sizes else memory.FULL if told.full else memory.QUICK:
                 if line.network == name:
@@ -60,9 +60,13 @@ def measured(told: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         found["lines"] += faces.lines(*given, rounds=told.rounds or 2, device=device)
     except errors.RestoreError as error:
         _tell({"GFPGANer": str(error)}, found["left_out"])
+    _write(found)
+
+
+def _write(found: dict[str, Any]) -> None:
     rates = [line["matrix_gflops"] for line in found["lines"] if "matrix_gflops" in line]
     found["machine"]["matrix_gflops"] = max(rates)
-    return found
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _tell(reasons: dict[str, str], told: dict[str, str]) -> None:

@@ -21,7 +21,6 @@ from torch import nn
 import restorer
 from restorer import compat, tiling
 
-from . import ncnn_graph
 from .machine import synchronise
 from .rounds import OURS
 from .subjects import Subject
@@ -124,7 +123,7 @@ def _shipped(subject: Subject, device: torch.device) -> Ready:
     return ready
 
 
-def _module(network: nn.Module, device: torch.device) -> Ready:
+def _module(network: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> Ready:
     half = device.type == "cuda"
 
     def ready(pixels: np.ndarray) -> Callable[[], torch.Tensor]:
@@ -222,30 +221,10 @@ def _onnx(subject: Subject) -> Path:
 
 
 def _ncnn(subject: Subject, device: torch.device) -> Ready:
-    ncnn: Any = importlib.import_module("ncnn")
-    state, shape = subject.network.state_dict(), subject.shape
-    if shape.arch == "RRDBNet":
-        graph, given, result = ncnn_graph.rrdb(state, shape.parameters["num_block"])
-    else:
-        graph, given, result = ncnn_graph.compact(state, shape.scale)
-    network = ncnn.Net()
-    network.opt.num_threads = torch.get_num_threads()
-    network.opt.use_fp16_storage = network.opt.use_fp16_packed = network.opt.use_fp16_arithmetic = False
-    parameters, weights = graph.write(subject.file)
-    if network.load_param(str(parameters)) or network.load_model(str(weights)):
-        raise RuntimeError("ncnn does not read the graph")
+    """By the graph that restorer writes: nobody else's converter is needed."""
+    from restorer.ncnn_network import Ncnn
 
-    def ready(pixels: np.ndarray) -> Callable[[], Any]:
-        batch = _batch(pixels)[0].numpy()
-
-        def run() -> np.ndarray:
-            extractor = network.create_extractor()
-            extractor.input(given, ncnn.Mat(batch))
-            return np.array(extractor.extract(result)[1])
-
-        return run
-
-    return ready
+    return _module(Ncnn(subject.shape, subject.network.state_dict()), device)
 
 
 def _batch(pixels: np.ndarray) -> torch.Tensor:

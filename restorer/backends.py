@@ -21,7 +21,8 @@ _PREFERRED = {
     "SRVGGNetCompact": ("cpu:ncnn", "cpu:torch", "cpu:winograd"),
 }
 _CLEARLY = 1.2
-_SIDE, _BLOCKS, _ROUNDS = 64, 3, 3  # of what is timed: the picture's side, an RRDBNet's blocks, how often
+# What is timed: an RRDBNet's first blocks, a picture of that side, so often
+_BLOCKS, _SIDE, _ROUNDS = 3, {"RRDBNet": 64, "SRVGGNetCompact": 128}, 3
 _CHOSEN: dict[str, str] = {}  # by shape, in this process
 NAMES = (*_PREFERRED["RRDBNet"], VULKAN)
 
@@ -85,7 +86,7 @@ def _fastest(shape: Shape, state: State) -> str:
     """The preferred way, or the fastest where that is clearly faster. They take turns, on one machine."""
     ways = [way for way in _PREFERRED[shape.arch] if way != "cpu:ncnn" or _has_ncnn()]
     networks = {way: _made(way, shape, state, "a sample") for way in ways}
-    side = _SIDE * shape.align
+    side = _SIDE[shape.arch] * shape.align
     picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     with torch.inference_mode():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import growth, lines, ncnn_graph, peers, rounds, subjects, table
+from bench import growth, lines, peers, rounds, subjects, table
 
 
 def test_rounds_interleave_and_each_begins_one_further():
@@ -87,29 +87,3 @@ def test_growth_is_fitted_where_tiles_have_their_full_size():
     memory, seconds = growth.fitted(points)
     assert memory == pytest.approx((50e6, 1.5), rel=1e-6)
     assert seconds == pytest.approx((2, 0.5), rel=1e-6)
-
-
-@pytest.mark.parametrize("name", [subjects.GENERAL, subjects.X4PLUS])
-def test_a_graph_of_ncnn_gives_the_network_s_pixels(name, tmp_path):
-    ncnn = pytest.importorskip("ncnn")
-    module, arch, parameters = subjects._SHAPES[name]
-    parameters = parameters | ({"num_block": 1} if name == subjects.X4PLUS else {"num_conv": 2})
-    network = _network(module, arch, parameters)
-    if name == subjects.X4PLUS:
-        graph, given, result = ncnn_graph.rrdb(network.state_dict(), 1)
-    else:
-        graph, given, result = ncnn_graph.compact(network.state_dict(), 4)
-    loaded = ncnn.Net()
-    loaded.opt.use_fp16_storage = loaded.opt.use_fp16_packed = loaded.opt.use_fp16_arithmetic = False
-    files = graph.write(tmp_path / "graph")
-    assert (loaded.load_param(str(files[0])), loaded.load_model(str(files[1]))) == (0, 0)
-    photo = torch.rand(1, 3, 12, 17)
-    extractor = loaded.create_extractor()
-    extractor.input(given, ncnn.Mat(photo[0].numpy()))
-    found = np.array(extractor.extract(result)[1])
-    assert np.abs(found - network(photo)[0].numpy()).max() < 1e-4
-
-
-def _network(module, arch, parameters):
-    torch.manual_seed(0)
-    return subjects.compat.load(module, arch)(**parameters).eval().requires_grad_(False)
