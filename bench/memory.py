@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from restorer import engine
+from restorer import backends
 
 from . import lines, peers
 from .rounds import OURS
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True, help="folder for the contestants' files")
     parser.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
     told = parser.parse_args()
-    device = engine.pick_device(told.device)
+    device = backends.pick_device(told.device)
     peers.imported(told.contestant)
     own = subject(told.network, told.weights)
     pixels = lines.picture(told.side)

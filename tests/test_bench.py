@@ -87,3 +87,8 @@ def test_growth_is_fitted_where_tiles_have_their_full_size():
     memory, seconds = growth.fitted(points)
     assert memory == pytest.approx((50e6, 1.5), rel=1e-6)
     assert seconds == pytest.approx((2, 0.5), rel=1e-6)
+
+
+def _network(module, arch, parameters):
+    torch.manual_seed(0)
+    return subjects.compat.load(module, arch)(**parameters).eval().requires_grad_(False)
