@@ -1,11 +1,13 @@
 """PNG chunks (PNG, third edition): what stands beside the picture is taken out and put in again."""
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
+from ..pixels import Rows
 from . import scanlines
 from .metadata import AS_SRGB, Blocks
 from .scanlines import framed
@@ -62,14 +64,16 @@ def size(picture: bytes) -> tuple[int, int]:
     return width, height
 
 
-def encode(samples: np.ndarray, blocks: Blocks) -> bytes:
+def encode(rows: Rows, height: int, blocks: Blocks) -> bytes:
     """A PNG file of (H, W) or (H, W, 2 to 4) samples, 8 or 16 bit."""
-    samples = np.atleast_3d(samples)
-    height, width, channels = samples.shape
-    header = struct.pack(">IIBBBBB", width, height, samples.itemsize * 8, _KINDS[channels], 0, 0, 0)
-    # A profile must precede the pixels
-    parts = [_MAGIC, framed(b"IHDR", header), *_written(blocks), *scanlines.chunks(samples)]
-    return b"".join([*parts, framed(b"IEND", b"")])
+    _, width, channels = np.atleast_3d(top := rows(slice(1))).shape
+    header = struct.pack(">IIBBBBB", width, height, top.itemsize * 8, _KINDS[channels], 0, 0, 0)
+    file = io.BytesIO()
+    file.write(_MAGIC + framed(b"IHDR", header))
+    file.writelines(_written(blocks))  # a profile must precede the pixels
+    file.writelines(scanlines.chunks(rows, height))
+    file.write(framed(b"IEND", b""))
+    return file.getvalue()
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:

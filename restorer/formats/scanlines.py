@@ -3,14 +3,15 @@
 A stripe ends on a byte (deflate's sync flush), so that stripes made by themselves stand in one stream.
 """
 
-import os
 import struct
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+
+from ..pixels import Rows, in_threads
 
 try:
     from isal import isal_zlib  # pyright: ignore[reportMissingImports]
@@ -25,7 +26,6 @@ _SUB, _UP = 1, 2  # filter types: a sample less the one to its left, or the one 
 _HEADER = b"\x78\x01"  # of a zlib stream: deflate, a window of 32 kB
 _END = b"\x03\x00"  # an empty last block
 _ADLER = 65521  # RFC 1950
-_THREADS = 8  # each holds some copies of a stripe
 
 
 class _Stripe(NamedTuple):
@@ -36,17 +36,14 @@ class _Stripe(NamedTuple):
     length: int
 
 
-def chunks(samples: np.ndarray) -> list[bytes]:
+def chunks(rows: Rows, height: int) -> Iterator[bytes]:
     """The IDAT chunks of (H, W) or (H, W, 2 to 4) samples, 8 or 16 bit."""
-    rows = max(1, _STRIPE // samples[0].nbytes)
-    tops = range(0, len(samples), rows)
-    with ThreadPoolExecutor(min(len(tops), os.cpu_count() or 1, _THREADS)) as threads:
-        stripes = list(threads.map(partial(_stripe, samples, rows), tops))
+    width = rows(slice(1)).nbytes
     total = 1
-    for stripe in stripes:
+    for stripe in in_threads(partial(_stripe, rows, width * height), height, max(1, _STRIPE // width)):
         total = _joined(total, stripe)
-    end = framed(b"IDAT", _END + struct.pack(">I", total))
-    return [*(stripe.chunk for stripe in stripes), end]
+        yield stripe.chunk
+    yield framed(b"IDAT", _END + struct.pack(">I", total))
 
 
 def framed(kind: bytes, body: bytes) -> bytes:
@@ -54,10 +51,11 @@ def framed(kind: bytes, body: bytes) -> bytes:
     return b"".join([head, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))])
 
 
-def _stripe(samples: np.ndarray, rows: int, top: int) -> _Stripe:
-    lines = _filtered(samples[max(0, top - 1) : top + rows], first=top == 0)
-    deflate = _deflater(samples.nbytes)
-    begin = _HEADER if top == 0 else b""
+def _stripe(rows: Rows, size: int, part: slice) -> _Stripe:
+    first = part.start == 0
+    lines = _filtered(rows(slice(part.start - (not first), part.stop)), first=first)
+    deflate = _deflater(size)
+    begin = _HEADER if first else b""
     body = b"".join([begin, deflate.compress(lines.data), deflate.flush(zlib.Z_SYNC_FLUSH)])
     return _Stripe(framed(b"IDAT", body), zlib.adler32(lines.data), lines.nbytes)
 
@@ -76,9 +74,11 @@ def _filtered(rows: np.ndarray, *, first: bool) -> np.ndarray:
     first  the first row is the picture's; otherwise it stands above and is not written
     """
     step = rows[0, 0].nbytes
-    if rows.dtype.itemsize == 2:
-        rows = rows.astype(">u2")
-    plain = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
+    plain = (
+        np.ascontiguousarray(rows, ">u2" if rows.itemsize == 2 else np.uint8)
+        .reshape(len(rows), -1)
+        .view(np.uint8)
+    )
     above = plain[:-1]
     if first:
         above = np.concatenate([np.zeros_like(plain[:1]), above])
