@@ -220,4 +220,4 @@ def encode(rows: Rows, height: int, blocks: Blocks) -> bytes:
 def _deflated(rows: np.ndarray, order: exif.Order) -> bytes:
     out = rows.copy()
     out[:, 1:] -= rows[:, :-1]  # wraps around, as the reader's sum does
-    return imagecodecs.deflate_encode(out.astype(out.dtype.newbyteorder(order)).data, 6)
+    return bytes(imagecodecs.deflate_encode(out.astype(out.dtype.newbyteorder(order)).data, 6))
