@@ -27,7 +27,7 @@ def bands(height: int) -> Iterator[slice]:
 
 
 def in_threads(function: Callable[[slice], Made], height: int, size: int) -> Iterator[Made]:
-    """What `function` makes of a picture's rows, `size` at a time and in order; several threads work on it."""
+    """What `function` makes of a picture's rows, `size` at a time and in order, by several threads."""
     stripes = [slice(top, min(top + size, height)) for top in range(0, height, size)]
     with ThreadPoolExecutor(min(len(stripes), os.cpu_count() or 1, _THREADS)) as threads:
         yield from threads.map(function, stripes)

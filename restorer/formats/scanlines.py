@@ -74,11 +74,8 @@ def _filtered(rows: np.ndarray, *, first: bool) -> np.ndarray:
     first  the first row is the picture's; otherwise it stands above and is not written
     """
     step = rows[0, 0].nbytes
-    plain = (
-        np.ascontiguousarray(rows, ">u2" if rows.itemsize == 2 else np.uint8)
-        .reshape(len(rows), -1)
-        .view(np.uint8)
-    )
+    stored = np.ascontiguousarray(rows, ">u2" if rows.itemsize == 2 else np.uint8)
+    plain = stored.reshape(len(rows), -1).view(np.uint8)
     above = plain[:-1]
     if first:
         above = np.concatenate([np.zeros_like(plain[:1]), above])
