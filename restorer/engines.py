@@ -130,7 +130,7 @@ class Paces:
         self.learn(model, min(seconds), _TIMED * _TIMED)
 
     def time_writers(self) -> None:
-        """Time writers that were not yet, on a picture with slopes and grain, of a size that PNG writes fast."""
+        """Time writers that were not yet: a picture with slopes and grain, of a size that PNG writes fast."""
         untimed = [form for form in FORMATS[1:] if form not in self]
         if not untimed:
             return
