@@ -122,8 +122,10 @@ class Restorer:
             laps=laps,
             retries=engine.retries,
         )
-        seconds = result.stages["enlarge"] + result.stages["encode"]
-        self._paces.learn(model.name, seconds, _needed(before, engine, chosen.outscale, tile)[1])
+        self._paces.learn(
+            model.name, result.stages["enlarge"], _needed(before, engine, chosen.outscale, tile)[1]
+        )
+        self._paces.learn(result.format, result.stages["encode"], result.width * result.height)
         return result
 
     def recompose(
@@ -215,13 +217,15 @@ class Restorer:
         chosen = self.options.changed(options)
         width, height = self.result_size(before, chosen)
         model = self.model(chosen)
-        losses = encode.losses(before, encode.output_format(before, chosen.format))
+        form = encode.output_format(before, chosen.format)
+        losses = encode.losses(before, form)
         engine = self._engines.peek(model)
         if engine is None or model.name not in self._paces:
             return Plan(width, height, model, None, None, losses)
         tile = chosen.tile or engine.best_tile()
         tiles, pixels = _needed(before, engine, chosen.outscale, tile)
-        return Plan(width, height, model, tiles, self._paces.expected(model.name, pixels), losses)
+        seconds = self._paces.expected(model.name, pixels) + self._paces.expected(form, width * height)
+        return Plan(width, height, model, tiles, seconds, losses)
 
     def measure(self, **options: object) -> None:
         """Load and time the model that these options mean, if its file is here and that was not done yet."""
@@ -230,6 +234,7 @@ class Restorer:
         if model.name not in self._paces and models.is_present(model, self.weights):
             # whatever the denoise strength, it takes as long; and nothing is downloaded to be timed
             self._paces.time(model.name, self._engines.peek(model) or self._engines.get(model, 1.0))
+            self._paces.time_writers()
 
     def result_size(self, before: Photo, options: Options) -> tuple[int, int]:
         """Width and height of the result. Raises ImageTooLarge beyond the limit or what the format holds."""

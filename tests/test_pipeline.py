@@ -240,6 +240,19 @@ def test_the_pace_follows_what_was_measured(weights, rng):
     assert run.plan(before).seconds < 10
 
 
+def test_the_first_quote_counts_writing_the_file(weights, rng):
+    run = restorer.Restorer(weights=weights, model="custom/tiny")
+    before = photo.decode(png(photo_like(rng, 100, 100)))
+    run.measure()
+    network = run._paces.expected("custom/tiny", 100 * 100)
+    for form in ("png", "jpeg", "webp", "tiff", "avif"):
+        plan = run.plan(before, format=form)
+        writing = run._paces.expected(form, plan.width * plan.height)
+        assert 0 < writing == pytest.approx(plan.seconds - network), form
+    run._paces.learn("png", 50.0, 400 * 400)
+    assert run.plan(before).seconds > 5, "a photo that took long to write"
+
+
 def test_too_large_is_refused_before_any_network_is_loaded(tmp_path, rng):
     data = png(photo_like(rng, 50, 50))
     run = restorer.Restorer(weights=tmp_path, limits=Limits(input_pixels=2499))
