@@ -70,7 +70,7 @@ lock: .venv/.uv
 	    UV_HTTP_TIMEOUT=5 UV_HTTP_RETRIES=0 timeout 10 $(UV) pip install --python $(PYTHON) --dry-run --reinstall \
 	    --no-deps --torch-backend cpu -c requirements.lock torch torchvision >/dev/null 2>&1; \
 	then backend="--torch-backend cpu"; fi; \
-	$(UV) pip install --python $(PYTHON) $$backend -r requirements-dev.txt -c requirements.lock
+	$(UV) pip install --compile-bytecode --python $(PYTHON) $$backend -r requirements-dev.txt -c requirements.lock
 	@touch $@
 
 # Only `make bench` needs these; one that cannot be had is left out of the comparison.
