@@ -19,7 +19,7 @@ WORKDIR /app
 COPY requirements.txt requirements.lock ./
 RUN pip install --no-cache-dir "uv>=0.9,<1" \
     && uv venv /opt/venv \
-    && uv pip install --no-cache --python /opt/venv/bin/python ${TORCH_BACKEND:+--torch-backend ${TORCH_BACKEND}} \
+    && uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python ${TORCH_BACKEND:+--torch-backend ${TORCH_BACKEND}} \
         -r requirements.txt -c requirements.lock
 
 COPY app.py evaluate.py ./

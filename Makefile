@@ -5,7 +5,7 @@
 # make lint     check style, formatting and types
 # make fix      repair what style and formatting checks can repair
 # make shots    pictures of the page in shots/
-# make bench    measure speed beside RealESRGANer
+# make bench    measure speed and memory beside other engines, 15 minutes; FULL=1: every size
 # make quality  judge the built-in model beside its teacher: make quality SETS=folder
 # make train    make the built-in model anew: make train PHOTOS=folder
 # make lock     renew requirements.lock with the newest versions allowed
@@ -38,8 +38,8 @@ fix: setup
 shots: setup
 	@$(PYTHON) tests/shots.py
 
-bench: setup
-	@$(PYTHON) -m bench
+bench: .venv/.bench
+	@$(PYTHON) -m bench $(if $(FULL),--full)
 
 quality: setup
 	@$(PYTHON) -m bench.quality $(or $(SETS),$(error say where kodak24/, set14/ and realsrset/ are: make quality SETS=folder))
@@ -50,7 +50,7 @@ train: setup
 lock: .venv/.uv
 	@$(UV) pip compile --quiet requirements-dev.txt --universal --python-version 3.10 --upgrade -o requirements.lock
 
-# The two stamps below are each written last: a set-up that was interrupted is taken up again by the next make.
+# The stamps below are each written last: a set-up that was interrupted is taken up again by the next make.
 
 # An environment with uv in it. One that works is kept. basicsr cannot be built on Python 3.13 or newer.
 .venv/.uv:
@@ -74,5 +74,10 @@ lock: .venv/.uv
 	    UV_HTTP_TIMEOUT=5 UV_HTTP_RETRIES=0 timeout 10 $(UV) pip install --python $(PYTHON) --dry-run --reinstall \
 	    --no-deps --torch-backend cpu -c requirements.lock torch torchvision >/dev/null 2>&1; \
 	then backend="--torch-backend cpu"; fi; \
-	$(UV) pip install --python $(PYTHON) $$backend -r requirements-dev.txt -c requirements.lock
+	$(UV) pip install --compile-bytecode --python $(PYTHON) $$backend -r requirements-dev.txt -c requirements.lock
+	@touch $@
+
+# Only `make bench` needs these; one that cannot be had is left out of the comparison.
+.venv/.bench: .venv/.installed requirements-bench.txt
+	@$(UV) pip install --quiet --python $(PYTHON) -r requirements-bench.txt -c requirements.lock
 	@touch $@

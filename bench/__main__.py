@@ -1,135 +1,94 @@
-"""`make bench`: seconds of this project beside RealESRGANer as shipped, and of the built-in network.
+"""`make bench`: this project and its peers side by side, the same weights and pictures, in turn, in one run.
 
-The first two have the same weights and photo. Runs are interleaved, so that whatever else the
-machine does hits both. Needs realesr-general-x4v3 in the weights folder (the official file, or a copy in
-custom/). Prints a table and writes bench/results.json.
+Prints every line as it comes, then the tables; writes bench/results.json. bench/README.md tells the method.
 """
 
 import argparse
-import io
 import json
-import platform
-import statistics
 import sys
-import time
-import warnings
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
-from PIL import Image
 
-import restorer
-from restorer import compat
-from restorer.engine import Engine
+from restorer import backends, errors
 
-from . import present
+from . import faces, lines, machine, memory, table
+from .rounds import OURS
+from .subjects import NAMES, subject
 
 RESULTS = Path(__file__).with_name("results.json")
-_NETWORK, _BUILT_IN = "realesr-general-x4v3", "restore-lite-x4"
-_TILE = 256  # of the networks alone: what a large photo is cut into on a CPU
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512], help="sides of the photo")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--full", action="store_true", help="every size: an hour on a GPU, a day on a CPU")
+    parser.add_argument("--sizes", type=int, nargs="+", help="every kind of line, at these sides in pixels")
+    parser.add_argument("--networks", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--rounds", type=int, help="of each line (as many as a minute holds, 2 to 15)")
     parser.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
-    arguments = parser.parse_args()
-    name, file = present(_NETWORK)
-    ours = restorer.load(name, device=arguments.device, format="png")
-    theirs = _reference(file, ours)
-    lines = []
-    for size in arguments.sizes:
-        for kind, photo in (("RGB", _photo(size)), ("opaque RGBA", _photo(size, alpha=True))):
-            runs = {"restorer": lambda p=photo: ours.restore(p), "RealESRGANer": lambda p=photo: theirs(p)}
-            lines.append({"photo": f"{size} x {size} {kind}", **_compare(runs, arguments.rounds)})
-            _show(lines[-1])
-    lite = restorer.load(_BUILT_IN, device=arguments.device)
-    tile = np.array(Image.open(io.BytesIO(_photo(_TILE))))
-    engines = {name: _engine(run) for name, run in ((_BUILT_IN, lite), (_NETWORK, ours))}
-    runs = {name: lambda run=run: run(tile) for name, run in engines.items()}
-    lines.append({"photo": f"{_TILE} x {_TILE} network alone", **_compare(runs, 4 * arguments.rounds)})
-    _show(lines[-1])
-    machine = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    RESULTS.write_text(json.dumps({**machine, "torch": torch.__version__, "lines": lines}, indent=1) + "\n")
-    return 0
+    parser.add_argument("--table", action="store_true", help="only print the tables of the last results")
+    told = parser.parse_args()
+    if not told.table:
+        measured(told, backends.pick_device(told.device))
+    results = json.loads(RESULTS.read_text())
+    print("\n" + table.markdown(results))
+    return 1 if any(map(lines.wrong, results["lines"])) else 0
 
 
-def _reference(path: Path, ours: "restorer.Restorer") -> Callable[[bytes], bytes]:
-    """File to file by RealESRGANer, tile 0 as shipped, on the device and precision that ours took."""
-    compat.install()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from basicsr.archs.srvgg_arch import SRVGGNetCompact
-        from realesrgan import RealESRGANer
-
-    engine = _engine(ours)
-    upsampler = RealESRGANer(
-        4,
-        str(path),
-        model=SRVGGNetCompact(num_feat=64, num_conv=32, upscale=4),
-        half=engine.half_network is not None,
-        device=engine.device,
-    )
-
-    def restore(photo: bytes) -> bytes:
-        out, _ = upsampler.enhance(
-            cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_UNCHANGED), outscale=4
-        )
-        return cv2.imencode(".png", out)[1].tobytes()
-
-    return restore
-
-
-def _engine(loaded: "restorer.Restorer") -> Engine:
-    _, engine, _ = next(iter(loaded._engines.loaded.values()))
-    return engine
+def measured(told: argparse.Namespace, device: torch.device) -> None:
+    """Write results.json, line by line."""
+    found: dict[str, Any] = {"machine": machine.described(device), "lines": [], "memory": [], "left_out": {}}
+    chosen = lines.QUICK
+    if told.full or told.sizes or device.type == "cuda":
+        chosen = lines.every(tuple(told.sizes) if told.sizes else lines.SIZES)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in told.networks:
+            own = subject(name, Path(folder))
+            contestants = lines.Contestants(own, device)
+            for line in (line for line in chosen if line.network == name):
+                found["lines"].append(lines.run(line, contestants, told.rounds))
+                show(found["lines"][-1])
+                _write(found)
+                _tell(contestants.left_out, found["left_out"])
+            for line in () if told.sizes else memory.FULL if told.full else memory.QUICK:
+                if line.network == name:
+                    found["memory"].append(memory.line(line, own, device, contestants.names))
+    try:
+        given = (2, 1) if told.sizes else (8, 4)
+        found["lines"] += faces.lines(*given, rounds=told.rounds or 2, device=device)
+    except errors.RestoreError as error:
+        _tell({"GFPGANer": str(error)}, found["left_out"])
+    _write(found)
 
 
-def _compare(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
-    """{name: {"min", "median"} in seconds, "ratio": median of the second over the first, a round}."""
-    for run in runs.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    first, second = seconds.values()
-    ratios = [b / a for a, b in zip(first, second, strict=True)]
-    found: dict[str, Any] = {
-        name: {"min": min(values), "median": statistics.median(values)} for name, values in seconds.items()
-    }
-    return {**found, "ratio": statistics.median(ratios)}
+def _write(found: dict[str, Any]) -> None:
+    rates = [line["matrix_gflops"] for line in found["lines"] if "matrix_gflops" in line]
+    found["machine"]["matrix_gflops"] = max(rates)
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _show(line: dict[str, Any]) -> None:
-    cells = [
-        f"{name} {value['min']:.2f} / {value['median']:.2f} s"
-        for name, value in line.items()
-        if isinstance(value, dict)
-    ]
-    print(f"{line['photo']:24}", *cells, f"{line['ratio']:.2f} times as fast", sep="  ", flush=True)
+def _tell(reasons: dict[str, str], told: dict[str, str]) -> None:
+    """Print once who is left out."""
+    for name, reason in reasons.items():
+        if name not in told:
+            print(f"{name} is left out: {reason}", flush=True)
+            told[name] = reason
 
 
-def _photo(side: int, *, alpha: bool = False) -> bytes:
-    """A PNG with gradients, edges and grain."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:side, 0:side]
-    base = np.stack([128 + 90 * np.sin(x / 11 + c) * np.cos(y / 17 - c) for c in range(3)], axis=2)
-    base[side // 3 : side // 2, side // 4 : side // 2] = 220
-    pixels = np.clip(base + rng.normal(0, 4, base.shape), 0, 255).astype(np.uint8)
-    image = Image.fromarray(pixels)
-    if alpha:
-        image.putalpha(255)
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
+def show(line: dict[str, Any]) -> None:
+    """Print one line of the results."""
+    print(f"\n{line['network']}, {line['photo']}, {line['figure']}, {line['rounds']} rounds")
+    for name, told in line["contestants"].items():
+        cells = f"  {name:22} {told['min']:8.3f} / {told['median']:8.3f} s"
+        if name != OURS:
+            cells += f"  {told['ratio']:5.2f} times ours"
+        if told["gflops"]:
+            cells += f"  {told['gflops']:6.0f} GFLOP/s"
+        if told["psnr"] is not None:
+            cells += f"  {told['psnr']:5.1f} dB{'  OTHER PIXELS' if name in lines.wrong(line) else ''}"
+        print(cells, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ a line a case, and the peak memory at 8 MP with 4 faces. Needs yunet in the weig
 
 import abc
 import argparse
+import copy
 import re
 import statistics
 import subprocess
@@ -25,10 +26,16 @@ import torch
 from skimage import data
 
 from restorer import compat, models
+from restorer.errors import WeightsUnavailable
 from restorer.faces import detect, paste, stage
 from restorer.faces.restore import FaceEngine
+from restorer.metrics import psnr
+
+from .rounds import EQUAL, OURS, interleaved, summary
+from .subjects import here
 
 OUTSCALE = 4
+THEIRS = "GFPGANer"
 Case = tuple[np.ndarray, np.ndarray, list[detect.Detection]]
 
 
@@ -37,22 +44,24 @@ def main() -> int:
     parser.add_argument("--megapixels", type=float, nargs="+", default=[2, 8, 48], help="of the result")
     parser.add_argument("--faces", type=int, nargs="+", default=[1, 4, 10])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--only", choices=("ours", "theirs"), help="run this one once and print its peak memory"
-    )
+    parser.add_argument("--only", choices=(OURS, THEIRS), help="run this one once and print its peak memory")
     arguments = parser.parse_args()
-    sides: dict[str, Callable[[], Side]] = {"ours": Ours, "theirs": Theirs}
+    sides: dict[str, Callable[[], Side]] = {OURS: Ours, THEIRS: Theirs}
     if arguments.only:
         sides[arguments.only]().run(case(arguments.megapixels[0], arguments.faces[0]))
         print(peak())
         return 0
     ready = {name: make() for name, make in sides.items()}
+    device = torch.device("cpu")
     for megapixels in arguments.megapixels:
         for count in arguments.faces:
             compare(ready, case(megapixels, count), arguments.rounds, f"{megapixels:g} MP, {count} faces")
     del ready
     for count in arguments.faces:
-        restoration(count)
+        told = _restored(count, arguments.rounds, device)["contestants"]
+        ours, theirs = told[OURS], told[THEIRS]
+        times = f"{ours['median']:.1f} / {theirs['median']:.1f} s ({theirs['ratio']:.2f}x)"
+        print(f"restoration of {count} faces  {times}", flush=True)
     for name in sides:
         command = [sys.executable, "-m", "bench.faces", "--only", name, "--megapixels", "8", "--faces", "4"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -113,8 +122,11 @@ class Side(abc.ABC):
 
 class Ours(Side):
     def __init__(self) -> None:
-        weights = models.weights_folder()
-        self.detector = detect.YuNet(weights / models.find("yunet", weights, "detect").file)
+        model = models.find("yunet", models.weights_folder(), "detect")
+        file = here(model.file)
+        if file is None:
+            raise WeightsUnavailable(f"{model.file} is not in the weights folder")
+        self.detector = detect.YuNet(file)
 
     def detect(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
         detect.find(photo, self.detector)
@@ -128,7 +140,8 @@ class Ours(Side):
 
 
 class Theirs(Side):
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        device = device or torch.device("cpu")
         compat.install()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -137,9 +150,10 @@ class Theirs(Side):
             from facexlib.utils import face_restoration_helper as reference
 
             torch.manual_seed(0)
-            device = torch.device("cpu")
-            reference.init_detection_model = lambda *_, **__: RetinaFace("resnet50", device=device)
-            reference.init_parsing_model = lambda *_, **__: ParseNet(512, 512, 19).eval()
+            reference.init_detection_model = lambda *_, **__: _on(
+                RetinaFace("resnet50", device=device), device
+            )
+            reference.init_parsing_model = lambda *_, **__: _on(ParseNet(512, 512, 19), device)
             # as GFPGANer makes it
             self.helper = reference.FaceRestoreHelper(
                 OUTSCALE, face_size=512, crop_ratio=(1, 1), save_ext="png", use_parse=True, device=device
@@ -163,39 +177,82 @@ class Theirs(Side):
         self.helper.paste_faces_to_input_image(upsample_img=large[..., ::-1])
 
 
-def restoration(count: int) -> None:
-    """Print the seconds that the network takes for so many faces, here and as GFPGANer runs it."""
+def _on(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    return network.eval().to(device)
+
+
+def restoration(count: int, device: torch.device) -> dict[str, Callable[[], list]]:
+    """What restores so many crops by one GFPGAN of seeded random weights, here and as GFPGANer does."""
     compat.install()
     from basicsr.utils import img2tensor, tensor2img
 
     torch.manual_seed(0)
     shape = {"num_mlp": 8, "input_is_latent": True, "different_w": True, "sft_half": True}
     network = compat.load("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean")(512, **shape)
-    engine = FaceEngine(network, device=torch.device("cpu"))
+    ours = FaceEngine(copy.deepcopy(network), device=device, half=device.type == "cuda")
+    network = network.eval().to(device)
     crop = cv2.resize(data.astronaut()[0:256, 96:352], (512, 512), interpolation=cv2.INTER_CUBIC)
-    start = time.perf_counter()
-    engine([crop] * count)
-    middle = time.perf_counter()
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def theirs() -> list[np.ndarray]:
+        found = []
         for _ in range(count):
             given: Any = img2tensor(crop / 255.0, bgr2rgb=False, float32=True)
-            out = network(((given - 0.5) / 0.5)[None], return_rgb=False)[0]
-            tensor2img(out.squeeze(0), rgb2bgr=False, min_max=(-1, 1))
-    ours, theirs = middle - start, time.perf_counter() - middle
-    print(f"restoration of {count} faces  {ours:.1f} / {theirs:.1f} s ({theirs / ours:.2f}x)", flush=True)
+            given = ((given - 0.5) / 0.5)[None].to(device)
+            out = network(given, return_rgb=False, randomize_noise=False)[0]
+            found.append(tensor2img(out.squeeze(0), rgb2bgr=False, min_max=(-1, 1)))
+        return found
+
+    return {OURS: lambda: ours([crop] * count), THEIRS: theirs}
+
+
+def lines(megapixels: float, count: int, *, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """All but the network, and the network, as lines of bench/results.json. Raises WeightsUnavailable."""
+    sides = {OURS: Ours(), THEIRS: Theirs(device)}
+    small = case(1, 1)
+    for side in sides.values():
+        side.run(small)
+    times = _steps(sides, case(megapixels, count), rounds)
+    seconds = {name: [sum(took.values()) for took in of_side] for name, of_side in times.items()}
+    photo = f"{megapixels:g} MP, {count} faces, all but the network"
+    return [_line(photo, seconds, {}), _restored(count, rounds, device)]
+
+
+def _restored(count: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    runs = restoration(count, device)
+    for run in runs.values():
+        run()
+    seconds, kept = interleaved(runs, rounds=rounds)
+    alike = psnr(np.concatenate(kept[THEIRS]), np.concatenate(kept[OURS]))
+    return _line(f"{count} faces, the network", seconds, {OURS: min(alike, EQUAL)})
+
+
+def _line(photo: str, seconds: dict[str, list[float]], alike: dict[str, float]) -> dict[str, Any]:
+    told = {"figure": "faces", "network": "GFPGAN", "seeded": True, "photo": photo}
+    told |= {"rounds": len(seconds[OURS]), "same_from": 60.0}
+    found: dict[str, dict[str, Any]] = {**summary(seconds)}
+    return {
+        **told,
+        "contestants": {n: {**one, "gflops": None, "psnr": alike.get(n)} for n, one in found.items()},
+    }
+
+
+def _steps(sides: dict[str, Any], given: Case, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Seconds of every step, round by round, both sides in turn."""
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    runs = {name: lambda n=name: times[n].append(sides[n].run(given)) for name in sides}
+    interleaved(runs, rounds=rounds)
+    return times
 
 
 def compare(sides: dict[str, Any], given: Case, rounds: int, title: str) -> None:
-    """Print the medians of every step, both sides in turn."""
-    times: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
-            times[name].append(side.run(given))
+    """Print the medians of every step."""
+    times = _steps(sides, given, rounds)
     cells = []
     for step in (*Side.steps, "all"):
         ours, theirs = (
             statistics.median(sum(t.values()) if step == "all" else t[step] for t in times[name])
-            for name in ("ours", "theirs")
+            for name in (OURS, THEIRS)
         )
         cells.append(f"{step} {ours * 1e3:.0f} / {theirs * 1e3:.0f} ms ({theirs / ours:.1f}x)")
     print(f"{title:18}", *cells, sep="  ", flush=True)

@@ -9,6 +9,7 @@ Importing this package imports nothing heavy; torch comes with the first photo.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 from .errors import (
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from .photo import Photo
     from .pipeline import Plan, Restorer, load
     from .result import Result
+
+# Threads that wait for each other spin for microseconds, not milliseconds: torch and ncnn have some each, and
+# where anything else runs on the machine a tile could take twenty times as long. Read when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"
 

@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
     )
-    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
+    command.add_argument(
+        "--device", help="cuda, mps, cpu, or one of the ways to compute on it (the fastest there is)"
+    )
 
     command = commands.add_parser(
         "batch",
@@ -72,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--csv", type=Path, metavar="FILE", help="the table as a file")
     command.add_argument("--plot", type=Path, metavar="FILE", help="a picture of it: .png or .svg")
-    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
+    command.add_argument(
+        "--device", help="cuda, mps, cpu, or one of the ways to compute on it (the fastest there is)"
+    )
     return made
 
 
@@ -112,6 +116,8 @@ def _options() -> argparse.ArgumentParser:
     command.add_argument(
         "--tile", type=int, default=Options.tile, help="side in pixels; 0: by free memory (%(default)s)"
     )
-    command.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
+    command.add_argument(
+        "--device", help="cuda, mps, cpu, or one of the ways to compute on it (the fastest there is)"
+    )
     command.add_argument("--fp32", action="store_true", help="full precision on a GPU too")
     return command

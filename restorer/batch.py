@@ -9,10 +9,13 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import posixpath
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -20,13 +23,14 @@ from pathlib import Path, PurePosixPath
 import filelock
 
 from . import contained, download, files, models
-from .errors import BadWeights, DeviceLost, InvalidOption, RestoreError, WeightsUnavailable
+from .errors import BadWeights, Cancelled, DeviceLost, InvalidOption, RestoreError, WeightsUnavailable
 from .options import Options
 from .pipeline import Restorer
 from .store import Found, Store
 
 _ATTEMPTS = 3
 _RECORDS, _MANIFEST = ".records", ".manifest"  # hidden: no folder of photos has such a name
+_MOST_ABREAST = 4
 _LINES = 1000  # of a manifest's file
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR)  # why one result alone cannot be written
 RESTORED, FAILED, _BEGUN = "restored", "failed", "begun"
@@ -257,6 +261,15 @@ class Worker:
         self._restorer = Restorer(
             weights=asked.weights, device=asked.device, half=asked.half, decoder=contained.decode
         )
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End what is under way within one tile, as if it had not begun."""
+        self._stopped = True
+
+    def _go_on(self, *_: int) -> None:
+        if self._stopped:
+            raise Cancelled("the batch was stopped")
 
     def __call__(self, entry: Entry) -> Record:
         """Restore a photo, or tell what another worker made of it.
@@ -266,8 +279,8 @@ class Worker:
         """
         place, digest = _record_path(entry.path), self.asked.digest
         record = Record(entry.path, entry.stamp, digest, _BEGUN)
-        earlier = _read_record(self._outputs, place)
-        if earlier and (earlier.stamp, earlier.digest) == (entry.stamp, digest):
+        earlier = self._earlier(entry)
+        if earlier:
             if earlier.state != _BEGUN:
                 return earlier
             record = replace(record, tries=earlier.tries + 1)
@@ -287,12 +300,22 @@ class Worker:
         _write_record(self._outputs, place, record)
         return record
 
+    def tried(self, entry: Entry) -> bool:
+        """Whether it was begun and not ended."""
+        earlier = self._earlier(entry)
+        return earlier is not None and earlier.state == _BEGUN
+
+    def _earlier(self, entry: Entry) -> Record | None:
+        found = _read_record(self._outputs, _record_path(entry.path))
+        same = found and (found.stamp, found.digest) == (entry.stamp, self.asked.digest)
+        return found if same else None
+
     def _restored(self, entry: Entry, record: Record) -> Record:
         try:
             data = self._inputs.read(entry.path)
             key = hashlib.sha256(data + record.digest.encode()).hexdigest()
-            result = self._restorer.restore(data, **asdict(self.asked.options))
-        except (WeightsUnavailable, BadWeights):
+            result = self._restorer.restore(data, progress=self._go_on, **asdict(self.asked.options))
+        except (WeightsUnavailable, BadWeights, Cancelled):
             raise
         except RestoreError as error:
             return replace(record, state=FAILED, error=str(error))
@@ -315,13 +338,39 @@ class Worker:
 
 
 def run(asked: Batch, todo: Iterable[Entry], noted: Callable[[Record], object]) -> None:
-    """Restore photos in this process.
+    """Restore photos in this process; before a GPU several at a time, of which it computes one tile.
 
-    noted  is told of each photo that ended
+    noted  is told of each photo that ended, in their order
     """
     worker = Worker(asked)
-    for entry in todo:
-        noted(worker(entry))
+    started: deque[Future[Record]] = deque()
+    most = _abreast(asked)
+    with ThreadPoolExecutor(most) as pool:
+
+        def leave(count: int) -> None:
+            while len(started) > count:
+                noted(started.popleft().result())
+
+        try:
+            for entry in todo:
+                alone = worker.tried(entry)  # it may be what brought the process down, with others beside it
+                leave(0 if alone else most - 1)
+                started.append(pool.submit(worker, entry))
+                if alone:
+                    leave(0)
+            leave(0)
+        except BaseException:
+            worker.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _abreast(asked: Batch) -> int:
+    """Photos at a time: while a GPU is at one, processors read and write others, and wait for none."""
+    from . import backends
+
+    device = backends.pick_device(asked.device)
+    return min(_MOST_ABREAST, os.cpu_count() or 1) if device.type == "cuda" else 1
 
 
 def _record_path(path: str) -> str:

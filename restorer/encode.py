@@ -3,7 +3,9 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
+import imagecodecs
 import numpy as np
 from PIL import Image
 
@@ -17,7 +19,7 @@ from .photo import Photo
 from .pixels import bands, luma, to_uint8
 
 _LARGEST_SIDE = {"jpeg": 65_500, "webp": 16_383, "avif": 65_536, "png": 2**31 - 1, "tiff": 2**31 - 1}
-_DEEP = ("png", "tiff")
+_DEEP = {"png": png.encode, "tiff": tiff.encode}  # what they write they ask for row by row
 _NO_GREY_PROFILE = ("webp", "avif")  # their readers expect a profile of an RGB space
 _RESOLUTION_IN_EXIF = ("webp", "avif", "tiff")
 
@@ -75,7 +77,11 @@ def encode(
     blocks = Blocks()
     if keep_metadata:
         blocks = _carried(photo, form, remove_gps=remove_gps, history=history)
-    samples, blocks.icc = _samples(photo, form), photo.meta.icc or b""
+    blocks.icc = photo.meta.icc or b""
+    if form in _DEEP:
+        data = _DEEP[form](partial(_samples, photo, form), photo.height, blocks)
+        return Encoded(data, form, tuple(warnings))
+    samples = _samples(photo, form, slice(None))
     if blocks.icc and photo.meta.grey and form in _NO_GREY_PROFILE:
         samples, blocks.icc = _grey_as_srgb(samples, blocks.icc), b""
     if form == "jpeg":
@@ -93,9 +99,9 @@ def losses(photo: Photo, form: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _samples(photo: Photo, form: str) -> np.ndarray:
-    meta, alpha = photo.meta, photo.alpha
-    samples = photo.pixels[..., 0].copy() if meta.grey else photo.pixels
+def _samples(photo: Photo, form: str, rows: slice) -> np.ndarray:
+    meta, alpha = photo.meta, None if photo.alpha is None else photo.alpha[rows]
+    samples = photo.pixels[rows, :, 0].copy() if meta.grey else photo.pixels[rows]
     if meta.linear:
         samples = color.decode_linear(samples)
     if meta.depth == 8 or form not in _DEEP:
@@ -144,15 +150,16 @@ def _fit_segments(blocks: Blocks, warnings: list[str]) -> Blocks:
         if len(getattr(blocks, name)) > jpeg.LARGEST_BLOCK:
             blocks = replace(blocks, **{name: b""})
             warnings.append(f"the {name.upper()} block is larger than JPEG can hold and was left out")
+    if len(blocks.icc) > jpeg.LARGEST_PROFILE:
+        blocks = replace(blocks, icc=b"")
+        warnings.append("the colour profile is larger than JPEG can hold and was left out")
     return blocks
 
 
 def _write_jpeg(samples: np.ndarray, blocks: Blocks, quality: int) -> bytes:
-    own = {"subsampling": 0, "comment": blocks.comment}
-    if blocks.dpi:
-        own["dpi"] = blocks.dpi
-    exif = b"Exif\0\0" + blocks.exif if blocks.exif else b""
-    return jpeg.put_in(_pillow(samples, replace(blocks, exif=exif), "JPEG", quality=quality, **own), blocks)
+    # libjpeg-turbo too, and the same bytes as Pillow's, which copies the picture beforehand
+    plain = imagecodecs.jpeg8_encode(np.ascontiguousarray(samples), quality, subsampling="444")
+    return jpeg.put_in(bytes(plain), blocks)
 
 
 def _write_webp(samples: np.ndarray, blocks: Blocks, quality: int) -> bytes:
@@ -167,14 +174,6 @@ def _write_avif(samples: np.ndarray, blocks: Blocks, quality: int) -> bytes:
     return _pillow(samples, replace(blocks, exif=exif), "AVIF", **options)
 
 
-def _write_png(samples: np.ndarray, blocks: Blocks, _quality: int) -> bytes:
-    return png.encode(samples, blocks)
-
-
-def _write_tiff(samples: np.ndarray, blocks: Blocks, _quality: int) -> bytes:
-    return tiff.encode(samples, blocks)
-
-
 def _pillow(samples: np.ndarray, blocks: Blocks, name: str, **options: object) -> bytes:
     out = io.BytesIO()
     found = {"icc_profile": blocks.icc, "exif": blocks.exif, "xmp": blocks.xmp}
@@ -185,8 +184,6 @@ def _pillow(samples: np.ndarray, blocks: Blocks, name: str, **options: object) -
 
 _WRITERS: dict[str, Callable[[np.ndarray, Blocks, int], bytes]] = {
     "jpeg": _write_jpeg,
-    "png": _write_png,
     "webp": _write_webp,
-    "tiff": _write_tiff,
     "avif": _write_avif,
 }

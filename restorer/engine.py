@@ -10,7 +10,8 @@ import psutil
 import torch
 from torch import nn
 
-from .errors import InvalidOption, InvalidOutput, OutOfMemory
+from .backends import Network
+from .errors import InvalidOutput, OutOfMemory
 from .options import SMALLEST_TILE
 
 # Few sizes, so that a little more or less free memory does not change the result. A larger tile wastes less
@@ -19,20 +20,6 @@ _TILES = (768, 512, 384, 256, 192, 128, 96, 64, 48, SMALLEST_TILE)
 _LARGEST_ON_CPU = 256
 # What torch's allocators say where they raise no error class of their own (CPU, MPS, CUDA's runtime)
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator", "out of memory")
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device of that name ("cuda", "cuda:1", "mps", "cpu"), or the fastest there is for None."""
-    if name is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidOption(f"device is {name!r}, which this machine does not have") from error
-    return device
 
 
 @contextmanager
@@ -54,29 +41,34 @@ def out_of_memory() -> Iterator[None]:
 class Engine:
     """A super-resolution network, ready to be called on tiles.
 
-    network  maps (1, 3, h, w) float in [0, 1] to (1, 3, h*scale, w*scale); float32 weights
+    network  maps (1, 3, h, w) float32 in [0, 1] to (1, 3, h*scale, w*scale)
+    name     of the device and the way it computes, "cuda" or "cpu:ncnn"
     scale    what the network multiplies by
     align    its input sides are multiples of this (pixel unshuffle)
     pad      context in pixels that its tiles need
     bytes    working memory for each input pixel in float32
-    half     compute in 16-bit floating point; a tile that overflows is done again in float32
+    half     compute in 16-bit floating point, for which network is a module of torch; a tile that overflows
+             is done again in float32
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         *,
         scale: int,
+        name: str = "cpu:torch",
         device: torch.device,
         align: int = 1,
         pad: int = 0,
         bytes: int = 10_000,
         half: bool = False,
     ) -> None:
-        self.scale, self.align, self.pad, self.device = scale, align, pad, device
+        self.name, self.scale, self.align, self.pad, self.device = name, scale, align, pad, device
         self.bytes = bytes // 2 if half else bytes
-        self.network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.half_network = copy.deepcopy(self.network).half() if half else None
+        if isinstance(network, nn.Module):
+            network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network
+        self.half_network = copy.deepcopy(network).half() if half else None  # type: ignore[attr-defined]
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8 or uint16 RGB to (h*scale, w*scale, 3) of the same dtype, rounded.
@@ -109,11 +101,11 @@ class Engine:
             out = _finite(self.network(batch))
         if out is None:
             raise InvalidOutput("the network gave NaN or infinite values, even in full precision")
-        levels = out[0].permute(1, 2, 0).clamp_(0, 1).mul_(top).round_()
-        if top == 255:
-            return levels.to(torch.uint8).contiguous().cpu().numpy()
-        return levels.to(torch.int32).contiguous().cpu().numpy().astype(tile.dtype)
+        levels = out[0].mul_(top).round_().clamp_(0, top).to(integers.dtype).permute(1, 2, 0)
+        answer = torch.empty(levels.shape, dtype=levels.dtype, pin_memory=self.device.type == "cuda")
+        return answer.copy_(levels).numpy().astype(tile.dtype, copy=False)
 
 
 def _finite(out: torch.Tensor) -> torch.Tensor | None:
-    return out if bool(torch.isfinite(out).all()) else None
+    least, most = torch.aminmax(out)  # NaN if any is; one pass, where isfinite() takes several
+    return out if math.isfinite(least) and math.isfinite(most) else None

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import download, models
+from . import download, encode, models
 from .errors import OutOfMemory
+from .options import FORMATS, Options
+from .photo import Meta, Photo
 from .tiling import Progress
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 _TIMED = 64  # side of the tile that is timed
+_WRITTEN = 1536  # side of the picture that is written to time it
 
 
 class Turns:
@@ -22,6 +25,7 @@ class Turns:
 
     seconds  that the latest tile took, its turn once come
     retries  how many tiles did not fit into memory
+    device   that computes it, and in which way: "cuda" or "cpu:ncnn"
     sha256   of the model's file
     """
 
@@ -30,7 +34,7 @@ class Turns:
 
     def __init__(self, engine: "Engine", sha256: str, running: threading.Lock) -> None:
         self.scale, self.align, self.pad = engine.scale, engine.align, engine.pad
-        self.best_tile, self.sha256 = engine.best_tile, sha256
+        self.best_tile, self.device, self.sha256 = engine.best_tile, engine.name, sha256
         self._engine, self._running = engine, running
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:
@@ -80,7 +84,11 @@ class Engines:
         return None if found is None else Turns(*found[1:], self._running)
 
     def _build(self, model: models.Model, denoise: float, told: Progress | None) -> tuple["Engine", str]:
-        from . import engine, networks  # torch takes seconds to import, and a page or --help needs none
+        from . import (
+            backends,
+            engine,
+            networks,
+        )  # torch takes seconds to import, and a page or --help needs none
 
         file = download.ensure(model, self._weights, told)
         state = networks.read_state(file)
@@ -88,32 +96,40 @@ class Engines:
         if denoise < 1:
             pair = download.ensure(models.find(model.pair, self._weights), self._weights, told)
             state = networks.blend(state, networks.read_state(pair), denoise)
-        device = engine.pick_device(self._device)
+        device = backends.pick_device(self._device)
+        half = device.type == "cuda" if self._half is None else self._half
+        if device.type != "cpu" or half:
+            network, name = networks.build(shape, state, model.name), str(device)
+        else:
+            with self._running:  # ways are timed: nothing else may run
+                network, name = backends.network(self._device or "cpu", shape, state, model.name)
         made = engine.Engine(
-            networks.build(shape, state, model.name),
+            network,
+            name=name,
             scale=shape.scale,
             align=shape.align,
             pad=shape.pad,
             bytes=shape.bytes,
             device=device,
-            half=device.type == "cuda" if self._half is None else self._half,
+            half=half,
         )
         return made, model.sha256 or download.sha256(file)
 
 
 class Paces:
-    """How fast each model is here, from a tile that was timed and from the photos since."""
+    """How fast each model and each format's writer is here, from what was timed and from the photos since."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[float, int]] = {}  # by model: seconds for so many pixels of tiles
+        # by model or format: seconds for so many pixels, of a model's tiles or of a format's pictures
+        self._seen: dict[str, tuple[float, int]] = {}
 
-    def __contains__(self, model: str) -> bool:
-        return model in self._seen
+    def __contains__(self, name: str) -> bool:
+        return name in self._seen
 
-    def learn(self, model: str, seconds: float, pixels: int) -> None:
+    def learn(self, name: str, seconds: float, pixels: int) -> None:
         """The latest photo counts most, and a large one more than a small one."""
-        before, seen = self._seen.get(model, (0.0, 0))
-        self._seen[model] = seconds + before / 4, pixels + seen // 4
+        before, seen = self._seen.get(name, (0.0, 0))
+        self._seen[name] = seconds + before / 4, pixels + seen // 4
 
     def time(self, model: str, engine: Turns) -> None:
         """Time small tiles: the first of all warms up, and of the others the fastest was disturbed least."""
@@ -125,9 +141,25 @@ class Paces:
             seconds.append(engine.seconds)
         self.learn(model, min(seconds), _TIMED * _TIMED)
 
-    def expected(self, model: str, pixels: int) -> float:
-        """Seconds for so many pixels of tiles."""
-        seconds, seen = self._seen[model]
+    def time_writers(self) -> None:
+        """Time writers that were not yet: a picture with slopes and grain, of a size that PNG writes fast."""
+        untimed = [form for form in FORMATS[1:] if form not in self]
+        if not untimed:
+            return
+        rng = np.random.default_rng(0)
+        slope = np.arange(_WRITTEN, dtype=np.uint16) // 16
+        grain = rng.integers(0, 8, (_WRITTEN, _WRITTEN, 3), np.uint8)
+        picture = grain + np.add.outer(slope, slope).astype(np.uint8)[..., None]
+        for form in untimed:
+            side = _WRITTEN if form in ("png", "tiff") else _WRITTEN // 4
+            subject = Photo(picture[:side, :side], None, Meta(form))
+            start = time.perf_counter()
+            encode.encode(subject, form, quality=Options.quality)
+            self.learn(form, time.perf_counter() - start, side * side)
+
+    def expected(self, name: str, pixels: int) -> float:
+        """Seconds for so many pixels of tiles, or of a picture; 0 for what was not timed."""
+        seconds, seen = self._seen.get(name, (0.0, 1))
         return seconds / seen * pixels
 
 

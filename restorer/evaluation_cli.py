@@ -211,5 +211,7 @@ def parser() -> argparse.ArgumentParser:
         "--fail-under", action="append", default=[], metavar="ssim=0.8", help="exit with 1 if a mean is worse"
     )
     parser.add_argument("--weights-dir", metavar="DIR", help="where the models' files are (weights/)")
-    parser.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
+    parser.add_argument(
+        "--device", help="cuda, mps, cpu, or one of the ways to compute on it (the fastest there is)"
+    )
     return parser

@@ -49,7 +49,8 @@ class Restorer:
     """Owns the networks, the device and the one lock around the device.
 
     weights  folder of the model files (default: RESTORER_WEIGHTS, else weights/ beside the package)
-    device   "cuda", "mps", "cpu", or None for the fastest there is
+    device   "cuda", "mps", "cpu", or None for the fastest there is. On a CPU the fastest way to compute is
+             found by trying, "cpu:winograd", "cpu:ncnn" and "cpu:torch" fix it; "vulkan" is ncnn on a GPU
     half     compute in 16 bit; None: on CUDA only
     limits   how large photos may be
     decoder  reads a file's bytes, as photo.decode does; contained.decode is for files of strangers
@@ -123,12 +124,15 @@ class Restorer:
             chosen,
             model=model.name,
             sha256=engine.sha256,
+            device=engine.device,
             unseen=unseen,
             laps=laps,
             retries=engine.retries,
         )
-        seconds = result.stages["enlarge"] + result.stages["encode"]
-        self._paces.learn(model.name, seconds, _needed(before, engine, chosen.outscale, tile)[1])
+        self._paces.learn(
+            model.name, result.stages["enlarge"], _needed(before, engine, chosen.outscale, tile)[1]
+        )
+        self._paces.learn(result.format, result.stages["encode"], result.width * result.height)
         return result
 
     def recompose(
@@ -168,6 +172,7 @@ class Restorer:
             strengths={**result.strengths, **strengths},
             model=result.model,
             sha256=result.sha256,
+            device=result.device,
             unseen=result.face_note,
             laps=laps,
         )
@@ -219,13 +224,15 @@ class Restorer:
         chosen = self.options.changed(options)
         width, height = self.result_size(before, chosen)
         model = self.model(chosen)
-        losses = encode.losses(before, encode.output_format(before, chosen.format))
+        form = encode.output_format(before, chosen.format)
+        losses = encode.losses(before, form)
         engine = self._engines.peek(model)
         if engine is None or model.name not in self._paces:
             return Plan(width, height, model, None, None, losses)
         tile = chosen.tile or engine.best_tile()
         tiles, pixels = _needed(before, engine, chosen.outscale, tile)
-        return Plan(width, height, model, tiles, self._paces.expected(model.name, pixels), losses)
+        seconds = self._paces.expected(model.name, pixels) + self._paces.expected(form, width * height)
+        return Plan(width, height, model, tiles, seconds, losses)
 
     def measure(self, **options: object) -> None:
         """Load and time the model that these options mean, if its file is here and that was not done yet."""
@@ -234,6 +241,7 @@ class Restorer:
         if model.name not in self._paces and models.is_present(model, self.weights):
             # whatever the denoise strength, it takes as long; and nothing is downloaded to be timed
             self._paces.time(model.name, self._engines.peek(model) or self._engines.get(model, 1.0))
+            self._paces.time_writers()
 
     def result_size(self, before: Photo, options: Options) -> tuple[int, int]:
         """Width and height of the result. Raises ImageTooLarge beyond the limit or what the format holds."""

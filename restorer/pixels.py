@@ -4,12 +4,19 @@ A picture may hold 400 megapixels: one temporary copy of it in float32 would be 
 """
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
+Made = TypeVar("Made")
+Rows = Callable[[slice], np.ndarray]  # some rows of a picture's samples, made when they are asked for
+
 _ROWS = 256
+_THREADS = 8  # each holds some copies of the rows it works on
 _LANCZOS = Image.Resampling.LANCZOS
 _LOBES = 3  # of Pillow's Lanczos: so many pixels of the smaller picture weigh in on each side
 
@@ -17,6 +24,13 @@ _LOBES = 3  # of Pillow's Lanczos: so many pixels of the smaller picture weigh i
 def bands(height: int) -> Iterator[slice]:
     """The rows of a picture, some at a time."""
     return (slice(top, min(top + _ROWS, height)) for top in range(0, height, _ROWS))
+
+
+def in_threads(function: Callable[[slice], Made], height: int, size: int) -> Iterator[Made]:
+    """What `function` makes of a picture's rows, `size` at a time and in order, by several threads."""
+    stripes = [slice(top, min(top + size, height)) for top in range(0, height, size)]
+    with ThreadPoolExecutor(min(len(stripes), os.cpu_count() or 1, _THREADS)) as threads:
+        yield from threads.map(function, stripes)
 
 
 def to_uint8(samples: np.ndarray) -> np.ndarray:

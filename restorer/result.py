@@ -19,6 +19,7 @@ class Result:
     width, height  in pixels
     model          the one that was used, by name
     sha256         of the model's file
+    device         that ran it, and in which way: "cuda" or "cpu:ncnn"
     seconds        from bytes to bytes, loading the model included where it was not loaded yet
     warnings       what could not be kept or was decided on the way, in the user's words
     before, after  the decoded input and the picture that `data` holds
@@ -37,6 +38,7 @@ class Result:
     height: int
     model: str
     sha256: str
+    device: str
     seconds: float
     warnings: tuple[str, ...]
     before: Photo
@@ -51,8 +53,8 @@ class Result:
 
     @property
     def receipt(self) -> dict[str, object]:
-        """What made the picture: software with version, model, sha256, options. Its metadata hold it too."""
-        return _receipt(self.model, self.sha256, self.options, self.strengths)
+        """What made the picture: software, model, sha256, device, options. Its metadata hold it too."""
+        return _receipt(self.model, self.sha256, self.device, self.options, self.strengths)
 
 
 def finished(
@@ -63,6 +65,7 @@ def finished(
     *,
     model: str,
     sha256: str,
+    device: str,
     unseen: str,
     laps: Laps,
     retries: int = 0,
@@ -93,7 +96,7 @@ def finished(
         quality=options.quality,
         keep_metadata=options.keep_metadata,
         remove_gps=options.remove_gps,
-        history=json.dumps(_receipt(model, sha256, options, strengths)),
+        history=json.dumps(_receipt(model, sha256, device, options, strengths)),
     )
     laps.lap("encode")
     amiss = () if faces and all(face.restored for face in faces) else tuple(filter(None, [face_note]))
@@ -104,6 +107,7 @@ def finished(
         height=plain.height,
         model=model,
         sha256=sha256,
+        device=device,
         seconds=sum(laps.seconds.values()),
         warnings=before.meta.warnings + amiss + encoded.warnings,
         before=before,
@@ -118,8 +122,16 @@ def finished(
     )
 
 
-def _receipt(model: str, sha256: str, options: Options, strengths: dict[int, float]) -> dict[str, object]:
+def _receipt(
+    model: str, sha256: str, device: str, options: Options, strengths: dict[int, float]
+) -> dict[str, object]:
     software = f"Neural Image Restore {__version__}"
-    told = {"software": software, "model": model, "sha256": sha256, "options": vars(options)}
+    told = {
+        "software": software,
+        "model": model,
+        "sha256": sha256,
+        "device": device,
+        "options": vars(options),
+    }
     chosen = {str(index): strength for index, strength in strengths.items() if strength != 1}
     return {**told, "strengths": chosen} if chosen else told

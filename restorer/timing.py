@@ -71,11 +71,11 @@ def sample(width: int, height: int, *, face: bool) -> bytes:
 
 
 def measure(
-    loaded: Callable[[], Restorer], width: int, height: int, *, face: bool = False, repeats: int = 3
+    loaded: Callable[..., Restorer], width: int, height: int, *, face: bool = False, repeats: int = 3
 ) -> Timing:
     """Time a photo of that size.
 
-    loaded  gives a Restorer with its model loaded that restored nothing yet
+    loaded  gives a Restorer with its model loaded that restored nothing yet, of another device on request
 
     Raises any RestoreError; WeightsUnavailable for `face` where the face models are not here.
     """
@@ -85,8 +85,10 @@ def measure(
     first = restorer.restore(data, face_enhance=wanted)
     quoted = restorer.plan(photo.decode(data), face_enhance=wanted).seconds
     results = [restorer.restore(data, face_enhance=wanted) for _ in range(repeats)]
+    # what is not torch's own way is not seen by its counter, and a quicker way does the same work
+    seen = restorer if first.device.startswith("cuda") else loaded(device="cpu:torch")
     with counted() as work:
-        restorer.restore(data, face_enhance=wanted)
+        seen.restore(data, face_enhance=wanted)
     return Timing(
         model=first.model,
         width=width,
@@ -120,9 +122,9 @@ def device_name(device: str | None) -> tuple[str, int]:
     """What computes, as its maker calls it, and how many physical cores that is: 0 for a GPU."""
     import torch
 
-    from . import engine
+    from . import backends
 
-    chosen = engine.pick_device(device)
+    chosen = backends.pick_device(device)
     if chosen.type == "cuda":
         return torch.cuda.get_device_name(chosen), 0
     if chosen.type != "cpu":

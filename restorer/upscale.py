@@ -68,16 +68,15 @@ def upscale(
     """
     width, height = output_size(photo.width, photo.height, outscale)
     pixels, alpha = photo.pixels, photo.alpha
-    planes = [pixels]
-    if alpha is not None and not opaque(alpha):
-        planes = [filled(pixels, alpha), np.repeat(alpha[..., None], 3, axis=2)]
     count = passes(outscale, engine.scale)
-    follow = _Follow(progress, len(planes) * count)
-    done = [_enlarge(plane, engine, count, tile, follow) for plane in planes]
-    if len(done) == 2:
-        larger, alpha = _merged(done[0], luma(done[1]), width, height)
+    if alpha is not None and not opaque(alpha):
+        follow = _Follow(progress, 2 * count)
+        # First, for of its three channels only one is kept while the colours are made
+        coverage = luma(_enlarge(np.repeat(alpha[..., None], 3, axis=2), engine, count, tile, follow))
+        colour = _enlarge(filled(pixels, alpha), engine, count, tile, follow)
+        larger, alpha = _merged(colour, coverage, width, height)
     else:
-        larger = resize(done[0], width, height)
+        larger = resize(_enlarge(pixels, engine, count, tile, _Follow(progress, count)), width, height)
         if alpha is not None:
             alpha = np.full((height, width), np.iinfo(alpha.dtype).max, alpha.dtype)
     if photo.meta.grey:  # a network leaves a trace of colour

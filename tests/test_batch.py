@@ -41,7 +41,7 @@ def folder(tmp_path, rng, monkeypatch) -> Path:
 
 def words(folder: Path, *more: str) -> list[str]:
     asked = ["batch", str(folder / "in"), str(folder / "out"), "--weights-dir", str(folder / "weights")]
-    return [*asked, "--model", "custom/tiny", "--device", "cpu", "--face-enhance", "off", *more]
+    return [*asked, "--model", "custom/tiny", "--device", "cpu:torch", "--face-enhance", "off", *more]
 
 
 def lines(folder: Path) -> list[dict]:
@@ -70,7 +70,7 @@ def results(folder: Path) -> dict[str, bytes]:
 def expected(folder: Path, **options) -> dict[str, bytes]:
     """By the photo's path, what the Restorer itself makes of it."""
     run = restorer.Restorer(
-        weights=folder / "weights", device="cpu", model="custom/tiny", face_enhance="off", **options
+        weights=folder / "weights", device="cpu:torch", model="custom/tiny", face_enhance="off", **options
     )
     return {name: run.restore((folder / "in" / name).read_bytes()).data for name in PHOTOS}
 
@@ -344,7 +344,7 @@ def test_other_storages_are_written_too(folder):
         "memory://done",
         Options(model="custom/tiny", face_enhance="off"),
         weights=str(folder / "weights"),
-        device="cpu",
+        device="cpu:torch",
     )
     store, photos = Store(asked.output), []
     for _ in range(2):

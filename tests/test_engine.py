@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from restorer import engine
-from restorer.errors import InvalidOption, InvalidOutput, OutOfMemory
+from restorer.errors import InvalidOutput, OutOfMemory
 
 CPU = torch.device("cpu")
 
@@ -129,11 +129,3 @@ def test_the_tile_follows_the_free_memory(monkeypatch):
     for free, expected in ((10**12, 256), (2 * 1000 * 120**2, 96), (2 * 1000 * 121**2, 96), (0, 32)):
         monkeypatch.setattr(run, "_free_memory", lambda free=free: free)
         assert run.best_tile() == expected
-
-
-def test_an_absent_device_is_an_error_that_names_it():
-    with pytest.raises(InvalidOption, match="'cuda:77'"):
-        engine.pick_device("cuda:77")
-    with pytest.raises(InvalidOption, match="'abacus'"):
-        engine.pick_device("abacus")
-    assert engine.pick_device("cpu") == CPU

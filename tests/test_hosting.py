@@ -264,7 +264,7 @@ def test_on_zero_gpu_the_lent_restorer_does_what_the_plain_one_does(tmp_path, rn
     with pytest.raises(Cancelled, match="enough"):
         lent.restore(data, tile=32, progress=leave)
     lent.measure()
-    assert lent._paces._seen.keys() == {"custom/tiny"}, "learnt from photos, not measured beside the GPU"
+    assert lent._paces._seen.keys() == {"custom/tiny", "png"}, "from photos, not measured beside the GPU"
 
 
 def test_a_server_on_zero_gpu_has_the_lent_restorer(monkeypatch):

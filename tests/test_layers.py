@@ -1,4 +1,4 @@
-"""Who may import whom: lower rooms never know of higher ones, and only two of them know torch."""
+"""Who may import whom: lower rooms never know of higher ones, and only a few of them know torch."""
 
 import ast
 import subprocess
@@ -16,8 +16,8 @@ ROWS = [
     {"files", "models", "compat", "tiling", "pixels"},
     {"color", "degrade", "metrics", "report", "store"},
     {"download", "networks", "formats", "report_page"},
-    {"photo"},
-    {"encode", "cell"},
+    {"photo", "winograd", "ncnn_network"},
+    {"encode", "backends", "cell"},
     {"contained"},
     {"engine", "upscale"},
     {"engines", "faces"},
@@ -30,7 +30,7 @@ ROWS = [
     {"settings"},  # read by the doors only
     {"web", "__main__"},
 ]
-TORCH = {"networks", "engine", "faces"}
+TORCH = {"networks", "winograd", "ncnn_network", "backends", "engine", "faces"}
 ON_DEMAND = {"batch", "metrics", "timing"}  # inside functions: to set its threads, for LPIPS, to count it
 
 

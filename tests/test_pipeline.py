@@ -164,7 +164,8 @@ def test_stages_add_up_and_a_tile_that_did_not_fit_is_counted(weights, rng):
     denoise, engine, sha256 = run._engines.loaded["custom/tiny"]
 
     class Small:
-        scale, align, pad, best_tile = engine.scale, engine.align, engine.pad, engine.best_tile
+        name, scale, align, pad = "cpu:torch", engine.scale, engine.align, engine.pad
+        best_tile = engine.best_tile
 
         def __call__(self, tile):
             if len(tile) > 64:
@@ -237,6 +238,19 @@ def test_the_pace_follows_what_was_measured(weights, rng):
     assert 10 < run.plan(before).seconds < 11, "a large photo tells more than a small tile"
     run.restore(png(photo_like(rng, 100, 100)))
     assert run.plan(before).seconds < 10
+
+
+def test_the_first_quote_counts_writing_the_file(weights, rng):
+    run = restorer.Restorer(weights=weights, model="custom/tiny")
+    before = photo.decode(png(photo_like(rng, 100, 100)))
+    run.measure()
+    network = run._paces.expected("custom/tiny", 100 * 100)
+    for form in ("png", "jpeg", "webp", "tiff", "avif"):
+        plan = run.plan(before, format=form)
+        writing = run._paces.expected(form, plan.width * plan.height)
+        assert 0 < writing == pytest.approx(plan.seconds - network), form
+    run._paces.learn("png", 50.0, 400 * 400)
+    assert run.plan(before).seconds > 5, "a photo that took long to write"
 
 
 def test_too_large_is_refused_before_any_network_is_loaded(tmp_path, rng):

@@ -21,14 +21,18 @@ def service_of(folder):
     return Service(found, Restorer(weights=folder), shop, Ledger(shop, lambda: 0))
 
 
-def stored(tmp_path, before, after, **options) -> work.Shown:
-    result = Result(
+def result_of(before: Photo, after: Photo, **options: object) -> Result:
+    return Result(
         *(b"bytes", "jpeg", after.width, after.height, "m", "5a", 1.0, ("w",), before, after, (), ""),
         options=Options(**options),
         strengths={},
         under=(),
         stages={},
     )
+
+
+def stored(tmp_path, before, after, **options) -> work.Shown:
+    result = result_of(before, after, **options)
     shown = work.show(result, "holiday.heic", work.write(result, "holiday.heic", tmp_path / uuid.uuid4().hex))
     work.keep(result, shown)
     return shown
@@ -143,13 +147,7 @@ def test_a_file_gets_a_name_that_every_system_takes(tmp_path, upload, name):
 )
 def test_a_name_is_no_more_than_a_name(name, expected, tmp_path):
     photo = Photo(np.zeros((3, 4, 3), np.uint8), None, Meta("png"))
-    result = Result(
-        *(b"bytes", "jpeg", 4, 3, "m", "5a", 1.0, (), photo, photo, (), ""),
-        options=Options(outscale=2),
-        strengths={},
-        under=(),
-        stages={},
-    )
+    result = result_of(photo, photo, outscale=2)
     file = work.write(result, name, tmp_path / "place")
     assert [file] == list((tmp_path / "place").iterdir())
     assert file.name == expected

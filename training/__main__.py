@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from restorer import download, engine, models, networks
+from restorer import backends, download, models, networks
 
 from . import learn, pairs
 
@@ -36,7 +36,7 @@ def main() -> int:
         )
     arguments = vars(parser.parse_args())
     plan = learn.Plan(**{field.name: arguments[field.name] for field in dataclasses.fields(plan)})
-    device = engine.pick_device(arguments["device"])
+    device = backends.pick_device(arguments["device"])
     out: Path = arguments["out"]
     shards = pairs.make(
         out / "pairs",

@@ -58,12 +58,12 @@ class FaceNetworks:
         file = download.ensure(model, self._weights, told)
         if file.suffix == ".onnx":
             return detect.YuNet(file)
-        from .. import engine, networks
+        from .. import backends, networks
         from . import parse, restore, retina
 
         state = networks.read_state(file)
         network = networks.build(networks.recognise_face(state, model.kind, model.name), state, model.name)
-        device = engine.pick_device(self._device)
+        device = backends.pick_device(self._device)
         if model.kind == "detect":
             return retina.RetinaFace(network, device=device)
         if model.kind == "parse":

@@ -5,10 +5,13 @@ So a broken block costs itself and not the photo, and of an MPO the first pictur
 
 import re
 import struct
+from collections.abc import Iterator
+from itertools import starmap
 
 from .metadata import Blocks
 
 LARGEST_BLOCK = 65_000  # a segment holds 64 kB, its own header included
+LARGEST_PROFILE = 255 * LARGEST_BLOCK  # which may be cut into so many
 _SCAN, _PADDING, _END = 0xDA, 0xFF, 0xD9
 _MOST_SEGMENTS = 10_000
 _MOST_SCANS = 100  # of one picture; programs that pack it as tightly as they can make about 20
@@ -58,13 +61,33 @@ def _check_scans(data: bytes, at: int) -> None:
 
 
 def put_in(picture: bytes, blocks: Blocks) -> bytes:
-    """A JPEG file with the captions of `blocks`, which Pillow does not write."""
-    if not blocks.iptc:
-        return picture
-    body = _PHOTOSHOP + struct.pack(">4sHHI", b"8BIM", _IPTC, 0, len(blocks.iptc)) + blocks.iptc
-    body += bytes(len(body) % 2)
-    at = 4 + int.from_bytes(picture[4:6], "big")  # after JFIF's segment, which must be the first
-    return picture[:at] + struct.pack(">BBH", 0xFF, _APP13, len(body) + 2) + body + picture[at:]
+    """A JPEG file with `blocks` beside the picture, which begins with JFIF's segment and has none of them."""
+    at = 4 + int.from_bytes(picture[4:6], "big")
+    start = picture[:at]
+    if blocks.dpi:
+        x, y = (min(round(dpi), 0xFFFF) for dpi in blocks.dpi)
+        start = picture[:13] + struct.pack(">BHH", 1, x, y) + picture[18:at]
+    return b"".join([start, *starmap(_segment, _bodies(blocks)), picture[at:]])
+
+
+def _bodies(blocks: Blocks) -> Iterator[tuple[int, bytes]]:
+    if blocks.exif:
+        yield _APP1, _EXIF + blocks.exif
+    if blocks.xmp:
+        yield _APP1, _XMP + blocks.xmp
+    if blocks.iptc:
+        body = _PHOTOSHOP + struct.pack(">4sHHI", b"8BIM", _IPTC, 0, len(blocks.iptc)) + blocks.iptc
+        yield _APP13, body + bytes(len(body) % 2)
+    count = -(-len(blocks.icc) // LARGEST_BLOCK)
+    for index in range(count):
+        part = blocks.icc[index * LARGEST_BLOCK :][:LARGEST_BLOCK]
+        yield _APP2, _ICC + bytes([index + 1, count]) + part
+    if blocks.comment:
+        yield _COMMENT, blocks.comment
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
 def _blocks(segments: list[tuple[int, bytes]]) -> Blocks:

@@ -5,19 +5,20 @@ Pillow reads 16 bits in colour as 8, knows no 16-bit grey with alpha, and writes
 
 import io
 import logging
-import zlib
 
+import imagecodecs
 import numpy as np
 import tifffile
 
 from ..errors import UnsupportedImage
-from ..pixels import looked_up
+from ..pixels import Rows, in_threads, looked_up
 from . import exif
 from .exif import Block, Entry
 from .metadata import Blocks
 
 LARGEST = 4_000_000_000  # bytes of samples: offsets have 32 bits
-_ROWS = 256  # of a strip
+_ROWS = 256  # of a strip, or fewer:
+_STRIP = 4 << 20  # bytes of samples in one
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIPS, _CHANNELS, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _KIND = 322, 323, 324, 325, 338, 339
@@ -178,30 +179,31 @@ def divided(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return out
 
 
-def encode(samples: np.ndarray, blocks: Blocks) -> bytes:
+def encode(rows: Rows, height: int, blocks: Blocks) -> bytes:
     """A TIFF file of (H, W) or (H, W, 2 to 4) samples, 8 or 16 bit, deflated with horizontal differencing.
 
     The byte order is the EXIF block's, for notes of camera makers depend on it.
     """
-    samples = np.atleast_3d(samples)
-    height, width, channels = samples.shape
+    _, width, channels = np.atleast_3d(top := rows(slice(1))).shape
     carried = exif.parse(blocks.exif) if blocks.exif else exif.empty()
     order, tags = carried.order, dict(carried.tags)
-    dtype = samples.dtype.newbyteorder(order)
-    strips = [
-        zlib.compress(_differences(samples[top : top + _ROWS], dtype), 6) for top in range(0, height, _ROWS)
-    ]
-    starts = np.cumsum([8, *map(len, strips)])
+    strip_rows = min(_ROWS, max(1, _STRIP // top.nbytes))
+    file = io.BytesIO()
+    file.write(bytes(8))
+    # libdeflate: three times as fast as zlib at its level 6, and one part in a hundred larger
+    made = in_threads(lambda part: _deflated(rows(part), order), height, strip_rows)
+    lengths = [file.write(strip) for strip in made]
+    starts = np.cumsum([8, *lengths])
     plain = {
         _WIDTH: (exif.LONG, width),
         _HEIGHT: (exif.LONG, height),
-        _BITS: (exif.SHORT, *[samples.dtype.itemsize * 8] * channels),
+        _BITS: (exif.SHORT, *[top.itemsize * 8] * channels),
         _COMPRESSION: (exif.SHORT, 8),
         _PHOTOMETRIC: (exif.SHORT, _BLACK_IS_ZERO if channels < 3 else _RGB),
         _STRIPS: (exif.LONG, *map(int, starts[:-1])),
         _CHANNELS: (exif.SHORT, channels),
-        _STRIP_ROWS: (exif.LONG, _ROWS),
-        _STRIP_BYTES: (exif.LONG, *map(len, strips)),
+        _STRIP_ROWS: (exif.LONG, strip_rows),
+        _STRIP_BYTES: (exif.LONG, *lengths),
         _PREDICTOR: (exif.SHORT, 2),
         **({_EXTRA: (exif.SHORT, _UNASSOCIATED)} if channels in (2, 4) else {}),
     }
@@ -210,11 +212,13 @@ def encode(samples: np.ndarray, blocks: Blocks) -> bytes:
         if block:
             tags[tag] = Entry(exif.UNDEFINED, block)
     end = int(starts[-1]) + int(starts[-1]) % 2
-    pixels = b"".join(strips).ljust(end - 8, b"\0")
-    return b"".join([exif.header(order, end), pixels, exif.directory(order, tags, end)])
+    file.write(bytes(end - int(starts[-1])) + exif.directory(order, tags, end))
+    file.seek(0)
+    file.write(exif.header(order, end))
+    return file.getvalue()
 
 
-def _differences(rows: np.ndarray, dtype: np.dtype) -> bytes:
+def _deflated(rows: np.ndarray, order: exif.Order) -> bytes:
     out = rows.copy()
     out[:, 1:] -= rows[:, :-1]  # wraps around, as the reader's sum does
-    return out.astype(dtype).tobytes()
+    return bytes(imagecodecs.deflate_encode(out.astype(out.dtype.newbyteorder(order)).data, 6))

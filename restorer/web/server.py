@@ -30,6 +30,7 @@ from .service import Service
 from .work import KEPT
 from .workshop import Workshop
 
+_GRACE = 1  # second in which the first page goes out, before importing torch slows everything
 _PATIENCE = 7  # seconds for the tile under way when the server ends
 
 
@@ -109,12 +110,14 @@ class Server:
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         self.rest.resume()
         sweeping = asyncio.create_task(self._sweep())
-        warming = threading.Thread(target=_warm, args=(self.restorer,), daemon=True)
+        warming = threading.Timer(_GRACE, _warm, [self.restorer])
+        warming.daemon = True
         warming.start()
         try:
             yield
         finally:
             sweeping.cancel()
+            warming.cancel()
             self._lock.release()
             # who ends the process while a thread is inside torch makes an abort of it
             await asyncio.to_thread(warming.join, _PATIENCE)

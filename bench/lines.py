@@ -1,0 +1,229 @@
+"""The lines of the benchmark: a network, a picture, every contestant in turn, and whether pixels agree."""
+
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+import restorer
+from restorer.metrics import psnr
+
+from . import peers
+from .machine import matrix_product, synchronise
+from .peers import REFERENCE, SHIPPED, levels
+from .rounds import EQUAL, OURS, interleaved, summary
+from .subjects import GENERAL, LITE, NAMES, X2PLUS, X4PLUS, Subject, subject
+
+_SAME = {"cpu": 60.0}  # dB to the same network in float32 from which on pixels are the same
+_SAME_IN_HALF = 45.0
+_WARM = 48  # side of the picture that warms up
+NETWORK, FILE = "network", "file"
+MATRIX = "matrix product"
+TWICE = f"{SHIPPED}, x2plus"
+
+
+class Line(NamedTuple):
+    """What is timed.
+
+    figure   "network", from memory to memory, or "file", from a PNG's bytes to a PNG's bytes
+    network  by name
+    side     of the square photo in pixels
+    alpha    the photo has an opaque alpha channel
+    twice    2x is asked, and RealESRGAN_x2plus is there
+    """
+
+    figure: str
+    network: str
+    side: int
+    alpha: bool = False
+    twice: bool = False
+
+    @property
+    def photo(self) -> str:
+        kind = ", opaque RGBA" if self.alpha else ""
+        return f"{self.side} x {self.side}{kind}{', 2x asked' if self.twice else ''}"
+
+
+SIZES = (256, 512, 1024, 2048)  # 1024 x 1024 is 1 MP, 2048 x 2048 is 4 MP
+QUICK = (
+    *(Line(NETWORK, X4PLUS, side) for side in (128, 256)),
+    Line(FILE, X4PLUS, 128),
+    Line(FILE, X4PLUS, 128, twice=True),
+    *(Line(NETWORK, GENERAL, side) for side in (256, 512)),
+    *(Line(FILE, GENERAL, side) for side in (256, 512)),
+    Line(FILE, GENERAL, 512, alpha=True),
+    *(Line(NETWORK, LITE, side) for side in (256, 512, 1024)),
+    *(Line(FILE, LITE, side) for side in (512, 1024, 2048)),
+)
+
+
+def every(sides: tuple[int, ...]) -> tuple[Line, ...]:
+    """Every kind of line at every size, network by network."""
+    found = []
+    for name in NAMES:
+        for side in sides:
+            found += [Line(NETWORK, name, side), Line(FILE, name, side), Line(FILE, name, side, alpha=True)]
+            if name == X4PLUS:
+                found.append(Line(FILE, name, side, twice=True))
+    return tuple(found)
+
+
+class Contestants:
+    """Those who run one network, made when the first of its lines comes.
+
+    left_out  why one is not there, by name
+    """
+
+    def __init__(self, own: Subject, device: torch.device) -> None:
+        self.own, self.device = own, device
+        self.left_out: dict[str, str] = {}
+        self._ready: dict[str, peers.Ready] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._ready)
+
+    def network(self, pixels: np.ndarray) -> dict[str, Callable[[], Any]]:
+        """What is timed for this picture. All have run once before, on a small one."""
+        runs = {}
+        for name in peers.PEERS:
+            if name in self.left_out:
+                continue
+            try:
+                if name not in self._ready:
+                    ready = peers.make(name, self.own, self.device)
+                    if name != peers.COMPILED:  # it is made for one size, and has run at that
+                        ready(_small(pixels))()
+                    self._ready[name] = ready
+                runs[name] = self._ready[name](pixels)
+            except (ImportError, RuntimeError) as error:
+                self.left_out[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                self._ready.pop(name, None)
+        return runs
+
+    def file(self, line: Line, pixels: np.ndarray) -> dict[str, Callable[[], bytes]]:
+        """Ours and RealESRGANer from bytes to bytes. Both have run once before, on a small picture."""
+        own, outscale = self.own, 4
+        runs: dict[str, Callable[[bytes], bytes]] = {}
+        if line.twice:
+            own, outscale = subject(X2PLUS, self.own.weights), 2
+            runs[TWICE] = file_by_realesrganer(own, self.device, outscale)
+        runs[OURS] = file_by_ours(own, self.device, outscale)
+        runs[SHIPPED] = file_by_realesrganer(self.own, self.device, outscale)
+        small, data = (png(given, alpha=line.alpha) for given in (_small(pixels), pixels))
+        for run in runs.values():
+            run(small)
+        return {name: lambda run=run: run(data) for name, run in runs.items()}
+
+
+def run(line: Line, contestants: Contestants, rounds: int | None) -> dict[str, Any]:
+    """Time one line: seconds, ratios, GFLOP/s and PSNR of each contestant, as results.json has them.
+
+    rounds  see rounds.interleaved()
+    """
+    device, own = contestants.device, contestants.own
+    pixels = picture(line.side)
+    of_network = line.figure == NETWORK
+    runs = contestants.network(pixels) if of_network else contestants.file(line, pixels)
+    product, product_gflop = matrix_product(device)
+    product()
+    seconds, kept = interleaved(
+        {MATRIX: lambda: product() or synchronise(device), **runs},
+        rounds=rounds,
+        keep=lambda out: out if out is None else levels(out) if of_network else decoded(out),
+    )
+    products = seconds.pop(MATRIX)
+    found: dict[str, dict[str, Any]] = {**summary(seconds)}
+    gflop = own.flops * line.side**2 / 1e9
+    same, like = _reference(line, contestants, pixels, kept)
+    for name, told in found.items():
+        # RealESRGANer puts 10 reflected pixels at two edges, which are seen as far as the network looks
+        edge = 0 if of_network and name != SHIPPED else min(own.shape.pad, line.side // 4)
+        told["gflops"] = gflop / told["min"] if of_network else None
+        alike = min(psnr(same, kept[name], border=edge * len(same) // line.side), EQUAL)
+        told["psnr"] = None if line.twice and name == SHIPPED else alike
+    return {
+        "figure": line.figure,
+        "network": line.network,
+        "seeded": own.seeded,
+        "photo": line.photo,
+        "gflop": gflop,
+        "rounds": len(products),
+        "matrix_gflops": product_gflop / min(products),
+        "same_from": _SAME.get(device.type, _SAME_IN_HALF),
+        "like": like,
+        "contestants": found,
+    }
+
+
+def _reference(
+    line: Line, contestants: Contestants, pixels: np.ndarray, kept: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, str]:
+    """The picture that the others must equal, and whose it is."""
+    if line.figure == FILE:
+        name = TWICE if line.twice else SHIPPED
+        return kept[name], name
+    if contestants.device.type == "cpu":
+        return kept[REFERENCE], REFERENCE
+    return peers.in_float32(contestants.own, contestants.device, pixels), f"{REFERENCE} in float32"
+
+
+def wrong(line: Mapping[str, Any]) -> list[str]:
+    """The contestants whose pixels are not those of the line's reference."""
+    return [
+        name
+        for name, told in line["contestants"].items()
+        if told.get("psnr") is not None and told["psnr"] < line["same_from"]
+    ]
+
+
+def file_by_ours(own: Subject, device: torch.device, outscale: int) -> Callable[[bytes], bytes]:
+    options = {"outscale": outscale, "format": "png", "face_enhance": "off"}
+    loaded = restorer.load(f"custom/{own.name}", weights=own.weights, device=str(device), **options)
+    return lambda data: loaded.restore(data).data
+
+
+def file_by_realesrganer(own: Subject, device: torch.device, outscale: int) -> Callable[[bytes], bytes]:
+    """Decoded and encoded as its own command line does."""
+    theirs = peers.upsampler(own, device)
+
+    def restore(data: bytes) -> bytes:
+        photo = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        out, _ = theirs.enhance(photo, outscale=outscale)
+        return cv2.imencode(".png", out)[1].tobytes()
+
+    return restore
+
+
+def picture(side: int) -> np.ndarray:
+    """(side, side, 3) uint8: gradients, edges and grain."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:side, 0:side].astype(np.float32)
+    base = np.stack([128 + 90 * np.sin(x / 11 + c) * np.cos(y / 17 - c) for c in range(3)], axis=2)
+    base[side // 3 : side // 2, side // 4 : side // 2] = 220
+    return np.clip(base + rng.normal(0, 4, base.shape), 0, 255).astype(np.uint8)
+
+
+def png(pixels: np.ndarray, *, alpha: bool = False) -> bytes:
+    image = Image.fromarray(pixels)
+    if alpha:
+        image.putalpha(255)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """Red, green and blue: RealESRGANer's alpha is what its network makes of a white picture."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def _small(pixels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels[:_WARM, :_WARM])

@@ -1,0 +1,59 @@
+"""Contestants in turn, and what their seconds come to."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+OURS = "restorer"
+EQUAL = 100.0  # dB of equal pictures: JSON has no infinity
+_SECONDS = 60  # after which a line has no further round
+_LEAST, _MOST = 2, 15
+
+
+def turns(names: Sequence[str], number: int) -> list[str]:
+    """The order in one round: each begins one further, so that nobody always follows the same one."""
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int | None = None,
+    keep: Callable[[Any], Any] = lambda out: out,
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of every contestant, round by round, and keep(what it gave in the first round).
+
+    rounds  None: 2 to 15, until a minute is over
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    kept: dict[str, Any] = {}
+    begun = time.perf_counter()
+    number = 0
+    while number < (rounds or _LEAST) or (
+        rounds is None and number < _MOST and time.perf_counter() - begun < _SECONDS
+    ):
+        for name in turns(list(runs), number):
+            start = time.perf_counter()
+            out = runs[name]()
+            seconds[name].append(time.perf_counter() - start)
+            if number == 0:
+                kept[name] = keep(out)
+            del out  # before the next one needs the memory
+        number += 1
+    return seconds, kept
+
+
+def summary(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """{name: {"min", "median" in seconds, "ratio"}}, the ratio being that to ours, None where we are absent.
+
+    It is taken within each round, both having met the same machine; then the median of the rounds.
+    """
+    found = {}
+    for name, own in seconds.items():
+        found[name] = {"min": min(own), "median": statistics.median(own)}
+        if OURS in seconds:
+            ratios = [theirs / ours for theirs, ours in zip(own, seconds[OURS], strict=True)]
+            found[name]["ratio"] = statistics.median(ratios)
+    return found

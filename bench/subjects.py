@@ -1,0 +1,95 @@
+"""The networks that are timed: one file of weights each, which every contestant reads."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from restorer import compat, models, networks
+
+X4PLUS, X2PLUS = "RealESRGAN_x4plus", "RealESRGAN_x2plus"
+GENERAL, LITE = "realesr-general-x4v3", "restore-lite-x4"
+NAMES = (X4PLUS, GENERAL, LITE)
+
+_RRDB = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 23, "num_grow_ch": 32}
+_SHAPES = {
+    X4PLUS: ("basicsr.archs.rrdbnet_arch", "RRDBNet", {**_RRDB, "scale": 4}),
+    X2PLUS: ("basicsr.archs.rrdbnet_arch", "RRDBNet", {**_RRDB, "scale": 2}),
+    GENERAL: ("basicsr.archs.srvgg_arch", "SRVGGNetCompact", {"num_feat": 64, "num_conv": 32, "upscale": 4}),
+}
+_SHARED = Path(__file__).resolve().parents[2] / "shared/weights"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and its file.
+
+    name     as the models' table has it
+    file     {"params": tensors}, below a folder of weights as custom/NAME.pth
+    flops    floating-point operations for each input pixel, borders counted as if they were none
+    seeded   random weights, as none were found
+    """
+
+    name: str
+    file: Path
+    shape: networks.Shape
+    network: nn.Module
+    flops: float
+    seeded: bool
+
+    @property
+    def weights(self) -> Path:
+        return self.file.parent.parent
+
+
+def subject(name: str, weights: Path) -> Subject:
+    """The network of that name; its file is written to weights/custom unless it is there."""
+    file = weights / "custom" / f"{name}.pth"
+    found = _found(name)
+    if not file.is_file():
+        state = networks.read_state(found) if found else _seeded(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"params": state}, file)
+    state = networks.read_state(file)
+    shape = networks.recognise(state, name)
+    network = networks.build(shape, state, name).eval().requires_grad_(False)
+    return Subject(name, file, shape, network, flops(network), found is None)
+
+
+def flops(network: nn.Module) -> float:
+    """Floating-point operations of a network for each input pixel, multiply and add being two."""
+    side = 32
+    nowhere = copy.deepcopy(network).to("meta")
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        nowhere(torch.zeros(1, 3, side, side, device="meta"))
+    return counter.get_total_flops() / side**2
+
+
+def here(file: str) -> Path | None:
+    """A file of weights, in the folder of models, its custom/, or a folder of weights shared by projects."""
+    own = models.weights_folder()
+    return next(
+        (found for folder in (own, own / "custom", _SHARED) if (found := folder / file).is_file()), None
+    )
+
+
+def _found(name: str) -> Path | None:
+    own = models.weights_folder()
+    return models.path(models.find(LITE, own), own) if name == LITE else here(f"{name}.pth")
+
+
+def _seeded(name: str) -> networks.State:
+    """Random weights, the last layer scaled so that the picture has values from 0 to 1 and few beyond."""
+    module, arch, parameters = _SHAPES[name]
+    torch.manual_seed(0)
+    network = compat.load(module, arch)(**parameters).eval().requires_grad_(False)
+    last = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1]
+    with torch.inference_mode():
+        out = network(torch.rand(1, 3, 16, 16))
+    last.weight *= 0.15 / out.std()
+    if last.bias is not None:
+        last.bias.copy_((last.bias - out.mean()) * 0.15 / out.std() + 0.5)
+    return network.state_dict()

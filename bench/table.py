@@ -1,0 +1,66 @@
+"""bench/results.json as Markdown."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .rounds import OURS
+
+_TITLES = {
+    "network": "Network only: seconds (times ours)",
+    "file": "File to file: seconds (times ours)",
+    "faces": "Faces: seconds (times ours)",
+}
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Every table: seconds for each figure, part of the machine's rate, memory."""
+    parts = [_machine(results["machine"])]
+    lines = results["lines"]
+    for figure, title in _TITLES.items():
+        of_figure = [line for line in lines if line["figure"] == figure]
+        parts += _section(title, of_figure, _seconds)
+    of_network = [line for line in lines if line["figure"] == "network"]
+    rate = results["machine"]["matrix_gflops"]
+    title = f"GFLOP/s, and part of the matrix product's {rate:.0f} GFLOP/s"
+    parts += _section(title, of_network, lambda told: _rate(told, rate))
+    parts += _section("Peak memory beyond the imported libraries, MiB", results.get("memory", []), _mebibytes)
+    parts += [f"Left out: {name} ({why})" for name, why in results.get("left_out", {}).items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def rows(cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([head, "|" + "---|" * len(cells[0]), *body])
+
+
+def _section(title: str, lines: Sequence[Mapping[str, Any]], cell: Callable[[Any], str]) -> list[str]:
+    if not lines:
+        return []
+    names = list(dict.fromkeys([OURS, *(name for line in lines for name in line["contestants"])]))
+    body = []
+    for line in lines:
+        told = [line["contestants"].get(name) for name in names]
+        body.append([line["network"], line["photo"], *("" if one is None else cell(one) for one in told)])
+    return [f"**{title}**", rows([["network", "photo", *names], *body])]
+
+
+def _seconds(told: Mapping[str, Any]) -> str:
+    """Three digits, and the ratio where there is one that is not ours to ourselves."""
+    shown = f"{told['median']:#.3g}".rstrip(".")
+    return shown if told.get("ratio", 1.0) == 1.0 else f"{shown} ({told['ratio']:.2f})"
+
+
+def _rate(told: Mapping[str, Any], rate: float) -> str:
+    return f"{told['gflops']:.0f} ({told['gflops'] / rate:.0%})"
+
+
+def _mebibytes(told: float) -> str:
+    return f"{told:.0f}"
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    cores = f", {machine['cores']} cores" if machine["cores"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    instructions = ", ".join(machine["instructions"])
+    return f"{machine['device']}{cores}, {machine['threads']} threads ({instructions}); {versions}."

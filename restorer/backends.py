@@ -1,0 +1,115 @@
+"""What can run an upscaling network on this machine, and which of it is the fastest."""
+
+import importlib.util
+import math
+import re
+import time
+from collections.abc import Callable
+
+import torch
+
+from .errors import InvalidOption
+from .networks import Shape, State, build
+from .winograd import Winograd
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+VULKAN = "vulkan"
+# The first is taken unless a later one is clearly faster: a choice that changed from run to run would
+# change the last bit of a result
+_PREFERRED = {
+    "RRDBNet": ("cpu:winograd", "cpu:ncnn", "cpu:torch"),
+    "SRVGGNetCompact": ("cpu:ncnn", "cpu:torch", "cpu:winograd"),
+}
+_CLEARLY = 1.2
+# What is timed: so many blocks or convolutions, a picture of that side, so often
+_PARTS, _SIDE, _ROUNDS = 3, {"RRDBNet": 64, "SRVGGNetCompact": 128}, 3
+_HOPELESS = 2.0  # times as slow as another: not timed again
+_CHOSEN: dict[str, str] = {}  # by shape, in this process
+NAMES = (*_PREFERRED["RRDBNet"], VULKAN)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name ("cuda", "cuda:1", "mps", "cpu"), or the fastest there is for None.
+
+    "cpu:torch", "cpu:winograd", "cpu:ncnn" and "vulkan" are the CPU here: only upscaling networks know them.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name in NAMES:
+        name = "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidOption(f"device is {name!r}, which this machine does not have") from error
+    return device
+
+
+def network(device: str, shape: Shape, state: State, name: str) -> tuple[Network, str]:
+    """The network as `device` runs it ("cpu": as the fastest way does), and the name of that way.
+
+    Raises BadWeights, and InvalidOption where ncnn or a GPU that Vulkan drives is asked for and absent.
+    """
+    if device == "cpu" and (device := _CHOSEN.get(str(shape), "")) == "":
+        build(shape, state, name)  # raises BadWeights
+        device = _CHOSEN[str(shape)] = _fastest(*_sample(shape, state))
+    return _made(device, shape, state, name), device
+
+
+def _made(device: str, shape: Shape, state: State, name: str) -> Network:
+    plain = build(shape, state, name).eval().requires_grad_(False)
+    if device == "cpu:torch":
+        return plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device == "cpu:winograd":
+        return Winograd(shape, state)
+    if not _has_ncnn():
+        raise InvalidOption("the package ncnn is not installed: pip install ncnn")
+    from .ncnn_network import Ncnn, gpus
+
+    if device == VULKAN and not gpus():
+        raise InvalidOption(f"device is {VULKAN!r}, which this machine does not have")
+    return Ncnn(shape, state, vulkan=device == VULKAN)
+
+
+def _sample(shape: Shape, state: State) -> tuple[Shape, State]:
+    """The network with few of the parts that follow one another and are all alike: as telling, and quick."""
+    name = {"RRDBNet": "num_block", "SRVGGNetCompact": "num_conv"}[shape.arch]
+    count = shape.parameters[name]
+    left = min(count, _PARTS)
+    steps = 1 if shape.arch == "RRDBNet" else 2  # a convolution and its PReLU
+    kept = {}
+    for key, tensor in state.items():
+        found = re.match(r"body\.(\d+)\.(.*)", key)
+        index = int(found[1]) if found else 0
+        last = steps == 2 and index == 2 * count + 2
+        if last and found:
+            key = f"body.{2 * left + 2}.{found[2]}"
+        if last or index < left * steps + 2 * (steps - 1):
+            kept[key] = tensor
+    return shape._replace(parameters={**shape.parameters, name: left}), kept
+
+
+def _fastest(shape: Shape, state: State) -> str:
+    """The preferred way, or the fastest where that is clearly faster. They take turns, on one machine."""
+    ways = [way for way in _PREFERRED[shape.arch] if way != "cpu:ncnn" or _has_ncnn()]
+    networks = {way: _made(way, shape, state, "a sample") for way in ways}
+    side = _SIDE[shape.arch] * shape.align
+    picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    seconds: dict[str, float] = {}
+    with torch.inference_mode():
+        for _ in range(_ROUNDS):
+            for way, run in networks.items():
+                start = time.perf_counter()
+                run(picture)
+                seconds[way] = min(seconds.get(way, math.inf), time.perf_counter() - start)
+            least = min(seconds.values())
+            networks = {way: run for way, run in networks.items() if seconds[way] < _HOPELESS * least}
+    fastest = min(ways, key=seconds.__getitem__)
+    return fastest if seconds[ways[0]] > _CLEARLY * seconds[fastest] else ways[0]
+
+
+def _has_ncnn() -> bool:
+    return importlib.util.find_spec("ncnn") is not None

@@ -1,0 +1,167 @@
+"""Every way to compute a network gives the picture that basicsr's own class gives."""
+
+import numpy as np
+import pytest
+import torch
+
+from restorer import backends, engine, networks
+from restorer.errors import BadWeights, InvalidOption, OutOfMemory
+
+SHAPES = {
+    "compact": ("SRVGGNetCompact", {"num_feat": 20, "num_conv": 3, "upscale": 4, "act_type": "prelu"}, 4, 1),
+    "compact x2": (
+        "SRVGGNetCompact",
+        {"num_feat": 8, "num_conv": 1, "upscale": 2, "act_type": "prelu"},
+        2,
+        1,
+    ),
+    "rrdb": ("RRDBNet", {"num_feat": 16, "num_block": 4, "num_grow_ch": 8, "scale": 4}, 4, 1),
+    "rrdb x2": ("RRDBNet", {"num_feat": 8, "num_block": 1, "num_grow_ch": 8, "scale": 2}, 2, 2),
+    "rrdb x1": ("RRDBNet", {"num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 1}, 1, 4),
+}
+CPU = [name for name in backends.NAMES if name.startswith("cpu")]
+
+
+def seeded(kind):
+    """A shape and its tensors, large enough that every layer shows in the result."""
+    arch, parameters, scale, align = SHAPES[kind]
+    shape = networks.Shape(arch, parameters, scale, align, pad=4, bytes=1000)
+    random = torch.Generator().manual_seed(1)
+    network = networks._new(shape)
+    state = {
+        key: torch.randn(tensor.shape, generator=random) / max(1, tensor[0].numel()) ** 0.5
+        for key, tensor in network.state_dict().items()
+    }
+    return shape, state
+
+
+def picture(height, width, align=1):
+    return torch.rand(1, 3, height * align, width * align, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("way", CPU)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_every_way_gives_the_same_picture(kind, way):
+    """Sides that are and are not multiples of Winograd's four, in one strip of windows and in several."""
+    shape, state = seeded(kind)
+    plain = networks.build(shape, state, kind)
+    run, name = backends.network(way, shape, state, kind)
+    assert name == way
+    with torch.inference_mode():
+        for height, width in ((1, 1), (7, 3), (16, 16), (5, 90), (70, 37), (16, 16)):
+            batch = picture(height, width, shape.align)
+            expected, found = plain(batch), run(batch)
+            assert found.shape == expected.shape
+            assert expected.std() > 0.1, "a picture of one colour proves nothing"
+            torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("way", CPU)
+def test_nothing_is_left_of_the_tile_before(way):
+    shape, state = seeded("rrdb")
+    run, _ = backends.network(way, shape, state, "rrdb")
+    with torch.inference_mode():
+        alone = run(picture(9, 11)).clone()
+        run(picture(9, 11) * 50)
+        run(picture(30, 8))
+        assert torch.equal(run(picture(9, 11)), alone)
+
+
+@pytest.mark.parametrize("way", CPU)
+def test_not_a_number_is_seen_whatever_the_way(way):
+    shape, state = seeded("compact")
+    state["body.2.bias"][3] = torch.nan
+    run, _ = backends.network(way, shape, state, "compact")
+    with pytest.raises(engine.InvalidOutput):
+        engine.Engine(run, scale=4, device=torch.device("cpu"))(np.zeros((8, 8, 3), np.uint8))
+
+
+def scripted(monkeypatch, seconds):
+    """Ways that take so many seconds by a clock of their own, and the record of their turns."""
+    clock, turns = [0.0], []
+
+    def made(way, *_):
+        def run(_picture):
+            turns.append(way)
+            clock[0] += seconds[way]
+
+        return run
+
+    monkeypatch.setattr(backends, "_made", made)
+    monkeypatch.setattr(backends, "_CHOSEN", {})
+    monkeypatch.setattr(backends.time, "perf_counter", lambda: clock[0])
+    return turns
+
+
+@pytest.mark.parametrize(
+    ("winograd", "ncnn", "plain", "expected"),
+    [(1, 2, 3, "winograd"), (3, 2, 1, "torch"), (1.1, 1, 1.05, "winograd"), (2, 1, 1.5, "ncnn")],
+)
+def test_the_fastest_way_is_taken_when_it_is_clearly_faster(monkeypatch, winograd, ncnn, plain, expected):
+    seconds = {"cpu:winograd": winograd, "cpu:ncnn": ncnn, "cpu:torch": plain}
+    turns = scripted(monkeypatch, seconds)
+    shape, state = seeded("rrdb")
+    assert backends.network("cpu", shape, state, "rrdb")[1] == f"cpu:{expected}"
+    ways = ["cpu:winograd", "cpu:ncnn", "cpu:torch"]
+    assert turns[:3] == ways, "each at least once"
+    slow = [way for way in ways if seconds[way] >= 2 * min(seconds.values())]
+    assert turns[3:] == [way for way in ways if way not in slow] * 2
+    assert backends.network("cpu", shape, state, "rrdb")[1] == f"cpu:{expected}"
+    assert len(turns) == 9 - 2 * len(slow), "one process tries once"
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_what_is_tried_is_a_shorter_network_of_the_same_kind(kind, monkeypatch):
+    monkeypatch.setattr(backends, "_PARTS", 2)
+    shape, state = seeded(kind)
+    short, kept = backends._sample(shape, state)
+    networks.build(short, kept, "a sample")  # neither a tensor too few nor too many
+    parts = {"num_block", "num_conv"} & set(shape.parameters)
+    assert all(short.parameters[name] == min(2, shape.parameters[name]) for name in parts)
+
+
+def test_without_ncnn_the_others_remain_and_asking_for_it_says_why(monkeypatch):
+    seconds = {"cpu:torch": 2.0, "cpu:winograd": 1.0}
+    scripted(monkeypatch, seconds)
+    monkeypatch.setattr(backends, "_has_ncnn", lambda: False)
+    assert backends.network("cpu", *seeded("compact"), "compact")[1] == "cpu:winograd"
+    monkeypatch.undo()
+    monkeypatch.setattr(backends, "_has_ncnn", lambda: False)
+    with pytest.raises(InvalidOption, match="ncnn is not installed"):
+        backends.network("cpu:ncnn", *seeded("compact"), "compact")
+
+
+def test_a_gpu_that_vulkan_does_not_drive_is_an_error():
+    from restorer import ncnn_network
+
+    if ncnn_network.gpus():
+        run, _ = backends.network("vulkan", *seeded("compact"), "compact")
+        assert run(picture(8, 8)).shape == (1, 3, 32, 32)
+    else:
+        with pytest.raises(InvalidOption, match="vulkan"):
+            backends.network("vulkan", *seeded("compact"), "compact")
+
+
+def test_weights_that_do_not_fit_are_an_error_whatever_the_way():
+    for way in ("cpu", *CPU):
+        shape, state = seeded("compact")
+        del state["body.2.bias"]
+        with pytest.raises(BadWeights, match=r"body\.2\.bias is missing"):
+            backends.network(way, shape, state, "custom/cut.pth")
+
+
+def test_a_tile_that_ncnn_gives_up_is_out_of_memory(monkeypatch):
+    shape, state = seeded("compact")
+    run, _ = backends.network("cpu:ncnn", shape, state, "compact")
+    run._output = "no such blob"  # how ncnn says that it did not come to an end: with a number
+    with pytest.raises(OutOfMemory):
+        engine.Engine(run, scale=4, device=torch.device("cpu"))(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_an_absent_device_is_an_error_that_names_it():
+    with pytest.raises(InvalidOption, match="'cuda:77'"):
+        backends.pick_device("cuda:77")
+    with pytest.raises(InvalidOption, match="'abacus'"):
+        backends.pick_device("abacus")
+    for name in ("cpu", *backends.NAMES):
+        assert backends.pick_device(name) == torch.device("cpu")

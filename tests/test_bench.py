@@ -1,0 +1,94 @@
+"""The benchmark's own arithmetic. What it times is not tested here."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench import growth, lines, peers, rounds, subjects, table
+
+
+def test_rounds_interleave_and_each_begins_one_further():
+    called = []
+    runs = {name: lambda name=name: called.append(name) or name.upper() for name in "abc"}
+    seconds, kept = rounds.interleaved(runs, rounds=4, keep=lambda out: out * 2)
+    assert "".join(called) == "abcbcacababc"
+    assert kept == {"a": "AA", "b": "BB", "c": "CC"}
+    assert {name: len(own) for name, own in seconds.items()} == {"a": 4, "b": 4, "c": 4}
+
+
+def test_a_ratio_is_taken_within_each_round():
+    found = rounds.summary({"restorer": [1.0, 10.0, 2.0], "peer": [2.0, 30.0, 2.0]})
+    assert found["peer"] == {"min": 2.0, "median": 2.0, "ratio": 2.0}  # medians alone would say 1
+    assert found["restorer"] == {"min": 1.0, "median": 2.0, "ratio": 1.0}
+
+
+def test_work_is_that_of_the_facts():
+    compact = subjects._SHAPES[subjects.GENERAL]
+    network = _network(*compact)
+    assert subjects.flops(network) == pytest.approx(2.418e6, rel=1e-3)
+    assert subjects.flops(nn.Conv2d(3, 8, 3, padding=1)) == 2 * 3 * 8 * 9
+
+
+def test_levels_are_clipped_rounded_and_turned():
+    planes = torch.tensor([[[[-1.0, 0.5]], [[0.1, 2.0]], [[1.0, 0.0]]]])
+    assert np.array_equal(peers.levels(planes), [[[0, 26, 255], [128, 255, 0]]])
+    done = np.zeros((2, 2, 3), np.uint8)
+    assert peers.levels(done) is done
+
+
+def test_wrong_pixels_are_found():
+    told = {"good": {"psnr": 61.0}, "bad": {"psnr": 59.0}, "unlike": {"psnr": None}}
+    assert lines.wrong({"same_from": 60.0, "contestants": told}) == ["bad"]
+
+
+def test_a_full_run_has_every_size_of_every_network():
+    full = lines.every((256, 512))
+    assert len(set(full)) == len(full)
+    for name in subjects.NAMES:
+        assert {line.side for line in full if line.network == name} == {256, 512}
+    assert {line.network for line in full if line.twice} == {subjects.X4PLUS}
+
+
+def test_tables_have_a_row_a_line_and_a_column_a_contestant():
+    ours = {"median": 0.5, "min": 0.25, "ratio": 1.0, "gflops": 80.0}
+    peer = {"median": 1.25, "min": 1.0, "ratio": 2.5, "gflops": 20.0}
+    network = {"figure": "network", "network": "n", "photo": "8 x 8"}
+    results = {
+        "machine": {
+            "device": "CPU",
+            "cores": 2,
+            "threads": 2,
+            "instructions": ["avx2"],
+            "versions": {"torch": "2"},
+            "matrix_gflops": 160.0,
+        },
+        "lines": [
+            {**network, "contestants": {"peer": peer, "restorer": ours}},
+            {**network, "photo": "9 x 9", "contestants": {"restorer": ours}},
+        ],
+        "memory": [{**network, "contestants": {"restorer": 12.4}}],
+        "left_out": {"other": "not here"},
+    }
+    text = table.markdown(results)
+    assert "| network | photo | restorer | peer |\n|---|---|---|---|\n" in text
+    assert "| n | 8 x 8 | 0.500 | 1.25 (2.50) |" in text
+    assert "| n | 9 x 9 | 0.500 |  |" in text
+    assert "| n | 8 x 8 | 80 (50%) | 20 (12%) |" in text
+    assert "| n | 8 x 8 | 12 |" in text
+    assert "Left out: other (not here)" in text
+
+
+def test_growth_is_fitted_where_tiles_have_their_full_size():
+    def point(megapixels, memory):
+        return growth.Point(megapixels, 2 + 0.5 * megapixels, round(memory), 0)
+
+    points = [point(0.1, 5), *(point(size, 50e6 + 1.5 * 3e6 * size) for size in (1, 5, 50))]
+    memory, seconds = growth.fitted(points)
+    assert memory == pytest.approx((50e6, 1.5), rel=1e-6)
+    assert seconds == pytest.approx((2, 0.5), rel=1e-6)
+
+
+def _network(module, arch, parameters):
+    torch.manual_seed(0)
+    return subjects.compat.load(module, arch)(**parameters).eval().requires_grad_(False)
