@@ -28,6 +28,8 @@ Image.MAX_IMAGE_PIXELS = None
 python_warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _DAMAGED = "the {} file is damaged or incomplete; export it again"
+_LONGEST = 65_535  # pixels of a side, as in a JPEG's header
+_MOST_FRAMES = 10_000
 _FIRST_ONLY = "only the first picture of the file is restored"
 # What a mode of Pillow's is read as
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA"}
@@ -167,8 +169,8 @@ def size(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Size:
     """
     form = _known_form(data)
 
-    def see(width: int, height: int, *, part: bool = False) -> None:
-        _check_size(width, height, max_pixels=max_pixels)
+    def see(width: int, height: int, *, part: bool = False, frames: int = 1) -> None:
+        _check_size(width, height, max_pixels=max_pixels, frames=frames)
         if not part:
             raise _Seen(width, height)
 
@@ -195,6 +197,7 @@ def _read_jpeg(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
 
 
 def _read_png(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
+    check(*png.size(data), part=True, frames=png.frames(data))
     picture, blocks = png.take_apart(data, warnings)
     check(*png.size(picture))
     return _Raw(imagecodecs.png_decode(picture), blocks)
@@ -204,6 +207,7 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
     block = metadata.read_exif(data, warnings)
     directory = tiff.Directory(block)
     check(directory.width, directory.height)
+    check(*directory.tile, part=True)
     directory.check_whole(len(data))
     if block.more:
         warnings.append(_FIRST_ONLY)
@@ -241,6 +245,8 @@ def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, form: str
 
 
 def _open(data: bytes, form: str, check: CheckSize) -> Image.Image:
+    if form == "WEBP":  # its reader looks at all of them; a GIF's, and a TIFF's, at the first
+        check(1, 1, part=True, frames=data.count(b"ANMF"))
     image = Image.open(io.BytesIO(data), formats=[form])
     check(image.width, image.height)
     image.load()
@@ -267,7 +273,7 @@ def _to_srgb(image: Image.Image, icc: bytes, warnings: list[str]) -> Image.Image
     return color.to_srgb(image, icc)
 
 
-def _check_size(width: int, height: int, *, max_pixels: int, part: bool = False) -> None:
+def _check_size(width: int, height: int, *, max_pixels: int, part: bool = False, frames: int = 1) -> None:
     if width < 1 or height < 1:
         raise ValueError("a picture without pixels")
     if width * height > max_pixels:
@@ -275,6 +281,10 @@ def _check_size(width: int, height: int, *, max_pixels: int, part: bool = False)
             f"the photo has {width} x {height} = {width * height / 1e6:.1f} megapixels; "
             f"the limit is {max_pixels / 1e6:.1f}"
         )
+    if max(width, height) > _LONGEST:
+        raise ImageTooLarge(f"the photo has {width} x {height} pixels; a side may have {_LONGEST}")
+    if frames > _MOST_FRAMES:
+        raise ImageTooLarge(f"the file has {frames} pictures; it may have {_MOST_FRAMES}")
 
 
 def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
@@ -331,3 +341,4 @@ _READERS: dict[str, _Reader] = {
     "gif": partial(_read_other, form="GIF"),
     "bmp": partial(_read_other, form="BMP"),
 }
+FORMATS = tuple(_READERS)

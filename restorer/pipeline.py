@@ -1,7 +1,7 @@
 """The order of the rooms: decode, restore faces, enlarge, put the faces in, encode. Read this first."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,6 +53,7 @@ class Restorer:
              found by trying, "cpu:winograd", "cpu:ncnn" and "cpu:torch" fix it; "vulkan" is ncnn on a GPU
     half     compute in 16 bit; None: on CUDA only
     limits   how large photos may be
+    decoder  reads a file's bytes, as photo.decode does; contained.decode is for files of strangers
     options  defaults for restore(), see Options
 
     Nothing is loaded until it is needed. One Restorer serves any number of threads; no two tiles are
@@ -66,8 +67,10 @@ class Restorer:
         device: str | None = None,
         half: bool | None = None,
         limits: Limits | None = None,
+        decoder: Callable[..., Photo] = photo.decode,
         **options: object,
     ) -> None:
+        self._decoder = decoder
         self.weights = models.weights_folder(weights)
         self.limits = limits or Limits()
         self.options = Options().changed(options)
@@ -89,11 +92,15 @@ class Restorer:
         with _enough_memory():
             return self._restore(data, progress, options)
 
+    def decode(self, data: bytes) -> Photo:
+        """The photo in a file's bytes. Raises UnsupportedImage, DamagedImage and ImageTooLarge."""
+        return self._decoder(data, max_pixels=self.limits.input_pixels)
+
     def _restore(self, data: bytes | Photo, progress: Progress | None, options: dict[str, object]) -> Result:
         laps = Laps()
         chosen = self.options.changed(options)
         decoded = isinstance(data, Photo)
-        before = data if decoded else photo.decode(data, max_pixels=self.limits.input_pixels)
+        before = data if decoded else self.decode(data)
         self.result_size(before, chosen)
         model = self.model(chosen)
         laps.lap("decode")
@@ -173,7 +180,7 @@ class Restorer:
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
         """The photo in `data` (a file's bytes) and its faces, the largest first. Raises any RestoreError."""
         with _enough_memory():
-            seen = photo.decode(data, max_pixels=self.limits.input_pixels)
+            seen = self.decode(data)
             detector = self._faces.get(self.options.face_detector, "detect")
             return seen, detect.find(_visible(seen), detector)
 
@@ -333,8 +340,9 @@ def load(
     device: str | None = None,
     half: bool | None = None,
     limits: Limits | None = None,
+    decoder: Callable[..., Photo] = photo.decode,
     **options: object,
 ) -> Restorer:
     """A Restorer with its model loaded. The arguments are those of Restorer; options those of Options."""
-    restorer = Restorer(weights=weights, device=device, half=half, limits=limits, model=model, **options)
-    return restorer.load()
+    given = {"weights": weights, "device": device, "half": half, "limits": limits, "decoder": decoder}
+    return Restorer(**given, model=model, **options).load()  # type: ignore[arg-type]

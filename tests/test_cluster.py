@@ -58,7 +58,8 @@ def test_each_photo_once_though_worker_machine_and_driver_die(machines, folder):
     with (folder / "log").open("w") as log:
         driver = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log)
         wait_for(folder, 20, driver)
-        workers = [one for one in psutil.process_iter(["name"]) if "MapWorker" in "".join(one.cmdline())]
+        running = psutil.process_iter(["cmdline"])  # None for one that has just ended
+        workers = [one for one in running if "MapWorker" in "".join(one.info["cmdline"] or ())]
         assert workers, "no worker was found to be killed"
         os.kill(workers[0].pid, signal.SIGKILL)
         wait_for(folder, 60, driver)

@@ -425,6 +425,21 @@ def test_a_damaged_xmp_packet_is_dropped_and_said(form, packet, rng):
     assert read.meta.icc == PROFILE
 
 
+def test_a_swarm_of_unwanted_elements_is_taken_out():
+    one = b"<a:thumbnails>x</a:thumbnails>kept<a:b a:thumbnails='1' c='2'/>"
+    packet = b"<x xmlns:a='u'>" + one * 20_000 + b"</x>"
+    cut = xmp.corrected(packet, width=3, height=4, remove_gps=False)
+    assert cut == b"<x xmlns:a='u'>" + b"kept<a:b c='2'/>" * 20_000 + b"</x>"
+
+
+@pytest.mark.parametrize(("large", "warned"), [(0, 0), (1, 1)])
+def test_a_packet_that_is_far_too_large_is_dropped_and_said(large, warned, rng):
+    warnings: list[str] = []
+    packet = b"<x>" + bytes([32]) * (xmp.LARGEST - 7 + large) + b"</x>"
+    assert xmp.read(packet, warnings) == (b"" if warned else packet)
+    assert len(warnings) == warned
+
+
 @pytest.mark.parametrize("padding", [b"\0", b"  \n", b"\0\0\0\0"])
 def test_padding_of_xmp_is_no_damage(padding, rng):
     read = photo.decode(source("jpeg", rng, pictures.camera_exif(), pictures.XMP + padding))

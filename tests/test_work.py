@@ -119,3 +119,37 @@ def test_a_file_gets_a_name_that_every_system_takes(tmp_path, upload, name):
 
     assert work.write(Made, upload, tmp_path) == tmp_path / name
     assert (tmp_path / name).read_bytes() == b"bytes"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("../../etc/passwd", "passwd_2x.jpg"),
+        ("..\\..\\evil.png", "evil_2x.jpg"),
+        ("/absolute/path.png", "path_2x.jpg"),
+        ("a\0b.png", "a_b_2x.jpg"),
+        ("a\r\nSet-Cookie: x.png", "a__Set-Cookie_ x_2x.jpg"),
+        ("\u202egnp.exe", "_gnp_2x.jpg"),
+        ("CON.png", "CON_2x.jpg"),
+        ("nul", "nul_2x.jpg"),
+        ("..", "photo_2x.jpg"),
+        ("", "photo_2x.jpg"),
+        ("....png", "photo_2x.jpg"),
+        ('<img src=x onerror="a()">.png', "_img src=x onerror=_a()___2x.jpg"),
+        ("ü" * 300, "ü" * 60 + "_2x.jpg"),
+        ("\ud800.png", "__2x.jpg"),
+        ("写真.heic", "写真_2x.jpg"),
+    ],
+)
+def test_a_name_is_no_more_than_a_name(name, expected, tmp_path):
+    photo = Photo(np.zeros((3, 4, 3), np.uint8), None, Meta("png"))
+    result = Result(
+        *(b"bytes", "jpeg", 4, 3, "m", "5a", 1.0, (), photo, photo, (), ""),
+        options=Options(outscale=2),
+        strengths={},
+        under=(),
+        stages={},
+    )
+    file = work.write(result, name, tmp_path / "place")
+    assert [file] == list((tmp_path / "place").iterdir())
+    assert file.name == expected

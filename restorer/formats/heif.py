@@ -18,12 +18,16 @@ _BRANDS = {
     "avif": {b"avif", b"avis"},
     "heif": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"},
 }
+_MOST_BOXES = 1000  # beside each other: a picture has five, a sequence in fragments two a fragment
 
 
 class CheckSize(Protocol):
-    """Called with the picture's size before its pixels are read, and with that of each part before it."""
+    """Called with the picture's size before its pixels are read, and with that of each part before it.
 
-    def __call__(self, width: int, height: int, *, part: bool = False) -> None: ...
+    frames   how many pictures the file says it has
+    """
+
+    def __call__(self, width: int, height: int, *, part: bool = False, frames: int = 1) -> None: ...
 
 
 # What a broken EXIF block makes Pillow raise when it opens an AVIF
@@ -43,7 +47,7 @@ def read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
     """Samples as stored, 8 bit or stretched to 16. The EXIF block's orientation is the container's."""
     _check_boxes(data, check)
     image, data = _open_avif(data, warnings)
-    check(image.width, image.height)
+    check(image.width, image.height, frames=getattr(image, "n_frames", 1))
     if getattr(image, "is_animated", False):
         # imagecodecs 2026.3 writes beyond its buffer when asked for the first of several pictures
         warnings.append("only the first picture of the file is restored, with 8 bits a channel")
@@ -96,8 +100,10 @@ def _check_boxes(data: bytes, check: CheckSize) -> None:
     """Raise ValueError when a box is cut off: libheif leaves missing tiles grey."""
     for found in re.finditer(rb"ispe\0{4}(.{8})", data, re.DOTALL):  # both libraries have limits of their own
         check(*struct.unpack(">II", found[1]), part=True)
-    at = 0
+    at = boxes = 0
     while at + 16 <= len(data):
+        if (boxes := boxes + 1) > _MOST_BOXES:
+            raise ValueError("too many boxes")
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")

@@ -3,6 +3,7 @@
 So a broken block costs itself and not the photo, and of an MPO the first picture is left.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from itertools import starmap
@@ -10,8 +11,17 @@ from itertools import starmap
 from .metadata import Blocks
 
 LARGEST_BLOCK = 65_000  # a segment holds 64 kB, its own header included
+<<<<<<< HEAD
 LARGEST_PROFILE = 255 * LARGEST_BLOCK  # which may be cut into so many
 _SCAN, _PADDING = 0xDA, 0xFF
+=======
+_SCAN, _PADDING, _END = 0xDA, 0xFF, 0xD9
+_MOST_SEGMENTS = 10_000
+_MOST_SCANS = 100  # of one picture; programs that pack it as tightly as they can make about 20
+_PADDED = re.compile(rb"\xff*")
+# What ends a scan: neither a byte 255 of the scan itself nor a restart in it
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+>>>>>>> d8a144be749a6002c2229062b00b59f6a8c8e30a
 _APP1, _APP2, _APP13, _COMMENT = 0xE1, 0xE2, 0xED, 0xFE
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _ICC, _PHOTOSHOP = b"ICC_PROFILE\0", b"Photoshop 3.0\0"
@@ -19,22 +29,39 @@ _IPTC = 0x0404  # among Photoshop's image resources
 
 
 def take_apart(data: bytes) -> tuple[bytes, Blocks]:
-    """The file without the segments that describe it, and what they held."""
+    """The file without the segments that describe it, and what they held.
+
+    Raises ValueError for more segments, or scans, than a picture has.
+    """
     kept, beside = [data[:2]], []
     at = 2
     while data[at : at + 1] == b"\xff" and at + 4 <= len(data) and (marker := data[at + 1]) != _SCAN:
         if marker == _PADDING:
-            at += 1
+            at = _PADDED.match(data, at).end() - 1  # type: ignore[union-attr]
             continue
+        if len(kept) + len(beside) > _MOST_SEGMENTS:
+            raise ValueError("too many segments")
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in (_APP1, _APP2, _APP13, _COMMENT):
             beside.append((marker, data[at + 4 : end]))
         else:
             kept.append(data[at:end])
         at = end
+    _check_scans(data, at)
     blocks = _blocks(beside)
     blocks.dpi = next(filter(None, map(_density, kept)), None)
     return b"".join([*kept, data[at:]]), blocks
+
+
+def _check_scans(data: bytes, at: int) -> None:
+    """Raise ValueError where more scans than a picture has begin at `at`: each goes over all of it."""
+    scans = segments = 0
+    while (found := _MARKER.search(data, at)) and data[found.start() + 1] != _END:
+        scans += data[found.start() + 1] == _SCAN
+        segments += 1
+        if scans > _MOST_SCANS or segments > _MOST_SEGMENTS:
+            raise ValueError("too many scans")
+        at = found.end() + max(int.from_bytes(data[found.end() : found.end() + 2], "big"), 2)
 
 
 def put_in(picture: bytes, blocks: Blocks) -> bytes:

@@ -19,7 +19,9 @@ _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _XMP = b"XML:com.adobe.xmp\0"
 _INCH = 0.0254  # metres
-_LARGEST = 1 << 23  # bytes that a compressed profile or packet may unfold to
+_LARGEST = 1 << 23  # bytes that the compressed profile and packets of a file may unfold to, all together
+_MOST_BESIDE, _MOST = 10_000, 200_000  # chunks beside the pixels, and all; of pixels 8 kB are usual in one
+_SEARCHED = 1 << 20  # bytes in which an animation says so
 # How ImageMagick stored blocks before there was eXIf: a line break, a name, a length, then hexadecimal
 _PROFILE = b"Raw profile type "
 _IN_TEXT = (_PROFILE + b"exif\0", _PROFILE + b"APP1\0")
@@ -29,15 +31,19 @@ def take_apart(data: bytes, warnings: list[str]) -> tuple[bytes, Blocks]:
     """The file without the chunks that describe it, and what they held.
 
     A broken one of those is left out, and said in `warnings`. Raises ValueError for a broken chunk of
-    the picture itself.
+    the picture itself, and for more chunks than a picture has.
     """
-    kept, blocks, text, unlike = [data[:_SIGNATURE]], Blocks(), [], False
-    for kind, chunk, intact in _chunks(data):
+    kept, blocks, text, unlike, beside = [data[:_SIGNATURE]], Blocks(), [], False, 0
+    unfold = _Unfolding()
+    for number, (kind, chunk, intact) in enumerate(_chunks(data)):
+        beside += kind != b"IDAT"
+        if beside > _MOST_BESIDE or number > _MOST:
+            raise ValueError("too many chunks")
         if kind in _PIXELS or kind[:1].isupper():  # a capital: not to be ignored by a reader
             if not intact or kind not in _PIXELS:
                 raise ValueError(f"broken chunk {kind!r}")
             kept.append(chunk)
-        elif not intact or not _take(blocks, kind, chunk):
+        elif not intact or not _take(blocks, kind, chunk, unfold):
             warnings.append("a damaged block beside the picture was left out")
         elif kind in _TEXT and not chunk.startswith((_XMP, _PROFILE), 8):
             text.append(chunk)
@@ -54,6 +60,12 @@ def _like_srgb(kind: bytes, body: bytes) -> bool:
     if kind == b"cICP":
         return body[:1] == b"\x01" and body[1:2] in (b"\x01", b"\x06", b"\x0d")
     return 40_000 <= int.from_bytes(body, "big") <= 60_000
+
+
+def frames(data: bytes) -> int:
+    """How many pictures an animation says it has, before its pixels (acTL); 1 where it does not say."""
+    found = data.find(b"\0\0\0\x08acTL", 0, max(data.find(b"IDAT", 0, _SEARCHED), 0))
+    return 1 if found < 0 else int.from_bytes(data[found + 8 : found + 12], "big")
 
 
 def size(picture: bytes) -> tuple[int, int]:
@@ -86,11 +98,28 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
         at = end
 
 
-def _take(blocks: Blocks, kind: bytes, chunk: bytes) -> bool:
+class _Unfolding:
+    """Inflates what lies beside a picture, all of it together to no more than _LARGEST bytes."""
+
+    def __init__(self) -> None:
+        self._left = _LARGEST
+
+    def __call__(self, body: bytes) -> bytes:
+        """Inflated bytes; b"" for what is broken or too large."""
+        inflate = zlib.decompressobj()
+        try:
+            plain = inflate.decompress(body, self._left + 1)
+        except zlib.error:
+            return b""
+        self._left = max(self._left - len(plain), 0)
+        return plain if inflate.eof and self._left else b""
+
+
+def _take(blocks: Blocks, kind: bytes, chunk: bytes, unfold: _Unfolding) -> bool:
     """Put a chunk where it belongs; False when it cannot be read."""
     body = chunk[8:-4]
     if kind == b"iCCP":
-        blocks.icc = _unfolded(body.partition(b"\0")[2][1:])
+        blocks.icc = unfold(body.partition(b"\0")[2][1:])
         return blocks.icc != b""
     if kind == b"eXIf":
         blocks.exif = body
@@ -99,26 +128,16 @@ def _take(blocks: Blocks, kind: bytes, chunk: bytes) -> bool:
         blocks.dpi = x * _INCH, y * _INCH
     elif kind == b"iTXt" and body.startswith(_XMP):
         folded, texts = body[len(_XMP) :][:1] == b"\1", body[len(_XMP) + 2 :].split(b"\0", 2)
-        blocks.xmp = _unfolded(texts[-1]) if folded else texts[-1]
+        blocks.xmp = unfold(texts[-1]) if folded else texts[-1]
         return blocks.xmp != b""
     elif body.startswith(_IN_TEXT) and kind in _TEXT:
-        blocks.exif = blocks.exif or _from_text(body, folded=kind == b"zTXt")
+        blocks.exif = blocks.exif or _from_text(body, unfold if kind == b"zTXt" else None)
     return True
 
 
-def _unfolded(body: bytes) -> bytes:
-    """Inflated bytes; b"" for what is broken or too large."""
-    inflate = zlib.decompressobj()
-    try:
-        plain = inflate.decompress(body, _LARGEST)
-    except zlib.error:
-        return b""
-    return plain if inflate.eof else b""
-
-
-def _from_text(body: bytes, *, folded: bool) -> bytes:
+def _from_text(body: bytes, unfold: _Unfolding | None) -> bytes:
     text = body.partition(b"\0")[2]
-    lines = (_unfolded(text[1:]) if folded else text).split(b"\n", 3)
+    lines = (unfold(text[1:]) if unfold else text).split(b"\n", 3)
     try:
         block = bytes.fromhex(lines[-1].decode("ascii"))
     except ValueError:

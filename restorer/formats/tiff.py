@@ -25,7 +25,7 @@ _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _KIND = 322, 323, 324, 3
 _XMP, _IPTC, _ICC, _DNG = 700, 33723, 34675, 50706
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _ASSOCIATED, _UNASSOCIATED = 1, 2
-_MOST_STRIPS = 1_000_000
+_MOST_STRIPS = 100_000  # or tiles
 # None, LZW, deflate twice, PackBits, LZMA, Zstandard: what unfolds to no more than a strip should hold.
 # A JPEG in a strip could hold a picture of any size; libtiff, behind Pillow, looks into it before
 _COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)
@@ -50,6 +50,7 @@ class Directory:
         self.bits = set(self.numbers(_BITS, self.channels)) or {1}
         self.photometric = self.number(_PHOTOMETRIC, -1)
         self.tiled = _TILES in block.tags
+        self.tile = (self.number(_TILE_WIDTH), self.number(_TILE_HEIGHT)) if self.tiled else (1, 1)
         self.strip_rows = min(self.number(_STRIP_ROWS, self.height), self.height)
         kind = _KINDS.get(self.number(_KIND, 1), "")
         if self.number(_SUBFILE) & 1 or _DNG in block.tags:
@@ -100,7 +101,7 @@ class Directory:
         if self._block.broken & (_PIXEL_TAGS | {0}):
             raise ValueError("the directory is damaged")
         if self.tiled:
-            across, down = self.number(_TILE_WIDTH), self.number(_TILE_HEIGHT)
+            across, down = self.tile
         else:
             across, down = self.width, self.strip_rows
         planes = self.channels if self.number(_PLANAR, 1) == 2 else 1

@@ -6,6 +6,7 @@ from xml.parsers import expat
 
 _TAG = re.compile(rb"<(?:[^>\"']|\"[^\"]*\"|'[^']*')*>")
 _ATTRIBUTE = re.compile(rb"\s([\w.:-]+)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
+LARGEST = 2 << 20  # bytes: what is left out of a packet is looked for element by element
 # Embedded pictures, and the digest that announces a further packet, which is not carried
 _NEVER_CARRIED = ("thumbnails", "hasextendedxmp")
 
@@ -14,6 +15,9 @@ def read(packet: bytes, warnings: list[str]) -> bytes:
     """A packet, b"" for none; one that is not XML in UTF-8 is left out, and said in `warnings`."""
     packet = packet.strip(b"\0 \t\r\n")
     if not packet:
+        return b""
+    if len(packet) > LARGEST:
+        warnings.append("the XMP block is far too large and was left out")
         return b""
     try:
         if b"<!DOCTYPE" in packet:  # XMP has none; entities that unfold without end need one
@@ -75,6 +79,5 @@ def _without(packet: bytes, unwanted: Callable[[str], bool]) -> bytes:
 
     parser.StartElementHandler, parser.EndElementHandler = begin, end
     parser.Parse(packet, True)
-    for start, stop in reversed(cuts):
-        packet = packet[:start] + packet[stop:]
-    return packet
+    starts, stops = (0, *(stop for _, stop in cuts)), (*(start for start, _ in cuts), len(packet))
+    return b"".join(packet[start:stop] for start, stop in zip(starts, stops, strict=True))

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
-from .. import photo
+from .. import contained
 from ..errors import ImageTooLarge, InvalidOption, RestoreError, UnknownModel
 from ..options import Options
 from .service import Service
@@ -69,9 +69,9 @@ async def read(request: Request, folder: Path, *, most: int, megabytes: int) -> 
 
 
 async def _copied(field: str, upload: UploadFile, path: Path, largest: int) -> tuple[str, Path]:
-    # a name as it can be told again: lone surrogates of odd charsets cannot
+    # a name as it can be told again: lone surrogates of odd charsets cannot, nor what turns the text around
     name = (upload.filename or "photo").encode("utf-8", "replace").decode().replace("\\", "/")
-    name = name.rpartition("/")[2][-255:]
+    name = "".join(sign if sign.isprintable() else "_" for sign in name.rpartition("/")[2][-255:])
     if field not in ("files", "files[]", "file"):
         raise Refused(422, f"files come in the field files, not {field!r}", allowed=["files"])
     if (upload.size or 0) > largest:
@@ -90,7 +90,7 @@ def check(service: Service, files: list[tuple[str, Path]], given: dict[str, obje
         raise Refused(422, service.words(error)) from error
     for name, path in files:
         try:
-            size = photo.size(path.read_bytes(), max_pixels=limits.input_pixels)
+            size = contained.size(path.read_bytes(), max_pixels=limits.input_pixels)
         except ImageTooLarge as error:
             raise Refused(422, f"{name}: {error}", limit=limits.input_pixels) from error
         except RestoreError:

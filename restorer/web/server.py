@@ -19,6 +19,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from .. import contained
 from ..errors import RestoreError
 from ..jobs import Jobs
 from ..pipeline import Restorer
@@ -44,6 +45,7 @@ class Server:
             weights=settings.restorer_weights or None,
             device=settings.device or None,
             limits=settings.limits,
+            decoder=contained.decode,
             model=settings.model,
         )
         free = partial(ledger.free_bytes, settings.processed_folder)
@@ -177,6 +179,7 @@ def _restorer_class() -> type[Restorer]:
 
 def _warm(restorer: Restorer) -> None:
     """Load and time the default model while nobody waits for it."""
+    contained.start()
     try:
         restorer.measure()
     except RestoreError as error:

@@ -124,7 +124,7 @@ class Service:
         ]
 
     def decoded(self, data: bytes) -> Photo:
-        return photo.decode(data, max_pixels=self.settings.limits.input_pixels)
+        return self.restorer.decode(data)
 
     def upload(self, path: str | None) -> bytes:
         """An upload's bytes. Gradio hands over any path that a program sends, and deletes old uploads."""
