@@ -200,7 +200,9 @@ class _Watched:
 
 
 def _unlike(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether the same part of two pictures of one shape and dtype, at whatever scale, differs in its mean."""
+    """Whether one part of two pictures of the same thing, at whatever scale, differs in its mean."""
     parts = tuple(min(_PARTS, side) for side in other.shape[1::-1])
-    means = [cv2.resize(each, parts, interpolation=cv2.INTER_AREA).astype(np.float32) for each in (one, other)]
+    means = [
+        cv2.resize(each, parts, interpolation=cv2.INTER_AREA).astype(np.float32) for each in (one, other)
+    ]
     return float(np.abs(means[0] - means[1]).max()) > _FAR * np.iinfo(one.dtype).max

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -33,13 +33,18 @@ class Refused(Exception):
         self.status, self.body = status, {"error": error, **more}
 
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": str(_RETRY)} if self.status == 503 else None
+        headers = {"Retry-After": str(_RETRY)} if self.status in (503, 507) else None
         return JSONResponse(self.body, self.status, headers)
 
 
 @asynccontextmanager
-async def read(request: Request, folder: Path, *, most: int, megabytes: int) -> AsyncIterator[Read]:
-    """The files of a form, below `folder` in one of their own for as long as this lasts, and its options."""
+async def read(
+    request: Request, folder: Path, *, most: int, megabytes: int, admit: Callable[[], None] = lambda: None
+) -> AsyncIterator[Read]:
+    """The files of a form, below `folder` in one of their own for as long as this lasts, and its options.
+
+    admit  is called once all has arrived, before anything is done with it; what it raises refuses the form
+    """
     largest = megabytes * 2**20
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most * largest + FORM:
@@ -54,6 +59,7 @@ async def read(request: Request, folder: Path, *, most: int, megabytes: int) -> 
     except ClientDisconnect as error:
         raise Refused(400, "the upload was not finished") from error
     try:
+        admit()
         with tempfile.TemporaryDirectory(dir=folder, prefix="tmp") as place:
             files, given = [], {}
             for field, value in form.multi_items():
