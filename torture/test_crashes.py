@@ -1,0 +1,117 @@
+"""Every step of a job is the last one once, servers die at random moments, and disks are really full."""
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import png
+from test_killed import PHOTOS, check_next, clean, full_at, killed, left, made, parts, results, servers
+
+__all__ = ["clean", "servers"]  # fixtures
+SEED, KILLS = 1910, 40
+
+
+def test_killed_at_every_step_of_a_job(servers, clean, tmp_path):
+    whole, steps = clean
+    last = []
+    for at in range(1, len(steps) + 1):
+        (folder := tmp_path / str(at)).mkdir()
+        last.append(killed(servers, folder, at, whole))
+        shutil.rmtree(folder)
+    assert {"tile", "decode", "encode", "begin", "fsync", "os.rename .part"} <= set(last)
+    print(f"\nkilled at each of {len(steps)} steps: nothing lost or doubled")
+
+
+def test_killed_at_random_moments(servers, clean, tmp_path):
+    rng, kills = np.random.default_rng(SEED), 0
+    while kills < KILLS:
+        (folder := tmp_path / str(kills)).mkdir()
+        accepted: dict[str, dict | None] = {}
+        with servers.running(made(folder)) as server:
+            killer = threading.Timer(rng.uniform(0.0, 0.4), server.kill_now)
+            killer.start()
+            while server.alive and (answer := server.post(*PHOTOS, tile="32")) is not None:
+                if answer.status_code == 202:
+                    accepted[answer.json()["job_id"]] = None
+                    if rng.random() < 0.5:
+                        accepted[answer.json()["job_id"]] = server.ended(answer.json()["job_id"])
+            killer.join()
+        kills += 1
+        check_next(servers, folder, accepted, clean[0])
+        shutil.rmtree(folder)
+    print(f"\n{kills} kills at random moments, seed {SEED}: nothing lost or doubled")
+
+
+def test_no_room_at_every_step_of_a_job(servers, clean, tmp_path):
+    codes = []
+    for at in range(1, 100):
+        (folder := tmp_path / str(at)).mkdir()
+        codes.append(full_at(servers, folder, at, clean[0]))
+        steps = len((folder / "steps").read_text().splitlines())
+        shutil.rmtree(folder)
+        if steps < 2 * at:  # the second job was the one that was met
+            break
+    assert 20 < len(codes) < 99 and set(codes) == {202, 507}
+    print(f"\nno room at each of {len(codes)} steps: {codes.count(507)} refused with 507, the others ended")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = shutil.which("mount")
+    if (
+        not mount
+        or os.geteuid()
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=2m", "tmpfs", place]).returncode
+    ):
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_small_disk_fills_and_heals(servers, clean, small_disk: Path):
+    """Jobs are sent until nothing fits; whatever was accepted ends, and with room again all goes on."""
+    large = png(np.random.default_rng(2).integers(0, 256, (300, 300, 3), np.uint8))
+    codes, states = [], []
+    with servers.running(made(small_disk)) as server:
+        for number in range(60):
+            answer = server.post((f"{number}.png", large), outscale="1")
+            codes.append(answer.status_code)
+            if answer.status_code == 202:
+                told = server.ended(answer.json()["job_id"])
+                states.append(told["status"])
+        assert set(codes) == {202, 507} and parts(small_disk) == []
+        filler = [job for job in (small_disk / "uploads/jobs").iterdir() if len(job.name) == 32]
+        for job in filler:
+            assert server.client.delete(f"/jobs/{job.name}").json()["status"] == "deleted"
+        told = server.ended(server.post(*PHOTOS, tile="32").json()["job_id"])
+        assert results(server, told) == clean[0]
+        server.kill()
+    assert left(small_disk) == []
+    print(
+        f"\n2 MB of disk: {codes.count(202)} accepted ({states.count('failed')} failed), {codes.count(507)} refused"
+    )
+
+
+def test_a_hundred_orderly_seconds_of_kills(servers, clean, tmp_path):
+    """One folder, one server after the other killed: the jobs of all of them end once."""
+    made(tmp_path)
+    rng, accepted, kills = np.random.default_rng(SEED + 1), {}, 0
+    end = time.monotonic() + 100
+    while time.monotonic() < end:
+        with servers.running(tmp_path) as server:
+            threading.Timer(rng.uniform(0.1, 1.0), server.kill_now).start()
+            while server.alive and len(accepted) < 10 * (kills + 1):
+                if (answer := server.post(*PHOTOS, tile="32")) is not None and answer.status_code == 202:
+                    accepted[answer.json()["job_id"]] = None
+            while server.alive:
+                time.sleep(0.01)
+        kills += 1
+    check_next(servers, tmp_path, accepted, clean[0], seconds=300)
+    print(f"\n{len(accepted)} jobs over {kills} kills of one folder, seed {SEED + 1}: each ended once")
