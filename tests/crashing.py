@@ -1,4 +1,4 @@
-"""`python tests/crashing.py`: servers that die or find no room at a step, forked from one that has all imported.
+"""`python tests/crashing.py`: servers that die or find no room at a step, forked from one that is imported.
 
 Each line of standard input is a JSON object: folder, port, and how it fails: at the step of that number it
 is killed ("kill"), or finds the disk full once ("once") or as long as the file "full" is there ("full").
@@ -202,7 +202,7 @@ def main() -> None:
                 serve(json.loads(line))
             finally:
                 os._exit(1)
-        print(pid, flush=True)
+        print(pid, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

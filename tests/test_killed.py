@@ -149,7 +149,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(servers, clean, tmp_path):
 
 
 def test_a_disk_that_stays_full_heals(servers, clean, tmp_path):
-    """The records of what was accepted are written once there is room; until then nothing is told as ended."""
+    """The records of what was accepted are written once there is room; until then nothing has ended."""
     before = clean[1][: clean[1].index("begin")]
     taken = sum(step.startswith(("open", "os.mkdir", "os.rename", "fsync")) for step in before)
     (tmp_path / "full").touch()

@@ -95,7 +95,8 @@ def test_a_small_disk_fills_and_heals(servers, clean, small_disk: Path):
         server.kill()
     assert left(small_disk) == []
     print(
-        f"\n2 MB of disk: {codes.count(202)} accepted ({states.count('failed')} failed), {codes.count(507)} refused"
+        f"\n2 MB of disk: {codes.count(202)} taken, {codes.count(507)} refused with 507; "
+        f"of the taken {states.count('failed')} failed"
     )
 
 
