@@ -1,7 +1,8 @@
 """`python tests/crashing.py`: servers that die or find no room at a step, forked from one that is imported.
 
 Each line of standard input is a JSON object: folder, port, and how it fails: at the step of that number it
-is killed ("kill"), or finds the disk full once ("once") or as long as the file "full" is there ("full").
+is killed ("kill"), finds the disk full once ("once") or as long as the file "full" is there ("full"), or
+at the tile of that number it hangs ("hang", with "patience" for the deadline).
 "file" limits the bytes of a file. The process number is answered; the steps are written to folder/steps.
 """
 
@@ -12,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,11 +33,13 @@ class Steps:
         self.log = os.open(folder / "steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def step(self, name: str) -> None:
-        self.count += 1
+        self.count += self.fault != "hang" or name == "tile"
         os.write(self.log, f"{name}\n".encode())
         full = self.fault == "full" and self.count >= self.at and os.access(self.folder / "full", os.F_OK)
         if self.fault == "kill" and self.count == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "hang" and name == "tile" and self.count == self.at:
+            threading.Event().wait()
         if full or (self.fault == "once" and self.count == self.at):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -71,6 +75,8 @@ def serve(asked: dict) -> None:
         model="custom/quick",
         device="cpu",
         min_free_disk_mb=0,
+        step_seconds=asked.get("patience", 900),
+        max_queue=asked.get("queue", 20),
     )
     app = server.asgi(settings)
     steps = Steps(folder, asked.get("fault", ""), asked.get("at", 0))
@@ -84,7 +90,7 @@ def serve(asked: dict) -> None:
 
         setattr(module, name, stepped)
 
-    if steps.fault in ("", "kill"):
+    if steps.fault in ("", "kill", "hang"):
         before(photo, "decode", "decode")
         before(result.encode, "encode", "encode")
         before(tiling._Watched, "__call__", "tile")

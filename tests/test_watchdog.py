@@ -3,21 +3,17 @@
 import asyncio
 import threading
 import time
-from pathlib import Path
 
-import httpx
 import pytest
-from conftest import photo_like, png, save_quick_and_slow, taken
-from hanging import WIDTH
-from test_page import launched
-from test_rest import ended, posted
+from conftest import taken
+from test_killed import PHOTOS, clean, made, results, servers
 
 from restorer import QueueFull
 from restorer.errors import Cancelled, TimedOut
 from restorer.web import workshop
 from restorer.web.workshop import Workshop
 
-HANGING = Path(__file__).parent / "hanging.py"
+__all__ = ["clean", "servers"]  # fixtures
 
 
 def test_a_hang_ends_in_an_error_and_nobody_waits_behind_it(monkeypatch):
@@ -85,28 +81,18 @@ def test_one_that_comes_back_late_is_stopped_at_its_next_step(monkeypatch):
     assert shop.close(seconds=30) and after == []
 
 
-def test_a_server_whose_device_hangs_starts_anew_and_ends_every_job_once(tmp_path, rng):
-    save_quick_and_slow(tmp_path)
-    good, bad = png(photo_like(rng, 20, 30)), png(photo_like(rng, 20, WIDTH))
-    with launched(tmp_path, HANGING, STEP_SECONDS="2", OMP_NUM_THREADS="1") as (process, address):
-        client = httpx.Client(base_url=address, timeout=60, transport=httpx.HTTPTransport(retries=100))
-        first = posted(client, ("a.png", good), ("b.png", bad), ("c.png", good))["job_id"]
-        others = [posted(client, ("d.png", good))["job_id"] for _ in range(3)]
-        told = patiently(client, first)
-        assert [result["original_filename"] for result in told["results"]] == ["a.png", "c.png"]
-        (error,) = told["errors"]
-        assert error["original_filename"] == "b.png" and "given up" in error["error"]
-        assert [patiently(client, job)["status"] for job in others] == ["completed"] * 3
-        assert client.get("/health").status_code == 200 and process.poll() is None
-        assert (tmp_path / "log").read_text().count("starts itself anew") == 1
-
-
-def patiently(client: httpx.Client, job: str) -> dict:
-    """ended(), through the seconds in which no server answers."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            return ended(client, job)
-        except (httpx.HTTPError, KeyError):
-            time.sleep(0.2)
-    raise AssertionError("no server answers")
+def test_a_job_that_hangs_has_failed_and_the_next_server_goes_on(servers, clean, tmp_path):
+    with servers.running(made(tmp_path), fault="hang", at=2, patience=5) as server:
+        job = server.post(*PHOTOS, tile="32").json()["job_id"]
+        waiting = server.post(*PHOTOS, tile="32").json()["job_id"]
+        while server.client.get("/health").status_code == 200:
+            time.sleep(0.05)
+        assert server.post(*PHOTOS).status_code == server.client.get("/ready").status_code == 503
+        while not (errors := server.client.get(f"/status/{job}").json()["errors"]):
+            time.sleep(0.05)
+        assert errors[0]["original_filename"] == "a.png" and "given up" in errors[0]["error"]
+        server.kill()
+    with servers.running(tmp_path) as server:
+        told = server.ended(job)
+        assert told["errors"] == errors and [one["original_filename"] for one in told["results"]] == ["b.png"]
+        assert results(server, server.ended(waiting)) == clean[0]

@@ -7,11 +7,16 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
-from conftest import png
+from conftest import photo_like, png, save_quick_and_slow
+from hanging import WIDTH
 from test_killed import PHOTOS, check_next, clean, full_at, killed, left, made, parts, results, servers
+from test_page import launched
+from test_rest import ended, posted
 
+HANGING = Path(__file__).parent / "hanging.py"
 __all__ = ["clean", "servers"]  # fixtures
 SEED, KILLS = 1910, 40
 
@@ -116,3 +121,31 @@ def test_a_hundred_orderly_seconds_of_kills(servers, clean, tmp_path):
         kills += 1
     check_next(servers, tmp_path, accepted, clean[0], seconds=300)
     print(f"\n{len(accepted)} jobs over {kills} kills of one folder, seed {SEED + 1}: each ended once")
+
+
+def test_a_server_whose_device_hangs_starts_anew_and_ends_every_job_once(tmp_path):
+    rng = np.random.default_rng(SEED)
+    save_quick_and_slow(tmp_path)
+    good, bad = png(photo_like(rng, 20, 30)), png(photo_like(rng, 20, WIDTH))
+    with launched(tmp_path, HANGING, STEP_SECONDS="20", OMP_NUM_THREADS="1") as (process, address):
+        client = httpx.Client(base_url=address, timeout=60, transport=httpx.HTTPTransport(retries=100))
+        first = posted(client, ("a.png", good), ("b.png", bad), ("c.png", good))["job_id"]
+        others = [posted(client, ("d.png", good))["job_id"] for _ in range(3)]
+        told = patiently(client, first)
+        assert [result["original_filename"] for result in told["results"]] == ["a.png", "c.png"]
+        (error,) = told["errors"]
+        assert error["original_filename"] == "b.png" and "given up" in error["error"]
+        assert [patiently(client, job)["status"] for job in others] == ["completed"] * 3
+        assert client.get("/health").status_code == 200 and process.poll() is None
+        assert (tmp_path / "log").read_text().count("starts itself anew") == 1
+
+
+def patiently(client: httpx.Client, job: str) -> dict:
+    """ended(), through the seconds in which no server answers."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            return ended(client, job)
+        except (httpx.HTTPError, KeyError):
+            time.sleep(0.2)
+    raise AssertionError("no server answers")

@@ -63,9 +63,7 @@ def test_exchanged_neighbours_in_photos_and_no_false_alarm():
             told = tiling._unlike(answers[one], windows[other])
             found, alike = found + told, alike + (not told)
     assert false == 0 and found > 4 * alike
-    print(
-        f"\n{found} of {found + alike} exchanged neighbours found; {false} of {seen} right ones suspected"
-    )
+    print(f"\n{found} of {found + alike} exchanged neighbours found; {false} of {seen} right ones suspected")
 
 
 class Canary:

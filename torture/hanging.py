@@ -1,4 +1,4 @@
-"""`python tests/hanging.py`: the app with a device that hangs for ever at photos 77 pixels wide."""
+"""`python torture/hanging.py`: the app with a device that hangs for ever at photos 77 pixels wide."""
 
 import sys
 import threading
