@@ -140,6 +140,10 @@ def parts(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.name.endswith(".part") or path.name.startswith("tmp")]
 
 
+def writing(steps: list[str]) -> int:
+    return sum(step.startswith(("open", "os.mkdir", "os.rename", "fsync")) for step in steps)
+
+
 def test_a_full_disk_is_said_and_leaves_nothing(servers, clean, tmp_path):
     codes = set()
     for at in (1, 6, 9, 17):
@@ -150,8 +154,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(servers, clean, tmp_path):
 
 def test_a_disk_that_stays_full_heals(servers, clean, tmp_path):
     """The records of what was accepted are written once there is room; until then nothing has ended."""
-    before = clean[1][: clean[1].index("begin")]
-    taken = sum(step.startswith(("open", "os.mkdir", "os.rename", "fsync")) for step in before)
+    taken = writing(clean[1][: clean[1].index("begin")])
     (tmp_path / "full").touch()
     with servers.running(made(tmp_path), fault="full", at=taken + 1) as server:
         job = server.post(*PHOTOS, tile="32").json()["job_id"]

@@ -10,6 +10,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import NoReturn
 from urllib.parse import parse_qs, urlsplit
 
+import anyio
 import gradio as gr
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -157,8 +158,9 @@ class BodyLimit:
                 return await receive()
             left = start + _BODY_SECONDS + taken / _BODY_PACE - time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), max(left, 0.01))
-            except asyncio.TimeoutError as error:
+                with anyio.fail_after(left):
+                    message = await receive()
+            except TimeoutError as error:
                 raise _Refusal(408, f"the request's body came too slowly: {taken} bytes so far") from error
             more = message.get("more_body", False)
             taken += len(message.get("body", b""))

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from gradio.route_utils import get_root_url
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import models
 from ..errors import Cancelled, DiskFull, QueueFull, RestoreError, TimedOut
@@ -21,7 +22,7 @@ from ..tiling import Progress
 from . import form
 from .form import Refused
 from .service import Service, receipt
-from .workshop import Step, Ticket
+from .workshop import Step, Ticket, Workshop
 
 _TYPES = {
     ".jpg": "image/jpeg",
@@ -50,6 +51,22 @@ class _Live:
     def tell(self) -> None:
         self.news.set()
         self.news = asyncio.Event()
+
+
+class FullLine:
+    """ASGI middleware that refuses a job before anything is read or done where the line is full: cheaply."""
+
+    def __init__(self, app: ASGIApp, workshop: Workshop) -> None:
+        self.app, self._workshop = app, workshop
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/enhance"):
+            try:
+                self._workshop.check()
+            except QueueFull as error:
+                refusal = Refused(503, str(error), limit=self._workshop.longest)
+                return await refusal.response()(scope, receive, send)
+        return await self.app(scope, receive, send)
 
 
 class Rest:
