@@ -5,6 +5,8 @@ import json
 import time
 from typing import NamedTuple
 
+_BITS = 60  # in which a slow body comes
+
 
 class Answer(NamedTuple):
     """seconds  from the first byte sent to the last one received; status 0: closed without an answer."""
@@ -57,12 +59,11 @@ async def ask(port: int, request: tuple[bytes, bytes], *, slowly: float = 0) -> 
 
 async def _drip(writer: asyncio.StreamWriter, body: bytes, seconds: float) -> None:
     try:
-        while True:
-            for sign in body:
-                writer.write(bytes([sign]))
-                await writer.drain()
-                await asyncio.sleep(seconds / len(body))
-            return
+        step = -(-len(body) // _BITS)
+        for start in range(0, len(body), step):
+            writer.write(body[start : start + step])
+            await writer.drain()
+            await asyncio.sleep(seconds / _BITS)
     except ConnectionError:
         return
 

@@ -57,9 +57,7 @@ def test_five_hundred_slow_bodies_do_not_slow_a_good_one(servers, tmp_path):
         server.kill()
     assert {answer.status for answer in slow} <= {0, 408}
     longest = max(answer.seconds for answer in slow)
-    print(
-        f"\na good job: {alone:.2f} s alone, {beside:.2f} s beside 500 slow ones; those end in {longest:.0f} s"
-    )
+    print(f"\na good job: {alone:.2f} s alone, {beside:.2f} s beside 500 slow, ended in {longest:.0f} s")
     assert beside < 2 * alone and longest < 50
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -91,7 +92,9 @@ class Rest:
         live.task.add_done_callback(lambda _: self._left(job))
 
     def _left(self, job: Job) -> None:
-        self._live.pop(job.id).tell()
+        live = self._live.pop(job.id)
+        self.service.workshop.leave(live.ticket)  # a task that is cancelled before it began never did
+        live.tell()
 
     async def _run(self, job: Job, live: _Live) -> None:
         try:
@@ -139,6 +142,7 @@ class Rest:
         except Exception as error:  # noqa: BLE001  one file of a batch
             outcome = {"error": self.service.words(error)}
         if not _written(partial(self.jobs.note, job, item, **outcome), progress):
+            shutil.rmtree(place, ignore_errors=True)
             raise Cancelled("the job has ended")
 
     # Routes
