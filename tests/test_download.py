@@ -18,6 +18,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import filelock
 import httpx
 import pytest
 from huggingface_hub import constants
@@ -538,6 +539,19 @@ def eight_fetch_from_a_flaky_server(folder: Path, seed: int) -> None:
 
 def test_eight_processes_and_a_slow_flaky_server_leave_one_good_file(tmp_path):
     eight_fetch_from_a_flaky_server(tmp_path, seed=8)
+
+
+def test_who_waits_for_another_s_download_may_stop(server, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_LOOK", 0.05)
+
+    def stop(done: int, total: int) -> None:
+        raise Cancelled("stopped")
+
+    with filelock.FileLock(tmp_path / ".tiny.pth.lock"), pytest.raises(Cancelled):
+        download.ensure(model, tmp_path, stop)
+    assert server.requests == []
+    server.answers["/official/tiny.pth"] = whole(BODY)
+    assert download.ensure(model, tmp_path).read_bytes() == BODY
 
 
 def test_killed_in_the_middle_leaves_no_file_and_is_resumed(server, model, tmp_path):

@@ -5,7 +5,6 @@ import errno
 import gc
 import hashlib
 import json
-import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from conftest import photo_like, png, save_network
 from loading import Answer, ask, ended, form, get
 from test_killed import clean, made, servers
 
-from restorer import Restorer
+from restorer import Restorer, jobs
 from restorer.errors import InvalidOutput, OutOfMemory, UnsupportedImage
 from restorer.jobs import Jobs
 from restorer.settings import Settings
@@ -141,15 +140,15 @@ class Scripted:
         folders = (settings.upload_folder, settings.jobs_folder, settings.processed_folder)
         needed = self.jobs.needed
         self.janitor = Janitor(*folders, needed=lambda name: name == "jobs" or needed(name), age=0)
-        self.folder, self.fails, really = folder, -1, os.fsync
+        self.folder, self.unwritable, really = folder, set(), jobs.write_atomic
 
-        def fsync(number: int) -> None:
-            self.fails -= 1
-            if self.fails == 0:
+        def write(path: Path, data: bytes) -> None:
+            if path.parent.name in self.unwritable:
+                self.unwritable.remove(path.parent.name)
                 raise OSError(errno.ENOSPC, "no room")
-            really(number)
+            really(path, data)
 
-        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(jobs, "write_atomic", write)
 
     def restore(self, data: bytes, *, progress, **_: object) -> object:
         number, kind = map(int, data.split())
@@ -164,7 +163,8 @@ class Scripted:
                 self.rest._live[self.running[number].id].task.cancel
             )
         progress(1, 2)
-        self.fails = 2 if kind == len(RAISED) + 3 else -1  # the first is the result's
+        if kind == len(RAISED) + 3:
+            self.unwritable.add(self.running[number].id)
         return replace(self.one, data=hashlib.sha256(data).digest() * 10)
 
     async def batch(self, numbers: range) -> Counter[str]:

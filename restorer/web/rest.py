@@ -5,8 +5,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -14,16 +14,15 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from gradio.route_utils import get_root_url
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import models
 from ..errors import Cancelled, DiskFull, QueueFull, RestoreError, TimedOut
 from ..jobs import STATES, Job, Jobs
 from ..tiling import Progress
 from . import form
-from .form import Refused
+from .form import Refused, refusing
 from .service import Service, receipt
-from .workshop import Step, Ticket, Workshop
+from .workshop import Step, Ticket
 
 _TYPES = {
     ".jpg": "image/jpeg",
@@ -54,22 +53,6 @@ class _Live:
         self.news = asyncio.Event()
 
 
-class FullLine:
-    """ASGI middleware that refuses a job before anything is read or done where the line is full: cheaply."""
-
-    def __init__(self, app: ASGIApp, workshop: Workshop) -> None:
-        self.app, self._workshop = app, workshop
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/enhance"):
-            try:
-                self._workshop.check()
-            except QueueFull as error:
-                refusal = Refused(503, str(error), limit=self._workshop.longest)
-                return await refusal.response()(scope, receive, send)
-        return await self.app(scope, receive, send)
-
-
 class Rest:
     """The routes, and the jobs behind them."""
 
@@ -78,8 +61,6 @@ class Rest:
         self._live: dict[str, _Live] = {}
         for state in STATES:
             service.ledger.count_jobs(state, partial(jobs.count, state))
-
-    # Jobs
 
     def resume(self) -> None:
         """Put the jobs of an earlier process into the line, in their order. In the server's event loop."""
@@ -145,19 +126,17 @@ class Rest:
             shutil.rmtree(place, ignore_errors=True)
             raise Cancelled("the job has ended")
 
-    # Routes
-
     async def enhance(self, request: Request) -> Response:
         """Take a job."""
         line, tickets = self.service.workshop, []
 
         def admit() -> None:
-            with _or(503, QueueFull, limit=self.settings.max_queue):
+            with refusing(503, QueueFull, limit=self.settings.max_queue):
                 tickets.append(line.join())
 
-        with _or(503, QueueFull, limit=self.settings.max_queue):
+        with refusing(503, QueueFull, limit=self.settings.max_queue):
             line.check()  # before the form is read, and again when it has been
-        with _or(507, DiskFull, limit=self.settings.min_free_disk_mb):
+        with refusing(507, DiskFull, limit=self.settings.min_free_disk_mb):
             self.service.check_room()
         try:
             async with self._form(request, self.settings.max_files_per_job, admit) as (files, given):
@@ -246,9 +225,9 @@ class Rest:
     async def ready(self, _request: Request) -> Response:
         """Whether a job would be worked on."""
         workshop, restorer = self.service.workshop, self.service.restorer
-        with _or(503, QueueFull):
+        with refusing(503, QueueFull):
             workshop.check(always=True)
-        with _or(503, DiskFull, limit=self.settings.min_free_disk_mb):
+        with refusing(503, DiskFull, limit=self.settings.min_free_disk_mb):
             self.service.check_room()
         model = restorer.model(restorer.options)
         if not models.is_present(model, restorer.weights) and not model.url:
@@ -258,8 +237,6 @@ class Rest:
     async def metrics(self, _request: Request) -> Response:
         """Numbers for Prometheus."""
         return Response(self.service.ledger.metrics(), media_type="text/plain; version=0.0.4")
-
-    # What goes in and out
 
     @asynccontextmanager
     async def _form(
@@ -307,15 +284,6 @@ class Rest:
                 {"original_filename": item.name, "error": item.error} for item in job.items if item.error
             ],
         }
-
-
-@contextmanager
-def _or(status: int, kind: type[RestoreError], **limit: int) -> Iterator[None]:
-    """What there is no room for is refused with that status, and with the limit if there is one."""
-    try:
-        yield
-    except kind as error:
-        raise Refused(status, str(error), **limit) from error
 
 
 def _written(change: Callable[[], bool], progress: Progress) -> bool:

@@ -91,7 +91,7 @@ class Server:
                 "routes": openapi.routes(self.rest),
                 "middleware": [
                     *lock,
-                    Middleware(rest.FullLine, workshop=self.workshop),
+                    Middleware(form.FullLine, workshop=self.workshop),
                     Middleware(guard.BodyLimit, limit=settings.max_files_per_job * largest + form.FORM),
                     Middleware(guard.NoFetching),
                 ],
