@@ -22,13 +22,8 @@ from pathlib import Path, PurePosixPath
 
 import filelock
 
-<<<<<<< HEAD
-from . import download, files, models
-from .errors import BadWeights, Cancelled, DeviceLost, InvalidOption, RestoreError, WeightsUnavailable
-=======
 from . import contained, download, files, models
-from .errors import BadWeights, DeviceLost, InvalidOption, RestoreError, WeightsUnavailable
->>>>>>> d8a144be749a6002c2229062b00b59f6a8c8e30a
+from .errors import BadWeights, Cancelled, DeviceLost, InvalidOption, RestoreError, WeightsUnavailable
 from .options import Options
 from .pipeline import Restorer
 from .store import Found, Store
@@ -263,8 +258,9 @@ class Worker:
             import torch
 
             torch.set_num_threads(asked.threads)
-<<<<<<< HEAD
-        self._restorer = Restorer(weights=asked.weights, device=asked.device, half=asked.half)
+        self._restorer = Restorer(
+            weights=asked.weights, device=asked.device, half=asked.half, decoder=contained.decode
+        )
         self._stopped = False
 
     def stop(self) -> None:
@@ -274,11 +270,6 @@ class Worker:
     def _go_on(self, *_: int) -> None:
         if self._stopped:
             raise Cancelled("the batch was stopped")
-=======
-        self._restorer = Restorer(
-            weights=asked.weights, device=asked.device, half=asked.half, decoder=contained.decode
-        )
->>>>>>> d8a144be749a6002c2229062b00b59f6a8c8e30a
 
     def __call__(self, entry: Entry) -> Record:
         """Restore a photo, or tell what another worker made of it.

@@ -11,17 +11,13 @@ from itertools import starmap
 from .metadata import Blocks
 
 LARGEST_BLOCK = 65_000  # a segment holds 64 kB, its own header included
-<<<<<<< HEAD
 LARGEST_PROFILE = 255 * LARGEST_BLOCK  # which may be cut into so many
-_SCAN, _PADDING = 0xDA, 0xFF
-=======
 _SCAN, _PADDING, _END = 0xDA, 0xFF, 0xD9
 _MOST_SEGMENTS = 10_000
 _MOST_SCANS = 100  # of one picture; programs that pack it as tightly as they can make about 20
 _PADDED = re.compile(rb"\xff*")
 # What ends a scan: neither a byte 255 of the scan itself nor a restart in it
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
->>>>>>> d8a144be749a6002c2229062b00b59f6a8c8e30a
 _APP1, _APP2, _APP13, _COMMENT = 0xE1, 0xE2, 0xED, 0xFE
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _ICC, _PHOTOSHOP = b"ICC_PROFILE\0", b"Photoshop 3.0\0"
