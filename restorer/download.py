@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
@@ -14,6 +15,7 @@ from .models import Model
 from .tiling import Progress
 
 _CHUNK = 1 << 20
+_LOOK = 2  # seconds after which one who waits for another's download is told again
 _TIMEOUT = httpx.Timeout(30, connect=10)
 
 
@@ -56,11 +58,27 @@ def addresses(model: Model) -> Iterator[str]:
 
 def _fetch_alone(model: Model, path: Path, told: Progress | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+    with _turn(path, model, told):
         if path.is_file():  # another process fetched it while we waited
             _verify(model, path, sha256(path))
         else:
             _fetch(model, path, told)
+
+
+@contextmanager
+def _turn(path: Path, model: Model, told: Progress | None) -> Iterator[None]:
+    """Once no other process fetches that file; meanwhile who waits is told, and may stop."""
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=_LOOK)
+        except filelock.Timeout:
+            if told:
+                told(0, model.bytes)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _fetch(model: Model, path: Path, told: Progress | None) -> None:

@@ -12,7 +12,9 @@
         DeviceLost           the GPU failed: this process can use it no more
         InvalidOutput        a network gave NaN, a wrong shape, or a tile is missing
         Cancelled            the caller asked to stop
+        TimedOut             the device told of no step for longer than it may: it is given up
         QueueFull            too many are waiting, or the server is ending
+        DiskFull             what comes in or goes out finds no room on the server's disk
 
 A message names the value, the limit and what to do. It holds no path of a server but where
 the path is the point (weights), so a door may show it to a stranger.
@@ -63,7 +65,15 @@ class InvalidOutput(RestoreError):
     pass
 
 
+class TimedOut(RestoreError):
+    pass
+
+
 class QueueFull(RestoreError):
+    pass
+
+
+class DiskFull(RestoreError):
     pass
 
 

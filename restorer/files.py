@@ -1,5 +1,6 @@
 """Which photo goes to which file, and how a file appears: whole or not at all."""
 
+import errno
 import os
 import re
 import unicodedata
@@ -27,6 +28,7 @@ READABLE = {
 }
 _FORMAT_OF = {suffix: form for form, suffixes in READABLE.items() for suffix in suffixes}
 _WRITTEN = FORMATS[1:]
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 # What "same" may make of a format that is only read, as encode.output_format does
 INSTEAD = {"bmp": ("png",), "gif": ("png",), "heif": ("jpeg", "png")}
@@ -116,6 +118,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error says that a disk takes no more: it is full, beyond a quota, failing or read-only."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def is_part(name: str) -> bool:

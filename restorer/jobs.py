@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from .files import write_atomic
@@ -33,6 +33,10 @@ class Item:
     result: dict[str, object] | None = None
     error: str = ""
 
+    @property
+    def waiting(self) -> bool:
+        return not self.result and not self.error
+
 
 @dataclass
 class Job:
@@ -54,11 +58,22 @@ class Job:
     def ended(self) -> bool:
         return self.state not in WAITING
 
+    @property
+    def next(self) -> Item | None:
+        """The first file of which nothing is known yet."""
+        return next((item for item in self.items if item.waiting), None)
+
+    @property
+    def outcome(self) -> str:
+        """How it ends once all of its files have."""
+        return "completed" if any(item.result for item in self.items) else "failed"
+
 
 class Jobs:
     """All jobs of a server. A job's record and inputs lie in uploads/<id>, its results in results/<id>.
 
-    Whatever is changed is on disk before anybody hears of it. Safe for threads.
+    Whatever is changed is on disk before anybody hears of it: where that fails nothing is, and OSError
+    is raised. Safe for threads.
     """
 
     def __init__(self, uploads: Path, results: Path) -> None:
@@ -111,24 +126,20 @@ class Jobs:
         with self._lock:
             if job.ended:
                 return False
-            if job.starts >= _STARTS:
-                job.starts = 0
-                for item in job.items:
-                    if not item.result and not item.error:
-                        item.error = f"the server ended {_STARTS} times while this was worked on"
-                        break
-            job.state, job.starts = "processing", job.starts + 1
-            self._save(job)
+            starts, items = job.starts, job.items
+            if starts >= _STARTS and (stuck := job.next):
+                why = f"the server ended {_STARTS} times while this was worked on"
+                starts, items = 0, _with(items, stuck, error=why)
+            self._change(job, state="processing", starts=starts + 1, items=items)
             return True
 
     def note(self, job: Job, item: Item, *, result: dict[str, object] | None = None, error: str = "") -> bool:
-        """Write down what became of one file; False when the job has ended meanwhile."""
+        """Write down what became of one file; False when that is known, or the job has ended meanwhile."""
         with self._lock:
-            if job.ended:
+            if job.ended or not any(one is item and one.waiting for one in job.items):
                 return False
-            item.result, item.error = result, error
-            job.starts = 1  # whatever comes down now, it was not this file
-            self._save(job)
+            items = _with(job.items, item, result=result, error=error)
+            self._change(job, items=items, starts=1)  # whatever comes down now, it was not this file
             return True
 
     def end(self, job: Job, state: str) -> bool:
@@ -136,8 +147,7 @@ class Jobs:
         with self._lock:
             if job.ended:
                 return False
-            job.state = state
-            self._save(job)
+            self._change(job, state=state)
             with suppress(OSError):  # the hour of its results begins now
                 os.utime(self.results / job.id)
             return True
@@ -147,8 +157,8 @@ class Jobs:
         with self._lock:
             for job in self._known.values():
                 if job.state == "processing":
-                    job.state, job.starts = "queued", 0
-                    self._save(job)
+                    with suppress(OSError):  # as it is on disk it comes back too, counted as a start
+                        self._change(job, state="queued", starts=0)
 
     def delete(self, job: Job) -> None:
         """Everything of a job that has ended."""
@@ -167,9 +177,17 @@ class Jobs:
             if job.ended and not (self.uploads / job.id).is_dir():
                 self._known.pop(job.id, None)
 
+    def _change(self, job: Job, **fields: object) -> None:
+        self._save(replace(job, **fields))
+        vars(job).update(fields)
+
     def _save(self, job: Job, folder: Path | None = None) -> None:
         folder = folder or self.uploads / job.id
         write_atomic(folder / _RECORD, json.dumps(asdict(job)).encode())
+
+
+def _with(items: list[Item], changed: Item, **fields: object) -> list[Item]:
+    return [replace(item, **fields) if item is changed else item for item in items]
 
 
 def _is_sound(job: Job) -> bool:

@@ -34,6 +34,7 @@ class Settings:
     max_output_megapixels: float = Limits.output_pixels / 1e6
     max_files_per_job: int = 20
     max_queue: int = 20
+    step_seconds: float = 900
     keep_seconds: float = 3600
     sweep_seconds: float = 1800
     min_free_disk_mb: int = 200
@@ -48,6 +49,7 @@ class Settings:
             ("max_output_megapixels", 0.001, 100_000),
             ("max_files_per_job", 1, 10_000),
             ("max_queue", 1, 100_000),
+            ("step_seconds", 0.1, 10_000_000),
             ("keep_seconds", 1, 10_000_000),
             ("sweep_seconds", 0.1, 10_000_000),
             ("min_free_disk_mb", 0, 10_000_000),

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import random
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import filelock
 import httpx
 import pytest
 from huggingface_hub import constants
@@ -122,6 +124,12 @@ def own_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[Server]:
     server = Server()
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
@@ -449,10 +457,10 @@ except RestoreError as error:
 """
 
 
-def fetching(model: Model, folder: Path, **environment: str) -> subprocess.Popen:
+def fetching(model: Model, folder: Path, code: str = FETCH, **environment: str) -> subprocess.Popen:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     process = subprocess.Popen(
-        [sys.executable, "-c", FETCH, model.url, model.mirror, str(model.bytes), model.sha256, str(folder)],
+        [sys.executable, "-c", code, model.url, model.mirror, str(model.bytes), model.sha256, str(folder)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -489,6 +497,61 @@ def test_two_processes_make_one_download(server, model, tmp_path):
     assert server.requests == [("/official/tiny.pth", None)]
     assert names(tmp_path) == {"tiny.pth"}
     assert (tmp_path / "tiny.pth").read_bytes() == BODY
+
+
+# The same again and again until it has it
+FETCH_ON = FETCH.replace("try:\n    print(", "while True:\n  try:\n    print(").replace(
+    "folder)))\nexcept", "folder)))\n    break\n  except"
+)
+FETCH_ON = FETCH_ON.replace("\n    print(type(error).__name__, error)", "\n    pass")
+
+
+def eight_fetch_from_a_flaky_server(folder: Path, seed: int) -> None:
+    """Each process tries until it has the file; the server is slow, cuts, errs and sends other bytes."""
+    rng, sent = random.Random(seed), []
+
+    def flaky(request: Handler) -> None:
+        way = rng.choice(["cut", "cut", "cut", "error", "wrong", "whole"])
+        sent.append(way)
+        if way == "error":
+            return status(503)(request)
+        body = WRONG if way == "wrong" else BODY
+        pieces = rng.randrange(2, 9)
+        stop = rng.randrange(1, pieces) if way == "cut" else pieces
+
+        def wait(piece: int) -> None:
+            time.sleep(rng.uniform(0, 0.02))
+            if piece == stop:
+                raise ConnectionError
+
+        whole(body, pieces=pieces, before_each=wait)(request)
+
+    with serving() as server:
+        server.answers["/official/tiny.pth"] = flaky
+        url = f"{server.url}/official/tiny.pth"
+        model = Model("tiny", "upscale", 4, len(BODY), sha256(BODY), url, "MIT", "for tests")
+        processes = [fetching(model, folder, code=FETCH_ON) for _ in range(8)]
+        outputs = [said(process) for process in processes]
+    assert outputs == [f"{folder / 'tiny.pth'}\n"] * 8
+    assert (folder / "tiny.pth").read_bytes() == BODY
+    assert names(folder) <= {"tiny.pth", "tiny.pth.bad"} and sent[-1] in ("cut", "whole", "wrong")
+
+
+def test_eight_processes_and_a_slow_flaky_server_leave_one_good_file(tmp_path):
+    eight_fetch_from_a_flaky_server(tmp_path, seed=8)
+
+
+def test_who_waits_for_another_s_download_may_stop(server, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_LOOK", 0.05)
+
+    def stop(done: int, total: int) -> None:
+        raise Cancelled("stopped")
+
+    with filelock.FileLock(tmp_path / ".tiny.pth.lock"), pytest.raises(Cancelled):
+        download.ensure(model, tmp_path, stop)
+    assert server.requests == []
+    server.answers["/official/tiny.pth"] = whole(BODY)
+    assert download.ensure(model, tmp_path).read_bytes() == BODY
 
 
 def test_killed_in_the_middle_leaves_no_file_and_is_resumed(server, model, tmp_path):

@@ -194,8 +194,11 @@ def test_limits_are_said_before_the_work(tmp_path, rng):
         assert client.post("/enhance", content=chunks(), headers=head).status_code == 413
         assert [path.name for path in settings.jobs_folder.iterdir()] == [".lock"]
     with opened(replace(settings, min_free_disk_mb=10_000_000)) as client:
-        for answer in (client.post("/enhance", files={"files": ("a.png", small)}), client.get("/ready")):
-            assert (answer.status_code, answer.json()["limit"]) == (503, 10_000_000)
+        for code, answer in (
+            (507, client.post("/enhance", files={"files": ("a.png", small)})),
+            (503, client.get("/ready")),
+        ):
+            assert (answer.status_code, answer.json()["limit"]) == (code, 10_000_000)
             assert int(answer.headers["retry-after"]) > 0
         assert client.get("/health").status_code == 200
 

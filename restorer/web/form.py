@@ -3,8 +3,8 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import contained
-from ..errors import ImageTooLarge, InvalidOption, RestoreError, UnknownModel
+from ..errors import ImageTooLarge, InvalidOption, QueueFull, RestoreError, UnknownModel
 from ..options import Options
 from .service import Service
+from .workshop import Workshop
 
 FORM = 64 * 1024  # bytes of a form beside its files
 _RETRY = 30  # seconds after which asking again makes sense
@@ -33,13 +35,43 @@ class Refused(Exception):
         self.status, self.body = status, {"error": error, **more}
 
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": str(_RETRY)} if self.status == 503 else None
+        headers = {"Retry-After": str(_RETRY)} if self.status in (503, 507) else None
         return JSONResponse(self.body, self.status, headers)
 
 
+@contextmanager
+def refusing(status: int, kind: type[RestoreError], **limit: int) -> Iterator[None]:
+    """What there is no room for is refused with that status, and with the limit if there is one."""
+    try:
+        yield
+    except kind as error:
+        raise Refused(status, str(error), **limit) from error
+
+
+class FullLine:
+    """ASGI middleware that refuses a job before anything is read or done where the line is full: cheaply."""
+
+    def __init__(self, app: ASGIApp, workshop: Workshop) -> None:
+        self.app, self._workshop = app, workshop
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/enhance"):
+            try:
+                self._workshop.check()
+            except QueueFull as error:
+                refusal = Refused(503, str(error), limit=self._workshop.longest)
+                return await refusal.response()(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+
 @asynccontextmanager
-async def read(request: Request, folder: Path, *, most: int, megabytes: int) -> AsyncIterator[Read]:
-    """The files of a form, below `folder` in one of their own for as long as this lasts, and its options."""
+async def read(
+    request: Request, folder: Path, *, most: int, megabytes: int, admit: Callable[[], None] = lambda: None
+) -> AsyncIterator[Read]:
+    """The files of a form, below `folder` in one of their own for as long as this lasts, and its options.
+
+    admit  is called once all has arrived, before anything is done with it; what it raises refuses the form
+    """
     largest = megabytes * 2**20
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most * largest + FORM:
@@ -54,6 +86,7 @@ async def read(request: Request, folder: Path, *, most: int, megabytes: int) -> 
     except ClientDisconnect as error:
         raise Refused(400, "the upload was not finished") from error
     try:
+        admit()
         with tempfile.TemporaryDirectory(dir=folder, prefix="tmp") as place:
             files, given = [], {}
             for field, value in form.multi_items():

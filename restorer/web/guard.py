@@ -10,6 +10,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import NoReturn
 from urllib.parse import parse_qs, urlsplit
 
+import anyio
 import gradio as gr
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -22,6 +23,7 @@ _OPEN = ("/gradio_api/startup-events", "/health")
 _FREE, _AT_ONCE, _LONGEST = 5, 10, 5.0  # wrong keys without a wait, those waiting, and seconds of a wait
 _FORGET, _ADDRESSES = 600, 10_000  # seconds until wrong keys are forgotten, and of how many they are known
 _LARGEST_FORM = 4096
+_BODY_SECONDS, _BODY_PACE = 30, 20_000  # that a body has, and bytes that earn it a second more
 _FETCHING = re.compile(r"/+gradio_api/+(file=[a-z]+:|proxy=|process_recording|(undo-)?vibe-|deep_link)")
 _FORM = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>Neural Image Restore</title>
@@ -133,7 +135,11 @@ class _Brake:
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 to a body of more than `limit` bytes, announced or not."""
+    """ASGI middleware for bodies that are too large, announced or not, and for those that come too slowly.
+
+    More than `limit` bytes are answered with 413. A body has half a minute, and a second more for each 20 kB
+    that have come: then the answer is 408.
+    """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self._limit = app, limit
@@ -143,15 +149,23 @@ class BodyLimit:
             return await self.app(scope, receive, send)
         length = Request(scope).headers.get("content-length", "")
         if length.isdigit() and int(length) > self._limit:
-            return await self._refusal(scope, receive, send)
-        taken, begun = 0, False
+            return await self._too_large.response(scope, receive, send)
+        taken, begun, more, start = 0, False, True, time.monotonic()
 
         async def counted() -> Message:
-            nonlocal taken
-            message = await receive()
+            nonlocal taken, more
+            if not more:  # what comes now is the client's leaving
+                return await receive()
+            left = start + _BODY_SECONDS + taken / _BODY_PACE - time.monotonic()
+            try:
+                with anyio.fail_after(left):
+                    message = await receive()
+            except TimeoutError as error:
+                raise _Refusal(408, f"the request's body came too slowly: {taken} bytes so far") from error
+            more = message.get("more_body", False)
             taken += len(message.get("body", b""))
             if taken > self._limit:
-                raise _TooLarge
+                raise self._too_large
             return message
 
         async def watched(message: Message) -> None:
@@ -161,19 +175,21 @@ class BodyLimit:
 
         try:
             await self.app(scope, counted, watched)
-        except _TooLarge:
+        except _Refusal as refusal:
             if begun:
                 raise
-            await self._refusal(scope, receive, send)
+            await refusal.response(scope, receive, send)
 
     @property
-    def _refusal(self) -> JSONResponse:
+    def _too_large(self) -> "_Refusal":
         error = f"the request has more than {self._limit} bytes: send fewer or smaller files"
-        return JSONResponse({"error": error, "limit": self._limit}, 413, {"Connection": "close"})
+        return _Refusal(413, error, limit=self._limit)
 
 
-class _TooLarge(Exception):
-    pass
+class _Refusal(Exception):
+    def __init__(self, status: int, error: str, **more: object) -> None:
+        super().__init__(error)
+        self.response = JSONResponse({"error": error, **more}, status, {"Connection": "close"})
 
 
 class NoFetching:

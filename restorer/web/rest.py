@@ -3,9 +3,10 @@
 import asyncio
 import json
 import logging
+import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -15,11 +16,11 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from gradio.route_utils import get_root_url
 
 from .. import models
-from ..errors import Cancelled, QueueFull, RestoreError
+from ..errors import Cancelled, DiskFull, QueueFull, RestoreError, TimedOut
 from ..jobs import STATES, Job, Jobs
 from ..tiling import Progress
 from . import form
-from .form import Refused
+from .form import Refused, refusing
 from .service import Service, receipt
 from .workshop import Step, Ticket
 
@@ -32,7 +33,7 @@ _TYPES = {
 }
 _PING = 15  # seconds after which a stream of events says something
 _LOOK = 0.25  # seconds between two looks at a job whose events are streamed
-_STUCK = 900  # seconds without a step after which the worker is not taken for alive
+_AGAIN = 1.0  # seconds after which a record that could not be written is tried again
 _THOUSAND = 1000  # what one file counts in a job's progress
 
 
@@ -61,8 +62,6 @@ class Rest:
         for state in STATES:
             service.ledger.count_jobs(state, partial(jobs.count, state))
 
-    # Jobs
-
     def resume(self) -> None:
         """Put the jobs of an earlier process into the line, in their order. In the server's event loop."""
         for job in self.jobs.waiting():
@@ -74,7 +73,9 @@ class Rest:
         live.task.add_done_callback(lambda _: self._left(job))
 
     def _left(self, job: Job) -> None:
-        self._live.pop(job.id).tell()
+        live = self._live.pop(job.id)
+        self.service.workshop.leave(live.ticket)  # a task that is cancelled before it began never did
+        live.tell()
 
     async def _run(self, job: Job, live: _Live) -> None:
         try:
@@ -83,18 +84,27 @@ class Rest:
                     live.tell()
         except Cancelled:  # by the client, who has the answer, or by the server's end, for the next process
             pass
+        except TimedOut as error:
+            await asyncio.to_thread(self._given_up, job, str(error))
         except Exception:  # noqa: BLE001  one job of the queue
             logging.getLogger(__name__).exception("a job failed")
             self.jobs.end(job, "failed")
 
+    def _given_up(self, job: Job, why: str) -> None:
+        """The file under way has failed; the next process goes on with those after it."""
+        if job.next:
+            self.jobs.note(job, job.next, error=why)
+        if not job.next:
+            self.jobs.end(job, job.outcome)
+
     def _work(self, job: Job, live: _Live, progress: Progress) -> None:
         """All files of a job that are not done yet, in the workshop's thread."""
-        if not self.jobs.begin(job):
+        if not _written(partial(self.jobs.begin, job), progress):
             return
         for index, item in enumerate(job.items):
-            if not item.result and not item.error:
+            if item.waiting:
                 self._one(job, index, live, progress)
-        self.jobs.end(job, "completed" if any(item.result for item in job.items) else "failed")
+        _written(partial(self.jobs.end, job, job.outcome), progress)
 
     def _one(self, job: Job, index: int, live: _Live, progress: Progress) -> None:
         item, place = job.items[index], self.jobs.result_folder(job, index)
@@ -107,32 +117,34 @@ class Rest:
             result, file = self.service.restored(
                 self.jobs.input(job, index), job.options, noted, name=item.name, place=place
             )
-            told = {"file": file.name, **receipt(result)}
-            kept = self.jobs.note(job, item, result=told)
+            outcome = {"result": {"file": file.name, **receipt(result)}}
         except Cancelled:
             raise
         except Exception as error:  # noqa: BLE001  one file of a batch
-            kept = self.jobs.note(job, item, error=self.service.words(error))
-        if not kept:
+            outcome = {"error": self.service.words(error)}
+        if not _written(partial(self.jobs.note, job, item, **outcome), progress):
+            shutil.rmtree(place, ignore_errors=True)
             raise Cancelled("the job has ended")
-
-    # Routes
 
     async def enhance(self, request: Request) -> Response:
         """Take a job."""
-        self._check_ready()
-        line = self.service.workshop
-        with _or_503(limit=self.settings.max_queue):
+        line, tickets = self.service.workshop, []
+
+        def admit() -> None:
+            with refusing(503, QueueFull, limit=self.settings.max_queue):
+                tickets.append(line.join())
+
+        with refusing(503, QueueFull, limit=self.settings.max_queue):
             line.check()  # before the form is read, and again when it has been
-        async with self._form(request, self.settings.max_files_per_job) as (files, given):
-            with _or_503(limit=self.settings.max_queue):
-                ticket = line.join()
-            try:
+        with refusing(507, DiskFull, limit=self.settings.min_free_disk_mb):
+            self.service.check_room()
+        try:
+            async with self._form(request, self.settings.max_files_per_job, admit) as (files, given):
                 job = await asyncio.to_thread(self.jobs.add, files, given)
-            except BaseException:
+                self._start(job, tickets.pop())
+        finally:
+            for ticket in tickets:
                 line.leave(ticket)
-                raise
-            self._start(job, ticket)
         body = {"job_id": job.id, "status": job.state, "queue_position": self._place(job)}
         return JSONResponse(body, 202, {"Location": f"/status/{job.id}"})
 
@@ -205,15 +217,18 @@ class Rest:
         return JSONResponse(await asyncio.to_thread(self.service.models))
 
     async def health(self, _request: Request) -> Response:
-        """The loop answers."""
+        """The loop answers, and the device was not given up."""
+        if self.service.workshop.stuck.is_set():
+            raise Refused(503, "the device hangs: the server must be started anew")
         return JSONResponse({"status": "ok"})
 
     async def ready(self, _request: Request) -> Response:
         """Whether a job would be worked on."""
-        self._check_ready()
         workshop, restorer = self.service.workshop, self.service.restorer
-        if workshop.silent > _STUCK:
-            raise Refused(503, f"the worker is silent for {workshop.silent:.0f} seconds", limit=_STUCK)
+        with refusing(503, QueueFull):
+            workshop.check(always=True)
+        with refusing(503, DiskFull, limit=self.settings.min_free_disk_mb):
+            self.service.check_room()
         model = restorer.model(restorer.options)
         if not models.is_present(model, restorer.weights) and not model.url:
             raise Refused(503, f"the model {model.name} is not here and cannot be fetched")
@@ -223,21 +238,15 @@ class Rest:
         """Numbers for Prometheus."""
         return Response(self.service.ledger.metrics(), media_type="text/plain; version=0.0.4")
 
-    # What goes in and out
-
     @asynccontextmanager
-    async def _form(self, request: Request, most: int) -> AsyncIterator[form.Read]:
+    async def _form(
+        self, request: Request, most: int, admit: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[form.Read]:
         """A form of at most so many files, checked."""
         megabytes, folder = self.settings.max_file_size_mb, self.settings.jobs_folder
-        async with form.read(request, folder, most=most, megabytes=megabytes) as (files, given):
+        async with form.read(request, folder, most=most, megabytes=megabytes, admit=admit) as (files, given):
             await asyncio.to_thread(form.check, self.service, files, given)
             yield files, given
-
-    def _check_ready(self) -> None:
-        with _or_503():
-            self.service.workshop.check(always=True)
-        with _or_503(limit=self.settings.min_free_disk_mb):
-            self.service.check_room()
 
     def _known(self, request: Request) -> Job:
         job = self.jobs.get(request.path_params["job_id"])
@@ -277,10 +286,12 @@ class Rest:
         }
 
 
-@contextmanager
-def _or_503(**limit: int) -> Iterator[None]:
-    """What there is no room for is refused, with the limit if there is one."""
-    try:
-        yield
-    except QueueFull as error:
-        raise Refused(503, str(error), **limit) from error
+def _written(change: Callable[[], bool], progress: Progress) -> bool:
+    """What a change of a job's record says, once there is room on the disk to write it down."""
+    while True:
+        try:
+            return change()
+        except OSError:
+            logging.getLogger(__name__).exception("a job's record cannot be written; trying again")
+            time.sleep(_AGAIN)
+            progress(0, 0)  # raises where nobody waits any more

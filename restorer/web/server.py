@@ -19,14 +19,14 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .. import contained
+from .. import contained, files
 from ..errors import RestoreError
 from ..jobs import Jobs
 from ..pipeline import Restorer
 from ..settings import Settings
 from . import form, guard, handlers, ledger, openapi, rest, ui
 from .janitor import Janitor
-from .service import Service
+from .service import FULL, Service
 from .work import KEPT
 from .workshop import Workshop
 
@@ -40,7 +40,7 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         for folder in (settings.jobs_folder, settings.processed_folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self.settings, self.workshop = settings, Workshop(settings.max_queue)
+        self.settings, self.workshop = settings, Workshop(settings.max_queue, settings.step_seconds)
         self.restorer = _restorer_class()(
             weights=settings.restorer_weights or None,
             device=settings.device or None,
@@ -93,10 +93,11 @@ class Server:
                 "routes": openapi.routes(self.rest),
                 "middleware": [
                     *lock,
+                    Middleware(form.FullLine, workshop=self.workshop),
                     Middleware(guard.BodyLimit, limit=settings.max_files_per_job * largest + form.FORM),
                     Middleware(guard.NoFetching),
                 ],
-                "exception_handlers": {form.Refused: _refused},
+                "exception_handlers": {form.Refused: _refused, OSError: _not_stored},
                 "lifespan": self._lifespan,
             },
         }
@@ -109,14 +110,15 @@ class Server:
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         self.rest.resume()
-        sweeping = asyncio.create_task(self._sweep())
+        tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._watch())]
         warming = threading.Timer(_GRACE, _warm, [self.restorer])
         warming.daemon = True
         warming.start()
         try:
             yield
         finally:
-            sweeping.cancel()
+            for task in tasks:
+                task.cancel()
             warming.cancel()
             self._lock.release()
             # who ends the process while a thread is inside torch makes an abort of it
@@ -134,9 +136,26 @@ class Server:
                     logging.getLogger(__name__).info("swept %d folders", len(gone))
             await asyncio.sleep(self.settings.sweep_seconds)
 
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            self.workshop.watch()
+
+    def close(self) -> None:
+        """Stop what is worked on, put it back for the next process, and take nothing any more."""
+        self.workshop.close(_PATIENCE)  # new jobs are answered with 503 meanwhile
+        self.jobs.put_back()
+        closing = threading.Thread(target=self.blocks.close, kwargs={"verbose": False}, daemon=True)
+        closing.start()
+        closing.join(1)
+        logging.shutdown()
+        sys.stdout.flush()
+
 
 def serve(settings: Settings) -> None:
     """Serve until Ctrl-C or SIGTERM, then end the process with code 0; the tile under way is waited for.
+
+    Where the device hangs the process starts itself anew: a thread inside of it cannot be ended.
 
     Raises OSError where the port is taken, or the folders are another server's.
     """
@@ -150,17 +169,14 @@ def serve(settings: Settings) -> None:
             prevent_thread_lock=True,
             **server.options(),
         )
-        threading.Event().wait()
+        server.workshop.stuck.wait()
+        logging.getLogger(__name__).error("the device hangs: the server starts itself anew")
+        server.close()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except KeyboardInterrupt:  # as early as during the launch
         for again in (signal.SIGTERM, signal.SIGINT):
             signal.signal(again, signal.SIG_IGN)
-        server.workshop.close(_PATIENCE)  # new jobs are answered with 503 meanwhile
-        server.jobs.put_back()
-        closing = threading.Thread(target=server.blocks.close, kwargs={"verbose": False}, daemon=True)
-        closing.start()
-        closing.join(1)
-        logging.shutdown()
-        sys.stdout.flush()
+        server.close()
         os._exit(0)  # a thread that is inside torch would turn an ordinary end into an abort
 
 
@@ -184,6 +200,14 @@ def _warm(restorer: Restorer) -> None:
         restorer.measure()
     except RestoreError as error:
         logging.getLogger(__name__).warning("%s", error)  # the page says it when a photo is chosen
+
+
+def _not_stored(_request: Request, error: OSError) -> Response:
+    """What could not be written down is not accepted."""
+    if not files.no_room(error):
+        raise error
+    logging.getLogger(__name__).error("an upload was not stored", exc_info=error)
+    return form.Refused(507, FULL).response()
 
 
 def _refused(_request: Request, error: form.Refused) -> Response:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from .. import cost, models, photo
-from ..errors import InvalidOption, QueueFull, RestoreError, UnsupportedImage, WeightsUnavailable
+from .. import cost, files, models, photo
+from ..errors import DiskFull, InvalidOption, RestoreError, UnsupportedImage, WeightsUnavailable
 from ..options import Options
 from ..photo import Photo
 from ..pipeline import Plan, Restorer
@@ -23,6 +23,7 @@ from .workshop import Workshop
 
 _LONGEST = 100_000  # pixels of a long side, more than any format and limit
 _TILE = 1024  # beyond it a stranger could choose how much memory the network takes
+FULL = "there is no room on the server's disk; try again later"
 _WRONG = "something went wrong; the server's log says what"
 
 
@@ -81,10 +82,10 @@ class Service:
         return options
 
     def check_room(self) -> None:
-        """Raise QueueFull where the disk for the results is as good as full."""
+        """Raise DiskFull where the disk for the results is as good as full."""
         floor = self.settings.min_free_disk_mb
         if free_bytes(self.settings.processed_folder) < floor * 2**20:
-            raise QueueFull(f"less than {floor} MB are left on the server's disk; try again later")
+            raise DiskFull(f"less than {floor} MB are left on the server's disk; try again later")
 
     def cost(self, plan: Plan) -> float | None:
         """In dollars; None without a price, or before anything was measured."""
@@ -170,7 +171,7 @@ class Service:
         """
         if not isinstance(error, RestoreError):
             logging.getLogger(__name__).error("a restoration failed", exc_info=error)
-            return _WRONG
+            return FULL if files.no_room(error) else _WRONG
         if isinstance(error, WeightsUnavailable):
             logging.getLogger(__name__).warning("%s", error)
             return str(error).partition(" (")[0] + ": choose another model, or try again with a network"

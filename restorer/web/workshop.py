@@ -1,6 +1,7 @@
 """The one line before the device: who wants it waits in order, and one at a time works, in a thread."""
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..errors import Cancelled, QueueFull
+from ..errors import Cancelled, QueueFull, TimedOut
 from ..tiling import Progress
 
 _BEAT = 0.5  # seconds between two looks at whether anybody still waits
@@ -37,11 +38,14 @@ class Workshop:
     """Where photos are worked on, one at a time and in the order of their tickets, until the server closes.
 
     longest  how many may wait while one is worked on
+    patience seconds without a step after which the one at work is given up, and the device with it: a thread
+             inside of it cannot be ended
+    stuck    set when that has happened; the workshop is closed then, and only a new process helps
     """
 
-    def __init__(self, longest: int = 20) -> None:
-        self.longest = longest
-        self.closed = False
+    def __init__(self, longest: int = 20, patience: float = math.inf) -> None:
+        self.longest, self.patience = longest, patience
+        self.closed, self.stuck = False, threading.Event()
         self._line: list[Ticket] = []
         self._moved = threading.Condition()
         self._beat = time.monotonic()
@@ -85,13 +89,22 @@ class Workshop:
         """Seconds since the one at work last told of a step; 0 while there is none."""
         return time.monotonic() - self._beat if self._line else 0.0
 
+    def watch(self) -> None:
+        """Give the device up where it has been silent for too long. To be called now and then."""
+        if self.silent > self.patience and not self.stuck.is_set():
+            with self._moved:
+                self.closed = True
+                self.stuck.set()
+                self._moved.notify_all()
+
     async def steps(
         self, make: Callable[[Progress], T], ticket: Ticket | None = None
     ) -> AsyncIterator[Step | T]:
         """Run `make(progress)` in a thread; yield a Step every half second and what it made at the end.
 
         Closing or cancelling stops the work within one step of its own, and the next one begins when it has
-        ended. Raises what `make` raises, and QueueFull where no ticket was given and there is none.
+        ended. Raises what `make` raises, QueueFull where no ticket was given and there is none, and TimedOut
+        where it is given up: its thread, should it ever come back, is stopped then.
         """
         ticket = ticket or self.join()
         latest = Step()
@@ -121,6 +134,9 @@ class Workshop:
         ended = asyncio.wrap_future(answer)
         try:
             while not (await asyncio.wait([ended], timeout=_BEAT))[0]:
+                self.watch()
+                if self.stuck.is_set() and self._line[:1] == [ticket]:
+                    raise TimedOut(f"nothing was heard of it for {self.patience:g} seconds: it was given up")
                 place = self.place(ticket)
                 yield Step(place=place) if place else latest
             yield ended.result()

@@ -1,0 +1,25 @@
+"""`python torture/hanging.py`: the app with a device that hangs for ever at photos 77 pixels wide."""
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import app
+from restorer.engines import Turns
+
+WIDTH = 77
+
+
+def hang(self: Turns, tile: np.ndarray) -> np.ndarray:
+    if tile.shape[1] == WIDTH:
+        with self._running:  # as a thread that never comes back from inside the device
+            threading.Event().wait()
+    return really(self, tile)
+
+
+if __name__ == "__main__":
+    really, Turns.__call__ = Turns.__call__, hang
+    app.main()
