@@ -23,7 +23,7 @@ def service_of(folder):
 
 def result_of(before: Photo, after: Photo, **options: object) -> Result:
     return Result(
-        *(b"bytes", "jpeg", after.width, after.height, "m", "5a", 1.0, ("w",), before, after, (), ""),
+        *(b"bytes", "jpeg", after.width, after.height, "m", "5a", "cpu", 1.0, ("w",), before, after, (), ""),
         options=Options(**options),
         strengths={},
         under=(),
