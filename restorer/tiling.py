@@ -19,6 +19,7 @@ Progress = Callable[[int, int], None]
 # differ. Photos through the real models differ by up to 21 of 255 levels, random weights by 37; the tile next
 # door differs by more in 9 of 10 cases
 _PARTS, _FAR = 8, 1 / 8
+_DOUBTS = 4  # tiles asked for twice before a network is taken to be like that
 
 
 class Box(NamedTuple):
@@ -171,18 +172,18 @@ class _Watched:
     """The function, whose answers are looked at: shape, dtype, and whether they can belong to their windows.
 
     A network keeps the light of each place, roughly; an answer meant for another tile does not have it. Where
-    a network does not keep it, it says the same when it is asked again, and is believed from then on.
+    a network does not keep it, it says the same when it is asked again; after a few of these it is believed.
     """
 
     def __init__(self, function: TileFunction, scale: int) -> None:
-        self._function, self._scale, self._believed = function, scale, False
+        self._function, self._scale, self._doubts = function, scale, _DOUBTS
 
     def __call__(self, window: np.ndarray) -> np.ndarray:
         answer = self._answer(window)
-        if not self._believed and _unlike(answer, window):
+        if self._doubts and _unlike(answer, window):
             if _unlike(answer, self._answer(window)):
                 raise InvalidOutput("the device gave two different answers to one tile: try again")
-            self._believed = True
+            self._doubts -= 1
         return answer
 
     def _answer(self, window: np.ndarray) -> np.ndarray:

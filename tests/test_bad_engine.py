@@ -122,11 +122,11 @@ def test_tiles_left_out_or_given_twice_are_an_error(image, monkeypatch):
 @pytest.mark.parametrize(
     "odd", [lambda tile: 255 - tile, lambda tile: tile * 0, lambda tile: tile[..., ::-1]]
 )
-def test_a_network_that_changes_everything_is_believed_after_one_tile_more(image, odd):
+def test_a_network_that_changes_everything_is_believed_after_a_few_tiles(image, odd):
     faulty = Scripted(lambda tile: nearest(2)(odd(tile)), {})
     out = tiling.run(image, faulty, scale=2, tile=TILE, pad=PAD)
     np.testing.assert_array_equal(out, nearest(2)(odd(image)))
-    assert faulty.calls == count(image) + 1
+    assert count(image) < faulty.calls <= count(image) + 4
 
 
 class Poisoned(torch.nn.Module):
