@@ -58,7 +58,7 @@ def serve(asked: dict) -> None:
     import gradio
     import uvicorn
 
-    from restorer import encode, jobs, photo, result, tiling
+    from restorer import contained, encode, jobs, result, tiling
     from restorer.settings import Settings
     from restorer.web import server, ui
 
@@ -73,7 +73,7 @@ def serve(asked: dict) -> None:
         processed_folder=folder / "processed",
         restorer_weights=str(folder / "weights"),
         model="custom/quick",
-        device="cpu",
+        device="cpu:torch",
         min_free_disk_mb=0,
         step_seconds=asked.get("patience", 900),
         max_queue=asked.get("queue", 20),
@@ -91,7 +91,7 @@ def serve(asked: dict) -> None:
         setattr(module, name, stepped)
 
     if steps.fault in ("", "kill", "hang"):
-        before(photo, "decode", "decode")
+        before(contained, "_photo", "decode")
         before(result.encode, "encode", "encode")
         before(tiling._Watched, "__call__", "tile")
         before(jobs.Jobs, "begin", "begin")
