@@ -51,7 +51,7 @@ class Line(NamedTuple):
 
 SIZES = (256, 512, 1024, 2048)  # 1024 x 1024 is 1 MP, 2048 x 2048 is 4 MP
 QUICK = (
-    *(Line(NETWORK, X4PLUS, side) for side in (128, 256)),
+    Line(NETWORK, X4PLUS, 128),
     Line(FILE, X4PLUS, 128),
     Line(FILE, X4PLUS, 128, twice=True),
     *(Line(NETWORK, GENERAL, side) for side in (256, 512)),

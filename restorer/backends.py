@@ -18,13 +18,14 @@ VULKAN = "vulkan"
 # The first is taken unless a later one is clearly faster: a choice that changed from run to run would
 # change the last bit of a result
 _PREFERRED = {
-    "RRDBNet": ("cpu:winograd", "cpu:ncnn", "cpu:torch"),
-    "SRVGGNetCompact": ("cpu:ncnn", "cpu:torch", "cpu:winograd"),
+    "RRDBNet": ("cpu:winograd", "cpu:openvino", "cpu:ncnn", "cpu:torch"),
+    "SRVGGNetCompact": ("cpu:openvino", "cpu:ncnn", "cpu:torch", "cpu:winograd"),
 }
 _CLEARLY = 1.2
 # What is timed: so many blocks or convolutions, a picture of that side, so often
 _PARTS, _SIDE, _ROUNDS = 3, {"RRDBNet": 64, "SRVGGNetCompact": 128}, 3
 _HOPELESS = 2.0  # times as slow as another: not timed again
+_PACKAGES = {"cpu:openvino": "openvino", "cpu:ncnn": "ncnn", VULKAN: "ncnn"}
 _CHOSEN: dict[str, str] = {}  # by shape, in this process
 NAMES = (*_PREFERRED["RRDBNet"], VULKAN)
 
@@ -32,7 +33,7 @@ NAMES = (*_PREFERRED["RRDBNet"], VULKAN)
 def pick_device(name: str | None) -> torch.device:
     """The device of that name ("cuda", "cuda:1", "mps", "cpu"), or the fastest there is for None.
 
-    "cpu:torch", "cpu:winograd", "cpu:ncnn" and "vulkan" are the CPU here: only upscaling networks know them.
+    "vulkan" and "cpu:ncnn" and the like are the CPU here: only upscaling networks know them.
     """
     if name is None:
         if torch.cuda.is_available():
@@ -51,7 +52,7 @@ def pick_device(name: str | None) -> torch.device:
 def network(device: str, shape: Shape, state: State, name: str) -> tuple[Network, str]:
     """The network as `device` runs it ("cpu": as the fastest way does), and the name of that way.
 
-    Raises BadWeights, and InvalidOption where ncnn or a GPU that Vulkan drives is asked for and absent.
+    Raises BadWeights, and InvalidOption where a package or a GPU that is asked for is absent.
     """
     if device == "cpu" and (device := _CHOSEN.get(str(shape), "")) == "":
         build(shape, state, name)  # raises BadWeights
@@ -65,8 +66,13 @@ def _made(device: str, shape: Shape, state: State, name: str) -> Network:
         return plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device == "cpu:winograd":
         return Winograd(shape, state)
-    if not _has_ncnn():
-        raise InvalidOption("the package ncnn is not installed: pip install ncnn")
+    package = _PACKAGES[device]
+    if not _has(package):
+        raise InvalidOption(f"the package {package} is not installed: pip install {package}")
+    if package == "openvino":
+        from .openvino_network import OpenVino
+
+        return OpenVino(shape, state)
     from .ncnn_network import Ncnn, gpus
 
     if device == VULKAN and not gpus():
@@ -94,7 +100,7 @@ def _sample(shape: Shape, state: State) -> tuple[Shape, State]:
 
 def _fastest(shape: Shape, state: State) -> str:
     """The preferred way, or the fastest where that is clearly faster. They take turns, on one machine."""
-    ways = [way for way in _PREFERRED[shape.arch] if way != "cpu:ncnn" or _has_ncnn()]
+    ways = [way for way in _PREFERRED[shape.arch] if way not in _PACKAGES or _has(_PACKAGES[way])]
     networks = {way: _made(way, shape, state, "a sample") for way in ways}
     side = _SIDE[shape.arch] * shape.align
     picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -111,5 +117,5 @@ def _fastest(shape: Shape, state: State) -> str:
     return fastest if seconds[ways[0]] > _CLEARLY * seconds[fastest] else ways[0]
 
 
-def _has_ncnn() -> bool:
-    return importlib.util.find_spec("ncnn") is not None
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

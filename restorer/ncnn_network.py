@@ -6,17 +6,20 @@ weights in the layers' order. https://github.com/Tencent/ncnn/wiki/param-and-mod
 
 import struct
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from ncnn import ncnn  # type: ignore[attr-defined]
 
+from . import graph
 from .networks import Shape, State
 
 _MAGIC = "7767517"
 _PLAIN_FLOATS = struct.pack("<I", 0)  # before a convolution's weights: they are float32
-_ADD, _TIMES = "0=0", "0=2 1=1 2={}"
 
 
 class Ncnn:
@@ -27,12 +30,10 @@ class Ncnn:
     """
 
     def __init__(self, shape: Shape, state: State, *, vulkan: bool = False) -> None:
-        graph = _Graph(state)
+        layers = _Layers(state)
         self._unshuffle = shape.align
-        self._input = graph.add("Input", [])
-        self._output = (graph.compact if shape.arch == "SRVGGNetCompact" else graph.rrdb)(
-            self._input, **shape.parameters
-        )
+        self._input = layers.add("Input", [])
+        self._output = graph.network(shape, layers, self._input)
         self._net = ncnn.Net()
         options = self._net.opt
         options.use_vulkan_compute = vulkan
@@ -41,8 +42,8 @@ class Ncnn:
         options.num_threads = torch.get_num_threads()
         with tempfile.TemporaryDirectory() as folder:  # from memory it takes no weights
             weights = Path(folder, "bin")
-            weights.write_bytes(b"".join(graph.weights))
-            if self._net.load_param_mem(graph.text()) or self._net.load_model(str(weights)):
+            weights.write_bytes(b"".join(layers.weights))
+            if self._net.load_param_mem(layers.text()) or self._net.load_model(str(weights)):
                 raise RuntimeError(f"ncnn does not take the graph of this {shape.arch}")
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
@@ -61,79 +62,67 @@ def gpus() -> int:
     return ncnn.get_gpu_count()
 
 
-class _Graph:
-    """Layers of ncnn and their weights. A blob is read once: what several read is split first."""
+class _Layer(NamedTuple):
+    kind: str
+    inputs: list[str]
+    output: str
+    settings: str
+
+
+class _Layers:
+    """Layers of ncnn, each with one result, named for it."""
 
     def __init__(self, state: State) -> None:
         self.weights: list[bytes] = []
-        self._state, self._lines, self._blobs = state, list[str](), 0
-
-    def text(self) -> str:
-        return "\n".join([_MAGIC, f"{len(self._lines)} {self._blobs}", *self._lines, ""])
+        self._state, self._layers = state, list[_Layer]()
 
     def add(self, kind: str, inputs: list[str], settings: str = "") -> str:
-        return self._add(kind, inputs, 1, settings)[0]
+        output = f"b{len(self._layers)}"
+        self._layers.append(_Layer(kind, inputs, output, settings))
+        return output
 
-    def _add(self, kind: str, inputs: list[str], count: int, settings: str = "") -> list[str]:
-        outputs = [f"b{self._blobs + index}" for index in range(count)]
-        self._blobs += count
-        name = f"l{len(self._lines)}"
-        self._lines.append(
-            " ".join([kind, name, str(len(inputs)), str(count), *inputs, *outputs, settings]).rstrip()
-        )
-        return outputs
+    def text(self) -> str:
+        """The graph. ncnn lets a blob be read once: what several layers read is split behind its own."""
+        readers = Counter(blob for layer in self._layers for blob in layer.inputs)
+        copies = {blob: [f"{blob}_{index}" for index in range(count)] for blob, count in readers.items()}
+        lines = []
+        for kind, inputs, output, settings in self._layers:
+            taken = [copies[blob].pop() if readers[blob] > 1 else blob for blob in inputs]
+            lines.append(_line(kind, taken, [output], settings))
+            if readers[output] > 1:
+                lines.append(_line("Split", [output], copies[output]))
+        blobs = len(self._layers) + sum(count for count in readers.values() if count > 1)
+        return "\n".join([_MAGIC, f"{len(lines)} {blobs}", *lines, ""])
 
-    def _split(self, blob: str, readers: int) -> list[str]:
-        return [blob] if readers == 1 else self._add("Split", [blob], readers)
-
-    def _convolution(self, blob: str, name: str, *, leaky: bool = False) -> str:
+    def convolution(self, node: str, name: str, *, slope: float | None = None) -> str:
         kernel, bias = self._state[f"{name}.weight"], self._state[f"{name}.bias"]
         settings = f"0={len(kernel)} 1={kernel.shape[2]} 4={kernel.shape[2] // 2} 5=1 6={kernel.numel()}"
         self.weights += [_PLAIN_FLOATS, _bytes(kernel), _bytes(bias)]
-        return self.add("Convolution", [blob], settings + (" 9=2 -23310=1,0.2" if leaky else ""))
+        return self.add("Convolution", [node], settings + ("" if slope is None else f" 9=2 -23310=1,{slope}"))
 
-    def _larger(self, blob: str, scale: int) -> str:
-        return self.add("Interp", [blob], f"0=1 1={float(scale)} 2={float(scale)}")
+    def prelu(self, node: str, name: str) -> str:
+        slopes = self._state[f"{name}.weight"]
+        self.weights.append(_bytes(slopes))
+        return self.add("PReLU", [node], f"0={len(slopes)}")
 
-    def _plus(self, blob: str, other: str, share: float = 1) -> str:
-        scaled = blob if share == 1 else self.add("BinaryOp", [blob], _TIMES.format(share))
-        return self.add("BinaryOp", [scaled, other], _ADD)
+    def joined(self, nodes: Sequence[str]) -> str:
+        return nodes[0] if len(nodes) == 1 else self.add("Concat", list(nodes), "0=0")
 
-    def compact(self, blob: str, *, num_conv: int, upscale: int, **_: object) -> str:
-        """Convolutions, each with a PReLU; the last one's channels become pixels, on the enlarged picture."""
-        blob, picture = self._split(blob, 2)
-        for index in range(0, 2 * num_conv + 2, 2):
-            blob = self._convolution(blob, f"body.{index}")
-            slope = self._state[f"body.{index + 1}.weight"]
-            self.weights.append(_bytes(slope))
-            blob = self.add("PReLU", [blob], f"0={len(slope)}")
-        blob = self._convolution(blob, f"body.{2 * num_conv + 2}")
-        blob = self.add("PixelShuffle", [blob], f"0={upscale}")
-        return self._plus(blob, self._larger(picture, upscale))
+    def sum(self, node: str, other: str, *, share: float = 1) -> str:
+        if share != 1:
+            node = self.add("BinaryOp", [node], f"0=2 1=1 2={share}")
+        return self.add("BinaryOp", [node, other], "0=0")
 
-    def rrdb(self, blob: str, *, num_block: int, **_: object) -> str:
-        """Dense blocks in threes, each with its residual; then nearest pixels and a convolution, twice."""
-        blob, trunk = self._split(self._convolution(blob, "conv_first"), 2)
-        for block in range(num_block):
-            blob, before = self._split(blob, 2)
-            for dense in (1, 2, 3):
-                blob = self._dense(blob, f"body.{block}.rdb{dense}.conv")
-            blob = self._plus(blob, before, 0.2)
-        blob = self._plus(self._convolution(blob, "conv_body"), trunk)
-        for name in ("conv_up1", "conv_up2"):
-            blob = self._convolution(self._larger(blob, 2), name, leaky=True)
-        return self._convolution(self._convolution(blob, "conv_hr", leaky=True), "conv_last")
+    def larger(self, node: str, scale: int) -> str:
+        return self.add("Interp", [node], f"0=1 1={float(scale)} 2={float(scale)}")
 
-    def _dense(self, blob: str, name: str) -> str:
-        before, *rest = self._split(blob, 6)
-        seen = [rest]  # of each feature map, one blob for each convolution that will read it
-        for index in range(1, 6):
-            inputs = [blobs.pop() for blobs in seen]
-            joined = inputs[0] if index == 1 else self.add("Concat", inputs, "0=0")
-            blob = self._convolution(joined, f"{name}{index}", leaky=index < 5)
-            if index < 5:
-                seen.append(self._split(blob, 5 - index))
-        return self._plus(blob, before, 0.2)
+    def shuffled(self, node: str, scale: int) -> str:
+        return self.add("PixelShuffle", [node], f"0={scale}")
+
+
+def _line(kind: str, inputs: list[str], outputs: list[str], settings: str = "") -> str:
+    words = [kind, f"of_{outputs[0]}", str(len(inputs)), str(len(outputs)), *inputs, *outputs, settings]
+    return " ".join(words).rstrip()
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

@@ -98,16 +98,16 @@ def scripted(monkeypatch, seconds):
     [(1, 2, 3, "winograd"), (3, 2, 1, "torch"), (1.1, 1, 1.05, "winograd"), (2, 1, 1.5, "ncnn")],
 )
 def test_the_fastest_way_is_taken_when_it_is_clearly_faster(monkeypatch, winograd, ncnn, plain, expected):
-    seconds = {"cpu:winograd": winograd, "cpu:ncnn": ncnn, "cpu:torch": plain}
+    seconds = {"cpu:winograd": winograd, "cpu:openvino": 9, "cpu:ncnn": ncnn, "cpu:torch": plain}
     turns = scripted(monkeypatch, seconds)
     shape, state = seeded("rrdb")
     assert backends.network("cpu", shape, state, "rrdb")[1] == f"cpu:{expected}"
-    ways = ["cpu:winograd", "cpu:ncnn", "cpu:torch"]
-    assert turns[:3] == ways, "each at least once"
+    ways = list(seconds)
+    assert turns[:4] == ways, "each at least once"
     slow = [way for way in ways if seconds[way] >= 2 * min(seconds.values())]
-    assert turns[3:] == [way for way in ways if way not in slow] * 2
+    assert turns[4:] == [way for way in ways if way not in slow] * 2
     assert backends.network("cpu", shape, state, "rrdb")[1] == f"cpu:{expected}"
-    assert len(turns) == 9 - 2 * len(slow), "one process tries once"
+    assert len(turns) == 12 - 2 * len(slow), "one process tries once"
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -120,13 +120,13 @@ def test_what_is_tried_is_a_shorter_network_of_the_same_kind(kind, monkeypatch):
     assert all(short.parameters[name] == min(2, shape.parameters[name]) for name in parts)
 
 
-def test_without_ncnn_the_others_remain_and_asking_for_it_says_why(monkeypatch):
+def test_without_packages_the_others_remain_and_asking_for_it_says_why(monkeypatch):
     seconds = {"cpu:torch": 2.0, "cpu:winograd": 1.0}
     scripted(monkeypatch, seconds)
-    monkeypatch.setattr(backends, "_has_ncnn", lambda: False)
+    monkeypatch.setattr(backends, "_has", lambda package: False)
     assert backends.network("cpu", *seeded("compact"), "compact")[1] == "cpu:winograd"
     monkeypatch.undo()
-    monkeypatch.setattr(backends, "_has_ncnn", lambda: False)
+    monkeypatch.setattr(backends, "_has", lambda package: False)
     with pytest.raises(InvalidOption, match="ncnn is not installed"):
         backends.network("cpu:ncnn", *seeded("compact"), "compact")
 

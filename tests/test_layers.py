@@ -16,7 +16,8 @@ ROWS = [
     {"files", "models", "compat", "tiling", "pixels"},
     {"color", "degrade", "metrics", "report", "store"},
     {"download", "networks", "formats", "report_page"},
-    {"photo", "winograd", "ncnn_network"},
+    {"photo", "winograd", "graph"},
+    {"ncnn_network", "openvino_network"},
     {"encode", "backends", "cell"},
     {"contained"},
     {"engine", "upscale"},
@@ -30,7 +31,7 @@ ROWS = [
     {"settings"},  # read by the doors only
     {"web", "__main__"},
 ]
-TORCH = {"networks", "winograd", "ncnn_network", "backends", "engine", "faces"}
+TORCH = {"networks", "winograd", "ncnn_network", "openvino_network", "backends", "engine", "faces"}
 ON_DEMAND = {"batch", "metrics", "timing"}  # inside functions: to set its threads, for LPIPS, to count it
 
 
