@@ -22,6 +22,16 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def servers():
+    """Starts servers that fail at a step."""
+    from crashing import Servers
+
+    servers = Servers()
+    yield servers
+    servers.close()
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)

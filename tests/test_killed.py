@@ -20,13 +20,6 @@ SEED = 10
 
 
 @pytest.fixture(scope="module")
-def servers():
-    servers = Servers()
-    yield servers
-    servers.close()
-
-
-@pytest.fixture(scope="module")
 def clean(servers, tmp_path_factory) -> tuple[list[str], list[str]]:
     """The sha256 of each result, and the steps, of a server that nothing happened to."""
     folder = made(tmp_path_factory.mktemp("clean"))

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import photo_like, png, save_network
 from loading import Answer, ask, ended, form, get
-from test_killed import clean, made, servers
+from test_killed import clean, made
 
 from restorer import Restorer, jobs
 from restorer.errors import InvalidOutput, OutOfMemory, UnsupportedImage
@@ -25,7 +25,7 @@ from restorer.web.janitor import Janitor
 from restorer.web.service import Service
 from restorer.web.workshop import Workshop
 
-__all__ = ["clean", "servers"]  # fixtures
+__all__ = ["clean"]  # a fixture
 PHOTO = png(photo_like(np.random.default_rng(4), 20, 20))
 RAISED = (UnsupportedImage, OutOfMemory, InvalidOutput, RuntimeError, MemoryError, OSError)
 KINDS = (

@@ -6,14 +6,14 @@ import time
 
 import pytest
 from conftest import taken
-from test_killed import PHOTOS, clean, made, results, servers
+from test_killed import PHOTOS, clean, made, results
 
 from restorer import QueueFull
 from restorer.errors import Cancelled, TimedOut
 from restorer.web import workshop
 from restorer.web.workshop import Workshop
 
-__all__ = ["clean", "servers"]  # fixtures
+__all__ = ["clean"]  # a fixture
 
 
 def test_a_hang_ends_in_an_error_and_nobody_waits_behind_it(monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import photo_like, png, save_quick_and_slow
+from conftest import photo_like, png, save_quick_and_slow, servers
 from hanging import WIDTH
 from test_killed import (
     PHOTOS,
@@ -22,7 +22,6 @@ from test_killed import (
     made,
     parts,
     results,
-    servers,
     writing,
 )
 from test_page import launched

@@ -7,9 +7,9 @@ import statistics
 import time
 
 import numpy as np
-from conftest import photo_like, png
+from conftest import photo_like, png, servers
 from loading import ask, ended, form
-from test_killed import clean, made, servers
+from test_killed import clean, made
 from test_loaded import PHOTO, check_submits, many, port_of, submits
 
 __all__ = ["clean", "servers"]  # fixtures
