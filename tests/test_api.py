@@ -50,7 +50,7 @@ def test_a_photo_comes_back_whole_with_previews_and_receipt(client, folder, old)
     file, previews, receipt = client.predict(
         handle_file(path), face_enhance=False, format="webp", api_name="/enhance"
     )
-    run = Restorer(weights=folder / "weights", model="custom/quick", device="cpu")
+    run = Restorer(weights=folder / "weights", model="custom/quick", device="cpu:torch")
     made = run.restore(path.read_bytes(), face_enhance="off", format="webp")
     with open(file, "rb") as got:
         assert got.read() == made.data

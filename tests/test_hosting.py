@@ -247,7 +247,7 @@ def test_on_zero_gpu_the_lent_restorer_does_what_the_plain_one_does(tmp_path, rn
     from restorer.web.zero import Lent
 
     save_network(tmp_path / "custom/tiny.safetensors", seed=1)
-    given = {"weights": tmp_path, "device": "cpu", "model": "custom/tiny", "face_enhance": "off"}
+    given = {"weights": tmp_path, "device": "cpu:torch", "model": "custom/tiny", "face_enhance": "off"}
     lent, plain = Lent(**given), restorer.Restorer(**given)
     data = png(photo_like(rng, 90, 120))
     steps: list[tuple[int, int]] = []
@@ -327,7 +327,7 @@ def test_modal_restores_a_photo_of_a_batch(modal_app, tmp_path, rng):
     options = {"model": "custom/tiny", "face_enhance": "off"}
     worker = modal_app.Restoring()
     name, result, form, error = worker.restore.local("a.png", data, options)
-    plain = restorer.Restorer(weights=tmp_path, device="cpu").restore(data, **options)
+    plain = restorer.Restorer(weights=tmp_path, device="cpu:torch").restore(data, **options)
     assert (name, result, form, error) == ("a.png", plain.data, "png", "")
     assert "damaged" in worker.restore.local("b.png", data[:100], options)[3]
 

@@ -129,7 +129,7 @@ class Scripted:
             upload_folder=folder / "uploads", processed_folder=folder / "processed", min_free_disk_mb=0
         )
         settings.processed_folder.mkdir(parents=True)
-        restorer = Restorer(weights=folder / "weights", model="custom/quick", device="cpu")
+        restorer = Restorer(weights=folder / "weights", model="custom/quick", device="cpu:torch")
         pixels = photo_like(np.random.default_rng(0), 4, 4)
         self.one = restorer.restore(png(pixels), face_enhance="off")
         restorer.restore = self.restore  # type: ignore[method-assign]

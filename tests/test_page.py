@@ -47,7 +47,7 @@ def launched(folder: Path, script: Path = APP, **environment: str):
         "PROCESSED_FOLDER": str(folder / "processed"),
         "RESTORER_WEIGHTS": str(folder / "weights"),
         "MODEL": "custom/quick",
-        "DEVICE": "cpu",
+        "DEVICE": "cpu:torch",
         **environment,
     }
     with (folder / "log").open("w") as log:

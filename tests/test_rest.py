@@ -33,7 +33,7 @@ def settings_in(folder: Path, **changes) -> Settings:
         processed_folder=folder / "processed",
         restorer_weights=str(folder / "weights"),
         model="custom/quick",
-        device="cpu",
+        device="cpu:torch",
         **{"min_free_disk_mb": 0, **changes},
     )
 
@@ -95,7 +95,7 @@ def test_five_files_one_of_them_broken_are_four_results_and_one_error(client, rn
 def test_the_file_is_what_the_package_gives(client, tmp_path, rng):
     photo = png(photo_like(rng, 24, 31))
     told = ended(client, posted(client, ("a.png", photo), face_enhance="false", format="webp")["job_id"])
-    run = Restorer(weights=tmp_path / "weights", model="custom/quick", device="cpu")
+    run = Restorer(weights=tmp_path / "weights", model="custom/quick", device="cpu:torch")
     assert client.get(told["results"][0]["url"]).content == (
         run.restore(photo, face_enhance="off", format="webp").data
     )
