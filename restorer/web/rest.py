@@ -208,6 +208,7 @@ class Rest:
         if await asyncio.to_thread(self.jobs.end, job, "cancelled"):
             if (live := self._live.get(job.id)) and live.task:
                 live.task.cancel()
+                self.service.workshop.leave(live.ticket)  # now: the answer tells that the next ones moved up
             return JSONResponse({"job_id": job.id, "status": "cancelled"})
         await asyncio.to_thread(self.jobs.delete, job)
         return JSONResponse({"job_id": job.id, "status": "deleted"})

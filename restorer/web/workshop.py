@@ -70,7 +70,8 @@ class Workshop:
         """Give up a place; what is worked on stops at its next step."""
         with self._moved:
             ticket.left = True
-            if not ticket.used and ticket in self._line:
+            at_work = ticket.used and self._line[:1] == [ticket]
+            if ticket in self._line and not at_work:
                 self._line.remove(ticket)
             self._moved.notify_all()
 
@@ -116,17 +117,19 @@ class Workshop:
                 raise Cancelled("stopped")
 
         def work(answer: Future[T]) -> None:
+            made = None
             try:
                 with self._turn(ticket):
                     progress(0, 0)
-                    answer.set_result(make(progress))
+                    made = make(progress)
+                answer.set_result(made)  # who hears of it finds the place free
             except BaseException as error:  # noqa: BLE001  raised again below, in the caller's thread
                 if ticket.left:
                     answer.cancel()  # nobody will look
                 else:
                     answer.set_exception(error)
             finally:
-                del answer  # an error's traceback knows this frame: a ring would keep the pictures alive
+                del answer, made  # an error's traceback knows this frame: a ring would keep pictures alive
 
         answer: Future[T] = Future()
         ticket.used = True
@@ -155,7 +158,8 @@ class Workshop:
             yield
         finally:
             with self._moved:
-                self._line.remove(ticket)
+                if ticket in self._line:
+                    self._line.remove(ticket)
                 self._beat = time.monotonic()
                 self._moved.notify_all()
 
