@@ -23,7 +23,7 @@ _PREFERRED = {
 }
 _CLEARLY = 1.2
 # What is timed: so many blocks or convolutions, a picture of that side, so often
-_PARTS, _SIDE, _ROUNDS = 3, {"RRDBNet": 64, "SRVGGNetCompact": 128}, 3
+_PARTS, _SIDE, _ROUNDS = 3, {"RRDBNet": 64, "SRVGGNetCompact": 256}, 3
 _HOPELESS = 2.0  # times as slow as another: not timed again
 _PACKAGES = {"cpu:openvino": "openvino", "cpu:ncnn": "ncnn", VULKAN: "ncnn"}
 _CHOSEN: dict[str, str] = {}  # by shape, in this process

@@ -15,9 +15,9 @@ from .errors import InvalidOutput, OutOfMemory
 from .options import SMALLEST_TILE
 
 # Few sizes, so that a little more or less free memory does not change the result. A larger tile wastes less
-# on context, but on a CPU it leaves the cache: 256 is the measured best
+# on context, but on a CPU it leaves the cache: 256 is the measured best. OpenVINO does not mind
 _TILES = (768, 512, 384, 256, 192, 128, 96, 64, 48, SMALLEST_TILE)
-_LARGEST_ON_CPU = 256
+_LARGEST_ON_CPU, _LARGEST_OF_OPENVINO = 256, 512
 # What torch's allocators say where they raise no error class of their own (CPU, MPS, CUDA's runtime)
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator", "out of memory")
 
@@ -81,7 +81,8 @@ class Engine:
     def best_tile(self) -> int:
         """Side of a tile in pixels for which half of the free memory suffices, context included."""
         side = math.isqrt(self._free_memory() // 2 // self.bytes) - 2 * self.pad
-        side = min(side, _LARGEST_ON_CPU) if self.device.type == "cpu" else side
+        if self.device.type == "cpu":
+            side = min(side, _LARGEST_OF_OPENVINO if self.name == "cpu:openvino" else _LARGEST_ON_CPU)
         return next((tile for tile in _TILES if tile <= side), SMALLEST_TILE)
 
     def _free_memory(self) -> int:

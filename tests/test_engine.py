@@ -129,3 +129,6 @@ def test_the_tile_follows_the_free_memory(monkeypatch):
     for free, expected in ((10**12, 256), (2 * 1000 * 120**2, 96), (2 * 1000 * 121**2, 96), (0, 32)):
         monkeypatch.setattr(run, "_free_memory", lambda free=free: free)
         assert run.best_tile() == expected
+    monkeypatch.setattr(run, "_free_memory", lambda: 10**12)
+    run.name = "cpu:openvino"
+    assert run.best_tile() == 512

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import restorer
-from restorer import compat, networks, photo
+from restorer import backends, compat, networks, photo
 
 NAME = "custom/realesr-general-x4v3"
 
@@ -64,6 +64,14 @@ def test_pixels_equal_the_reference(ours, reference, shared, folder):
         after = ours.restore(file.read_bytes()).after.pixels
         grey = expected.ndim == 2
         assert distance(after[..., 0] if grey else after, expected) <= 1, file.name
+
+
+@pytest.mark.parametrize("way", [way for way in backends.NAMES if way.startswith("cpu")])
+def test_every_way_on_a_cpu_equals_the_reference(way, weights, reference, shared):
+    file = shared / "sets/set5/img_003_SRF_4_LR.png"
+    result = restorer.load(NAME, weights=weights, device=way).restore(file.read_bytes())
+    assert result.device == way
+    assert distance(result.after.pixels, by_reference(reference, file)) <= 1
 
 
 def test_a_grey_photo_equals_the_reference(ours, reference, shared):
