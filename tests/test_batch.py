@@ -335,6 +335,40 @@ def test_what_a_result_lacks_is_told(folder, capsys):
     assert all("yunet" in line["warnings"] for line in lines(folder) if line["state"] == "restored")
 
 
+def test_several_at_a_time_as_before_a_gpu_are_the_same_and_one_that_was_tried_is_alone(folder, monkeypatch):
+    monkeypatch.setattr(batch, "_abreast", lambda asked: 3)
+    under_way, most, beside = set(), [], []
+    really = batch.Worker._restored
+
+    def watched(worker, entry, record):
+        under_way.add(entry.path)
+        most.append(len(under_way))
+        time.sleep(0.1)
+        if record.tries > 1:
+            beside.append(set(under_way) - {entry.path})
+        try:
+            return really(worker, entry, record)
+        finally:
+            under_way.discard(entry.path)
+
+    monkeypatch.setattr(batch.Worker, "_restored", watched)
+    monkeypatch.setattr(batch.Worker, "tried", lambda worker, entry: entry.path == "c.PNG")
+    began = batch.Worker._earlier
+    monkeypatch.setattr(
+        batch.Worker,
+        "_earlier",
+        lambda worker, entry: (
+            batch.Record(entry.path, entry.stamp, worker.asked.digest, "begun")
+            if entry.path == "c.PNG"
+            else began(worker, entry)
+        ),
+    )
+    assert main(words(folder)) == 1, "one is broken"
+    assert sorted(results(folder).values()) == sorted(expected(folder).values())
+    assert max(most) == 3 and beside == [set()]
+    assert Counter(line["state"] for line in lines(folder)) == {"restored": 6, "failed": 1}
+
+
 def test_other_storages_are_written_too(folder):
     memory = fsspec.filesystem("memory")
     for name in PHOTOS:
