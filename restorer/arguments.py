@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from . import __version__
-from .options import FACE_ENHANCE, FACE_MASKS, FORMATS, Options
+from .options import DEVICES, FACE_ENHANCE, FACE_MASKS, FORMATS, Options
+
+DEVICE_HELP = f"{', '.join(DEVICES)} (the fastest there is)"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,9 +36,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
     )
-    command.add_argument(
-        "--device", help="cuda, mps, cpu, or one of the ways to compute on it (the fastest there is)"
-    )
+    command.add_argument("--device", help=DEVICE_HELP)
 
     command = commands.add_parser(
         "batch",
@@ -74,9 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--csv", type=Path, metavar="FILE", help="the table as a file")
     command.add_argument("--plot", type=Path, metavar="FILE", help="a picture of it: .png or .svg")
-    command.add_argument(
-        "--device", help="cuda, mps, cpu, or one of the ways to compute on it (the fastest there is)"
-    )
+    command.add_argument("--device", help=DEVICE_HELP)
     return made
 
 
@@ -116,8 +114,6 @@ def _options() -> argparse.ArgumentParser:
     command.add_argument(
         "--tile", type=int, default=Options.tile, help="side in pixels; 0: by free memory (%(default)s)"
     )
-    command.add_argument(
-        "--device", help="cuda, mps, cpu, or one of the ways to compute on it (the fastest there is)"
-    )
+    command.add_argument("--device", help=DEVICE_HELP)
     command.add_argument("--fp32", action="store_true", help="full precision on a GPU too")
     return command

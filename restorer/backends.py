@@ -10,6 +10,7 @@ import torch
 
 from .errors import InvalidOption
 from .networks import Shape, State, build
+from .options import DEVICES
 from .winograd import Winograd
 
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -45,7 +46,7 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InvalidOption(f"device is {name!r}, which this machine does not have") from error
+        raise _absent(name) from error
     return device
 
 
@@ -76,7 +77,7 @@ def _made(device: str, shape: Shape, state: State, name: str) -> Network:
     from .ncnn_network import Ncnn, gpus
 
     if device == VULKAN and not gpus():
-        raise InvalidOption(f"device is {VULKAN!r}, which this machine does not have")
+        raise _absent(VULKAN)
     return Ncnn(shape, state, vulkan=device == VULKAN)
 
 
@@ -115,6 +116,12 @@ def _fastest(shape: Shape, state: State) -> str:
             networks = {way: run for way, run in networks.items() if seconds[way] < _HOPELESS * least}
     fastest = min(ways, key=seconds.__getitem__)
     return fastest if seconds[ways[0]] > _CLEARLY * seconds[fastest] else ways[0]
+
+
+def _absent(device: str) -> InvalidOption:
+    return InvalidOption(
+        f"device is {device!r}, which this machine does not have; the devices are {', '.join(DEVICES)}"
+    )
 
 
 def _has(package: str) -> bool:

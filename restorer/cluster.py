@@ -52,6 +52,11 @@ def connected(address: str) -> Any:  # noqa: ANN401  the package, which has no t
     return ray
 
 
+def gpus_each(device: str | None, machines: Sequence[Mapping[str, float]]) -> int:
+    """GPUs that a worker on that device needs by default: one where there are any, on a processor none."""
+    return int(any(one.get("GPU") for one in machines) and not (device or "").startswith("cpu"))
+
+
 def places(resources: Mapping[str, float], gpus: float, cpus: int) -> int:
     """How many workers a machine has room for."""
     by_cpu = int(resources.get("CPU", 0) // cpus)
@@ -80,7 +85,7 @@ def run(
     ray = connected(address)
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus is None:
-        gpus = 1 if any(one.get("GPU") for one in machines) and asked.device != "cpu" else 0
+        gpus = gpus_each(asked.device, machines)
     room = sum(places(one, gpus, cpus) for one in machines)
     if not room:
         wanted = f"{gpus:g} GPUs and {cpus} processors" if gpus else f"{cpus} processors"

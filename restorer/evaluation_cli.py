@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import __version__, degrade, evaluation, files, photo, report
+from .arguments import DEVICE_HELP
 from .errors import InvalidOption, RestoreError
 from .evaluation import Setup, Variant
 from .options import Options
@@ -211,7 +212,5 @@ def parser() -> argparse.ArgumentParser:
         "--fail-under", action="append", default=[], metavar="ssim=0.8", help="exit with 1 if a mean is worse"
     )
     parser.add_argument("--weights-dir", metavar="DIR", help="where the models' files are (weights/)")
-    parser.add_argument(
-        "--device", help="cuda, mps, cpu, or one of the ways to compute on it (the fastest there is)"
-    )
+    parser.add_argument("--device", help=DEVICE_HELP)
     return parser

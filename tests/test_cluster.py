@@ -105,6 +105,14 @@ def test_room_for_workers(resources, gpus, cpus, room):
     assert cluster.places(resources, gpus, cpus) == room
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus"), [(None, 1), ("cuda", 1), ("vulkan", 1), ("cpu", 0), ("cpu:torch", 0), ("cpu:ncnn", 0)]
+)
+def test_a_worker_has_a_gpu_where_there_is_one_unless_it_computes_on_a_processor(device, gpus):
+    assert cluster.gpus_each(device, [{"CPU": 8}, {"CPU": 8, "GPU": 1}]) == gpus
+    assert cluster.gpus_each(device, [{"CPU": 8}]) == 0
+
+
 def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InvalidOption, match="requirements-ray.txt"):
