@@ -20,6 +20,7 @@ _SHAPES = {
     X2PLUS: ("basicsr.archs.rrdbnet_arch", "RRDBNet", {**_RRDB, "scale": 2}),
     GENERAL: ("basicsr.archs.srvgg_arch", "SRVGGNetCompact", {"num_feat": 64, "num_conv": 32, "upscale": 4}),
 }
+_LITTLE = 0.05
 _SHARED = Path(__file__).resolve().parents[2] / "shared/weights"
 
 
@@ -82,14 +83,26 @@ def _found(name: str) -> Path | None:
 
 
 def _seeded(name: str) -> networks.State:
-    """Random weights, the last layer scaled so that the picture has values from 0 to 1 and few beyond."""
+    """Random weights that keep a picture's light, as trained ones do: the last layer adds a little to it."""
     module, arch, parameters = _SHAPES[name]
     torch.manual_seed(0)
     network = compat.load(module, arch)(**parameters).eval().requires_grad_(False)
     last = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1]
-    with torch.inference_mode():
-        out = network(torch.rand(1, 3, 16, 16))
-    last.weight *= 0.15 / out.std()
-    if last.bias is not None:
-        last.bias.copy_((last.bias - out.mean()) * 0.15 / out.std() + 0.5)
+    if arch == "RRDBNet":  # SRVGGNetCompact adds the picture by itself
+        for layer in (network.conv_first, network.conv_up1, network.conv_up2, network.conv_hr):
+            layer.weight[:3] = layer.bias[:3] = 0
+            _hand_on(layer)
+        network.conv_body.weight[:3] = network.conv_body.bias[:3] = 0
+    added = network(torch.rand(1, 3, 16, 16))
+    last.weight *= _LITTLE / added.std()
+    last.bias.copy_((last.bias - added.mean(dim=(0, 2, 3))) * _LITTLE / added.std())
+    if arch == "RRDBNet":
+        _hand_on(last)
     return network.state_dict()
+
+
+def _hand_on(layer: nn.Conv2d) -> None:
+    """Add red, green and blue, the first features that a layer is given, to the first three that it makes."""
+    given = layer.in_channels // 3 if layer.in_channels in (3, 12) else 1  # pixels of a colour: unshuffled
+    for colour in range(3):
+        layer.weight[colour, colour * given : (colour + 1) * given, 1, 1] += 1 / given

@@ -23,9 +23,11 @@ _PREFERRED = {
     "SRVGGNetCompact": ("cpu:openvino", "cpu:ncnn", "cpu:torch", "cpu:winograd"),
 }
 _CLEARLY = 1.2
-# What is timed: so many blocks or convolutions, a picture of that side, so often
-_PARTS, _SIDE, _ROUNDS = 3, {"RRDBNet": 64, "SRVGGNetCompact": 256}, 3
-_HOPELESS = 2.0  # times as slow as another: not timed again
+# What is timed: so many blocks or convolutions, a picture of that side, so often; up to the larger number
+# while another seems faster than the first, which may only have been disturbed
+_PARTS, _SIDE, _ROUNDS, _MOST_ROUNDS = 3, {"RRDBNet": 64, "SRVGGNetCompact": 256}, 2, 9
+_HOPELESS = 1.5  # times as slow as another: not timed again
+_PATIENCE = 3.0  # seconds; a machine that is so busy tells nothing
 _PACKAGES = {"cpu:openvino": "openvino", "cpu:ncnn": "ncnn", VULKAN: "ncnn"}
 _CHOSEN: dict[str, str] = {}  # by shape, in this process
 NAMES = (*_PREFERRED["RRDBNet"], VULKAN)
@@ -105,17 +107,22 @@ def _fastest(shape: Shape, state: State) -> str:
     networks = {way: _made(way, shape, state, "a sample") for way in ways}
     side = _SIDE[shape.arch] * shape.align
     picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    seconds: dict[str, float] = {}
+    first, seconds = ways[0], dict.fromkeys(ways, math.inf)
+    begun = time.perf_counter()
     with torch.inference_mode():
-        for _ in range(_ROUNDS):
-            for way, run in networks.items():
+        for done in range(1, _MOST_ROUNDS + 1):
+            for way in tuple(networks):
                 start = time.perf_counter()
-                run(picture)
-                seconds[way] = min(seconds.get(way, math.inf), time.perf_counter() - start)
-            least = min(seconds.values())
-            networks = {way: run for way, run in networks.items() if seconds[way] < _HOPELESS * least}
-    fastest = min(ways, key=seconds.__getitem__)
-    return fastest if seconds[ways[0]] > _CLEARLY * seconds[fastest] else ways[0]
+                networks[way](picture)
+                end = time.perf_counter()
+                if end - begun > _PATIENCE:
+                    return first
+                seconds[way] = min(seconds[way], end - start)
+                if way != first and seconds[way] >= _HOPELESS * min(seconds.values()):
+                    del networks[way]
+            if done >= _ROUNDS and seconds[first] <= _CLEARLY * min(seconds.values()):
+                return first
+    return min(ways, key=seconds.__getitem__)
 
 
 def _absent(device: str) -> InvalidOption:

@@ -77,14 +77,15 @@ def test_not_a_number_is_seen_whatever_the_way(way):
         engine.Engine(run, scale=4, device=torch.device("cpu"))(np.zeros((8, 8, 3), np.uint8))
 
 
-def scripted(monkeypatch, seconds):
-    """Ways that take so many seconds by a clock of their own, and the record of their turns."""
+def scripted(monkeypatch, hundredths):
+    """Ways that take so long by a clock of their own, always or run by run, and the record of their turns."""
     clock, turns = [0.0], []
 
     def made(way, *_):
         def run(_picture):
             turns.append(way)
-            clock[0] += seconds[way]
+            cost = hundredths[way]
+            clock[0] += (cost if isinstance(cost, int | float) else cost[turns.count(way) - 1]) / 100
 
         return run
 
@@ -99,16 +100,30 @@ def scripted(monkeypatch, seconds):
     [(1, 2, 3, "winograd"), (3, 2, 1, "torch"), (1.1, 1, 1.05, "winograd"), (2, 1, 1.5, "ncnn")],
 )
 def test_the_fastest_way_is_taken_when_it_is_clearly_faster(monkeypatch, winograd, ncnn, plain, expected):
-    seconds = {"cpu:winograd": winograd, "cpu:openvino": 9, "cpu:ncnn": ncnn, "cpu:torch": plain}
-    turns = scripted(monkeypatch, seconds)
+    ways = {"cpu:winograd": winograd, "cpu:openvino": 9, "cpu:ncnn": ncnn, "cpu:torch": plain}
+    turns = scripted(monkeypatch, ways)
     shape, state = seeded("rrdb")
     assert backends.network("cpu", shape, state, "rrdb")[1] == f"cpu:{expected}"
-    ways = list(seconds)
-    assert turns[:4] == ways, "each at least once"
-    slow = [way for way in ways if seconds[way] >= 2 * min(seconds.values())]
-    assert turns[4:] == [way for way in ways if way not in slow] * 2
+    assert turns[:4] == list(ways), "each at least once"
+    assert turns.count("cpu:openvino") == 1, "who is far behind is not tried again"
+    rounds = 2 if expected == "winograd" else 9  # more where a choice would change
+    assert turns.count("cpu:winograd") == turns.count(f"cpu:{expected}") == rounds
+    count = len(turns)
     assert backends.network("cpu", shape, state, "rrdb")[1] == f"cpu:{expected}"
-    assert len(turns) == 12 - 2 * len(slow), "one process tries once"
+    assert len(turns) == count, "one process tries once"
+
+
+@pytest.mark.parametrize(
+    ("winograd", "runs"),
+    [((9, 9, 9, 9, 5), 5), ((400,), 1)],
+    ids=["disturbed four times", "no more is tried after three seconds"],
+)
+def test_a_busy_machine_keeps_to_the_first_way(monkeypatch, winograd, runs):
+    turns = scripted(
+        monkeypatch, {"cpu:winograd": winograd, "cpu:openvino": 4.5, "cpu:ncnn": 5, "cpu:torch": 5}
+    )
+    assert backends.network("cpu", *seeded("rrdb"), "rrdb")[1] == "cpu:winograd"
+    assert turns.count("cpu:winograd") == runs
 
 
 @pytest.mark.parametrize("kind", SHAPES)
