@@ -31,7 +31,7 @@ from .work import KEPT
 from .workshop import Workshop
 
 _GRACE = 1  # second in which the first page goes out, before importing torch slows everything
-_PATIENCE = 7  # seconds for the tile under way when the server ends
+_PATIENCE = 6  # seconds for the tile under way when the server ends: all is over within ten
 
 
 class Server:
