@@ -29,6 +29,8 @@ _PARTS, _SIDE, _ROUNDS, _MOST_ROUNDS = 3, {"RRDBNet": 64, "SRVGGNetCompact": 256
 _HOPELESS = 1.5  # times as slow as another: not timed again
 _PATIENCE = 3.0  # seconds; a machine that is so busy tells nothing
 _PACKAGES = {"cpu:openvino": "openvino", "cpu:ncnn": "ncnn", VULKAN: "ncnn"}
+# What a way takes beside Shape.bytes, which are torch's: measured with RRDBNet, less with SRVGGNetCompact
+APPETITE = {"cpu:winograd": 2.2, "cpu:openvino": 1.3, "cpu:ncnn": 5.2}
 _CHOSEN: dict[str, str] = {}  # by shape, in this process
 NAMES = (*_PREFERRED["RRDBNet"], VULKAN)
 

@@ -109,7 +109,7 @@ class Engines:
             scale=shape.scale,
             align=shape.align,
             pad=shape.pad,
-            bytes=shape.bytes,
+            bytes=round(shape.bytes * backends.APPETITE.get(name, 1)),
             device=device,
             half=half,
         )

@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from restorer import backends
+
 ROOT = Path(__file__).parent.parent
-_SCRIPT = """
-import re, sys
+_PEAK = """
+import re
+
+def peak():
+    # Of this program alone; getrusage() tells the peak of the process that it was started from
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+"""
+_PHOTO = """
+import sys
 import cv2, imagecodecs, numpy as np
 from restorer import encode, upscale
 from restorer.photo import Meta, Photo
@@ -17,10 +26,6 @@ class Nearest:
     scale, align, pad = 4, 1, 8
     def __call__(self, tile):
         return tile.repeat(4, axis=0).repeat(4, axis=1)
-
-def peak():
-    # Of this program alone; getrusage() tells the peak of the process that it was started from
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 
 form, channels, depth = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 def restored(height, width):
@@ -39,6 +44,36 @@ print((peak() - small - file) / made)
 """
 
 
+_TILE = """
+import sys
+from pathlib import Path
+from threading import Lock
+import numpy as np
+import torch
+from restorer import compat
+from restorer.engines import Engines
+from restorer.models import find
+
+torch.manual_seed(0)
+network = compat.load("basicsr.archs.rrdbnet_arch", "RRDBNet")(3, 3, num_block=1)
+folder, device, side = sys.argv[1], sys.argv[2], 160
+torch.save({"params": network.state_dict()}, f"{folder}/custom/short.pth")
+engines = Engines(Path(folder), device=device, half=False, running=Lock())
+engine = engines.get(find("custom/short", Path(folder)), 1)._engine
+picture = np.zeros((side, side, 3), np.uint8)
+engine(picture[:32, :32])
+before = peak()
+engine(picture)
+print((peak() - before) / engine.bytes / side**2)
+"""
+
+
+def measured(script: str, *arguments: object) -> float:
+    """What a program prints."""
+    command = [sys.executable, "-c", _PEAK + script, *map(str, arguments)]
+    return float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize(
     ("form", "channels", "depth"),
@@ -46,11 +81,11 @@ print((peak() - small - file) / made)
 )
 def test_a_photo_takes_little_more_than_its_result(form, channels, depth):
     """32 MP out: 1 is the result's own pixels; transparency has a picture of its own for a time."""
-    told = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, form, str(channels), str(depth)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert 0.8 < float(told.stdout) < 1.8
+    assert 0.8 < measured(_PHOTO, form, channels, depth) < 1.8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("way", [name for name in backends.NAMES if name.startswith("cpu")])
+def test_a_tile_takes_what_its_size_is_chosen_by(way, tmp_path):
+    (tmp_path / "custom").mkdir()
+    assert 0.3 < measured(_TILE, tmp_path, way) < 1.5

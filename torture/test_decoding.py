@@ -1,4 +1,4 @@
-"""Ten thousand broken files and a shelf of bombs, opened as a server opens those of strangers.
+"""Ten thousand broken files of each kind and a shelf of bombs, opened as a server opens those of strangers.
 
 Each answer is a picture or one of the documented errors; nothing hangs, nothing dies but the process that
 opened the file, and this one does not grow.
@@ -22,7 +22,7 @@ from restorer.photo import Photo
 
 __all__ = ["shared"]  # a fixture
 SEED = 20_26
-MUTATIONS = int(os.environ.get("MUTATIONS", "10000"))
+MUTATIONS = int(os.environ.get("MUTATIONS", "10000"))  # of each file
 HANG, REFUSAL = 10.0, 0.25  # seconds: no answer takes longer; a bomb's, of a hundred, but one
 GROWTH = 64  # MB that this process may have gained at the end
 DOCUMENTED = (UnsupportedImage, DamagedImage, ImageTooLarge)
@@ -60,11 +60,10 @@ def deaths(caplog):
 
 def test_mutations(deaths):
     good = whole_files(np.random.default_rng(7))
-    each = -(-MUTATIONS // len(good))
     before, slowest, read, refused = memory(), 0.0, 0, 0
     for kind, data in good.items():
         rng = np.random.default_rng([SEED, *kind.encode()])
-        for mutated in broken.mutations(data, each, rng):
+        for mutated in broken.mutations(data, MUTATIONS, rng):
             photo, text, seconds = answered(mutated)
             check_words(text)
             assert seconds < HANG, (kind, seconds)
