@@ -139,10 +139,10 @@ class Page:
             said += f" · {cost:.4f} $"
         return said + warned
 
-    def stopped(self, asked: Asked | None, *values: object) -> tuple[str, gr.Button, gr.Button]:
-        """What the page shows when Stop was pressed."""
+    def stopped(self, asked: Asked | None, *values: object) -> str:
+        """What the page says when Stop was pressed."""
         said = self._foretold(asked, values)[0] if asked else START
-        return f"Stopped.\n\n{said}", *idle()
+        return f"Stopped.\n\n{said}"
 
     def denoise(self, model: str, outscale: float) -> gr.Slider:
         """The denoise slider is there for the models that have it."""

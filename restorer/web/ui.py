@@ -170,7 +170,9 @@ def _one(page: handlers.Page) -> list[Any]:
         [before, trial_column, compared, slider, result, closer, told, download, receipt],
         **_QUIET,
     )
-    stop.click(page.stopped, [asked, *options], [said, start, stop], cancels=run, queue=False, **_QUIET)
+    # Restore is there again when the end of this run has arrived, as a failure: not sooner, or that would be
+    # taken for the end of the next one
+    stop.click(page.stopped, [asked, *options], said, cancels=run, queue=False, **_QUIET)
     # The cancel comes after the handler: so that one is light
     upload.change(
         handlers.dropped,
@@ -186,7 +188,7 @@ def _one(page: handlers.Page) -> list[Any]:
         + [shown, spot, compared, slider, result, closer, faces],
         **_LATEST,
     ).then(page.measured, [asked, *options], quote, **_LATEST)
-    run.failure(handlers.idle, None, [start, stop], **_QUIET)  # the queue was full, say
+    run.failure(handlers.idle, None, [start, stop], **_QUIET)  # stopped; or the queue was full, say
     samples.select(page.sample, None, upload, **_QUIET)
     for name, field in fields.items():
         if name in handlers.QUOTED:
