@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import anyio
 import gradio as gr
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +28,7 @@ _FREE, _AT_ONCE, _LONGEST = 5, 10, 5.0  # wrong keys without a wait, those waiti
 _FORGET, _ADDRESSES = 600, 10_000  # seconds until wrong keys are forgotten, and of how many they are known
 _LARGEST_FORM = 4096
 _BODY_SECONDS, _BODY_PACE = 30, 20_000  # that a body has, and bytes that earn it a second more
+_HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])?(:\d{1,5})?", re.ASCII)
 # What Gradio and its clients read although any client may write it: the scheme and the Host are what counts
 _HEARSAY = ("forwarded", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-prefix", "x-gradio-server")
 # Of Gradio's routes what the page and gradio_client need, each with the query it is given in place of the
@@ -37,7 +39,7 @@ _NEEDED: tuple[tuple[re.Pattern[str], bytes | None], ...] = (
     (re.compile(r"/gradio_api/info"), b"page="),
     (re.compile(r"/(theme\.css|robots\.txt|favicon\.ico|(static|assets)/.+)"), None),
     (re.compile(r"/gradio_api/(startup-events|theme\.css|upload|upload_progress|cancel|reset)"), None),
-    (re.compile(r"/gradio_api/(queue/(join|data)|heartbeat/[^/]+|call/(v2/)?[^/]+(/[^/]+)?)"), None),
+    (re.compile(r"/gradio_api/(queue/(join|data)|heartbeat/[\w-]+|call/(v2/)?\w+(/[\w-]+)?)"), None),
     (re.compile(r"/gradio_api/run/predict"), None),
     (re.compile(r"/gradio_api/file=(?!\s*[a-z]{2,}\s*:).+", re.DOTALL | re.IGNORECASE), None),
 )
@@ -77,9 +79,13 @@ class Front:
         for name in _HEARSAY:
             del headers[name]
         reads = scope["type"] != "http" or scope["method"] in ("GET", "HEAD")
-        if reads or _same_site(Request(scope)):
+        if not _HOST.fullmatch(headers.get("host", "")):
+            refusal = JSONResponse({"detail": "the header Host is no name and no address"}, 400)
+        elif reads or _same_site(Request(scope)):
             return await self.app(scope, receive, send)
-        await JSONResponse({"detail": "this is not for pages of other sites"}, 403)(scope, receive, send)
+        else:
+            refusal = JSONResponse({"detail": "this is not for pages of other sites"}, 403)
+        await refusal(scope, receive, send)
 
 
 class KeyGuard:
@@ -258,7 +264,12 @@ class Needed:
         for pattern, query in _NEEDED:
             if pattern.fullmatch(path) and self._named(path):
                 scope = scope if query is None else {**scope, "query_string": query}
-                return await self.app(scope, receive, _mildly(send) if "/run/" in path else send)
+                try:
+                    return await self.app(scope, receive, _mildly(send) if "/run/" in path else send)
+                except RuntimeError as error:
+                    if isinstance(error.__cause__, HTTPException):
+                        return None  # of a stream that was begun, and has told of it
+                    raise
         await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, send)
 
     def _named(self, path: str) -> bool:

@@ -17,6 +17,7 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from gradio import processing_utils, routes
+from gradio.route_utils import FnIndexInferError
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -99,16 +100,16 @@ class Server:
             "app_kwargs": {
                 "routes": own,
                 "middleware": [
+                    Middleware(guard.BodyLimit, limit=settings.max_files_per_job * largest + form.FORM),
                     *lock,
                     Middleware(guard.Needed, ours=partial(_matched, own), calls=api.NAMES),
                     Middleware(form.FullLine, workshop=self.workshop),
-                    Middleware(guard.BodyLimit, limit=settings.max_files_per_job * largest + form.FORM),
                 ],
                 "exception_handlers": {
                     form.Refused: _refused,
                     OSError: _not_stored,
                     RequestValidationError: _not_valid,
-                    **dict.fromkeys((LookupError, TypeError, ValueError), _misread),
+                    **dict.fromkeys((LookupError, TypeError, ValueError, FnIndexInferError), _misread),
                 },
                 "lifespan": self._lifespan,
             },
@@ -117,6 +118,7 @@ class Server:
     def asgi(self) -> FastAPI:
         """An ASGI application, for a host that serves it."""
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        self.blocks.has_launched = True  # else Gradio takes any file of this machine for an upload
         return gr.mount_gradio_app(app, self.blocks, path="/", **self.options())
 
     @asynccontextmanager
