@@ -608,6 +608,15 @@ def test_no_header_changes_what_others_or_oneself_are_told(tmp_path, rng):
         assert result["url"].startswith("http://127.0.0.1:7860/processed/")
 
 
+def test_whoever_asks_first_does_not_choose_what_the_others_are_told(tmp_path):
+    with opened(settings_in(tmp_path)) as client:
+        for target in ("info", "call/v2/models", "openapi.json", "info?all_endpoints=True"):
+            for method in ("GET", "POST"):
+                client.request(method, f"/gradio_api/{target}", json={}, headers={"host": "evil.example"})
+            told = client.get("/gradio_api/info").text
+            assert "http://127.0.0.1:7860" in told and "evil.example" not in told + client.get("/").text
+
+
 def test_what_is_sent_as_no_client_would_opens_nothing(tmp_path):
     """Over a socket: request lines and Hosts that clients tidy up, and addresses that are made up."""
     save_quick_and_slow(tmp_path)
