@@ -78,7 +78,7 @@ def prepare_gradio(found: Settings) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(found.upload_folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["FORWARDED_ALLOW_IPS"] = found.forwarded_allow_ips
+    os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn's: web/guard.py looks at what proxies say
 
 
 def read(folder: Path) -> Settings:

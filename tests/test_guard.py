@@ -4,12 +4,12 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from restorer.web import guard
-from restorer.web.guard import BodyLimit, KeyGuard, NoFetching
+from restorer.web.guard import BodyLimit, Front, KeyGuard, Needed
 
 KEY = "schlüssel"
 
@@ -128,23 +128,118 @@ def test_many_wrong_keys_at_once_are_not_even_looked_at(monkeypatch):
     assert answers.count(401) == 15 and answers.count(429) == 45
 
 
+def needed(*, own=()) -> TestClient:
+    async def told(request):
+        return PlainTextResponse(f"secret?{request.url.query}")
+
+    routes = [Route("/{path:path}", told, methods=["GET", "POST"])]
+    gate = Middleware(Needed, ours=lambda scope: scope["path"] in own, calls=("enhance",))
+    return TestClient(Starlette(routes=routes, middleware=[gate]))
+
+
 @pytest.mark.parametrize(
     "path",
     [
         "/gradio_api/file=http://127.0.0.1/x",
         "/gradio_api/file=https:%2F%2Fexample.org",
+        "/gradio_api/file= HTTP://x",
         "/gradio_api//FILE=ftp://x",
         "/gradio_api/proxy=https://x.hf.space/",
         "/gradio_api/process_recording",
         "/gradio_api/vibe-edit",
         "/gradio_api/deep_link?session_hash=x",
+        "/gradio_api/run/enhance",
+        "/gradio_api/call/other",
+        "/gradio_api/call/v2/other/id",
+        "/gradio_api/component_server",
+        "/config/",
+        "/gradio_api//info",
+        "/status",
     ],
 )
-def test_nothing_is_fetched_or_run_for_a_stranger(path):
-    routes = [Route("/{path:path}", secret, methods=["GET", "POST"])]
-    app = TestClient(Starlette(routes=routes, middleware=[Middleware(NoFetching)]))
-    assert app.get(path).status_code == 403
-    assert app.get("/gradio_api/file=/tmp/a.png").text == "secret"
+def test_what_nobody_needs_of_gradio_is_not_there(path):
+    assert needed().get(path).status_code == 404
+
+
+def test_what_is_needed_of_gradio_is_there_with_a_query_that_is_understood():
+    app = needed(own=("/status",))
+    for path in ("/", "/config"):
+        assert app.get(f"{path}?page=x&deep_link=y").text == "secret?"
+    assert app.get("/gradio_api/info?serialize=False").text == "secret?page="
+    for path in ("file=/tmp/a.png", "file=C:/tmp/a.png", "call/enhance/id", "upload_progress"):
+        assert app.get(f"/gradio_api/{path}?a=b").text == "secret?a=b"
+    assert app.get("/status").text == "secret?"
+
+
+def front(proxies="", client=("10.0.0.1", 1), host="photos.example") -> TestClient:
+    async def told(request):
+        return JSONResponse([str(request.base_url), request.client.host, sorted(request.headers)])
+
+    routes = [Route("/{path:path}", told, methods=["GET", "POST", "DELETE"])]
+    app = Starlette(routes=routes, middleware=[Middleware(Front, proxies=proxies)])
+    return TestClient(app, base_url=f"http://{host}", client=client)
+
+
+SAID = {
+    "x-forwarded-for": "1.2.3.4",
+    "x-forwarded-proto": "https",
+    "x-forwarded-host": "said.example, other",
+    "x-forwarded-prefix": "/said",
+    "x-gradio-server": "https://said.example",
+    "forwarded": "host=said.example",
+}
+
+
+@pytest.mark.parametrize(
+    ("proxies", "base", "client"),
+    [
+        ("", "http://photos.example/", "10.0.0.1"),
+        ("10.0.0.2,10.1.0.0/16", "http://photos.example/", "10.0.0.1"),
+        ("10.0.0.1", "https://said.example/", "1.2.3.4"),
+        ("10.0.0.0/8", "https://said.example/", "1.2.3.4"),
+        ("*", "https://said.example/", "1.2.3.4"),
+    ],
+)
+def test_only_a_proxy_that_is_named_is_believed_and_nobody_reads_on(proxies, base, client):
+    told = front(proxies).get("/", headers=SAID).json()
+    assert told[:2] == [base, client]
+    assert not set(told[2]) & set(guard._HEARSAY)
+
+
+FOREIGN = (
+    {"origin": "http://evil.example"},
+    {"origin": "null"},
+    {"origin": "http://[evil"},
+    {"origin": "http://evil.example", "x-forwarded-host": "evil.example"},
+    {"origin": "http://photos.example", "sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+)
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+def test_a_page_of_another_site_may_send_nothing_and_read_nothing(headers):
+    app = front()
+    for method in ("POST", "DELETE", "OPTIONS", "PUT", "PATCH"):
+        more = {"access-control-request-method": "POST"} if method == "OPTIONS" else {}
+        answer = app.request(method, "/", headers=headers | more)
+        assert answer.status_code == 403
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    answer = app.get("/", headers=headers)
+    assert answer.status_code == 200, "a link, a frame"
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    ("proxies", "headers"),
+    [
+        ("", {}),
+        ("", {"origin": "http://photos.example"}),
+        ("", {"origin": "http://elsewhere.example", "sec-fetch-site": "same-origin"}),
+        ("10.0.0.1", {"origin": "https://said.example", **SAID}),
+    ],
+)
+def test_programs_and_pages_of_its_own_may(proxies, headers):
+    assert front(proxies).post("/", headers=headers).status_code == 200
 
 
 def test_a_body_beyond_the_limit_is_refused_announced_or_not():

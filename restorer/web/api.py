@@ -16,6 +16,7 @@ from . import work
 from .service import Service, receipt
 from .workshop import Step
 
+NAMES = ("enhance", "enhance_batch", "quote", "models")
 _KINDS: dict[str, Any] = {
     "face_enhance": bool | Literal["auto", "on", "off"],
     "outscale": float,
@@ -66,11 +67,12 @@ def offer(service: Service) -> None:
 
     one, many = {"photo": FileData}, {"photos": list[FileData]}
     whole = tuple[FileData, tuple[FileData, FileData], dict]
-    add(_enhance, "enhance", one, _KINDS, whole, api_description=_ENHANCE, **waits)
     several = tuple[list[FileData], list[dict]]
-    add(_batch, "enhance_batch", many, _KINDS, several, api_description=_BATCH, **waits)
-    add(_quote, "quote", one, _FORETOLD, dict, api_description=_QUOTE)
-    add(_models, "models", {}, (), list[dict], api_description=_MODELS)
+    enhance, batch, quote, models = NAMES
+    add(_enhance, enhance, one, _KINDS, whole, api_description=_ENHANCE, **waits)
+    add(_batch, batch, many, _KINDS, several, api_description=_BATCH, **waits)
+    add(_quote, quote, one, _FORETOLD, dict, api_description=_QUOTE)
+    add(_models, models, {}, (), list[dict], api_description=_MODELS)
 
 
 async def _enhance(service: Service, photo: object, given: dict) -> tuple:

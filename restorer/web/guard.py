@@ -1,4 +1,4 @@
-"""One lock before everything: no request passes without the key, by header or by the session's cookie."""
+"""What stands before the app: who may ask, from where, for what, and how much."""
 
 import asyncio
 import hashlib
@@ -6,15 +6,19 @@ import hmac
 import re
 import time
 from collections import Counter
+from collections.abc import Callable, Container
 from http.cookies import CookieError, SimpleCookie
 from typing import NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
 import gradio as gr
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 _COOKIE = "restorer_session"
 _MONTH = 30 * 24 * 3600
@@ -24,7 +28,21 @@ _FREE, _AT_ONCE, _LONGEST = 5, 10, 5.0  # wrong keys without a wait, those waiti
 _FORGET, _ADDRESSES = 600, 10_000  # seconds until wrong keys are forgotten, and of how many they are known
 _LARGEST_FORM = 4096
 _BODY_SECONDS, _BODY_PACE = 30, 20_000  # that a body has, and bytes that earn it a second more
-_FETCHING = re.compile(r"/+gradio_api/+(file=[a-z]+:|proxy=|process_recording|(undo-)?vibe-|deep_link)")
+_HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])?(:\d{1,5})?", re.ASCII)
+# What Gradio and its clients read although any client may write it: the scheme and the Host are what counts
+_HEARSAY = ("forwarded", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-prefix", "x-gradio-server")
+# Of Gradio's routes what the page and gradio_client need, each with the query it is given in place of the
+# request's own: a page or a link that is not there is an error of Gradio's, and /info without a page is told
+# to everybody with the address that the first who asked came by
+_NEEDED: tuple[tuple[re.Pattern[str], bytes | None], ...] = (
+    (re.compile(r"/(config)?"), b""),
+    (re.compile(r"/gradio_api/info"), b"page="),
+    (re.compile(r"/(theme\.css|robots\.txt|favicon\.ico|(static|assets)/.+)"), None),
+    (re.compile(r"/gradio_api/(startup-events|theme\.css|upload|upload_progress|cancel|reset)"), None),
+    (re.compile(r"/gradio_api/(queue/(join|data)|heartbeat/[\w-]+|call/(v2/)?\w+(/[\w-]+)?)"), None),
+    (re.compile(r"/gradio_api/run/predict"), None),
+    (re.compile(r"/gradio_api/file=(?!\s*[a-z]{2,}\s*:).+", re.DOTALL | re.IGNORECASE), None),
+)
 _FORM = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>Neural Image Restore</title>
 <style>body{{font:16px system-ui;display:grid;place-items:center;min-height:90vh;color-scheme:light dark}}
@@ -32,6 +50,42 @@ form{{display:grid;gap:.8rem;width:18rem}}input,button{{font:inherit;padding:.5r
 <form method="post"><h1>Neural Image Restore</h1><label for="key">API key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
 <button>Sign in</button><p role="alert">{}</p></form></html>"""
+
+
+class Front:
+    """ASGI middleware in the place of Gradio's CORS: which address was asked, and whether by a page of ours.
+
+    A proxy that is named is believed what it says of scheme, client and host; from here on there is only the
+    one scheme and the one Host. A page of another site can read nothing, for no answer lets it, and may not
+    send anything. Programs send neither Origin nor Sec-Fetch-Site.
+    """
+
+    def __init__(self, app: ASGIApp, *, proxies: str, **_of_gradio: object) -> None:
+        self.app = app
+        self._proxy = ProxyHeadersMiddleware(self._asked, proxies)  # type: ignore[arg-type]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        headers = MutableHeaders(scope=scope)
+        client = scope.get("client")
+        host = headers.get("x-forwarded-host", "").partition(",")[0].strip()
+        if host and client and client[0] in self._proxy.trusted_hosts:
+            headers["host"] = host
+        await self._proxy(scope, receive, send)  # type: ignore[arg-type]
+
+    async def _asked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = MutableHeaders(scope=scope)
+        for name in _HEARSAY:
+            del headers[name]
+        reads = scope["type"] != "http" or scope["method"] in ("GET", "HEAD")
+        if not _HOST.fullmatch(headers.get("host", "")):
+            refusal = JSONResponse({"detail": "the header Host is no name and no address"}, 400)
+        elif reads or _same_site(Request(scope)):
+            return await self.app(scope, receive, send)
+        else:
+            refusal = JSONResponse({"detail": "this is not for pages of other sites"}, 403)
+        await refusal(scope, receive, send)
 
 
 class KeyGuard:
@@ -93,14 +147,13 @@ class KeyGuard:
         return JSONResponse({"detail": "the header X-API-KEY is missing or wrong"}, 401, headers)
 
     def _signed_in(self, request: Request) -> Response:
-        forwarded = request.headers.get("x-forwarded-proto", request.url.scheme)
         response = RedirectResponse("?", 303, {"Cache-Control": "no-store"})
         response.set_cookie(
             _COOKIE,
             self._token.decode(),
             max_age=_MONTH,
             httponly=True,
-            secure=forwarded.startswith("https"),
+            secure=request.url.scheme == "https",
             samesite="lax",
         )
         return response
@@ -192,19 +245,48 @@ class _Refusal(Exception):
         self.response = JSONResponse({"error": error, **more}, status, {"Connection": "close"})
 
 
-class NoFetching:
-    """ASGI middleware that closes what makes Gradio fetch, run or keep for ever what a stranger likes."""
+class Needed:
+    """ASGI middleware that answers 404 to all of Gradio's routes but those in _NEEDED, spelled as there.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Among the others are some that fetch, run or keep for ever what a stranger likes.
+
+    ours   tells whether a path is one of our own routes'
+    calls  the endpoints for programs
+    """
+
+    def __init__(self, app: ASGIApp, ours: Callable[[Scope], bool], calls: Container[str]) -> None:
+        self.app, self._ours, self._calls = app, ours, calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path = scope["path"].removeprefix(scope.get("root_path", "")).lower().replace(" ", "")
-            if _FETCHING.match(path):
-                refusal = JSONResponse({"detail": "addresses are not fetched"}, 403)
-                return await refusal(scope, receive, send)
-        return await self.app(scope, receive, send)
+        if scope["type"] != "http" or self._ours(scope):
+            return await self.app(scope, receive, send)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        for pattern, query in _NEEDED:
+            if pattern.fullmatch(path) and self._named(path):
+                scope = scope if query is None else {**scope, "query_string": query}
+                try:
+                    return await self.app(scope, receive, _mildly(send) if "/run/" in path else send)
+                except RuntimeError as error:
+                    if isinstance(error.__cause__, HTTPException):
+                        return None  # of a stream that was begun, and has told of it
+                    raise
+        await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, send)
+
+    def _named(self, path: str) -> bool:
+        """Whether a call is of an endpoint that is there: Gradio takes any other for its own fault."""
+        call = re.match(r"/gradio_api/call/(?:v2/)?([^/]+)", path)
+        return not call or call[1] in self._calls
+
+
+def _mildly(send: Send) -> Send:
+    """Gradio says 500 to a call with values that its function cannot take."""
+
+    async def said(message: Message) -> None:
+        if message.get("status") == 500:
+            message = {**message, "status": 422}
+        await send(message)
+
+    return said
 
 
 async def fetch_nothing(*_: object, **__: object) -> NoReturn:
@@ -218,17 +300,19 @@ def _is_form(request: Request) -> bool:
 
 
 def _same_site(request: Request) -> bool:
-    """Gradio's CORS lets any origin send cookies along: only requests from our own pages may use them.
+    """Whether a request is a program's, or was made by one of our own pages.
 
     No script can set Sec-Fetch-Site; browsers send it over HTTPS and to this machine. Elsewhere the
-    Origin must be the Host. X-Forwarded-Host is not believed: a foreign page may set it.
+    Origin must be the Host.
     """
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site in ("same-origin", "none")
     origin = request.headers.get("origin")
+    if origin is None:
+        return True
     try:
-        return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+        return bool(netloc := urlsplit(origin).netloc) and netloc == request.headers.get("host")
     except ValueError:
         return False
 

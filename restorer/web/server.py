@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,17 +15,21 @@ from typing import Any
 import filelock
 import gradio as gr
 from fastapi import FastAPI
-from gradio import processing_utils
+from fastapi.exceptions import RequestValidationError
+from gradio import processing_utils, routes
+from gradio.route_utils import FnIndexInferError
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
 
 from .. import contained, files
 from ..errors import RestoreError
 from ..jobs import Jobs
 from ..pipeline import Restorer
 from ..settings import Settings
-from . import form, guard, handlers, ledger, openapi, rest, ui
+from . import api, form, guard, handlers, ledger, openapi, rest, ui
 from .janitor import Janitor
 from .service import FULL, Service
 from .work import KEPT
@@ -70,6 +75,8 @@ class Server:
         # served from where they lie, not copied
         gr.set_static_paths([settings.processed_folder, *handlers.SAMPLES])
         processing_utils.async_ssrf_protected_download = guard.fetch_nothing
+        # Gradio's lets pages of any site read and send, cookies included
+        routes.CustomCORSMiddleware = partial(guard.Front, proxies=settings.forwarded_allow_ips)  # type: ignore[misc]
         # its own line is before the device; api_open would let programs pass by Gradio's
         self.blocks = ui.build(service).queue(max_size=None, default_concurrency_limit=8, api_open=False)
 
@@ -78,6 +85,7 @@ class Server:
         settings = self.settings
         largest = settings.max_file_size_mb * 2**20
         lock = [Middleware(guard.KeyGuard, key=settings.api_key)] if settings.api_key else []
+        own = openapi.routes(self.rest)
         return {
             "theme": ui.theme(),
             "css_paths": [ui.STYLE],
@@ -90,14 +98,19 @@ class Server:
             "ssr_mode": False,
             "footer_links": ["api"],
             "app_kwargs": {
-                "routes": openapi.routes(self.rest),
+                "routes": own,
                 "middleware": [
-                    *lock,
-                    Middleware(form.FullLine, workshop=self.workshop),
                     Middleware(guard.BodyLimit, limit=settings.max_files_per_job * largest + form.FORM),
-                    Middleware(guard.NoFetching),
+                    *lock,
+                    Middleware(guard.Needed, ours=partial(_matched, own), calls=api.NAMES),
+                    Middleware(form.FullLine, workshop=self.workshop),
                 ],
-                "exception_handlers": {form.Refused: _refused, OSError: _not_stored},
+                "exception_handlers": {
+                    form.Refused: _refused,
+                    OSError: _not_stored,
+                    RequestValidationError: _not_valid,
+                    **dict.fromkeys((LookupError, TypeError, ValueError, FnIndexInferError), _misread),
+                },
                 "lifespan": self._lifespan,
             },
         }
@@ -105,6 +118,7 @@ class Server:
     def asgi(self) -> FastAPI:
         """An ASGI application, for a host that serves it."""
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        self.blocks.has_launched = True  # else Gradio takes any file of this machine for an upload
         return gr.mount_gradio_app(app, self.blocks, path="/", **self.options())
 
     @asynccontextmanager
@@ -172,7 +186,8 @@ def serve(settings: Settings) -> None:
         server.workshop.stuck.wait()
         logging.getLogger(__name__).error("the device hangs: the server starts itself anew")
         server.close()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        proxies = {"FORWARDED_ALLOW_IPS": settings.forwarded_allow_ips}  # which uvicorn was not told of
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **proxies})
     except KeyboardInterrupt:  # as early as during the launch
         for again in (signal.SIGTERM, signal.SIGINT):
             signal.signal(again, signal.SIG_IGN)
@@ -212,3 +227,21 @@ def _not_stored(_request: Request, error: OSError) -> Response:
 
 def _refused(_request: Request, error: form.Refused) -> Response:
     return error.response()
+
+
+def _not_valid(_request: Request, error: RequestValidationError) -> Response:
+    """FastAPI's own answer has the body in it, and none for a body that is no text."""
+    told = [{"loc": list(one["loc"]), "msg": one["msg"]} for one in error.errors()]
+    return JSONResponse({"detail": told}, 422)
+
+
+def _misread(request: Request, error: Exception) -> Response:
+    """Gradio looks for functions and parameters where a request says they are, and does not check first."""
+    if request.method != "POST" or not re.search(r"/gradio_api/(queue/join|call/|run/)", request.url.path):
+        raise error
+    logging.getLogger(__name__).info("a call was refused: %s", type(error).__name__)
+    return JSONResponse({"detail": "there is no such function, or it has other parameters"}, 422)
+
+
+def _matched(routes: list[BaseRoute], scope: Scope) -> bool:
+    return any(route.matches(scope)[0] is not Match.NONE for route in routes)
