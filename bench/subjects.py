@@ -95,7 +95,8 @@ def _seeded(name: str) -> networks.State:
         network.conv_body.weight[:3] = network.conv_body.bias[:3] = 0
     added = network(torch.rand(1, 3, 16, 16))
     last.weight *= _LITTLE / added.std()
-    last.bias.copy_((last.bias - added.mean(dim=(0, 2, 3))) * _LITTLE / added.std())
+    last.bias -= added.mean(dim=(0, 2, 3))
+    last.bias *= _LITTLE / added.std()
     if arch == "RRDBNet":
         _hand_on(last)
     return network.state_dict()

@@ -206,6 +206,19 @@ def test_only_a_proxy_that_is_named_is_believed_and_nobody_reads_on(proxies, bas
     assert not set(told[2]) & set(guard._HEARSAY)
 
 
+@pytest.mark.parametrize(("proxies", "warnings"), [("", 1), ("10.0.0.1", 0)])
+def test_a_proxy_that_nobody_named_is_told_of_once(proxies, warnings, caplog):
+    app = front(proxies)
+    for _ in range(3):
+        app.get("/", headers=SAID)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "a proxy at 10.0.0.1 is not believed"
+    ] * warnings
+    app = front()
+    app.get("/")
+    assert len(caplog.records) == warnings, "nothing stands between"
+
+
 FOREIGN = (
     {"origin": "http://evil.example"},
     {"origin": "null"},

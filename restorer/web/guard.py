@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+import logging
 import re
 import time
 from collections import Counter
@@ -63,6 +64,7 @@ class Front:
     def __init__(self, app: ASGIApp, *, proxies: str, **_of_gradio: object) -> None:
         self.app = app
         self._proxy = ProxyHeadersMiddleware(self._asked, proxies)  # type: ignore[arg-type]
+        self._told = False  # of a proxy that was forgotten, once: or strangers would fill the log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -70,8 +72,15 @@ class Front:
         headers = MutableHeaders(scope=scope)
         client = scope.get("client")
         host = headers.get("x-forwarded-host", "").partition(",")[0].strip()
-        if host and client and client[0] in self._proxy.trusted_hosts:
+        named = bool(client) and client[0] in self._proxy.trusted_hosts
+        if host and named:
             headers["host"] = host
+        if client and not named and not self._told and "x-forwarded-proto" in headers:
+            self._told = True
+            log = logging.getLogger(__name__)
+            log.warning(
+                "a proxy at %s is not believed: name it in FORWARDED_ALLOW_IPS if it is yours", client[0]
+            )
         await self._proxy(scope, receive, send)  # type: ignore[arg-type]
 
     async def _asked(self, scope: Scope, receive: Receive, send: Send) -> None:
