@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,7 +157,7 @@ class Served:
 
     def kill(self) -> None:
         self.kill_now()
-        while self.alive:
+        while Path(f"/proc/{self.pid}").exists():  # its threads too, which may be at work for the disk
             time.sleep(0.01)
         self.client.close()
 
@@ -206,8 +207,9 @@ def main() -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try:
                 serve(json.loads(line))
-            finally:
-                os._exit(1)
+            except BaseException:  # noqa: BLE001  this is no parent's to see: to the log, and out
+                traceback.print_exc()
+            os._exit(1)
         print(pid, flush=True)  # noqa: T201
 
 

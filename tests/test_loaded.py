@@ -40,6 +40,7 @@ def port_of(server) -> int:
 async def submits(port: int, count: int, seconds: float) -> tuple[list[Answer], list[Answer]]:
     """The answers to jobs that are sent within so many seconds, and to /health meanwhile."""
     healths, going = [], True
+    gc.freeze()  # else collections in this process would be taken for the server's pauses
 
     async def probe() -> None:
         while going:

@@ -3,8 +3,8 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -66,11 +66,11 @@ class FullLine:
 
 @asynccontextmanager
 async def read(
-    request: Request, folder: Path, *, most: int, megabytes: int, admit: Callable[[], None] = lambda: None
+    request: Request, folder: Path, *, most: int, megabytes: int, admitted: AbstractAsyncContextManager[None]
 ) -> AsyncIterator[Read]:
     """The files of a form, below `folder` in one of their own for as long as this lasts, and its options.
 
-    admit  is called once all has arrived, before anything is done with it; what it raises refuses the form
+    admitted  is entered once all has arrived, before it is looked into; what it raises refuses the form
     """
     largest = megabytes * 2**20
     length = request.headers.get("content-length", "")
@@ -86,17 +86,17 @@ async def read(
     except ClientDisconnect as error:
         raise Refused(400, "the upload was not finished") from error
     try:
-        admit()
-        with tempfile.TemporaryDirectory(dir=folder, prefix="tmp") as place:
-            files, given = [], {}
-            for field, value in form.multi_items():
-                if isinstance(value, UploadFile):
-                    files.append(await _copied(field, value, Path(place) / str(len(files)), largest))
-                else:
-                    given[field] = _typed(field, value)
-            if not files:
-                raise Refused(422, "there is no file: send one or more in the field files")
-            yield files, given
+        async with admitted:
+            with tempfile.TemporaryDirectory(dir=folder, prefix="tmp") as place:
+                files, given = [], {}
+                for field, value in form.multi_items():
+                    if isinstance(value, UploadFile):
+                        files.append(await _copied(field, value, Path(place) / str(len(files)), largest))
+                    else:
+                        given[field] = _typed(field, value)
+                if not files:
+                    raise Refused(422, "there is no file: send one or more in the field files")
+                yield files, given
     finally:
         await form.close()
 

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -34,6 +34,7 @@ _TYPES = {
 _PING = 15  # seconds after which a stream of events says something
 _LOOK = 0.25  # seconds between two looks at a job whose events are streamed
 _AGAIN = 1.0  # seconds after which a record that could not be written is tried again
+_AT_ONCE = 2  # forms that are looked into: more would only keep the others from being answered
 _THOUSAND = 1000  # what one file counts in a job's progress
 
 
@@ -59,6 +60,7 @@ class Rest:
     def __init__(self, service: Service, jobs: Jobs) -> None:
         self.service, self.jobs, self.settings = service, jobs, service.settings
         self._live: dict[str, _Live] = {}
+        self._accepting = asyncio.Semaphore(_AT_ONCE)
         for state in STATES:
             service.ledger.count_jobs(state, partial(jobs.count, state))
 
@@ -130,16 +132,19 @@ class Rest:
         """Take a job."""
         line, tickets = self.service.workshop, []
 
-        def admit() -> None:
+        @asynccontextmanager
+        async def admitted() -> AsyncIterator[None]:
             with refusing(503, QueueFull, limit=self.settings.max_queue):
                 tickets.append(line.join())
+            async with self._accepting:
+                yield
 
         with refusing(503, QueueFull, limit=self.settings.max_queue):
             line.check()  # before the form is read, and again when it has been
         with refusing(507, DiskFull, limit=self.settings.min_free_disk_mb):
             self.service.check_room()
         try:
-            async with self._form(request, self.settings.max_files_per_job, admit) as (files, given):
+            async with self._form(request, self.settings.max_files_per_job, admitted()) as (files, given):
                 job = await asyncio.to_thread(self.jobs.add, files, given)
                 self._start(job, tickets.pop())
         finally:
@@ -150,7 +155,7 @@ class Rest:
 
     async def quote(self, request: Request) -> Response:
         """What a photo will take."""
-        async with self._form(request, 1) as (files, given):
+        async with self._form(request, 1, self._accepting) as (files, given):
             data = await asyncio.to_thread(files[0][1].read_bytes)
         try:
             return JSONResponse(await asyncio.to_thread(self.service.quote, data, given))
@@ -241,11 +246,14 @@ class Rest:
 
     @asynccontextmanager
     async def _form(
-        self, request: Request, most: int, admit: Callable[[], None] = lambda: None
+        self, request: Request, most: int, admitted: AbstractAsyncContextManager[None]
     ) -> AsyncIterator[form.Read]:
         """A form of at most so many files, checked."""
         megabytes, folder = self.settings.max_file_size_mb, self.settings.jobs_folder
-        async with form.read(request, folder, most=most, megabytes=megabytes, admit=admit) as (files, given):
+        async with form.read(request, folder, most=most, megabytes=megabytes, admitted=admitted) as (
+            files,
+            given,
+        ):
             await asyncio.to_thread(form.check, self.service, files, given)
             yield files, given
 

@@ -1,6 +1,7 @@
 """Put page, programs' interfaces, queue, janitor and guard together, and serve them."""
 
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -36,6 +37,7 @@ from .work import KEPT
 from .workshop import Workshop
 
 _GRACE = 1  # second in which the first page goes out, before importing torch slows everything
+_LOCK = 2  # seconds in which the server before has gone
 _PATIENCE = 6  # seconds for the tile under way when the server ends: all is over within ten
 
 
@@ -58,7 +60,7 @@ class Server:
         service = Service(settings, self.restorer, self.workshop, told)
         self._lock = filelock.FileLock(settings.jobs_folder / ".lock", thread_local=False)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=_LOCK)  # one that was killed may still be at work for the disk
         except filelock.Timeout as error:
             taken = f"{settings.upload_folder} is another server's: set UPLOAD_FOLDER and PROCESSED_FOLDER"
             raise OSError(taken) from error
@@ -209,12 +211,16 @@ def _restorer_class() -> type[Restorer]:
 
 
 def _warm(restorer: Restorer) -> None:
-    """Load and time the default model while nobody waits for it."""
+    """Load and time the default model while nobody waits for it.
+
+    What is there then stays: a collection that looked at all of it would stop every answer for 0.2 s.
+    """
     contained.start()
     try:
         restorer.measure()
     except RestoreError as error:
         logging.getLogger(__name__).warning("%s", error)  # the page says it when a photo is chosen
+    gc.freeze()
 
 
 def _not_stored(_request: Request, error: OSError) -> Response:
