@@ -34,7 +34,11 @@ def main() -> int:
         measured(told, backends.pick_device(told.device))
     results = json.loads(RESULTS.read_text())
     print("\n" + table.markdown(results))
-    return 1 if any(map(lines.wrong, results["lines"])) else 0
+    gpu = not results["machine"]["cores"]
+    short = [(line, why) for line in results["lines"] for why in lines.missed(line, gpu=gpu)]
+    for line, why in short:
+        print(f"missed: {line['network']}, {line['photo']}, {line['figure']}: {why}")
+    return 1 if short or any(map(lines.wrong, results["lines"])) else 0
 
 
 def measured(told: argparse.Namespace, device: torch.device) -> None:

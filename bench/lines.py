@@ -24,6 +24,7 @@ _SAME_IN_HALF = 45.0
 _WARM = 48  # side of the picture that warms up
 NETWORK, FILE = "network", "file"
 MATRIX = "matrix product"
+_ON_GPU = {(X4PLUS, "512 x 512"): 0.026, (GENERAL, "512 x 512"): 0.0016}  # seconds aimed at on an H200
 TWICE = f"{SHIPPED}, x2plus"
 
 
@@ -180,6 +181,34 @@ def wrong(line: Mapping[str, Any]) -> list[str]:
         for name, told in line["contestants"].items()
         if told.get("psnr") is not None and told["psnr"] < line["same_from"]
     ]
+
+
+def missed(line: Mapping[str, Any], *, gpu: bool) -> list[str]:
+    """What a line of the upscaling networks does not reach of what is aimed at, in words."""
+    figure, told = line["figure"], line["contestants"]
+    if figure not in (NETWORK, FILE):
+        return []
+    found = []
+    most = _ON_GPU.get((line["network"], line["photo"])) if gpu and figure == NETWORK else None
+    if most and told[OURS]["median"] > most:
+        found.append(f"{told[OURS]['median']} s; at most {most} are aimed at")
+    least = _times(line, gpu=gpu)
+    if least and SHIPPED in told and told[SHIPPED]["ratio"] < least:
+        found.append(f"{SHIPPED} takes {told[SHIPPED]['ratio']:.2f} times as long; {least} are aimed at")
+    return found + [
+        f"{name} takes {one['ratio']:.2f} times as long: it is faster"
+        for name, one in told.items()
+        if one["ratio"] < 1
+    ]
+
+
+def _times(line: Mapping[str, Any], *, gpu: bool) -> float | None:
+    """How many times as long RealESRGANer should take."""
+    if line["figure"] == NETWORK:
+        return None if gpu or line["network"] == LITE else 1.4
+    if gpu:
+        return 5.0
+    return 3.5 if "2x" in line["photo"] else 3.0 if "RGBA" in line["photo"] else 1.5
 
 
 def file_by_ours(own: Subject, device: torch.device, outscale: int) -> Callable[[bytes], bytes]:

@@ -42,6 +42,28 @@ def test_wrong_pixels_are_found():
     assert lines.wrong({"same_from": 60.0, "contestants": told}) == ["bad"]
 
 
+@pytest.mark.parametrize(
+    ("line", "ratios", "gpu", "missed"),
+    [
+        (("network", subjects.X4PLUS, "128 x 128"), {"RealESRGANer": 1.41, "ncnn": 1.0}, False, 0),
+        (("network", subjects.X4PLUS, "128 x 128"), {"RealESRGANer": 1.39, "ncnn": 0.99}, False, 2),
+        (("network", subjects.LITE, "128 x 128"), {"RealESRGANer": 1.1}, False, 0),
+        (("file", subjects.GENERAL, "256 x 256"), {"RealESRGANer": 1.49}, False, 1),
+        (("file", subjects.GENERAL, "256 x 256, opaque RGBA"), {"RealESRGANer": 2.9}, False, 1),
+        (("file", subjects.X4PLUS, "128 x 128, 2x asked"), {"RealESRGANer": 3.4}, False, 1),
+        (("file", subjects.GENERAL, "256 x 256"), {"RealESRGANer": 4.9}, True, 1),
+        (("network", subjects.X4PLUS, "512 x 512"), {"RealESRGANer": 1.3}, True, 1),
+        (("faces", "GFPGAN", "4 faces"), {"GFPGANer": 0.9}, False, 0),
+    ],
+)
+def test_what_is_aimed_at_and_not_reached_is_told(line, ratios, gpu, missed):
+    told = {"restorer": {"median": 0.027, "ratio": 1.0}}
+    told |= {name: {"median": 0.027 * ratio, "ratio": ratio} for name, ratio in ratios.items()}
+    figure, network, photo = line
+    found = lines.missed({"figure": figure, "network": network, "photo": photo, "contestants": told}, gpu=gpu)
+    assert len(found) == missed
+
+
 def test_a_full_run_has_every_size_of_every_network():
     full = lines.every((256, 512))
     assert len(set(full)) == len(full)
