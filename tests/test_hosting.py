@@ -327,7 +327,7 @@ def test_modal_restores_a_photo_of_a_batch(modal_app, tmp_path, rng):
     options = {"model": "custom/tiny", "face_enhance": "off"}
     worker = modal_app.Restoring()
     name, result, form, error = worker.restore.local("a.png", data, options)
-    plain = restorer.Restorer(weights=tmp_path, device="cpu:torch").restore(data, **options)
+    plain = restorer.Restorer(weights=tmp_path).restore(data, **options)  # this process keeps to one way
     assert (name, result, form, error) == ("a.png", plain.data, "png", "")
     assert "damaged" in worker.restore.local("b.png", data[:100], options)[3]
 
