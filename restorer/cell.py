@@ -163,7 +163,8 @@ def _fork_for_each(control: socket.socket) -> None:
         score.write("1000")  # where memory runs out, this is what the system ends
     space, ends = _space(), dict[int, float]()
     gc.freeze()  # so that the children share it all
-    control.sendall(READY)
+    with suppress(BrokenPipeError):  # the server has ended meanwhile, which the loop finds out
+        control.sendall(READY)
     _silence()
     while True:
         if select.select([control], [], [], _LEAST_PAUSE if ends else None)[0]:

@@ -127,8 +127,9 @@ def test_a_hundred_orderly_seconds_of_kills(servers, clean, tmp_path):
             while server.alive:
                 time.sleep(0.01)
         kills += 1
-    check_next(servers, tmp_path, accepted, clean[0], seconds=300)
-    print(f"\n{len(accepted)} jobs over {kills} kills of one folder, seed {SEED + 1}: each ended once")
+    lost = check_next(servers, tmp_path, accepted, clean[0], seconds=300, often=True)
+    print(f"\n{len(accepted)} jobs over {kills} kills of one folder, seed {SEED + 1}: each ended once,")
+    print(f"{lost} files given up, at each of which three servers had died")
 
 
 def test_a_server_whose_device_hangs_starts_anew_and_ends_every_job_once(tmp_path):
