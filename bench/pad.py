@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from restorer import compat, engine, models, networks, photo, tiling
+from restorer import compat, engine, networks, photo, tiling
+
+from .subjects import here
 
 _PADS = (4, 8, 12, 16, 20, 24, 28, 32)
 
@@ -38,11 +40,9 @@ def main() -> int:
 
 
 def _weights(name: str) -> tuple[networks.Shape, networks.State, str]:
-    folder = models.weights_folder()
-    for file in (f"{name}.pth", f"custom/{name}.pth"):
-        if (folder / file).is_file():
-            state = networks.read_state(folder / file)
-            return networks.recognise(state, name), state, file
+    if file := here(f"{name}.pth"):
+        state = networks.read_state(file)
+        return networks.recognise(state, name), state, file.name
     torch.manual_seed(0)
     network = compat.load("basicsr.archs.rrdbnet_arch", "RRDBNet")(3, 3, num_block=23)
     return networks.recognise(network.state_dict(), name), network.state_dict(), "seeded random weights"

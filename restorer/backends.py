@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from .errors import InvalidOption
 from .networks import Shape, State, build
@@ -59,16 +60,18 @@ def network(device: str, shape: Shape, state: State, name: str) -> tuple[Network
 
     Raises BadWeights, and InvalidOption where a package or a GPU that is asked for is absent.
     """
-    if device == "cpu" and (device := _CHOSEN.get(str(shape), "")) == "":
-        build(shape, state, name)  # raises BadWeights
-        device = _CHOSEN[str(shape)] = _fastest(*_sample(shape, state))
-    return _made(device, shape, state, name), device
+    plain = build(shape, state, name)  # raises BadWeights, for the other ways too
+    if device == "cpu":
+        if str(shape) not in _CHOSEN:
+            _CHOSEN[str(shape)] = _fastest(*_sample(shape, state))
+        device = _CHOSEN[str(shape)]
+    return _made(device, shape, state, plain), device
 
 
-def _made(device: str, shape: Shape, state: State, name: str) -> Network:
-    plain = build(shape, state, name).eval().requires_grad_(False)
+def _made(device: str, shape: Shape, state: State, plain: nn.Module) -> Network:
+    """The network as `device` runs it, `plain` being what torch does."""
     if device == "cpu:torch":
-        return plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return plain.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device == "cpu:winograd":
         return Winograd(shape, state)
     package = _PACKAGES[device]
@@ -106,7 +109,8 @@ def _sample(shape: Shape, state: State) -> tuple[Shape, State]:
 def _fastest(shape: Shape, state: State) -> str:
     """The preferred way, or the fastest where that is clearly faster. They take turns, on one machine."""
     ways = [way for way in _PREFERRED[shape.arch] if way not in _PACKAGES or _has(_PACKAGES[way])]
-    networks = {way: _made(way, shape, state, "a sample") for way in ways}
+    plain = build(shape, state, "a sample")
+    networks = {way: _made(way, shape, state, plain) for way in ways}
     side = _SIDE[shape.arch] * shape.align
     picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     first, seconds = ways[0], dict.fromkeys(ways, math.inf)

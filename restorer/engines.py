@@ -84,11 +84,7 @@ class Engines:
         return None if found is None else Turns(*found[1:], self._running)
 
     def _build(self, model: models.Model, denoise: float, told: Progress | None) -> tuple["Engine", str]:
-        from . import (
-            backends,
-            engine,
-            networks,
-        )  # torch takes seconds to import, and a page or --help needs none
+        from . import backends, engine, networks  # torch takes seconds to import; a page or --help needs none
 
         file = download.ensure(model, self._weights, told)
         state = networks.read_state(file)
