@@ -60,7 +60,7 @@ def measured(told: argparse.Namespace, device: torch.device) -> None:
                 if line.network == name:
                     found["memory"].append(memory.line(line, own, device, contestants.names))
     try:
-        given = (2, 1) if told.sizes else (8, 4)
+        given = (2, 1) if told.sizes else (8, 8 if device.type == "cuda" else 4)
         found["lines"] += faces.lines(*given, rounds=told.rounds or 2, device=device)
     except errors.RestoreError as error:
         _tell({"GFPGANer": str(error)}, found["left_out"])

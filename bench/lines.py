@@ -1,8 +1,10 @@
 """The lines of the benchmark: a network, a picture, every contestant in turn, and whether pixels agree."""
 
 import io
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -11,9 +13,11 @@ import torch
 from PIL import Image
 
 import restorer
+from restorer import batch
 from restorer.metrics import psnr
+from restorer.options import Options
 
-from . import peers
+from . import faces, peers
 from .machine import matrix_product, synchronise
 from .peers import REFERENCE, SHIPPED, levels
 from .rounds import EQUAL, OURS, interleaved, summary
@@ -22,7 +26,8 @@ from .subjects import GENERAL, LITE, NAMES, X2PLUS, X4PLUS, Subject, subject
 _SAME = {"cpu": 60.0}  # dB to the same network in float32 from which on pixels are the same
 _SAME_IN_HALF = 45.0
 _WARM = 48  # side of the picture that warms up
-NETWORK, FILE = "network", "file"
+NETWORK, FILE, FOLDER, FACES = "network", "file", "folder", "faces"
+_PHOTOS = 8  # in a folder
 MATRIX = "matrix product"
 _ON_GPU = {(X4PLUS, "512 x 512"): 0.026, (GENERAL, "512 x 512"): 0.0016}  # seconds aimed at on an H200
 TWICE = f"{SHIPPED}, x2plus"
@@ -31,7 +36,8 @@ TWICE = f"{SHIPPED}, x2plus"
 class Line(NamedTuple):
     """What is timed.
 
-    figure   "network", from memory to memory, or "file", from a PNG's bytes to a PNG's bytes
+    figure   "network", from memory to memory, "file", from a PNG's bytes to a PNG's bytes, or "folder", from
+             a folder of PNGs to one of PNGs, the model's loading included
     network  by name
     side     of the square photo in pixels
     alpha    the photo has an opaque alpha channel
@@ -47,7 +53,8 @@ class Line(NamedTuple):
     @property
     def photo(self) -> str:
         kind = ", opaque RGBA" if self.alpha else ""
-        return f"{self.side} x {self.side}{kind}{', 2x asked' if self.twice else ''}"
+        count = f"{_PHOTOS} of " if self.figure == FOLDER else ""
+        return f"{count}{self.side} x {self.side}{kind}{', 2x asked' if self.twice else ''}"
 
 
 SIZES = (256, 512, 1024, 2048)  # 1024 x 1024 is 1 MP, 2048 x 2048 is 4 MP
@@ -60,7 +67,9 @@ QUICK = (
     Line(FILE, GENERAL, 512, alpha=True),
     *(Line(NETWORK, LITE, side) for side in (256, 512, 1024)),
     *(Line(FILE, LITE, side) for side in (512, 1024, 2048)),
+    Line(FOLDER, LITE, 512),
 )
+_FOLDERS = 1024  # side of a folder's photos, where every size is measured
 
 
 def every(sides: tuple[int, ...]) -> tuple[Line, ...]:
@@ -71,6 +80,8 @@ def every(sides: tuple[int, ...]) -> tuple[Line, ...]:
             found += [Line(NETWORK, name, side), Line(FILE, name, side), Line(FILE, name, side, alpha=True)]
             if name == X4PLUS:
                 found.append(Line(FILE, name, side, twice=True))
+            if side == _FOLDERS:
+                found.append(Line(FOLDER, name, side))
     return tuple(found)
 
 
@@ -121,16 +132,35 @@ class Contestants:
             run(small)
         return {name: lambda run=run: run(data) for name, run in runs.items()}
 
+    def folder(self, pixels: np.ndarray, place: Path) -> dict[str, Callable[[], bytes]]:
+        """Ours and RealESRGANer from a folder to a folder. Both have run once before, on small pictures."""
+        small, large = (_folder(place / name, one) for name, one in (("small", _small(pixels)), ("", pixels)))
+        runs = {OURS: folder_by_ours, SHIPPED: folder_by_realesrganer}
+        for run in runs.values():
+            run(self.own, self.device, small)
+        return {name: lambda run=run: run(self.own, self.device, large) for name, run in runs.items()}
+
 
 def run(line: Line, contestants: Contestants, rounds: int | None) -> dict[str, Any]:
     """Time one line: seconds, ratios, GFLOP/s and PSNR of each contestant, as results.json has them.
 
     rounds  see rounds.interleaved()
     """
+    with tempfile.TemporaryDirectory() as place:
+        return _run(line, contestants, rounds, Path(place))
+
+
+def _run(line: Line, contestants: Contestants, rounds: int | None, place: Path) -> dict[str, Any]:
     device, own = contestants.device, contestants.own
     pixels = picture(line.side)
     of_network = line.figure == NETWORK
-    runs = contestants.network(pixels) if of_network else contestants.file(line, pixels)
+    runs: Mapping[str, Callable[[], Any]]
+    if of_network:
+        runs = contestants.network(pixels)
+    elif line.figure == FILE:
+        runs = contestants.file(line, pixels)
+    else:
+        runs = contestants.folder(pixels, place)
     product, product_gflop = matrix_product(device)
     product()
     seconds, kept = interleaved(
@@ -166,7 +196,7 @@ def _reference(
     line: Line, contestants: Contestants, pixels: np.ndarray, kept: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, str]:
     """The picture that the others must equal, and whose it is."""
-    if line.figure == FILE:
+    if line.figure != NETWORK:
         name = TWICE if line.twice else SHIPPED
         return kept[name], name
     if contestants.device.type == "cpu":
@@ -184,17 +214,17 @@ def wrong(line: Mapping[str, Any]) -> list[str]:
 
 
 def missed(line: Mapping[str, Any], *, gpu: bool) -> list[str]:
-    """What a line of the upscaling networks does not reach of what is aimed at, in words."""
+    """What a line does not reach of what is aimed at, in words."""
     figure, told = line["figure"], line["contestants"]
-    if figure not in (NETWORK, FILE):
-        return []
     found = []
     most = _ON_GPU.get((line["network"], line["photo"])) if gpu and figure == NETWORK else None
     if most and told[OURS]["median"] > most:
         found.append(f"{told[OURS]['median']} s; at most {most} are aimed at")
-    least = _times(line, gpu=gpu)
-    if least and SHIPPED in told and told[SHIPPED]["ratio"] < least:
-        found.append(f"{SHIPPED} takes {told[SHIPPED]['ratio']:.2f} times as long; {least} are aimed at")
+    least, shipped = _times(line, gpu=gpu), faces.THEIRS if figure == FACES else SHIPPED
+    if least and shipped in told and told[shipped]["ratio"] < least:
+        found.append(f"{shipped} takes {told[shipped]['ratio']:.2f} times as long; {least} are aimed at")
+    if figure == FACES:
+        return found
     return found + [
         f"{name} takes {one['ratio']:.2f} times as long: it is faster"
         for name, one in told.items()
@@ -203,12 +233,15 @@ def missed(line: Mapping[str, Any], *, gpu: bool) -> list[str]:
 
 
 def _times(line: Mapping[str, Any], *, gpu: bool) -> float | None:
-    """How many times as long RealESRGANer should take."""
-    if line["figure"] == NETWORK:
+    """How many times as long RealESRGANer or GFPGANer should take."""
+    figure, photo = line["figure"], line["photo"]
+    if figure == FACES:
+        return 4.0 if gpu else None
+    if figure == NETWORK:
         return None if gpu or line["network"] == LITE else 1.4
-    if gpu:
+    if gpu and figure == FOLDER:
         return 5.0
-    return 3.5 if "2x" in line["photo"] else 3.0 if "RGBA" in line["photo"] else 1.5
+    return 3.5 if "2x" in photo else 3.0 if "RGBA" in photo else 1.5
 
 
 def file_by_ours(own: Subject, device: torch.device, outscale: int) -> Callable[[bytes], bytes]:
@@ -227,6 +260,36 @@ def file_by_realesrganer(own: Subject, device: torch.device, outscale: int) -> C
         return cv2.imencode(".png", out)[1].tobytes()
 
     return restore
+
+
+def folder_by_ours(own: Subject, device: torch.device, source: Path) -> bytes:
+    """The first result, by the command `restorer batch`."""
+    options = Options(model=f"custom/{own.name}", outscale=4, format="png", face_enhance="off")
+    found: list[batch.Record] = []
+    with tempfile.TemporaryDirectory(dir=source.parent) as output:
+        asked = batch.prepared(str(source), output, options, weights=str(own.weights), device=str(device))
+        batch.run(asked, batch.entries(asked, batch.photos(asked), ()), found.append)
+        return (Path(output) / found[0].output).read_bytes()
+
+
+def folder_by_realesrganer(own: Subject, device: torch.device, source: Path) -> bytes:
+    """The first result; one photo after the other, as its own command line does."""
+    theirs = peers.upsampler(own, device)
+    with tempfile.TemporaryDirectory(dir=source.parent) as output:
+        results = [Path(output) / file.name for file in sorted(source.iterdir())]
+        for result in results:
+            photo = cv2.imread(str(source / result.name), cv2.IMREAD_UNCHANGED)
+            cv2.imwrite(str(result), theirs.enhance(photo, outscale=4)[0])
+        return results[0].read_bytes()
+
+
+def _folder(place: Path, pixels: np.ndarray) -> Path:
+    """Photos of which no two are alike."""
+    photos = place / "photos"
+    photos.mkdir(parents=True)
+    for number in range(_PHOTOS):
+        (photos / f"{number}.png").write_bytes(png(np.roll(pixels, number, axis=1)))
+    return photos
 
 
 def picture(side: int) -> np.ndarray:

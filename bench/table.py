@@ -8,6 +8,7 @@ from .rounds import OURS
 _TITLES = {
     "network": "Network only: seconds (times ours)",
     "file": "File to file: seconds (times ours)",
+    "folder": "Folder to folder: seconds (times ours)",
     "faces": "Faces: seconds (times ours)",
 }
 

@@ -1,8 +1,9 @@
-"""One network on one device: an integer tile in, an integer tile out."""
+"""One network on one device: integer tiles in, integer tiles out."""
 
 import copy
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from .backends import Network
+from .cuda_graphs import Graphs
 from .errors import InvalidOutput, OutOfMemory
 from .options import SMALLEST_TILE
 
@@ -42,7 +44,7 @@ def out_of_memory() -> Iterator[None]:
 class Engine:
     """A super-resolution network, ready to be called on tiles.
 
-    network  maps (1, 3, h, w) float32 in [0, 1] to (1, 3, h*scale, w*scale)
+    network  maps (n, 3, h, w) float32 in [0, 1] to (n, 3, h*scale, w*scale); n is 1 but on CUDA
     name     of the device and the way it computes, "cuda" or "cpu:ncnn"
     scale    what the network multiplies by
     align    its input sides are multiples of this (pixel unshuffle)
@@ -70,14 +72,47 @@ class Engine:
             network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network
         self.half_network = copy.deepcopy(network).half() if half else None  # type: ignore[attr-defined]
+        self._on_gpu = device.type == "cuda"
+        self._graphs = Graphs(self.half_network or network) if self._on_gpu else None
+        self.ahead = int(self._on_gpu)
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8 or uint16 RGB to (h*scale, w*scale, 3) of the same dtype, rounded.
 
         Raises OutOfMemory, and InvalidOutput when even float32 gives NaN or Inf.
         """
-        with out_of_memory(), torch.inference_mode():
-            return self._run(tile)
+        return self.start(tile[None])()[0]
+
+    def start(self, tiles: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begin with (n, h, w, 3) uint8 or uint16 RGB, n being at most at_once(h, w).
+
+        What is given back waits for (n, h*scale, w*scale, 3) of the same dtype, rounded. On CUDA the GPU
+        computes meanwhile; elsewhere it is done when this returns.
+
+        Both raise OutOfMemory, the latter InvalidOutput when even float32 gives NaN or Inf.
+        """
+        first, half = self._graphs or self.half_network or self.network, self.half_network is not None
+        try:
+            answers = self._launched(first, tiles, half=half)
+        except OutOfMemory:
+            if not (self._graphs and self._graphs.forget()):
+                raise
+            answers = None  # once more, when the error and what its frames hold is gone
+        answers = answers or self._launched(first, tiles, half=half)
+
+        def wait() -> np.ndarray:
+            levels, finite = answers()
+            for index in np.flatnonzero(~finite):
+                levels[index] = self._in_full(tiles[index])
+            return levels.astype(tiles.dtype, copy=False)
+
+        return wait
+
+    def at_once(self, height: int, width: int) -> int:
+        """How many tiles of that shape are together as large as the largest; 1 but on CUDA."""
+        if not self._on_gpu:
+            return 1
+        return max(1, (self.best_tile() + 2 * self.pad) ** 2 // (height * width))
 
     def best_tile(self) -> int:
         """Side of a tile in pixels for which half of the free memory suffices, context included."""
@@ -92,25 +127,58 @@ class Engine:
         kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return torch.cuda.mem_get_info(self.device)[0] + kept  # torch keeps what it has freed
 
-    def _run(self, tile: np.ndarray) -> np.ndarray:
-        top = int(np.iinfo(tile.dtype).max)
-        integers = torch.from_numpy(tile.astype(np.uint8 if top == 255 else np.int32)).to(self.device)
-        batch = integers.permute(2, 0, 1)[None].to(torch.float32, memory_format=torch.channels_last) / top
-        out = None
+    def _in_full(self, tile: np.ndarray) -> np.ndarray:
         if self.half_network is not None:
-            out = _finite(self.half_network(batch.half()).float())
-        if out is None:
-            out = _finite(self.network(batch))
-        if out is None:
-            raise InvalidOutput("the network gave NaN or infinite values, even in full precision")
-        values = out[0].permute(1, 2, 0)
-        answer = torch.empty(values.shape, dtype=integers.dtype, pin_memory=self.device.type == "cuda")
-        rows = _ROWS if self.device.type == "cpu" else len(values)
-        for some, place in zip(values.split(rows), answer.split(rows), strict=True):
-            place.copy_(some.contiguous().mul_(top).round_().clamp_(0, top).to(integers.dtype))
-        return answer.numpy().astype(tile.dtype, copy=False)
+            levels, finite = self._launched(self.network, tile[None], half=False)()
+            if finite.all():
+                return levels[0]
+        raise InvalidOutput("the network gave NaN or infinite values, even in full precision")
+
+    @out_of_memory()
+    @torch.inference_mode()
+    def _launched(
+        self, network: Network, tiles: np.ndarray, *, half: bool
+    ) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """Waits for the levels as uint8 or int32, and for which of the tiles all was finite (n,)."""
+        top = int(np.iinfo(tiles.dtype).max)
+        given = torch.from_numpy(tiles.astype(np.uint8 if top == 255 else np.int32))
+        integers = (given.pin_memory() if self._on_gpu else given).to(self.device, non_blocking=self._on_gpu)
+        batch = integers.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last) / top
+        out = network(batch.half() if half else batch).float()
+        # NaN if any is; one pass, where isfinite() takes several
+        bounds = torch.stack([torch.stack(torch.aminmax(one)) for one in out])
+        values = out.permute(0, 2, 3, 1)
+        if self._on_gpu:
+            return self._downloaded(_levels(values, top, given.dtype), bounds)
+        levels = torch.empty(values.shape, dtype=given.dtype)
+        rows = _ROWS if self.device.type == "cpu" else values.shape[1]
+        for some, place in zip(values.split(rows, 1), levels.split(rows, 1), strict=True):
+            place.copy_(_levels(some, top, given.dtype))
+        finite = bounds.isfinite().all(1).cpu().numpy()
+        return lambda: (levels.numpy(), finite)
+
+    @functools.cached_property
+    def _downloads(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.device)
+
+    def _downloaded(
+        self, levels: torch.Tensor, bounds: torch.Tensor
+    ) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """Copied beside what the GPU computes next, into memory that it reaches by itself."""
+        here = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in (levels, bounds)]
+        self._downloads.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._downloads):
+            for source, target in zip((levels, bounds), here, strict=True):
+                target.copy_(source, non_blocking=True)
+                source.record_stream(self._downloads)
+            done = self._downloads.record_event()
+
+        def wait() -> tuple[np.ndarray, np.ndarray]:
+            done.synchronize()
+            return here[0].numpy(), here[1].isfinite().all(1).numpy()
+
+        return wait
 
 
-def _finite(out: torch.Tensor) -> torch.Tensor | None:
-    least, most = torch.aminmax(out)  # NaN if any is; one pass, where isfinite() takes several
-    return out if math.isfinite(least) and math.isfinite(most) else None
+def _levels(values: torch.Tensor, top: int, dtype: torch.dtype) -> torch.Tensor:
+    return values.contiguous().mul_(top).round_().clamp_(0, top).to(dtype)

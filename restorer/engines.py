@@ -1,7 +1,9 @@
-"""The networks that enlarge: each loaded when it is first asked for, run one tile at a time, and timed."""
+"""The networks that enlarge: each loaded when it is first asked for, run in turn, and timed."""
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,20 +13,20 @@ from . import download, encode, models
 from .errors import OutOfMemory
 from .options import FORMATS, Options
 from .photo import Meta, Photo
-from .tiling import Progress
+from .tiling import Answers, Progress
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-_TIMED = 64  # side of the tile that is timed
+_TIMED, _TIMED_ON_GPU = 64, 512  # side of the tile that is timed: a small one keeps no GPU busy
 _WRITTEN = 1536  # side of the picture that is written to time it
 
 
 class Turns:
     """An engine that runs one tile at a time, whichever thread it belongs to.
 
-    seconds  that the latest tile took, its turn once come
-    retries  how many tiles did not fit into memory
+    seconds  that the latest tiles took, their turn once come
+    retries  how often tiles did not fit into memory
     device   that computes it, and in which way: "cuda" or "cpu:ncnn"
     sha256   of the model's file
     """
@@ -33,20 +35,35 @@ class Turns:
     retries = 0
 
     def __init__(self, engine: "Engine", sha256: str, running: threading.Lock) -> None:
-        self.scale, self.align, self.pad = engine.scale, engine.align, engine.pad
-        self.best_tile, self.device, self.sha256 = engine.best_tile, engine.name, sha256
+        self.scale, self.align, self.pad, self.ahead = engine.scale, engine.align, engine.pad, engine.ahead
+        self.best_tile, self.at_once = engine.best_tile, engine.at_once
+        self.device, self.sha256 = engine.name, sha256
         self._engine, self._running = engine, running
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:
-        with self._running:
-            start = time.perf_counter()
-            try:
-                return self._engine(tile)
-            except OutOfMemory:
-                self.retries += 1
-                raise
-            finally:
-                self.seconds = time.perf_counter() - start
+        return self.start(tile[None])()[0]
+
+    def start(self, tiles: np.ndarray) -> Answers:
+        """As Engine's, which a GPU is given in turn; what is waited for outside of it is the GPU alone."""
+        with self._running, self._counted():
+            begun = time.perf_counter()
+            wait = self._engine.start(tiles)
+
+        def answers() -> np.ndarray:
+            with self._counted():
+                found = wait()
+            self.seconds = time.perf_counter() - begun
+            return found
+
+        return answers
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except OutOfMemory:
+            self.retries += 1
+            raise
 
 
 class Engines:
@@ -129,13 +146,14 @@ class Paces:
 
     def time(self, model: str, engine: Turns) -> None:
         """Time small tiles: the first of all warms up, and of the others the fastest was disturbed least."""
-        tile = np.random.default_rng(0).integers(0, 256, (_TIMED, _TIMED, 3), np.uint8)
+        side = min(_TIMED_ON_GPU, engine.best_tile()) if engine.ahead else _TIMED
+        tile = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
         engine(tile)
         seconds = []
         for _ in range(3):
             engine(tile)
             seconds.append(engine.seconds)
-        self.learn(model, min(seconds), _TIMED * _TIMED)
+        self.learn(model, min(seconds), side * side)
 
     def time_writers(self) -> None:
         """Time writers that were not yet: a picture with slopes and grain, of a size that PNG writes fast."""

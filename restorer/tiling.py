@@ -1,11 +1,14 @@
 """Cut an image into overlapping windows, run a callable on each, put the cores together again.
 
-Knows nothing of networks: the callable maps (h, w, C) to (h*scale, w*scale, C) of the same dtype.
+Knows nothing of networks: the callable maps (h, w, C) to (h*scale, w*scale, C) of the same dtype, or is a
+Device, which does so with several windows of one shape.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -13,13 +16,38 @@ import numpy as np
 from .errors import InvalidOutput, OutOfMemory
 from .options import SMALLEST_TILE
 
-TileFunction = Callable[[np.ndarray], np.ndarray]
+Answers = Callable[[], np.ndarray]
 Progress = Callable[[int, int], None]
 # An answer's likeness to its window: means over so many parts a side, and by how much of white they may
 # differ. Photos through the real models differ by up to 21 of 255 levels, random weights by 37; the tile next
 # door differs by more in 9 of 10 cases
 _PARTS, _FAR = 8, 1 / 8
 _DOUBTS = 4  # tiles asked for twice before a network is taken to be like that
+
+
+@runtime_checkable
+class Device(Protocol):
+    """What takes several windows at once and is asked for the answers later: engine.Engine is one.
+
+    ahead  batches that it may be given before the answers to the first are asked for: 1 where it computes
+           while those are put in place, else 0
+    """
+
+    ahead: int
+
+    def at_once(self, height: int, width: int) -> int:
+        """How many windows of that shape start() should be given at most, 1 or more."""
+        ...
+
+    def start(self, windows: np.ndarray) -> Answers:
+        """Begin with windows (n, h, w, C); what is given back waits for the answers (n, h*scale, w*scale, C).
+
+        Both may raise OutOfMemory.
+        """
+        ...
+
+
+TileFunction = Callable[[np.ndarray], np.ndarray]
 
 
 class Box(NamedTuple):
@@ -33,6 +61,10 @@ class Box(NamedTuple):
     @property
     def slices(self) -> tuple[slice, slice]:
         return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.bottom - self.top, self.right - self.left
 
     def scaled(self, scale: int) -> "Box":
         return Box(*(edge * scale for edge in self))
@@ -48,6 +80,10 @@ class Tile(NamedTuple):
 
     window: Box
     core: Box
+
+
+_Batch = list[tuple[Tile, int]]  # tiles, and of how many pixels a side they were cut
+_Wait = Callable[[], list[np.ndarray]]
 
 
 def tiles(height: int, width: int, *, tile: int, pad: int, align: int = 1) -> list[Tile]:
@@ -82,7 +118,7 @@ def _spans(length: int, tile: int, pad: int, align: int) -> list[tuple[int, int,
 
 def run(
     image: np.ndarray,
-    function: TileFunction,
+    function: TileFunction | Device,
     *,
     scale: int,
     tile: int,
@@ -93,10 +129,10 @@ def run(
     """Apply `function` to a whole image, tile by tile.
 
     image     (H, W, C), uint8 or uint16; not changed, and function is given nothing that it could change
-    function  may raise OutOfMemory: that tile, and those still to come, are tried at half the size,
-              down to 32, before the error is passed on
+    function  may raise OutOfMemory: fewer windows are given at once, then that tile, and those still to
+              come, are tried at half the size, down to 32, before the error is passed on
     progress  is told (done, total) before the first tile and after each; an exception from it stops
-              the work within one tile
+              the work within one tile, of a Device within two batches
 
     Returns (H*scale, W*scale, C) of the same dtype. Raises InvalidOutput unless every pixel was
     written exactly once and by an answer of the right shape and dtype, and where a tile's answer is unlike
@@ -106,35 +142,59 @@ def run(
     out = np.empty((height * scale, width * scale, channels), image.dtype)
     written = np.zeros((height, width), bool)
     largest = min(tile, max(height, width))
+    most: float = math.inf  # windows at once
     engine = _Watched(function, scale)
     pending = [(task, largest) for task in reversed(tiles(height, width, tile=tile, pad=pad, align=align))]
-    done = 0
+    under_way: deque[tuple[_Batch, _Wait]] = deque()
+    done, total = 0, len(pending)
     if progress:
-        progress(0, len(pending))
-    while pending:
-        task, side = pending.pop()
-        if side > largest:
-            pending.extend(
-                (part, largest) for part in reversed(_split(task, largest, pad, align, (height, width)))
-            )
+        progress(0, total)
+    while pending or under_way:
+        if pending and pending[-1][1] > largest:
+            parts = _split(pending.pop()[0], largest, pad, align, (height, width))
+            pending.extend((part, largest) for part in reversed(parts))
+            total += len(parts) - 1
             continue
+        if pending and len(under_way) <= engine.ahead:
+            batch = _next(pending, min(most, engine.at_once(*pending[-1][0].window.shape)))
+            under_way.append((batch, engine.start([image[task.window.slices] for task, _ in batch])))
+            continue
+        batch, wait = under_way.popleft()
         try:
-            answer = engine(image[task.window.slices])
+            answers = wait()
         except OutOfMemory:
-            largest = _smaller(largest, align)
-            pending.append((task, side))
+            if len(batch) > 1:
+                most = min(most, len(batch) // 2)
+            elif batch[0][1] <= largest:  # else a batch that was begun before has made it smaller
+                largest = _smaller(largest, align)
+            pending.extend(reversed(batch))
             continue
-        if written[task.core.slices].any():
-            raise InvalidOutput(f"the tile at {task.core.left}, {task.core.top} was restored twice")
-        core = task.core.seen_from(task.window)
-        out[task.core.scaled(scale).slices] = answer[core.scaled(scale).slices]
-        written[task.core.slices] = True
-        done += 1
-        if progress:
-            progress(done, done + len(pending))
+        for (task, _), answer in zip(batch, answers, strict=True):
+            if written[task.core.slices].any():
+                raise InvalidOutput(f"the tile at {task.core.left}, {task.core.top} was restored twice")
+            core = task.core.seen_from(task.window)
+            out[task.core.scaled(scale).slices] = answer[core.scaled(scale).slices]
+            written[task.core.slices] = True
+            done += 1
+            if progress:
+                progress(done, total)
     if not written.all():
         raise InvalidOutput(f"{np.count_nonzero(~written)} pixels of the image were not restored")
     return out
+
+
+def _next(pending: "_Batch", most: float) -> "_Batch":
+    """Take the last of what is pending, and those before it that have its shape, `most` in all."""
+    batch = [pending.pop()]
+    task, side = batch[0]
+    while (
+        len(batch) < most
+        and pending
+        and pending[-1][1] == side
+        and pending[-1][0].window.shape == task.window.shape
+    ):
+        batch.append(pending.pop())
+    return batch
 
 
 def _smaller(tile: int, align: int) -> int:
@@ -175,21 +235,54 @@ class _Watched:
     a network does not keep it, it says the same when it is asked again; after a few of these it is believed.
     """
 
-    def __init__(self, function: TileFunction, scale: int) -> None:
+    def __init__(self, function: TileFunction | Device, scale: int) -> None:
         self._function, self._scale, self._doubts = function, scale, _DOUBTS
+        self.ahead = function.ahead if isinstance(function, Device) else 0
 
-    def __call__(self, window: np.ndarray) -> np.ndarray:
-        answer = self._answer(window)
+    def at_once(self, height: int, width: int) -> int:
+        return self._function.at_once(height, width) if isinstance(self._function, Device) else 1
+
+    def start(self, windows: list[np.ndarray]) -> _Wait:
+        wait = self._begun(windows)
+
+        def answers() -> list[np.ndarray]:
+            return [self._believed(*pair) for pair in zip(windows, wait(), strict=True)]
+
+        return answers
+
+    def _believed(self, window: np.ndarray, answer: np.ndarray) -> np.ndarray:
         if self._doubts and _unlike(answer, window):
-            if _unlike(answer, self._answer(window)):
+            if _unlike(answer, self._begun([window])()[0]):
                 raise InvalidOutput("the device gave two different answers to one tile: try again")
             self._doubts -= 1
         return answer
 
-    def _answer(self, window: np.ndarray) -> np.ndarray:
+    def _begun(self, windows: list[np.ndarray]) -> _Wait:
+        wait = self._answers(windows)
+
+        def checked() -> list[np.ndarray]:
+            answers = wait()
+            if len(answers) != len(windows):
+                raise InvalidOutput(f"{len(answers)} tiles came back of {len(windows)}")
+            return [self._checked(*pair) for pair in zip(windows, answers, strict=True)]
+
+        return checked
+
+    def _answers(self, windows: list[np.ndarray]) -> Callable[[], np.ndarray | list[np.ndarray]]:
+        """Want of memory is told when they are waited for."""
+        function = self._function
+        if isinstance(function, Device):
+            try:
+                return function.start(np.stack(windows))
+            except OutOfMemory as error:
+                # without the frames that it went through, and the memory that they hold
+                return partial(_raised, OutOfMemory(*error.args))
+        (window,) = windows
         seen = window.view()
         seen.flags.writeable = False
-        answer = self._function(seen)
+        return lambda: [function(seen)]
+
+    def _checked(self, window: np.ndarray, answer: np.ndarray) -> np.ndarray:
         height, width, channels = window.shape
         expected = (height * self._scale, width * self._scale, channels)
         given = getattr(answer, "shape", None), getattr(answer, "dtype", type(answer))
@@ -198,6 +291,10 @@ class _Watched:
                 f"a tile came back as {given[0]} {given[1]}; it must be {expected} {window.dtype}"
             )
         return answer
+
+
+def _raised(error: OutOfMemory) -> np.ndarray:
+    raise error
 
 
 def _unlike(one: np.ndarray, other: np.ndarray) -> bool:

@@ -51,9 +51,11 @@ def test_wrong_pixels_are_found():
         (("file", subjects.GENERAL, "256 x 256"), {"RealESRGANer": 1.49}, False, 1),
         (("file", subjects.GENERAL, "256 x 256, opaque RGBA"), {"RealESRGANer": 2.9}, False, 1),
         (("file", subjects.X4PLUS, "128 x 128, 2x asked"), {"RealESRGANer": 3.4}, False, 1),
-        (("file", subjects.GENERAL, "256 x 256"), {"RealESRGANer": 4.9}, True, 1),
+        (("folder", subjects.GENERAL, "8 of 1024 x 1024"), {"RealESRGANer": 4.9}, True, 1),
+        (("folder", subjects.GENERAL, "8 of 1024 x 1024"), {"RealESRGANer": 4.9}, False, 0),
         (("network", subjects.X4PLUS, "512 x 512"), {"RealESRGANer": 1.3}, True, 1),
         (("faces", "GFPGAN", "4 faces"), {"GFPGANer": 0.9}, False, 0),
+        (("faces", "GFPGAN", "8 faces"), {"GFPGANer": 3.9}, True, 1),
     ],
 )
 def test_what_is_aimed_at_and_not_reached_is_told(line, ratios, gpu, missed):

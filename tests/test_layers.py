@@ -19,7 +19,7 @@ ROWS = [
     {"photo", "winograd", "graph"},
     {"ncnn_network", "openvino_network"},
     {"encode", "backends", "cell"},
-    {"contained"},
+    {"contained", "cuda_graphs"},
     {"engine", "upscale"},
     {"engines", "faces"},
     {"result"},
@@ -31,7 +31,8 @@ ROWS = [
     {"settings"},  # read by the doors only
     {"web", "__main__"},
 ]
-TORCH = {"networks", "winograd", "ncnn_network", "openvino_network", "backends", "engine", "faces"}
+TORCH = {"networks", "winograd", "ncnn_network", "openvino_network", "backends", "cuda_graphs", "engine"}
+TORCH |= {"faces"}
 ON_DEMAND = {"batch", "metrics", "timing"}  # inside functions: to set its threads, for LPIPS, to count it
 
 

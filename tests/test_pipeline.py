@@ -165,12 +165,12 @@ def test_stages_add_up_and_a_tile_that_did_not_fit_is_counted(weights, rng):
 
     class Small:
         name, scale, align, pad = "cpu:torch", engine.scale, engine.align, engine.pad
-        best_tile = engine.best_tile
+        best_tile, at_once, ahead = engine.best_tile, engine.at_once, engine.ahead
 
-        def __call__(self, tile):
-            if len(tile) > 64:
+        def start(self, tiles):
+            if tiles.shape[1] > 64:
                 raise OutOfMemory("no room")
-            return engine(tile)
+            return engine.start(tiles)
 
     run._engines.loaded["custom/tiny"] = denoise, Small(), sha256
     again = run.restore(data, face_enhance="off")
@@ -282,18 +282,18 @@ def test_cancel_is_noticed_within_one_tile(weights, rng):
 
 def test_threads_never_mix_photos_and_never_run_two_tiles_at_once(weights, rng, monkeypatch):
     inside, most = 0, 0
-    true = engine.Engine.__call__
+    true = engine.Engine.start
 
-    def watched(self, tile):
+    def watched(self, tiles):
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
         time.sleep(0.002)
-        out = true(self, tile)
+        out = true(self, tiles)
         inside -= 1
         return out
 
-    monkeypatch.setattr(engine.Engine, "__call__", watched)
+    monkeypatch.setattr(engine.Engine, "start", watched)
     run = restorer.Restorer(weights=weights)
     jobs = [
         (png(photo_like(rng, 60 + 7 * i, 90 - 5 * i)), ("custom/tiny", "custom/other", "custom/twice")[i % 3])

@@ -149,3 +149,116 @@ def test_progress_counts_every_tile_and_can_stop(rng):
     with pytest.raises(Cancelled):
         tiling.run(image, calls, scale=1, tile=50, pad=0, progress=stop)
     assert calls.called == 2
+
+
+class Later:
+    """Takes windows together and answers when asked; runs out of memory at given calls."""
+
+    def __init__(self, function, *, at_once, ahead, room=None, starts=(), waits=()):
+        self.function, self.most, self.ahead, self.room = function, at_once, ahead, room
+        self.starts, self.waits = set(starts), set(waits)
+        self.started, self.waited, self.open, self.most_open = 0, 0, 0, 0
+        self.given = []
+
+    def at_once(self, height, width):
+        return self.most
+
+    def start(self, windows):
+        self.started += 1
+        self.given.append(windows.shape[:3])
+        count, height, width, _ = windows.shape
+        if self.started in self.starts or (self.room and count * height * width > self.room):
+            raise OutOfMemory("out of memory")
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        answers = np.stack([self.function(window) for window in windows])
+
+        def wait():
+            self.waited += 1
+            self.open -= 1
+            if self.waited in self.waits:
+                raise OutOfMemory("out of memory")
+            return answers
+
+        return wait
+
+
+@pytest.mark.parametrize("size", [*SIZES, (190, 250)])
+@pytest.mark.parametrize("at_once", [1, 2, 5, 100])
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_tiles_taken_together_and_ahead_are_put_where_they_belong(rng, size, at_once, ahead):
+    image = rng.integers(0, 30, (*size, 3), dtype=np.uint8)  # dark: no answer is unlike its window
+    device = Later(box_blur(3), at_once=at_once, ahead=ahead)
+    told = []
+    out = tiling.run(image, device, scale=1, tile=32, pad=3, progress=lambda *t: told.append(t))
+    np.testing.assert_array_equal(out, box_blur(3)(image))
+    count = len(tiling.tiles(*size, tile=32, pad=3))
+    assert len(device.given) == -(-count // at_once), "as few batches as there can be"
+    assert told == [(done, count) for done in range(count + 1)]
+    assert device.most_open == min(ahead + 1, len(device.given))
+
+
+@pytest.mark.parametrize("call", range(1, 10))
+@pytest.mark.parametrize("where", ["starts", "waits"])
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_memory_may_run_out_in_any_batch(rng, call, where, at_once):
+    image = rng.integers(0, 30, (190, 250, 3), dtype=np.uint8)
+    device = Later(box_blur(3), at_once=at_once, ahead=1, **{where: [call]})
+    out = tiling.run(image, device, scale=1, tile=64, pad=3)
+    np.testing.assert_array_equal(out, box_blur(3)(image))
+    assert device.open == 0, "every answer was asked for"
+
+
+def test_fewer_at_once_are_tried_before_smaller_ones():
+    image = np.full((200, 200, 3), 90, np.uint8)
+    side = tiling.tiles(200, 200, tile=50, pad=2)[0].window.shape[0]
+    device = Later(nearest(2), at_once=8, ahead=1, room=2 * side * side)
+    tiling.run(image, device, scale=2, tile=50, pad=2)
+    assert [given[0] for given in device.given] == [8, 8, 4, 4, *[2] * 8]
+    assert {given[1:] for given in device.given} == {(side, side)}, "no tile was made smaller"
+
+
+def test_parts_of_many_shapes_are_taken_together_by_shape(rng):
+    image = rng.integers(0, 30, (100, 131, 3), dtype=np.uint8)
+    device = Later(box_blur(3), at_once=100, ahead=1, room=10_000)
+    out = tiling.run(image, device, scale=1, tile=131, pad=3)
+    np.testing.assert_array_equal(out, box_blur(3)(image))
+    assert len({given[1:] for given in device.given}) > 3
+
+
+def test_two_batches_that_fail_together_make_tiles_smaller_once():
+    image = np.full((100, 200, 3), 90, np.uint8)
+    device = Later(nearest(1), at_once=1, ahead=1, waits=[1, 2])
+    tiling.run(image, device, scale=1, tile=100, pad=0)
+    assert [given[1:] for given in device.given] == [(100, 100)] * 2 + [(50, 50)] * 8
+
+
+def test_a_stop_leaves_no_more_than_the_batch_that_is_under_way():
+    image = np.full((200, 200, 3), 90, np.uint8)
+    device = Later(nearest(1), at_once=2, ahead=1)
+
+    def stop(done, _total):
+        if done == 1:
+            raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        tiling.run(image, device, scale=1, tile=50, pad=0, progress=stop)
+    assert len(device.given) == 2
+
+
+def test_answers_that_are_too_few_or_in_another_order_are_refused(rng):
+    image = rng.integers(0, 256, (15, 20, 3), np.uint8).repeat(10, axis=0).repeat(10, axis=1)
+
+    class Shuffled(Later):
+        change = staticmethod(lambda answers: answers[::-1])
+
+        def start(self, windows):
+            wait = super().start(windows)
+            return lambda: self.change(wait())
+
+    device = Shuffled(nearest(2), at_once=3, ahead=1)
+    with pytest.raises(InvalidOutput, match="two different answers"):
+        tiling.run(image, device, scale=2, tile=40, pad=4)
+    device.change = lambda answers: answers[1:]
+    with pytest.raises(InvalidOutput, match="2 tiles came back of 3"):
+        tiling.run(image, device, scale=2, tile=40, pad=4)

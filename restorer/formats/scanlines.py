@@ -21,7 +21,7 @@ except ImportError:
 # Measured on enlarged photos, libpng with the Up filter at level 4 being 1 in speed (on two cores) and size:
 # isal 7.4-8.1 and 1.04-1.10, zlib with Z_RLE 2.9-3.0 and 1.00-1.02, zlib at level 4 1.5-1.6 and 0.95-0.97
 _STRIPE = 1 << 20  # bytes of samples; the same on every machine, so that the file is
-_SMALL = 6 << 20  # bytes of samples up to which a file is made smaller at a third of the speed
+_SMALL = 1 << 20  # bytes of samples up to which a file is made smaller at a third of the speed
 _SUB, _UP = 1, 2  # filter types: a sample less the one to its left, or the one above
 _HEADER = b"\x78\x01"  # of a zlib stream: deflate, a window of 32 kB
 _END = b"\x03\x00"  # an empty last block
