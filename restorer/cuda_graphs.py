@@ -37,10 +37,10 @@ class Graphs:
         network: Network,
         *,
         record: Callable[[Network, torch.Tensor], Network] | None = None,
-        synchronise: Callable[[], None] | None = None,
+        synchronise: Callable[[], None],
     ) -> None:
         self._network = network
-        self._record, self._synchronise = record or recorded, synchronise or torch.cuda.synchronize
+        self._record, self._synchronise = record or recorded, synchronise
         self._kept: OrderedDict[torch.Size, Network] = OrderedDict()
         self._pays: OrderedDict[torch.Size, bool | None] = OrderedDict()  # None: seen once
         self._off = False
@@ -104,10 +104,11 @@ def recorded(network: Network, example: torch.Tensor) -> Network:
     """The network recorded as a CUDA graph. Raises RuntimeError where that cannot be done."""
     device = example.device
     given, stream, graph = example.clone(), torch.cuda.Stream(device), torch.cuda.CUDAGraph()
-    torch.cuda.synchronize(device)
-    # other threads may use the GPU meanwhile
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        out = network(given)
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()
+        # other threads may use the GPU meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            out = network(given)
 
     def again(batch: torch.Tensor) -> torch.Tensor:
         given.copy_(batch)

@@ -73,7 +73,10 @@ class Engine:
         self.network = network
         self.half_network = copy.deepcopy(network).half() if half else None  # type: ignore[attr-defined]
         self._on_gpu = device.type == "cuda"
-        self._graphs = Graphs(self.half_network or network) if self._on_gpu else None
+        self._graphs = None
+        if self._on_gpu:
+            synchronise = functools.partial(torch.cuda.synchronize, device)
+            self._graphs = Graphs(self.half_network or network, synchronise=synchronise)
         self.ahead = int(self._on_gpu)
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:

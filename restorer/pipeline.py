@@ -50,8 +50,8 @@ class Restorer:
 
     weights  folder of the model files (default: RESTORER_WEIGHTS, else weights/ beside the package)
     device   "cuda", "mps", "cpu", or None for the fastest there is. On a CPU the fastest way to compute is
-             found by trying; "cpu:winograd", "cpu:openvino", "cpu:ncnn" and "cpu:torch" fix it, and
-             "vulkan" is ncnn on a GPU
+             found by trying; "cpu:winograd", "cpu:openvino", "cpu:ncnn" and "cpu:torch" fix it,
+             "cpu:bfloat16" has 16 bits, for processors with AMX, and "vulkan" is ncnn on a GPU
     half     compute in 16 bit; None: on CUDA only
     limits   how large photos may be
     decoder  reads a file's bytes, as photo.decode does; contained.decode is for files of strangers

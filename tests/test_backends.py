@@ -20,7 +20,7 @@ SHAPES = {
     "rrdb x2": ("RRDBNet", {"num_feat": 8, "num_block": 1, "num_grow_ch": 8, "scale": 2}, 2, 2),
     "rrdb x1": ("RRDBNet", {"num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 1}, 1, 4),
 }
-CPU = [name for name in backends.NAMES if name.startswith("cpu")]
+CPU = backends._PREFERRED["RRDBNet"]
 
 
 def seeded(kind):
@@ -55,6 +55,20 @@ def test_every_way_gives_the_same_picture(kind, way):
             assert found.shape == expected.shape
             assert expected.std() > 0.1, "a picture of one colour proves nothing"
             torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_bfloats_are_near_and_only_taken_when_asked_for(kind):
+    shape, state = seeded(kind)
+    plain = networks.build(shape, state, kind)
+    run, name = backends.network(backends.BFLOAT16, shape, state, kind)
+    assert name == backends.BFLOAT16 not in CPU
+    batch = picture(40, 30, shape.align)
+    with torch.inference_mode():
+        expected, found = plain(batch), run(batch)
+    assert found.dtype == torch.float32
+    far = float((found - expected).abs().max() / expected.abs().max())
+    assert 1e-4 < far < 0.05
 
 
 @pytest.mark.parametrize("way", CPU)

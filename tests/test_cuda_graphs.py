@@ -155,6 +155,7 @@ def test_pytorch_is_asked_for_a_graph_by_its_own_names(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", made)
     monkeypatch.setattr(torch.cuda, "Stream", mock.create_autospec(torch.cuda.Stream))
     monkeypatch.setattr(torch.cuda, "synchronize", mock.create_autospec(torch.cuda.synchronize))
+    monkeypatch.setattr(torch.cuda, "device", mock.create_autospec(torch.cuda.device))
     monkeypatch.setattr(torch.cuda, "graph", mock.create_autospec(torch.cuda.graph))
     network = mock.Mock(side_effect=lambda batch: batch * 2)
     again = cuda_graphs.recorded(network, picture(1))
@@ -203,7 +204,6 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "current")
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(cuda_graphs, "recorded", Recording)
     return waiting
 
@@ -212,7 +212,7 @@ def on_gpu(network, **options):
     """An engine that takes the processor for a GPU."""
     made = engine.Engine(network, scale=2, device=CPU, **options)
     made._on_gpu, made.ahead = True, 1
-    made._graphs = cuda_graphs.Graphs(made.half_network or made.network)
+    made._graphs = cuda_graphs.Graphs(made.half_network or made.network, synchronise=lambda: None)
     return made
 
 

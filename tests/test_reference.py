@@ -66,7 +66,7 @@ def test_pixels_equal_the_reference(ours, reference, shared, folder):
         assert distance(after[..., 0] if grey else after, expected) <= 1, file.name
 
 
-@pytest.mark.parametrize("way", [way for way in backends.NAMES if way.startswith("cpu")])
+@pytest.mark.parametrize("way", backends._PREFERRED["SRVGGNetCompact"])
 def test_every_way_on_a_cpu_equals_the_reference(way, weights, reference, shared):
     file = shared / "sets/set5/img_003_SRF_4_LR.png"
     result = restorer.load(NAME, weights=weights, device=way).restore(file.read_bytes())
