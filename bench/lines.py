@@ -263,7 +263,7 @@ def file_by_realesrganer(own: Subject, device: torch.device, outscale: int) -> C
 
 
 def folder_by_ours(own: Subject, device: torch.device, source: Path) -> bytes:
-    """The first result, by the command `restorer batch`."""
+    """The first result, made as `restorer batch` does."""
     options = Options(model=f"custom/{own.name}", outscale=4, format="png", face_enhance="off")
     found: list[batch.Record] = []
     with tempfile.TemporaryDirectory(dir=source.parent) as output:

@@ -4,15 +4,15 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import psutil
 import torch
 from torch import nn
 
+from . import cuda_graphs
 from .backends import Network
-from .cuda_graphs import Graphs
 from .errors import InvalidOutput, OutOfMemory
 from .options import SMALLEST_TILE
 
@@ -41,6 +41,10 @@ def out_of_memory() -> Iterator[None]:
         raise
 
 
+# Waits for levels (n, h, w, 3) as uint8 or int32, and for which of them came of finite numbers (n,)
+_Answers = Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
 class Engine:
     """A super-resolution network, ready to be called on tiles.
 
@@ -52,6 +56,9 @@ class Engine:
     bytes    working memory for each input pixel in float32
     half     compute in 16-bit floating point, for which network is a module of torch; a tile that overflows
              is done again in float32
+    running  held while a tile is done again, which is after start()
+
+    asynchronous  tiling.Device's: on CUDA
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class Engine:
         pad: int = 0,
         bytes: int = 10_000,
         half: bool = False,
+        running: AbstractContextManager[object] | None = None,
     ) -> None:
         self.name, self.scale, self.align, self.pad, self.device = name, scale, align, pad, device
         self.bytes = bytes // 2 if half else bytes
@@ -72,12 +80,12 @@ class Engine:
             network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network
         self.half_network = copy.deepcopy(network).half() if half else None  # type: ignore[attr-defined]
-        self._on_gpu = device.type == "cuda"
-        self._graphs = None
-        if self._on_gpu:
+        self._running = running or nullcontext()
+        self._first, self._graphs = self.half_network or network, None
+        self.asynchronous = device.type == "cuda"
+        if self.asynchronous:
             synchronise = functools.partial(torch.cuda.synchronize, device)
-            self._graphs = Graphs(self.half_network or network, synchronise=synchronise)
-        self.ahead = int(self._on_gpu)
+            self._first = self._graphs = cuda_graphs.Graphs(self._first, synchronise=synchronise)
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8 or uint16 RGB to (h*scale, w*scale, 3) of the same dtype, rounded.
@@ -87,21 +95,14 @@ class Engine:
         return self.start(tile[None])()[0]
 
     def start(self, tiles: np.ndarray) -> Callable[[], np.ndarray]:
-        """Begin with (n, h, w, 3) uint8 or uint16 RGB, n being at most at_once(h, w).
+        """Begin with (n, h, w, 3) uint8 or uint16 RGB; n is 1 unless asynchronous.
 
         What is given back waits for (n, h*scale, w*scale, 3) of the same dtype, rounded. On CUDA the GPU
         computes meanwhile; elsewhere it is done when this returns.
 
         Both raise OutOfMemory, the latter InvalidOutput when even float32 gives NaN or Inf.
         """
-        first, half = self._graphs or self.half_network or self.network, self.half_network is not None
-        try:
-            answers = self._launched(first, tiles, half=half)
-        except OutOfMemory:
-            if not (self._graphs and self._graphs.forget()):
-                raise
-            answers = None  # once more, when the error and what its frames hold is gone
-        answers = answers or self._launched(first, tiles, half=half)
+        answers = self._started(self._first, tiles, half=self.half_network is not None)
 
         def wait() -> np.ndarray:
             levels, finite = answers()
@@ -110,12 +111,6 @@ class Engine:
             return levels.astype(tiles.dtype, copy=False)
 
         return wait
-
-    def at_once(self, height: int, width: int) -> int:
-        """How many tiles of that shape are together as large as the largest; 1 but on CUDA."""
-        if not self._on_gpu:
-            return 1
-        return max(1, (self.best_tile() + 2 * self.pad) ** 2 // (height * width))
 
     def best_tile(self) -> int:
         """Side of a tile in pixels for which half of the free memory suffices, context included."""
@@ -128,30 +123,45 @@ class Engine:
         if self.device.type != "cuda":
             return psutil.virtual_memory().available
         kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return torch.cuda.mem_get_info(self.device)[0] + kept  # torch keeps what it has freed
+        if self._graphs:
+            kept -= self._graphs.pixels * self.bytes  # of which a graph's is its own
+        return torch.cuda.mem_get_info(self.device)[0] + max(kept, 0)  # torch keeps what it has freed
 
     def _in_full(self, tile: np.ndarray) -> np.ndarray:
         if self.half_network is not None:
-            levels, finite = self._launched(self.network, tile[None], half=False)()
+            with self._running:
+                answers = self._started(self.network, tile[None], half=False)
+            levels, finite = answers()
             if finite.all():
                 return levels[0]
         raise InvalidOutput("the network gave NaN or infinite values, even in full precision")
 
+    def _started(self, network: Network, tiles: np.ndarray, *, half: bool) -> _Answers:
+        """As _launched(), and once more where memory runs out that CUDA graphs hold."""
+        # What is called float32 has 10 bits behind the point elsewhere: PyTorch allows cuDNN TF32
+        precise = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with nullcontext() if half or not self.asynchronous else precise:
+            try:
+                return self._launched(network, tiles, half=half)
+            except OutOfMemory:
+                if not cuda_graphs.forget():
+                    raise
+            return self._launched(network, tiles, half=half)
+
     @out_of_memory()
     @torch.inference_mode()
-    def _launched(
-        self, network: Network, tiles: np.ndarray, *, half: bool
-    ) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-        """Waits for the levels as uint8 or int32, and for which of the tiles all was finite (n,)."""
+    def _launched(self, network: Network, tiles: np.ndarray, *, half: bool) -> _Answers:
         top = int(np.iinfo(tiles.dtype).max)
         given = torch.from_numpy(tiles.astype(np.uint8 if top == 255 else np.int32))
-        integers = (given.pin_memory() if self._on_gpu else given).to(self.device, non_blocking=self._on_gpu)
+        if self.asynchronous:
+            given = given.pin_memory()
+        integers = given.to(self.device, non_blocking=self.asynchronous)
         batch = integers.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last) / top
         out = network(batch.half() if half else batch).float()
         # NaN if any is; one pass, where isfinite() takes several
-        bounds = torch.stack([torch.stack(torch.aminmax(one)) for one in out])
+        bounds = torch.stack([end for one in out for end in torch.aminmax(one)]).view(-1, 2)
         values = out.permute(0, 2, 3, 1)
-        if self._on_gpu:
+        if self.asynchronous:
             return self._downloaded(_levels(values, top, given.dtype), bounds)
         levels = torch.empty(values.shape, dtype=given.dtype)
         rows = _ROWS if self.device.type == "cpu" else values.shape[1]
@@ -164,9 +174,7 @@ class Engine:
     def _downloads(self) -> torch.cuda.Stream:
         return torch.cuda.Stream(self.device)
 
-    def _downloaded(
-        self, levels: torch.Tensor, bounds: torch.Tensor
-    ) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    def _downloaded(self, levels: torch.Tensor, bounds: torch.Tensor) -> _Answers:
         """Copied beside what the GPU computes next, into memory that it reaches by itself."""
         here = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in (levels, bounds)]
         self._downloads.wait_stream(torch.cuda.current_stream(self.device))
@@ -174,7 +182,8 @@ class Engine:
             for source, target in zip((levels, bounds), here, strict=True):
                 target.copy_(source, non_blocking=True)
                 source.record_stream(self._downloads)
-            done = self._downloads.record_event()
+            done = torch.cuda.Event(blocking=True)  # a thread that waits leaves its core to others
+            done.record(self._downloads)
 
         def wait() -> tuple[np.ndarray, np.ndarray]:
             done.synchronize()

@@ -23,7 +23,7 @@ _WRITTEN = 1536  # side of the picture that is written to time it
 
 
 class Turns:
-    """An engine that runs one tile at a time, whichever thread it belongs to.
+    """An engine that is given its work in turn, whichever thread it comes from.
 
     seconds  that the latest tiles took, their turn once come
     retries  how often tiles did not fit into memory
@@ -35,8 +35,8 @@ class Turns:
     retries = 0
 
     def __init__(self, engine: "Engine", sha256: str, running: threading.Lock) -> None:
-        self.scale, self.align, self.pad, self.ahead = engine.scale, engine.align, engine.pad, engine.ahead
-        self.best_tile, self.at_once = engine.best_tile, engine.at_once
+        self.scale, self.align, self.pad = engine.scale, engine.align, engine.pad
+        self.best_tile, self.asynchronous = engine.best_tile, engine.asynchronous
         self.device, self.sha256 = engine.name, sha256
         self._engine, self._running = engine, running
 
@@ -44,7 +44,7 @@ class Turns:
         return self.start(tile[None])()[0]
 
     def start(self, tiles: np.ndarray) -> Answers:
-        """As Engine's, which a GPU is given in turn; what is waited for outside of it is the GPU alone."""
+        """As Engine's. Other threads have their turn while a GPU is waited for."""
         with self._running, self._counted():
             begun = time.perf_counter()
             wait = self._engine.start(tiles)
@@ -125,6 +125,7 @@ class Engines:
             bytes=round(shape.bytes * backends.APPETITE.get(name, 1)),
             device=device,
             half=half,
+            running=self._running,
         )
         return made, model.sha256 or download.sha256(file)
 
@@ -146,7 +147,7 @@ class Paces:
 
     def time(self, model: str, engine: Turns) -> None:
         """Time small tiles: the first of all warms up, and of the others the fastest was disturbed least."""
-        side = min(_TIMED_ON_GPU, engine.best_tile()) if engine.ahead else _TIMED
+        side = min(_TIMED_ON_GPU, engine.best_tile()) if engine.asynchronous else _TIMED
         tile = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
         engine(tile)
         seconds = []

@@ -27,17 +27,13 @@ _DOUBTS = 4  # tiles asked for twice before a network is taken to be like that
 
 @runtime_checkable
 class Device(Protocol):
-    """What takes several windows at once and is asked for the answers later: engine.Engine is one.
+    """What begins with windows and is asked for the answers later: engine.Engine is one.
 
-    ahead  batches that it may be given before the answers to the first are asked for: 1 where it computes
-           while those are put in place, else 0
+    asynchronous  it computes meanwhile, and takes several windows at once. It is given the next before the
+                  answers to the last are put in place
     """
 
-    ahead: int
-
-    def at_once(self, height: int, width: int) -> int:
-        """How many windows of that shape start() should be given at most, 1 or more."""
-        ...
+    asynchronous: bool
 
     def start(self, windows: np.ndarray) -> Answers:
         """Begin with windows (n, h, w, C); what is given back waits for the answers (n, h*scale, w*scale, C).
@@ -142,8 +138,8 @@ def run(
     out = np.empty((height * scale, width * scale, channels), image.dtype)
     written = np.zeros((height, width), bool)
     largest = min(tile, max(height, width))
-    most: float = math.inf  # windows at once
     engine = _Watched(function, scale)
+    most = (tile + 2 * pad) ** 2 if engine.asynchronous else 0  # pixels at once, of more than one window
     pending = [(task, largest) for task in reversed(tiles(height, width, tile=tile, pad=pad, align=align))]
     under_way: deque[tuple[_Batch, _Wait]] = deque()
     done, total = 0, len(pending)
@@ -155,8 +151,8 @@ def run(
             pending.extend((part, largest) for part in reversed(parts))
             total += len(parts) - 1
             continue
-        if pending and len(under_way) <= engine.ahead:
-            batch = _next(pending, min(most, engine.at_once(*pending[-1][0].window.shape)))
+        if pending and len(under_way) <= engine.asynchronous:
+            batch = _next(pending, most)
             under_way.append((batch, engine.start([image[task.window.slices] for task, _ in batch])))
             continue
         batch, wait = under_way.popleft()
@@ -164,7 +160,7 @@ def run(
             answers = wait()
         except OutOfMemory:
             if len(batch) > 1:
-                most = min(most, len(batch) // 2)
+                most = min(most, len(batch) * math.prod(batch[0][0].window.shape))
             elif batch[0][1] <= largest:  # else a batch that was begun before has made it smaller
                 largest = _smaller(largest, align)
             pending.extend(reversed(batch))
@@ -183,12 +179,12 @@ def run(
     return out
 
 
-def _next(pending: "_Batch", most: float) -> "_Batch":
-    """Take the last of what is pending, and those before it that have its shape, `most` in all."""
+def _next(pending: "_Batch", most: int) -> "_Batch":
+    """Take the last of what is pending, and those before it that have its shape, of `most` pixels in all."""
     batch = [pending.pop()]
     task, side = batch[0]
     while (
-        len(batch) < most
+        (len(batch) + 1) * math.prod(task.window.shape) <= most
         and pending
         and pending[-1][1] == side
         and pending[-1][0].window.shape == task.window.shape
@@ -237,10 +233,7 @@ class _Watched:
 
     def __init__(self, function: TileFunction | Device, scale: int) -> None:
         self._function, self._scale, self._doubts = function, scale, _DOUBTS
-        self.ahead = function.ahead if isinstance(function, Device) else 0
-
-    def at_once(self, height: int, width: int) -> int:
-        return self._function.at_once(height, width) if isinstance(self._function, Device) else 1
+        self.asynchronous = isinstance(function, Device) and function.asynchronous
 
     def start(self, windows: list[np.ndarray]) -> _Wait:
         wait = self._begun(windows)

@@ -30,20 +30,21 @@ def test_a_gpu_gives_the_processors_picture(rng, dtype, caplog):
     out = {}
     for device, half in ((torch.device("cpu"), False), (CUDA, False), (CUDA, True)):
         run = engine_on(device, half=half)
-        for _ in range(4):  # plain, timed, recorded, and by the recording
+        for _ in range(2):
             out[device.type, half] = tiling.run(image, run, scale=4, tile=64, pad=run.pad)
+        assert device.type == "cpu" or run._graphs.pixels, "launching takes longer than so few pixels"
     assert psnr(out["cpu", False], out["cuda", False]) > 60
     assert psnr(out["cpu", False], out["cuda", True]) > 45
-    assert not caplog.records, "a network of so few pixels is recorded, and nothing is to be said"
+    assert not caplog.records
 
 
-def test_a_small_tile_is_recorded_and_its_memory_comes_back(rng):
+def test_a_small_tile_is_captured_and_its_memory_comes_back(rng):
     run = engine_on(CUDA, half=True)
     tile, other = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     plain = run(tile)
     for _ in range(3):
         run(other)
-    assert run._graphs._kept, "launching takes longer than 1024 pixels"
+    assert run._graphs.pixels == 32 * 32
     np.testing.assert_array_equal(run(tile), plain)
     assert run._graphs.forget()
     np.testing.assert_array_equal(run(tile), plain)

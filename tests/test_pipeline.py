@@ -165,7 +165,7 @@ def test_stages_add_up_and_a_tile_that_did_not_fit_is_counted(weights, rng):
 
     class Small:
         name, scale, align, pad = "cpu:torch", engine.scale, engine.align, engine.pad
-        best_tile, at_once, ahead = engine.best_tile, engine.at_once, engine.ahead
+        best_tile, asynchronous = engine.best_tile, engine.asynchronous
 
         def start(self, tiles):
             if tiles.shape[1] > 64:

@@ -154,14 +154,11 @@ def test_progress_counts_every_tile_and_can_stop(rng):
 class Later:
     """Takes windows together and answers when asked; runs out of memory at given calls."""
 
-    def __init__(self, function, *, at_once, ahead, room=None, starts=(), waits=()):
-        self.function, self.most, self.ahead, self.room = function, at_once, ahead, room
+    def __init__(self, function, *, asynchronous=True, room=None, starts=(), waits=()):
+        self.function, self.asynchronous, self.room = function, asynchronous, room
         self.starts, self.waits = set(starts), set(waits)
         self.started, self.waited, self.open, self.most_open = 0, 0, 0, 0
         self.given = []
-
-    def at_once(self, height, width):
-        return self.most
 
     def start(self, windows):
         self.started += 1
@@ -183,44 +180,52 @@ class Later:
         return wait
 
 
-@pytest.mark.parametrize("size", [*SIZES, (190, 250)])
-@pytest.mark.parametrize("at_once", [1, 2, 5, 100])
-@pytest.mark.parametrize("ahead", [0, 1])
-def test_tiles_taken_together_and_ahead_are_put_where_they_belong(rng, size, at_once, ahead):
+@pytest.mark.parametrize("size", [*SIZES, (190, 250), (9, 900), (900, 17), (24, 1200)])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_tiles_taken_together_and_ahead_are_put_where_they_belong(rng, size, asynchronous):
     image = rng.integers(0, 30, (*size, 3), dtype=np.uint8)  # dark: no answer is unlike its window
-    device = Later(box_blur(3), at_once=at_once, ahead=ahead)
+    device = Later(box_blur(3), asynchronous=asynchronous)
     told = []
     out = tiling.run(image, device, scale=1, tile=32, pad=3, progress=lambda *t: told.append(t))
     np.testing.assert_array_equal(out, box_blur(3)(image))
-    count = len(tiling.tiles(*size, tile=32, pad=3))
-    assert len(device.given) == -(-count // at_once), "as few batches as there can be"
-    assert told == [(done, count) for done in range(count + 1)]
-    assert device.most_open == min(ahead + 1, len(device.given))
+    found = tiling.tiles(*size, tile=32, pad=3)
+    height, width = found[0].window.shape
+    at_once = max(1, 38**2 // (height * width)) if asynchronous else 1
+    assert len(device.given) == -(-len(found) // at_once), "as few batches as there can be"
+    assert max(count * height * width for count, height, width in device.given) <= 38**2
+    assert told == [(done, len(found)) for done in range(len(found) + 1)]
+    assert device.most_open == min(asynchronous + 1, len(device.given))
+
+
+def test_thin_windows_are_taken_together(rng):
+    device = Later(nearest(1))
+    tiling.run(rng.integers(0, 30, (9, 900, 3), dtype=np.uint8), device, scale=1, tile=32, pad=3)
+    assert max(given[0] for given in device.given) == 4
 
 
 @pytest.mark.parametrize("call", range(1, 10))
 @pytest.mark.parametrize("where", ["starts", "waits"])
-@pytest.mark.parametrize("at_once", [1, 4])
-def test_memory_may_run_out_in_any_batch(rng, call, where, at_once):
-    image = rng.integers(0, 30, (190, 250, 3), dtype=np.uint8)
-    device = Later(box_blur(3), at_once=at_once, ahead=1, **{where: [call]})
+@pytest.mark.parametrize("size", [(190, 250), (11, 1500)])
+def test_memory_may_run_out_in_any_batch(rng, call, where, size):
+    image = rng.integers(0, 30, (*size, 3), dtype=np.uint8)
+    device = Later(box_blur(3), **{where: [call]})
     out = tiling.run(image, device, scale=1, tile=64, pad=3)
     np.testing.assert_array_equal(out, box_blur(3)(image))
     assert device.open == 0, "every answer was asked for"
 
 
 def test_fewer_at_once_are_tried_before_smaller_ones():
-    image = np.full((200, 200, 3), 90, np.uint8)
-    side = tiling.tiles(200, 200, tile=50, pad=2)[0].window.shape[0]
-    device = Later(nearest(2), at_once=8, ahead=1, room=2 * side * side)
+    image = np.full((7, 800, 3), 90, np.uint8)
+    shape = tiling.tiles(7, 800, tile=50, pad=2)[0].window.shape
+    device = Later(nearest(2), room=3 * shape[0] * shape[1])
     tiling.run(image, device, scale=2, tile=50, pad=2)
-    assert [given[0] for given in device.given] == [8, 8, 4, 4, *[2] * 8]
-    assert {given[1:] for given in device.given} == {(side, side)}, "no tile was made smaller"
+    assert [given[0] for given in device.given] == [7, 7, 3, 3, 3, 3, 3, 1]
+    assert {given[1:] for given in device.given} == {shape}, "no tile was made smaller"
 
 
 def test_parts_of_many_shapes_are_taken_together_by_shape(rng):
     image = rng.integers(0, 30, (100, 131, 3), dtype=np.uint8)
-    device = Later(box_blur(3), at_once=100, ahead=1, room=10_000)
+    device = Later(box_blur(3), room=10_000)
     out = tiling.run(image, device, scale=1, tile=131, pad=3)
     np.testing.assert_array_equal(out, box_blur(3)(image))
     assert len({given[1:] for given in device.given}) > 3
@@ -228,14 +233,16 @@ def test_parts_of_many_shapes_are_taken_together_by_shape(rng):
 
 def test_two_batches_that_fail_together_make_tiles_smaller_once():
     image = np.full((100, 200, 3), 90, np.uint8)
-    device = Later(nearest(1), at_once=1, ahead=1, waits=[1, 2])
+    device = Later(nearest(1), waits=[1, 2])
     tiling.run(image, device, scale=1, tile=100, pad=0)
-    assert [given[1:] for given in device.given] == [(100, 100)] * 2 + [(50, 50)] * 8
+    assert device.given[:2] == [(1, 100, 100)] * 2
+    assert {given[1:] for given in device.given[2:]} == {(50, 50)}
+    assert sum(given[0] for given in device.given[2:]) == 8
 
 
 def test_a_stop_leaves_no_more_than_the_batch_that_is_under_way():
     image = np.full((200, 200, 3), 90, np.uint8)
-    device = Later(nearest(1), at_once=2, ahead=1)
+    device = Later(nearest(1))
 
     def stop(done, _total):
         if done == 1:
@@ -247,7 +254,7 @@ def test_a_stop_leaves_no_more_than_the_batch_that_is_under_way():
 
 
 def test_answers_that_are_too_few_or_in_another_order_are_refused(rng):
-    image = rng.integers(0, 256, (15, 20, 3), np.uint8).repeat(10, axis=0).repeat(10, axis=1)
+    image = rng.integers(0, 256, (1, 60, 3), np.uint8).repeat(10, axis=0).repeat(10, axis=1)
 
     class Shuffled(Later):
         change = staticmethod(lambda answers: answers[::-1])
@@ -256,9 +263,9 @@ def test_answers_that_are_too_few_or_in_another_order_are_refused(rng):
             wait = super().start(windows)
             return lambda: self.change(wait())
 
-    device = Shuffled(nearest(2), at_once=3, ahead=1)
+    device = Shuffled(nearest(2))
     with pytest.raises(InvalidOutput, match="two different answers"):
         tiling.run(image, device, scale=2, tile=40, pad=4)
     device.change = lambda answers: answers[1:]
-    with pytest.raises(InvalidOutput, match="2 tiles came back of 3"):
+    with pytest.raises(InvalidOutput, match="3 tiles came back of 4"):
         tiling.run(image, device, scale=2, tile=40, pad=4)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .. import cuda_graphs
 from ..engine import out_of_memory
 from ..errors import InvalidOutput, OutOfMemory, RestoreError
 
@@ -33,6 +34,8 @@ class FaceEngine:
             try:
                 done += self._run(batch)
             except OutOfMemory as error:
+                if cuda_graphs.forget():
+                    continue
                 if size == 1:
                     done.append(error)
                 size = max(1, size // 2)
