@@ -94,7 +94,7 @@ def serve(asked: dict) -> None:
     if steps.fault in ("", "kill", "hang"):
         before(contained, "_photo", "decode")
         before(result.encode, "encode", "encode")
-        before(tiling._Watched, "__call__", "tile")
+        before(tiling._Watched, "_answers", "tile")
         before(jobs.Jobs, "begin", "begin")
     before(os, "fsync", "fsync")  # a full disk may be told of as late as this
     assert result.encode is encode

@@ -706,7 +706,7 @@ sys.path.insert(0, {root!r})
 import app
 from restorer import tiling
 
-really = tiling._Watched.__call__
+really = tiling._Watched._answers
 
 
 def failing(self, *given, **options):
@@ -715,7 +715,7 @@ def failing(self, *given, **options):
     return really(self, *given, **options)
 
 
-tiling._Watched.__call__ = failing
+tiling._Watched._answers = failing
 if __name__ == "__main__":
     app.main()
 """

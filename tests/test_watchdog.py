@@ -81,15 +81,22 @@ def test_one_that_comes_back_late_is_stopped_at_its_next_step(monkeypatch):
     assert shop.close(seconds=30) and after == []
 
 
+def until(told):
+    """What told() says once it says something, within a minute."""
+    for _ in range(1200):
+        if said := told():
+            return said
+        time.sleep(0.05)
+    pytest.fail("nothing was told for a minute")
+
+
 def test_a_job_that_hangs_has_failed_and_the_next_server_goes_on(servers, clean, tmp_path):
     with servers.running(made(tmp_path), fault="hang", at=2, patience=5) as server:
         job = server.post(*PHOTOS, tile="32").json()["job_id"]
         waiting = server.post(*PHOTOS, tile="32").json()["job_id"]
-        while server.client.get("/health").status_code == 200:
-            time.sleep(0.05)
+        until(lambda: server.client.get("/health").status_code != 200)
         assert server.post(*PHOTOS).status_code == server.client.get("/ready").status_code == 503
-        while not (errors := server.client.get(f"/status/{job}").json()["errors"]):
-            time.sleep(0.05)
+        errors = until(lambda: server.client.get(f"/status/{job}").json()["errors"])
         assert errors[0]["original_filename"] == "a.png" and "given up" in errors[0]["error"]
         server.kill()
     with servers.running(tmp_path) as server:
