@@ -41,6 +41,11 @@ def out_of_memory() -> Iterator[None]:
         raise
 
 
+def without_tf32() -> AbstractContextManager[None]:
+    """float32 as it is called: PyTorch allows cuDNN to drop 13 of its bits."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
 # Waits for levels (n, h, w, 3) as uint8 or int32, and for which of them came of finite numbers (n,)
 _Answers = Callable[[], tuple[np.ndarray, np.ndarray]]
 
@@ -138,9 +143,7 @@ class Engine:
 
     def _started(self, network: Network, tiles: np.ndarray, *, half: bool) -> _Answers:
         """As _launched(), and once more where memory runs out that CUDA graphs hold."""
-        # What is called float32 has 10 bits behind the point elsewhere: PyTorch allows cuDNN TF32
-        precise = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with nullcontext() if half or not self.asynchronous else precise:
+        with nullcontext() if half or not self.asynchronous else without_tf32():
             try:
                 return self._launched(network, tiles, half=half)
             except OutOfMemory:

@@ -160,7 +160,7 @@ def run(
             answers = wait()
         except OutOfMemory:
             if len(batch) > 1:
-                most = min(most, len(batch) * math.prod(batch[0][0].window.shape))
+                most = min(most, len(batch) // 2 * math.prod(batch[0][0].window.shape))
             elif batch[0][1] <= largest:  # else a batch that was begun before has made it smaller
                 largest = _smaller(largest, align)
             pending.extend(reversed(batch))

@@ -248,6 +248,7 @@ def test_pytorch_is_asked_for_a_graph_by_its_own_names(monkeypatch):
         return batch * 2
 
     replay = cuda_graphs.captured(network, picture(1))
+    assert not given[0].any(), "else one that reads nothing would give the expected answer too"
     out = replay(picture(5))
     torch.testing.assert_close(given, [picture(5)])
     assert replay(picture(6)) is out

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .. import cuda_graphs
-from ..engine import out_of_memory
+from ..engine import out_of_memory, without_tf32
 from ..errors import InvalidOutput, OutOfMemory, RestoreError
 
 _BATCH = {"cuda": 8}  # faces at once; on a CPU one alone already fills every core
@@ -58,7 +58,7 @@ class FaceEngine:
         ]
 
     def _forward(self, batch: torch.Tensor, half: bool) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        with without_tf32(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             # GFPGAN's own arguments: without the stored noise no two runs are alike
             out = self.network(batch, return_rgb=False, randomize_noise=False)
         return (out[0] if isinstance(out, tuple) else out).float()
