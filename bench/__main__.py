@@ -24,15 +24,18 @@ RESULTS = Path(__file__).with_name("results.json")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="every size: an hour on a GPU, a day on a CPU")
-    parser.add_argument("--sizes", type=int, nargs="+", help="every kind of line, at these sides in pixels")
+    sizes = "every kind of line, at these sides in pixels"
+    parser.add_argument("--sizes", type=_positive, nargs="+", help=sizes)
     parser.add_argument("--networks", nargs="+", choices=NAMES, default=NAMES)
-    parser.add_argument("--rounds", type=int, help="of each line (as many as a minute holds, 2 to 15)")
-    parser.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
+    parser.add_argument("--rounds", type=_positive, help="of each line (as many as a minute holds, 2 to 15)")
+    parser.add_argument("--device", choices=("cuda", "mps", "cpu"), help="(the fastest there is)")
     parser.add_argument("--table", action="store_true", help="only print the tables of the last results")
     told = parser.parse_args()
-    if not told.table:
-        measured(told, backends.pick_device(told.device))
-    results = json.loads(RESULTS.read_text())
+    try:
+        device = backends.pick_device(told.device)
+    except errors.InvalidOption as error:
+        parser.error(str(error))
+    results = json.loads(RESULTS.read_text()) if told.table else measured(told, device)
     print("\n" + table.markdown(results))
     gpu = not results["machine"]["cores"]
     short = [(line, why) for line in results["lines"] for why in lines.missed(line, gpu=gpu)]
@@ -41,8 +44,15 @@ def main() -> int:
     return 1 if short or any(map(lines.wrong, results["lines"])) else 0
 
 
-def measured(told: argparse.Namespace, device: torch.device) -> None:
-    """Write results.json, line by line."""
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return int(text)
+
+
+def measured(told: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """What results.json has; it is written, line by line, unless only a part was asked for."""
+    whole = not (told.sizes or told.rounds or told.networks != NAMES)
     found: dict[str, Any] = {"machine": machine.described(device), "lines": [], "memory": [], "left_out": {}}
     chosen = lines.QUICK
     if told.full or told.sizes or device.type == "cuda":
@@ -54,7 +64,7 @@ def measured(told: argparse.Namespace, device: torch.device) -> None:
             for line in (line for line in chosen if line.network == name):
                 found["lines"].append(lines.run(line, contestants, told.rounds))
                 show(found["lines"][-1])
-                _write(found)
+                _note(found, whole)
                 _tell(contestants.left_out, found["left_out"])
             for line in () if told.sizes else memory.FULL if told.full else memory.QUICK:
                 if line.network == name:
@@ -64,13 +74,15 @@ def measured(told: argparse.Namespace, device: torch.device) -> None:
         found["lines"] += faces.lines(*given, rounds=told.rounds or 2, device=device)
     except errors.RestoreError as error:
         _tell({"GFPGANer": str(error)}, found["left_out"])
-    _write(found)
+    _note(found, whole)
+    return found
 
 
-def _write(found: dict[str, Any]) -> None:
+def _note(found: dict[str, Any], whole: bool) -> None:
     rates = [line["matrix_gflops"] for line in found["lines"] if "matrix_gflops" in line]
     found["machine"]["matrix_gflops"] = max(rates)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    if whole:
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _tell(reasons: dict[str, str], told: dict[str, str]) -> None:

@@ -11,12 +11,11 @@ from torch import nn
 
 from .errors import InvalidOption
 from .networks import Shape, State, build
-from .options import DEVICES
+from .options import BFLOAT16, DEVICES, VULKAN
 from .winograd import Winograd
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 
-BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
 # The first is taken unless a later one is clearly faster: a choice that changed from run to run would
 # change the last bit of a result
 _PREFERRED = {
@@ -48,6 +47,8 @@ def pick_device(name: str | None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name in NAMES:
         name = "cpu"
+    if name not in DEVICES and not re.fullmatch(r"cuda:\d+", str(name)):
+        raise InvalidOption(f"device is {name!r}, which is none; the devices are {', '.join(DEVICES)}")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -24,7 +24,7 @@ import filelock
 
 from . import contained, download, files, models
 from .errors import BadWeights, Cancelled, DeviceLost, InvalidOption, RestoreError, WeightsUnavailable
-from .options import Options
+from .options import BFLOAT16, Options
 from .pipeline import Restorer
 from .store import Found, Store
 
@@ -61,7 +61,10 @@ class Batch:
     @property
     def digest(self) -> str:
         """Of all that makes the results what they are, beside the photos."""
-        told = json.dumps([asdict(self.options), self.sha256, self.networks, self.half], sort_keys=True)
+        found: list[object] = [asdict(self.options), self.sha256, self.networks, self.half]
+        if self.device == BFLOAT16:  # the other devices give the same picture
+            found.append(self.device)
+        told = json.dumps(found, sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -274,7 +277,8 @@ class Worker:
     def __call__(self, entry: Entry) -> Record:
         """Restore a photo, or tell what another worker made of it.
 
-        Raises what is not the photo's fault: WeightsUnavailable, BadWeights, and OSError of the output;
+        Raises what is not the photo's fault: WeightsUnavailable, BadWeights, InvalidOption (a device that is
+        not there), and OSError of the output;
         and DeviceLost, after which this process can restore nothing more.
         """
         place, digest = _record_path(entry.path), self.asked.digest
@@ -315,7 +319,7 @@ class Worker:
             data = self._inputs.read(entry.path)
             key = hashlib.sha256(data + record.digest.encode()).hexdigest()
             result = self._restorer.restore(data, progress=self._go_on, **asdict(self.asked.options))
-        except (WeightsUnavailable, BadWeights, Cancelled):
+        except (WeightsUnavailable, BadWeights, Cancelled, InvalidOption):
             raise
         except RestoreError as error:
             return replace(record, state=FAILED, error=str(error))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import download, encode, models
-from .errors import OutOfMemory
-from .options import FORMATS, Options
+from .errors import InvalidOption, OutOfMemory
+from .options import BFLOAT16, FORMATS, Options
 from .photo import Meta, Photo
 from .tiling import Answers, Progress
 
@@ -111,6 +111,8 @@ class Engines:
             state = networks.blend(state, networks.read_state(pair), denoise)
         device = backends.pick_device(self._device)
         half = device.type == "cuda" if self._half is None else self._half
+        if self._device in backends.NAMES and (half or (self._device == BFLOAT16 and self._half is False)):
+            raise InvalidOption(f"{self._device} has a precision of its own: leave out half or --fp32")
         if device.type != "cpu" or half:
             network, name = networks.build(shape, state, model.name), str(device)
         else:

@@ -1,7 +1,7 @@
 """RRDBNet and SRVGGNetCompact by OpenVINO: direct convolution at a CPU's full rate, activations fused."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from openvino import opset13 as ops
 from . import graph
 from .networks import Shape, State
 
-_SIZES = 2  # of tiles, for which the network is kept compiled
+# Of tiles for whose sizes the network is kept compiled, with its buffers: two of the largest, or some small
+# ones, for which threads ask in turn whose photos differ
+_SIZES, _PIXELS = 4, 2 * 600**2
 
 
 class OpenVino:
@@ -33,17 +35,27 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self._compiled = lru_cache(maxsize=_SIZES)(self._compile)
+        self._compiled: OrderedDict[torch.Size, Any] = OrderedDict()
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         picture = torch.nn.functional.pixel_unshuffle(batch, self._unshuffle).contiguous()
-        request = self._compiled(tuple(picture.shape))
+        request = self._request(picture.shape)
         request.infer([picture.numpy()])
         return torch.from_numpy(request.get_output_tensor().data)
 
-    def _compile(self, size: tuple[int, ...]) -> Any:  # noqa: ANN401  a request, untyped in openvino
-        self._model.reshape(list(size))
-        return self._core.compile_model(self._model, "CPU", self._hints).create_infer_request()
+    def _request(self, size: torch.Size) -> Any:  # noqa: ANN401  untyped in openvino
+        if size not in self._compiled:
+            kept = self._compiled
+            while kept and (len(kept) >= _SIZES or sum(map(_pixels, kept)) + _pixels(size) > _PIXELS):
+                kept.popitem(last=False)
+            self._model.reshape(list(size))
+            kept[size] = self._core.compile_model(self._model, "CPU", self._hints).create_infer_request()
+        self._compiled.move_to_end(size)
+        return self._compiled[size]
+
+
+def _pixels(size: torch.Size) -> int:
+    return size[2] * size[3]
 
 
 class _Layers:

@@ -9,7 +9,8 @@ FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
 SMALLEST_TILE = 32
 # "cuda:1" is the second of several. The ways to compute on a CPU are tried where only "cpu" is asked for
 DEVICES = ("cuda", "mps", "cpu", "cpu:torch", "cpu:winograd", "cpu:openvino", "cpu:ncnn")
-DEVICES += ("cpu:bfloat16", "vulkan")
+BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
+DEVICES += (BFLOAT16, VULKAN)
 FACE_ENHANCE = ("auto", "on", "off")
 FACE_MASKS = ("ellipse", "parsing")
 _KINDS = {str: "a text", float: "a number", int: "a whole number", bool: "true or false"}

@@ -95,6 +95,8 @@ class Restorer:
 
     def decode(self, data: bytes) -> Photo:
         """The photo in a file's bytes. Raises UnsupportedImage, DamagedImage and ImageTooLarge."""
+        if not isinstance(data, bytes):
+            raise TypeError(f"a photo's bytes are needed, not {type(data).__name__}: Path(name).read_bytes()")
         return self._decoder(data, max_pixels=self.limits.input_pixels)
 
     def _restore(self, data: bytes | Photo, progress: Progress | None, options: dict[str, object]) -> Result:

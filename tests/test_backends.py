@@ -1,5 +1,7 @@
 """Every way to compute a network gives the picture that basicsr's own class gives."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,22 @@ def test_not_a_number_is_seen_whatever_the_way(way):
     run, _ = backends.network(way, shape, state, "compact")
     with pytest.raises(engine.InvalidOutput):
         engine.Engine(run, scale=4, device=torch.device("cpu"))(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_openvino_compiles_few_sizes_once_and_holds_no_more():
+    shape, state = seeded("compact x2")
+    run, _ = backends.network("cpu:openvino", shape, state, "compact x2")
+    compiled = []
+    true = run._core.compile_model
+    run._core = mock.Mock()
+    run._core.compile_model.side_effect = lambda *given: compiled.append(given) or true(*given)
+    for _ in range(3):
+        for side in (20, 24, 28, 32):
+            run(picture(side, side))
+    assert len(compiled) == 4
+    run(picture(700, 700))
+    run(picture(690, 700))
+    assert len(compiled) == 6 and len(run._compiled) == 1, "large ones come with large buffers"
 
 
 def scripted(monkeypatch, hundredths):
@@ -194,5 +212,8 @@ def test_an_absent_device_is_an_error_that_names_it():
     assert set(backends.NAMES) < set(DEVICES)
     with pytest.raises(InvalidOption, match="'abacus'.*cpu:openvino"):
         backends.pick_device("abacus")
+    for name in ("cpu:0", "meta", "hpu", "CPU", "", ["cpu"], b"cpu", "cuda:x"):
+        with pytest.raises(InvalidOption, match="the devices are cuda, mps, cpu"):
+            backends.pick_device(name)
     for name in ("cpu", *backends.NAMES):
         assert backends.pick_device(name) == torch.device("cpu")

@@ -9,13 +9,14 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import fsspec
 import pytest
 from conftest import photo_like, png, save_network
 
 import restorer
-from restorer import batch
+from restorer import InvalidOption, backends, batch
 from restorer.__main__ import main
 from restorer.options import Options
 from restorer.store import Store
@@ -292,6 +293,35 @@ def test_another_model_of_the_same_name_makes_other_results(folder, capsys):
     assert "6 restored, 0 done before" in capsys.readouterr().out
     assert main(words(folder, "--fp32")) == 1
     assert "6 restored, 0 done before" in capsys.readouterr().out
+
+
+def test_a_device_of_fewer_bits_makes_other_results(folder, capsys):
+    main(words(folder))
+    before = results(folder)
+    for device, restored in (("cpu:winograd", 0), ("cpu:bfloat16", 6), ("cpu:torch", 6)):
+        capsys.readouterr()
+        main(words(folder, "--device", device))
+        assert f"{restored} restored" in capsys.readouterr().out
+        assert (results(folder) == before) == (device != "cpu:bfloat16")
+
+
+@pytest.mark.parametrize("device", ["cpu:0", "cuda:77"])
+def test_a_device_that_is_not_there_ends_the_run_and_blames_no_photo(folder, device, capsys):
+    for _ in range(2):
+        assert main(words(folder, "--device", device)) == 2
+        assert f"device is {device!r}" in capsys.readouterr().err
+    assert not lines(folder) and not results(folder)
+    assert main(words(folder)) == 1
+    assert "6 restored" in capsys.readouterr().out
+
+
+def test_a_device_that_fails_at_the_first_photo_ends_the_run_too(folder, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr(backends, "network", mock.Mock(side_effect=InvalidOption("no such GPU")))
+        assert main(words(folder)) == 2
+        assert "no such GPU" in capsys.readouterr().err
+    assert main(words(folder)) == 1
+    assert "6 restored" in capsys.readouterr().out
 
 
 def test_links_are_followed_and_hide_nothing(folder):

@@ -194,6 +194,20 @@ def test_a_decoded_photo_is_as_good_as_its_bytes(weights, rng):
         restorer.Restorer(weights=weights, limits=Limits(100, 100)).restore(photo.decode(data))
 
 
+def test_a_path_is_no_photo(weights):
+    with pytest.raises(TypeError, match="bytes are needed, not str"):
+        restorer.load("custom/tiny", weights=weights).restore("cat.png")
+
+
+@pytest.mark.parametrize(
+    ("device", "half"),
+    [("cpu:torch", True), ("vulkan", True), ("cpu:bfloat16", True), ("cpu:bfloat16", False)],
+)
+def test_a_way_and_a_precision_that_contradict_each_other_are_refused(weights, device, half):
+    with pytest.raises(InvalidOption, match=f"{device} has a precision of its own"):
+        restorer.load("custom/tiny", weights=weights, device=device, half=half)
+
+
 def test_numbers_may_be_numpys(weights, rng):
     data = png(photo_like(rng, 20, 20))
     run = restorer.load("custom/tiny", weights=weights)
