@@ -58,7 +58,7 @@ torch.manual_seed(0)
 network = compat.load("basicsr.archs.rrdbnet_arch", "RRDBNet")(3, 3, num_block=1)
 folder, device, side = sys.argv[1], sys.argv[2], 160
 torch.save({"params": network.state_dict()}, f"{folder}/custom/short.pth")
-engines = Engines(Path(folder), device=device, half=False, running=Lock())
+engines = Engines(Path(folder), device=device, half=None, running=Lock())
 engine = engines.get(find("custom/short", Path(folder)), 1)._engine
 picture = np.zeros((side, side, 3), np.uint8)
 engine(picture[:32, :32])
