@@ -84,7 +84,9 @@ def _in_parts(ready: Ready, subject: Subject) -> Ready:
 
 def in_float32(subject: Subject, device: torch.device, pixels: np.ndarray) -> np.ndarray:
     """What the network gives in full precision, as levels."""
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    from restorer.engine import without_tf32
+
+    with torch.inference_mode(), without_tf32():
         return levels(copy.deepcopy(subject.network).to(device)(_batch(pixels).to(device)))
 
 

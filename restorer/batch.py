@@ -62,7 +62,9 @@ class Batch:
     def digest(self) -> str:
         """Of all that makes the results what they are, beside the photos."""
         found: list[object] = [asdict(self.options), self.sha256, self.networks, self.half]
-        if self.device == BFLOAT16:  # the other devices give the same picture
+        if (
+            self.device == BFLOAT16
+        ):  # fewer bits by request; which device a machine has makes no other results
             found.append(self.device)
         told = json.dumps(found, sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]

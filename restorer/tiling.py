@@ -179,7 +179,7 @@ def run(
     return out
 
 
-def _next(pending: "_Batch", most: int) -> "_Batch":
+def _next(pending: _Batch, most: int) -> _Batch:
     """Take the last of what is pending, and those before it that have its shape, of `most` pixels in all."""
     batch = [pending.pop()]
     task, side = batch[0]
