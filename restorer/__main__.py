@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import commands, files, models
+from . import commands, files, models, sources
 from .arguments import parser as arguments_parser
 from .columns import aligned
 from .errors import BadWeights, InvalidOption, RestoreError, UnknownModel, WeightsUnavailable
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .pipeline import Progress, Restorer
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
+_DIGITS = 12  # of a sha256 in a list; receipts and the server's /models have all 64
 _NAME_LENGTH = 32  # of a file in the bar, in characters
 
 Kept = Callable[[Path], str]
@@ -97,20 +98,39 @@ def _restore_all(restorer: "Restorer", tasks: list[files.Task], kept: Kept) -> C
         return counts
     # A bar of photos, moved by tiles: its ETA is that of all that is left
     with tqdm(total=len(todo), desc="Loading the model", bar_format=_BAR, leave=False, disable=None) as bar:
-        restorer.load()
-        bar.reset()
+        loaded = ""
         for index, task in enumerate(todo):
+            if (model := _load_for(restorer, task.source)) not in ("", loaded):
+                bar.write(model, file=sys.stderr)
+                loaded = model
+            if index == 0:
+                bar.reset()  # loading does not count in the time that is left
             bar.set_description_str(f"{index + 1}/{len(todo)} {_short(task.source.name)}")
 
             def follow(done: int, total: int, before: int = index) -> None:
-                bar.n = before + done / total
-                bar.refresh()
+                if total:  # 0 while a model is downloaded, which has a bar of its own
+                    bar.n = before + done / total
+                    bar.refresh()
 
             outcome, told = _restore_one(restorer, task, kept, follow)
             counts[outcome] += 1
             bar.write(told, file=sys.stderr if outcome == "failed" else sys.stdout)
             bar.n = index + 1
     return counts
+
+
+def _load_for(restorer: "Restorer", file: Path) -> str:
+    """Load the model for a photo; a line with its name and backend, "" where the photo cannot be read."""
+    from . import photo
+
+    try:
+        size = photo.size(file.read_bytes(), max_pixels=restorer.limits.input_pixels)
+    except (RestoreError, OSError):
+        return ""  # restoring it tells why
+    pixels = size.width * size.height
+    model = restorer.load(pixels).model(restorer.options, pixels)
+    source = sources.locate(model, restorer.weights)
+    return f"using {model.name} ({source.kind if source else 'removed'}) on {restorer.backend(model)}"
 
 
 def _skipped(task: files.Task, kept: Kept) -> bool:
@@ -207,20 +227,23 @@ def _faces_of(source: Path, restorer: "Restorer", target: Path | None, originals
 
 
 def list_models(parsed: argparse.Namespace) -> int:
-    """Print every model: name, kind, scale, size, licence, whether its file is here, what it is for."""
+    """Print every model: name, kind, scale, size, licence, where its weights come from, what it is for."""
     weights = models.weights_folder(parsed.weights_dir)
     if parsed.fetch:
         _fetch(parsed.fetch, weights)
-    rows = [("MODEL", "KIND", "SCALE", "MB", "LICENCE", "FILE", "FOR")]
+    rows = [("MODEL", "KIND", "SCALE", "MB", "LICENCE", "WEIGHTS", "SHA256", "FOR")]
     for model in models.available(weights):
+        source = sources.locate(model, weights)
+        sha256 = source.sha256 if source else model.sha256
         rows.append(
             (
                 model.name,
                 model.kind,
                 f"{model.scale}x" if model.kind == "upscale" and model.scale else "",
-                f"{model.bytes / 1e6:.1f}",
+                f"{(source or model).bytes / 1e6:.1f}",
                 model.licence,
-                "present" if models.is_present(model, weights) else "to download",
+                source.kind if source else "to download",
+                sha256[:_DIGITS] or "not checked",
                 model.about,
             )
         )
@@ -236,7 +259,8 @@ def _fetch(names: list[str], weights: Path) -> None:
     for name in names:
         if name not in table:
             raise UnknownModel(f"there is no model {name!r} to fetch. The models are: {', '.join(table)}")
-        print(f"{name}: {download.ensure(table[name], weights)}", flush=True)
+        source = download.ensure(table[name], weights)
+        print(f"{name}: {source.path} ({source.kind})", flush=True)
 
 
 if __name__ == "__main__":

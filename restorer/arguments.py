@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from . import __version__
-from .options import DEVICES, FACE_ENHANCE, FACE_MASKS, FORMATS, Options
+from .options import DEVICES, FACE_ENHANCE, FACE_MASKS, FORMATS, PRESETS, Options
 
 DEVICE_HELP = f"{', '.join(DEVICES)} (the fastest there is)"
 
@@ -81,7 +81,11 @@ def parser() -> argparse.ArgumentParser:
 def _options() -> argparse.ArgumentParser:
     """What restore and batch both take."""
     command = argparse.ArgumentParser(add_help=False)
-    command.add_argument("--model", default=Options.model, help="a name that 'models' lists (%(default)s)")
+    command.add_argument(
+        "--model",
+        default=Options.model,
+        help=f"{', '.join(PRESETS)}, or a name that 'models' lists (%(default)s)",
+    )
     command.add_argument("--outscale", type=float, default=Options.outscale, help="1 to 8 (%(default)s)")
     command.add_argument("--format", choices=FORMATS, default=Options.format, help="(%(default)s)")
     command.add_argument(
@@ -98,7 +102,11 @@ def _options() -> argparse.ArgumentParser:
     )
     command.add_argument("--remove-gps", action="store_true", help="leave out where the photo was taken")
     command.add_argument(
-        "--face-enhance", choices=FACE_ENHANCE, default=Options.face_enhance, help="(%(default)s)"
+        "--face-enhance",
+        type=_face_enhance,
+        choices=FACE_ENHANCE,
+        default=Options.face_enhance,
+        help="true and false are understood too (%(default)s)",
     )
     command.add_argument(
         "--face-model", default=Options.face_model, help="a name that 'models' lists (%(default)s)"
@@ -117,3 +125,7 @@ def _options() -> argparse.ArgumentParser:
     command.add_argument("--device", help=DEVICE_HELP)
     command.add_argument("--fp32", action="store_true", help="full precision on a GPU too")
     return command
+
+
+def _face_enhance(text: str) -> str:
+    return {"true": "on", "false": "off"}.get(text.lower(), text)

@@ -26,6 +26,7 @@ from . import contained, download, files, models
 from .errors import BadWeights, Cancelled, DeviceLost, InvalidOption, RestoreError, WeightsUnavailable
 from .options import BFLOAT16, Options
 from .pipeline import Restorer
+from .result import Result
 from .store import Found, Store
 
 _ATTEMPTS = 3
@@ -41,27 +42,31 @@ class Batch:
     """What is done to which folder.
 
     source, output       folders or URLs, see store.py
-    options              for every photo; `model` is a model's name, not "auto"
-    sha256               of the model's file
-    networks             the face models that are there, by name
+    options              for every photo
+    models               name and sha256 of each upscaling model that the options mean, depending on the photo
+    networks             the face models that are present, by name
     weights, device, half  as Restorer has them
+    auto_cpu_megapixels  as Restorer has it
     threads              that PyTorch may use, 0 for its own choice
     """
 
     source: str
     output: str
     options: Options
-    sha256: str
+    models: tuple[tuple[str, str], ...]
     networks: tuple[str, ...] = ()
     weights: str | None = None
     device: str | None = None
     half: bool | None = None
+    auto_cpu_megapixels: float | None = None
     threads: int = 0
 
     @property
     def digest(self) -> str:
         """Of all that makes the results what they are, beside the photos."""
-        found: list[object] = [asdict(self.options), self.sha256, self.networks, self.half]
+        found: list[object] = [asdict(self.options), self.models, self.networks, self.half]
+        if len(self.models) > 1:
+            found.append(self.auto_cpu_megapixels)
         if (
             self.device == BFLOAT16
         ):  # fewer bits by request; which device a machine has makes no other results
@@ -130,13 +135,30 @@ def prepared(
         raise InvalidOption(f"{source} does not exist: name a folder of photos")
     if inputs.same(outputs):
         raise InvalidOption(f"{source} is the folder of the photos: give another for the results")
-    model = Restorer(weights=weights, device=device).model(options)
-    file = download.ensure(model, models.weights_folder(weights))
-    sha256 = model.sha256 or download.sha256(file)
-    options = replace(options, model=model.name)
-    networks = _face_networks(options, models.weights_folder(weights))
-    weights = str(Path(weights).absolute()) if weights else None  # a worker's folder is another
-    return Batch(inputs.url, outputs.url, options, sha256, networks, weights, device, half, threads)
+    restorer = Restorer(weights=weights, device=device)
+    chosen = _upscaling_models(restorer, options)
+    networks = _face_networks(options, restorer.weights)
+    return Batch(
+        inputs.url,
+        outputs.url,
+        options,
+        chosen,
+        networks,
+        weights=str(Path(weights).absolute()) if weights else None,  # a worker's folder is another
+        device=device,
+        half=half,
+        auto_cpu_megapixels=restorer.auto_cpu_megapixels,
+        threads=threads,
+    )
+
+
+def _upscaling_models(restorer: Restorer, options: Options) -> tuple[tuple[str, str], ...]:
+    """Name and sha256 of the models for small and for large photos, which are mostly one."""
+    found = {}
+    for pixels in (0, restorer.limits.input_pixels):
+        model, source = restorer.resolve(options, pixels, lambda one: download.ensure(one, restorer.weights))
+        found[model.name] = source.sha256 or download.sha256(source.path)
+    return tuple(found.items())
 
 
 def _face_networks(options: Options, folder: Path) -> tuple[str, ...]:
@@ -264,7 +286,11 @@ class Worker:
 
             torch.set_num_threads(asked.threads)
         self._restorer = Restorer(
-            weights=asked.weights, device=asked.device, half=asked.half, decoder=contained.decode
+            weights=asked.weights,
+            device=asked.device,
+            half=asked.half,
+            auto_cpu_megapixels=asked.auto_cpu_megapixels,
+            decoder=contained.decode,
         )
         self._stopped = False
 
@@ -316,11 +342,18 @@ class Worker:
         same = found and (found.stamp, found.digest) == (entry.stamp, self.asked.digest)
         return found if same else None
 
+    def _check_model(self, result: Result) -> None:
+        """Raise WeightsUnavailable where "auto" took a model that is not the batch's: its own is absent."""
+        names = [name for name, _ in self.asked.models]
+        if result.model not in names:
+            raise WeightsUnavailable(f"{' or '.join(names)} cannot be loaded here, only {result.model}")
+
     def _restored(self, entry: Entry, record: Record) -> Record:
         try:
             data = self._inputs.read(entry.path)
             key = hashlib.sha256(data + record.digest.encode()).hexdigest()
             result = self._restorer.restore(data, progress=self._go_on, **asdict(self.asked.options))
+            self._check_model(result)
         except (WeightsUnavailable, BadWeights, Cancelled, InvalidOption):
             raise
         except RestoreError as error:

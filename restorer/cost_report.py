@@ -117,28 +117,46 @@ def timed(
     """
     report = Report(*device_name(device), {}, [], [])
     for name in names:
-        restorer = Restorer(weights=weights, device=device, model=name).load()
-        chosen = restorer.model(restorer.options).name
-        told(f"{chosen}: cold start")
-        report.cold[chosen] = cold_start(chosen, weights=weights, device=device)
-        for face in (False, True):
-            try:
-                for width, height in sizes:
-                    what = f"{chosen}: {width} x {height}{', with a face' if face else ''}"
-                    told(what)
-                    fresh = partial(load, chosen, weights=weights, device=device)
-                    done = measure(fresh, width, height, face=face, repeats=repeats)
-                    seconds = ", ".join(f"{one:.3f}" for one in (done.first, *done.following))
-                    told(f"{what}: {seconds} s")
-                    if face and not done.faces:  # it would pass for a second one without
-                        report.left.append(f"No face was restored in {width} x {height} pixels.")
-                    else:
-                        report.timings.append(done)
-            except (WeightsUnavailable, BadWeights) as error:
-                if not face:
-                    raise
-                report.left.append(f"Faces were not timed: {str(error).partition(' (')[0]}")
+        restorer = Restorer(weights=weights, device=device, model=name)
+        by_model: dict[str, list[tuple[int, int]]] = {}  # "auto" may take another one for large photos
+        for width, height in sizes:
+            restorer.load(width * height)
+            model = restorer.model(restorer.options, width * height)
+            by_model.setdefault(model.name, []).append((width, height))
+        for chosen, own in by_model.items():
+            told(f"{chosen}: cold start")
+            report.cold[chosen] = cold_start(chosen, weights=weights, device=device)
+            fresh = partial(load, chosen, weights=weights, device=device)
+            for face in (False, True):
+                _time_sizes(report, chosen, own, fresh, face=face, repeats=repeats, told=told)
     return report
+
+
+def _time_sizes(
+    report: Report,
+    model: str,
+    sizes: Sequence[tuple[int, int]],
+    fresh: Callable[..., Restorer],
+    *,
+    face: bool,
+    repeats: int,
+    told: Callable[[str], object],
+) -> None:
+    try:
+        for width, height in sizes:
+            what = f"{model}: {width} x {height}{', with a face' if face else ''}"
+            told(what)
+            done = measure(fresh, width, height, face=face, repeats=repeats)
+            seconds = ", ".join(f"{one:.3f}" for one in (done.first, *done.following))
+            told(f"{what}: {seconds} s")
+            if face and not done.faces:  # it would pass for a second one without
+                report.left.append(f"No face was restored in {width} x {height} pixels.")
+            else:
+                report.timings.append(done)
+    except (WeightsUnavailable, BadWeights) as error:
+        if not face:
+            raise
+        report.left.append(f"Faces were not timed: {str(error).partition(' (')[0]}")
 
 
 def with_measured(rows: Sequence[Row], measured: Sequence[Row]) -> list[Row]:

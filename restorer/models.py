@@ -2,11 +2,13 @@
 
 import difflib
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UnknownModel
-from .options import Options
+from .options import PRESETS
 
 _ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download/"
 _GFPGAN = "https://github.com/TencentARC/GFPGAN/releases/download/"
@@ -216,12 +218,7 @@ MODELS = (
     ),
 )
 
-# What "auto" prefers among the models present, best first; what it fetches when none can do what is asked;
-# and what it takes when none of the better ones is present
-_AUTO = ("RealESRGAN_x4plus", "realesr-general-x4v3", "RealESRNet_x4plus", "RealESRGAN_x2plus")
-_AUTO_TWICE = ("RealESRGAN_x2plus", *_AUTO)
-_AUTO_FETCHED = "realesr-general-x4v3"
-_BUILT_IN = "restore-lite-x4"
+BUILT_IN = "restore-lite-x4"
 _PROJECT = Path(__file__).resolve().parent.parent / "weights"
 
 
@@ -233,7 +230,7 @@ def weights_folder(folder: str | Path | None = None) -> Path:
 
 def path(model: Model, weights: Path) -> Path:
     """Where the model's file is or will be: below `weights`, the built-in one's always beside the package."""
-    return (_PROJECT if model.name == _BUILT_IN else weights) / model.file
+    return (_PROJECT if model.name == BUILT_IN else weights) / model.file
 
 
 def available(weights: Path) -> tuple[Model, ...]:
@@ -241,19 +238,23 @@ def available(weights: Path) -> tuple[Model, ...]:
 
     Of two custom files of one name the .safetensors is taken.
     """
-    files = [file for file in sorted(weights.glob("custom/[!.]*")) if file.is_file()]
+    files = dict(_custom_files(weights / "custom"))
     custom = {
         f"custom/{file.stem}": file
         for suffix in _CUSTOM_SUFFIXES
-        for file in files
+        for file in sorted(files)
         if file.suffix.lower() == suffix
     }
-    return MODELS + tuple(_custom(name, custom[name], custom) for name in sorted(custom))
+    return MODELS + tuple(_custom(name, custom[name], files[custom[name]], custom) for name in sorted(custom))
 
 
-def is_present(model: Model, weights: Path) -> bool:
-    """Whether the model's file is here. Its hash is checked when it is loaded."""
-    return path(model, weights).is_file()
+def _custom_files(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Each visible file of the folder and its size in bytes; files may come and go meanwhile."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                if not entry.name.startswith(".") and entry.is_file():
+                    yield folder / entry.name, entry.stat().st_size
 
 
 def find(name: str, weights: Path, kind: str = "upscale") -> Model:
@@ -267,37 +268,17 @@ def find(name: str, weights: Path, kind: str = "upscale") -> Model:
     other = next((model for model in MODELS if model.name == name), None)
     if other is not None:
         why = f"{name} is a model of the kind {other.kind!r}, not {kind!r}."
-    listed = ["auto", *names] if kind == "upscale" else names
+    listed = [*PRESETS, *names] if kind == "upscale" else names
     raise UnknownModel(f"{why} The models are: {', '.join(listed)}")
 
 
-def choose(weights: Path, outscale: float, denoise: float = Options.denoise) -> Model:
-    """What "auto" means here and now: the best model present that can do what is asked.
-
-    For a scale up to 2 that is a native 2x one, for less than full denoising one with a pair.
-    """
-    models = [
-        model for model in available(weights) if model.kind == "upscale" and (denoise == 1 or model.pair)
-    ]
-    present = {model.name: model for model in models if is_present(model, weights)}
-    order = _AUTO_TWICE if outscale <= 2 else _AUTO
-    own = sorted((name for name in present if name.startswith("custom/")), key=_is_not_of_the_table)
-    best = next((name for name in (*order, *own, _BUILT_IN) if name in present), _AUTO_FETCHED)
-    return find(best, weights)
-
-
-def _is_not_of_the_table(name: str) -> bool:
-    """Whether a custom model is not a copy of one that "auto" knows, by its name."""
-    return name.removeprefix("custom/") not in _AUTO
-
-
-def _custom(name: str, file: Path, others: dict[str, Path]) -> Model:
+def _custom(name: str, file: Path, size: int, others: dict[str, Path]) -> Model:
     pair = "custom/" + {model.name: model.pair for model in MODELS}.get(file.stem, "")
     return Model(
         name,
         "upscale",
         0,
-        file.stat().st_size,
+        size,
         "",
         "",
         "its own",

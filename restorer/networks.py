@@ -1,12 +1,13 @@
 """From a weights file to a network: read the tensors, recognise the shape, load every one of them."""
 
+import io
 import math
 import pickle
 import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -101,27 +102,36 @@ class Shape(NamedTuple):
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a .pth or .safetensors file, in float32 on the CPU, an RRDBNet's by basicsr's names.
+    """The tensors of a .pth or .safetensors file, see parse_state(). Raises BadWeights."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadWeights(f"{path.name} cannot be read: {error.strerror or error}") from error
+    return parse_state(data, path.name)
+
+
+def parse_state(data: bytes, name: str) -> State:
+    """The tensors in the bytes of a weights file, in float32 on the CPU, an RRDBNet's by basicsr's names.
+
+    name  of the file: what ends with .safetensors is read as such, anything else as PyTorch's format
 
     Takes `params_ema` if the file has it, else `params`, else the bare state dict (the rule of the
     Real-ESRGAN and GFPGAN releases). `module.` before every key (a network saved while spread over
     GPUs) is dropped. Raises BadWeights; code in a pickle is never run.
     """
     try:
-        if path.suffix.lower() == ".safetensors":
-            found: object = safetensors.torch.load_file(path)
+        if name.lower().endswith(".safetensors"):
+            found: object = safetensors.torch.load(data)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        raise BadWeights(
-            f"{path.name} is not a readable weights file (cut off, or of another kind)"
-        ) from error
+        raise BadWeights(f"{name} is not a readable weights file (cut off, or of another kind)") from error
     if isinstance(found, Mapping):
         found = found.get("params_ema", found.get("params", found))
     if not isinstance(found, Mapping) or not found:
-        raise BadWeights(f"{path.name} holds no tensors")
-    state = {str(key).removeprefix("module."): _checked(found[key], key, path.name) for key in found}
-    return _renamed(state, path.name) if any("RDB1." in key for key in state) else state
+        raise BadWeights(f"{name} holds no tensors")
+    state = {str(key).removeprefix("module."): _checked(found[key], key, name) for key in found}
+    return _renamed(state, name) if any("RDB1." in key for key in state) else state
 
 
 def recognise(state: State, name: str) -> Shape:
@@ -150,7 +160,7 @@ def build(shape: Shape, state: State, name: str) -> nn.Module:
 
     Raises BadWeights, naming the first key that is missing, too much, or of another shape.
     """
-    network = _new(shape)
+    network = create(shape.arch, shape.parameters)
     expected = network.state_dict()
     for key in [*expected, *state]:
         want, have = expected.get(key), state.get(key)
@@ -274,10 +284,11 @@ def _misfit(name: str, arch: str, key: str, have: torch.Tensor | None, want: str
     return BadWeights(f"{name} does not fit {arch}: {key} should be {want} and is {_form(have)}")
 
 
-def _new(shape: Shape) -> nn.Module:
-    module, fixed = _CLASSES[shape.arch]
+def create(arch: str, parameters: Mapping[str, Any]) -> nn.Module:
+    """A network of that class without values: on the meta device."""
+    module, fixed = _CLASSES[arch]
     with torch.device("meta"), _Unfilled():
-        return compat.load(module, shape.arch)(**fixed, **shape.parameters)
+        return compat.load(module, arch)(**fixed, **parameters)
 
 
 class _Unfilled(TorchFunctionMode):

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields, replace
 
 from .errors import InvalidOption
 
+AUTO_CPU_MEGAPIXELS = 0.5  # of a photo on a CPU, up to which "auto" takes the best model
+PRESETS = ("auto", "best", "fast")  # in place of a model's name
 FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
 SMALLEST_TILE = 32
 # "cuda:1" is the second of several. The ways to compute on a CPU are tried where only "cpu" is asked for
@@ -20,7 +22,9 @@ _KINDS = {str: "a text", float: "a number", int: "a whole number", bool: "true o
 class Options:
     """The choices for one photo. Raises InvalidOption for a value outside its range.
 
-    model          "auto" takes the best model present; any other name exactly that model
+    model          "best" takes RealESRGAN_x4plus, or RealESRGAN_x2plus up to 2x if it is present; "fast" the
+                   fastest general-purpose model present; "auto" takes "best" on a GPU and for small photos,
+                   and a faster model for large photos on a CPU. Any other name means exactly that model
     outscale       1 to 8: output side = input side x outscale, whatever the network's own scale
     denoise        0 to 1: how much noise the general model removes; 1 is the model as published.
                    Other models have no second checkpoint to blend with and refuse a value below 1
@@ -29,8 +33,8 @@ class Options:
     quality        1 to 100, of the lossy formats (jpeg, webp, avif)
     keep_metadata  carry EXIF, XMP and resolution over; the colour profile always stays
     remove_gps     leave out where the photo was taken
-    face_enhance   "on" restores the faces, "off" leaves them; "auto" does if the models are here or can be
-                   fetched, and otherwise says so in the result
+    face_enhance   "on" or True restores the faces, "off" or False leaves them; "auto" does if the models are
+                   present or can be fetched, and otherwise says so in the result
     face_model     the network that restores them
     face_detector  the one that finds them
     face_strength  0 to 1: a blend of the upscaled face (0) and the restored one (1)
@@ -54,6 +58,8 @@ class Options:
     face_large: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.face_enhance, bool):
+            object.__setattr__(self, "face_enhance", "on" if self.face_enhance else "off")
         for field in fields(self):
             kind = type(field.default)
             _is_of(field.name, getattr(self, field.name), kind)

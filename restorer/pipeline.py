@@ -1,27 +1,33 @@
 """The order of the rooms: decode, restore faces, enlarge, put the faces in, encode. Read this first."""
 
+import functools
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 
-from . import encode, models, photo
+from . import encode, models, photo, selection, sources
 from .engines import Engines, Laps, Paces, Turns
 from .errors import BadWeights, ImageTooLarge, InvalidOption, OutOfMemory, WeightsUnavailable
 from .faces import detect, stage
 from .faces.loading import FaceNetworks, Turn
 from .faces.paste import Face, lifted
-from .options import Limits, Options
+from .options import VULKAN, Limits, Options
 from .photo import Photo
 from .result import Result, finished
 from .tiling import Progress
 from .upscale import filled, opaque, output_size, tiles_needed, upscale
 
+T = TypeVar("T")
+_RETRY_SECONDS = 600  # in which a model that could not be fetched is not tried again
 _NO_MEMORY = "photo and result do not fit into memory: choose a smaller scale"
 _OF_THE_FILE = {"face_strength", "format", "quality", "keep_metadata", "remove_gps"}
 
@@ -32,6 +38,7 @@ class Plan:
 
     width, height  of the result in pixels
     model          the one that will be used
+    reason         why "auto" does not take the best one, in the user's words; "" where it does
     tiles          how many the network will run; None while the model is not loaded
     seconds        expected on this machine without faces; None as long as nothing was measured
     warnings       what of the photo the chosen format cannot hold, in the user's words
@@ -40,6 +47,7 @@ class Plan:
     width: int
     height: int
     model: models.Model
+    reason: str
     tiles: int | None
     seconds: float | None
     warnings: tuple[str, ...]
@@ -54,6 +62,8 @@ class Restorer:
              "cpu:bfloat16" has 16 bits, for processors with AMX, and "vulkan" is ncnn on a GPU
     half     compute in 16 bit; None: on CUDA only
     limits   how large photos may be
+    auto_cpu_megapixels  photos up to this size are restored by the best model on a CPU where model="auto";
+             larger ones by a faster model (default: AUTO_CPU_MEGAPIXELS in the environment, else 0.5)
     decoder  reads a file's bytes, as photo.decode does; contained.decode is for files of strangers
     options  defaults for restore(), see Options
 
@@ -68,10 +78,14 @@ class Restorer:
         device: str | None = None,
         half: bool | None = None,
         limits: Limits | None = None,
+        auto_cpu_megapixels: float | None = None,
         decoder: Callable[..., Photo] = photo.decode,
         **options: object,
     ) -> None:
-        self._decoder = decoder
+        self._decoder, self._device = decoder, device
+        self.auto_cpu_megapixels = selection.auto_cpu_megapixels(auto_cpu_megapixels)
+        self.downloading: tuple[str, int, int] | None = None  # model, bytes here, bytes in all
+        self._fetch_failed = -math.inf  # when "auto" last could not fetch its model, by time.monotonic()
         self.weights = models.weights_folder(weights)
         self.limits = limits or Limits()
         self.options = Options().changed(options)
@@ -85,13 +99,17 @@ class Restorer:
 
         options   see Options; what is not given is as it was given to the Restorer
         progress  is told (steps done, steps in all), a step being a tile or a face, before the first and
-                  after each one, and (0, 0) while a model is downloaded. When it raises (Cancelled, say),
-                  the work stops within one step
+                  after each one, and (0, 0) while there is no total yet: while a model is downloaded, of
+                  which self.downloading tells the bytes. When it raises (Cancelled, say), the work stops
+                  within one step
 
         Raises any RestoreError; see errors.py.
         """
-        with _enough_memory():
-            return self._restore(data, progress, options)
+        try:
+            with _enough_memory():
+                return self._restore(data, progress, options)
+        finally:
+            self.downloading = None
 
     def decode(self, data: bytes) -> Photo:
         """The photo in a file's bytes. Raises UnsupportedImage, DamagedImage and ImageTooLarge."""
@@ -105,10 +123,13 @@ class Restorer:
         decoded = isinstance(data, Photo)
         before = data if decoded else self.decode(data)
         self.result_size(before, chosen)
-        model = self.model(chosen)
         laps.lap("decode")
-        waiting = _downloading(progress)
-        engine = self._engines.get(model, chosen.denoise, waiting)
+        waiting = self._told_of_downloads(progress)
+        model, engine = self.resolve(
+            chosen,
+            before.width * before.height,
+            lambda model: self._engines.get(model, chosen.denoise, partial(waiting, model.name)),
+        )
         laps.lap("load")
         faces, unseen = self._found(before, chosen, waiting)
         laps.lap("faces")
@@ -127,6 +148,7 @@ class Restorer:
             chosen,
             model=model.name,
             sha256=engine.sha256,
+            source=engine.source,
             device=engine.device,
             unseen=unseen,
             laps=laps,
@@ -175,6 +197,7 @@ class Restorer:
             strengths={**result.strengths, **strengths},
             model=result.model,
             sha256=result.sha256,
+            source=result.source,
             device=result.device,
             unseen=result.face_note,
             laps=laps,
@@ -187,13 +210,14 @@ class Restorer:
             detector = self._faces.get(self.options.face_detector, "detect")
             return seen, detect.find(_visible(seen), detector)
 
-    def _found(self, before: Photo, chosen: Options, waiting: Progress | None) -> tuple[list[Face], str]:
+    def _found(self, before: Photo, chosen: Options, waiting: "_Waiting") -> tuple[list[Face], str]:
         """The faces, cut out, or why none was looked for."""
         auto = chosen.face_enhance == "auto"
         if chosen.face_enhance == "off":
             return [], ""
         try:
-            detector = self._faces.get(chosen.face_detector, "detect", patient=auto, told=waiting)
+            told = partial(waiting, chosen.face_detector)
+            detector = self._faces.get(chosen.face_detector, "detect", patient=auto, told=told)
         except (WeightsUnavailable, BadWeights) as error:
             if not auto:
                 raise
@@ -209,13 +233,17 @@ class Restorer:
                 needed = [models.find(chosen.face_model, self.weights, "face")]
                 if chosen.face_mask == "parsing":
                     needed.append(models.find("parsenet", self.weights, "parse"))
-                absent = [model.name for model in needed if not models.is_present(model, self.weights)]
+                absent = [model.name for model in needed if not sources.is_present(model, self.weights)]
                 faces = stage.left(faces, _absent(error, " and ".join(absent)))
         return faces, ""
 
-    def _face_stage(self, chosen: Options, waiting: Progress | None) -> tuple[Turn, Turn | None]:
+    def _face_stage(self, chosen: Options, waiting: "_Waiting") -> tuple[Turn, Turn | None]:
         """The network that restores faces, and the one that outlines them if that was asked for."""
-        get = partial(self._faces.get, patient=chosen.face_enhance == "auto", told=waiting)
+
+        def get(name: str, kind: str) -> Turn:
+            patient = chosen.face_enhance == "auto"
+            return self._faces.get(name, kind, patient=patient, told=partial(waiting, name))
+
         masks = get("parsenet", "parse") if chosen.face_mask == "parsing" else None
         return get(chosen.face_model, "face"), masks
 
@@ -226,22 +254,28 @@ class Restorer:
         """
         chosen = self.options.changed(options)
         width, height = self.result_size(before, chosen)
-        model = self.model(chosen)
+        model = self.model(chosen, before.width * before.height)
+        large = self._is_large(chosen, before.width * before.height)
+        faster = large and model != selection.best(self.weights, chosen, fetch=False)
+        reason = "large photo on a CPU: fast model" if faster else ""
         form = encode.output_format(before, chosen.format)
         losses = encode.losses(before, form)
         engine = self._engines.peek(model)
         if engine is None or model.name not in self._paces:
-            return Plan(width, height, model, None, None, losses)
+            return Plan(width, height, model, reason, None, None, losses)
         tile = chosen.tile or engine.best_tile()
         tiles, pixels = _needed(before, engine, chosen.outscale, tile)
         seconds = self._paces.expected(model.name, pixels) + self._paces.expected(form, width * height)
-        return Plan(width, height, model, tiles, seconds, losses)
+        return Plan(width, height, model, reason, tiles, seconds, losses)
 
-    def measure(self, **options: object) -> None:
-        """Load and time the model that these options mean, if its file is here and that was not done yet."""
+    def measure(self, pixels: int = 0, **options: object) -> None:
+        """Load and time the model that these options mean, if it is present and that was not done yet.
+
+        pixels  of the photo, see model()
+        """
         chosen = self.options.changed(options)
-        model = self.model(chosen)
-        if model.name not in self._paces and models.is_present(model, self.weights):
+        model = self.model(chosen, pixels)
+        if model.name not in self._paces and sources.is_present(model, self.weights):
             # whatever the denoise strength, it takes as long; and nothing is downloaded to be timed
             self._paces.time(model.name, self._engines.peek(model) or self._engines.get(model, 1.0))
             self._paces.time_writers()
@@ -262,26 +296,85 @@ class Restorer:
             )
         return width, height
 
-    def model(self, options: Options) -> models.Model:
+    def model(self, options: Options, pixels: int = 0) -> models.Model:
         """The model that these options enlarge with.
+
+        pixels  of the photo: "auto" takes another model for a large one on a CPU
 
         Raises UnknownModel, for names of face models too, and InvalidOption for a denoise that it lacks.
         """
         models.find(options.face_model, self.weights, "face")
         models.find(options.face_detector, self.weights, "detect")
-        if options.model == "auto":
-            return models.choose(self.weights, options.outscale, options.denoise)
+        if options.model == "fast":
+            return selection.fast(self.weights, options)
+        if self._is_large(options, pixels):
+            fetch = time.monotonic() - self._fetch_failed > _RETRY_SECONDS
+            return selection.for_large(self.weights, options, fetch=fetch)
+        if options.model in ("auto", "best"):
+            return selection.best(self.weights, options, fetch=options.model == "best")
         model = models.find(options.model, self.weights)
         if options.denoise < 1 and not model.pair:
-            raise InvalidOption(
-                f"denoise is {options.denoise}, but {model.name} has no strength to choose: leave it at 1"
-            )
+            raise InvalidOption(f"{model.name} does not support denoise {options.denoise}; use 1")
         return model
 
-    def load(self) -> "Restorer":
-        """Load the default model now, so that the first photo need not wait for it. Returns itself."""
-        self._engines.get(self.model(self.options), self.options.denoise)
+    def resolve(
+        self, options: Options, pixels: int, load: Callable[[models.Model], T]
+    ) -> tuple[models.Model, T]:
+        """The model that these options mean and what `load` makes of it.
+
+        Where "auto" would take a model that cannot be fetched, it takes the built-in one, and does not try
+        to fetch the other for ten minutes. Raises what model() and `load` raise.
+        """
+        model = self.model(options, pixels)
+        try:
+            return model, load(model)
+        except (WeightsUnavailable, BadWeights):
+            if not self._is_large(options, pixels):
+                raise
+            self._fetch_failed = time.monotonic()
+            other = self.model(options, pixels)
+            if other == model:
+                raise
+            return other, load(other)
+
+    def _is_large(self, options: Options, pixels: int) -> bool:
+        """Whether "auto" takes a faster model because of the photo's size."""
+        large = options.model == "auto" and pixels > self.auto_cpu_megapixels * 1e6
+        return large and not self._on_gpu
+
+    @functools.cached_property
+    def _on_gpu(self) -> bool:
+        if self._device and self._device.startswith("cpu"):
+            return False
+        from . import backends  # torch
+
+        return self._device == VULKAN or backends.pick_device(self._device).type != "cpu"
+
+    def load(self, pixels: int = 0) -> "Restorer":
+        """Load the default model now, so that the first photo need not wait for it. Returns itself.
+
+        pixels  of that photo, see model()
+        """
+        self.resolve(self.options, pixels, lambda model: self._engines.get(model, self.options.denoise))
         return self
+
+    def backend(self, model: models.Model) -> str:
+        """The device and the backend of a model that is loaded: "cuda" or "cpu:ncnn"; "" where it is not."""
+        engine = self._engines.peek(model)
+        return engine.device if engine else ""
+
+    def sha256(self, model: models.Model) -> str:
+        """Of the bytes that a loaded model's weights were read from; "" where it is not loaded."""
+        engine = self._engines.peek(model)
+        return engine.sha256 if engine else ""
+
+    def _told_of_downloads(self, progress: Progress | None) -> "_Waiting":
+        def waiting(name: str, done: int, total: int) -> None:
+            self.downloading = (name, done, total) if done < total else None
+            if progress:
+                progress(0, 0)
+
+        return waiting
 
 
 @contextmanager
@@ -310,9 +403,7 @@ def _needed(before: Photo, engine: Turns, outscale: float, tile: int) -> tuple[i
     return planes * tiles, planes * pixels
 
 
-def _downloading(progress: Progress | None) -> Progress | None:
-    """What is told of a download's bytes: no steps yet, but somebody may want to stop."""
-    return progress and (lambda *_: progress(0, 0))
+_Waiting = Callable[[str, int, int], None]  # is told the model, its bytes here and its bytes in all
 
 
 class _Count:

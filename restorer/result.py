@@ -18,7 +18,8 @@ class Result:
     data           the file's bytes, in `format` ("png", "jpeg", ...)
     width, height  in pixels
     model          the one that was used, by name
-    sha256         of the model's file
+    sha256         of the bytes that its weights were read from
+    source         of the weights: "weights folder", "installed, fp16 copy", "built in" or "custom file"
     device         that ran it, and in which way: "cuda" or "cpu:ncnn"
     seconds        from bytes to bytes, loading the model included where it was not loaded yet
     warnings       what could not be kept or was decided on the way, in the user's words
@@ -38,6 +39,7 @@ class Result:
     height: int
     model: str
     sha256: str
+    source: str
     device: str
     seconds: float
     warnings: tuple[str, ...]
@@ -53,8 +55,8 @@ class Result:
 
     @property
     def receipt(self) -> dict[str, object]:
-        """What made the picture: software, model, sha256, device, options. Its metadata hold it too."""
-        return _receipt(self.model, self.sha256, self.device, self.options, self.strengths)
+        """What made the picture: software, model, its weights, device, options. Its metadata hold it too."""
+        return _receipt(self.model, self.sha256, self.source, self.device, self.options, self.strengths)
 
 
 def finished(
@@ -65,6 +67,7 @@ def finished(
     *,
     model: str,
     sha256: str,
+    source: str,
     device: str,
     unseen: str,
     laps: Laps,
@@ -96,7 +99,7 @@ def finished(
         quality=options.quality,
         keep_metadata=options.keep_metadata,
         remove_gps=options.remove_gps,
-        history=json.dumps(_receipt(model, sha256, device, options, strengths)),
+        history=json.dumps(_receipt(model, sha256, source, device, options, strengths)),
     )
     laps.lap("encode")
     amiss = () if faces and all(face.restored for face in faces) else tuple(filter(None, [face_note]))
@@ -107,6 +110,7 @@ def finished(
         height=plain.height,
         model=model,
         sha256=sha256,
+        source=source,
         device=device,
         seconds=sum(laps.seconds.values()),
         warnings=before.meta.warnings + amiss + encoded.warnings,
@@ -123,13 +127,14 @@ def finished(
 
 
 def _receipt(
-    model: str, sha256: str, device: str, options: Options, strengths: dict[int, float]
+    model: str, sha256: str, source: str, device: str, options: Options, strengths: dict[int, float]
 ) -> dict[str, object]:
     software = f"Neural Image Restore {__version__}"
     told = {
         "software": software,
         "model": model,
         "sha256": sha256,
+        "source": source,
         "device": device,
         "options": vars(options),
     }

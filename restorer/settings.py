@@ -7,9 +7,13 @@ from pathlib import Path
 import dotenv
 
 from .errors import InvalidOption
-from .options import Limits, Options
+from .options import AUTO_CPU_MEGAPIXELS, Limits, Options
 
 _ON_A_SPACE = {"HOST": "0.0.0.0", "FORWARDED_ALLOW_IPS": "*"}  # only Hugging Face's own proxy reaches it
+_OTHER_NAMES = {
+    "HOST": "GRADIO_SERVER_NAME",
+    "PORT": "GRADIO_SERVER_PORT",
+}  # Gradio's own, where ours is not set
 _SPACE_DISK = Path("/data")  # of a Space that has one; anything else is gone when it sleeps
 
 
@@ -27,6 +31,7 @@ class Settings:
     processed_folder: Path = Path("processed_images")
     restorer_weights: str = ""
     model: str = Options.model
+    auto_cpu_megapixels: float = AUTO_CPU_MEGAPIXELS
     device: str = ""
     forwarded_allow_ips: str = ""
     max_file_size_mb: int = 10
@@ -47,6 +52,7 @@ class Settings:
             ("max_file_size_mb", 1, 10_000),
             ("max_input_megapixels", 0.001, 10_000),
             ("max_output_megapixels", 0.001, 100_000),
+            ("auto_cpu_megapixels", 0, 10_000),
             ("max_files_per_job", 1, 10_000),
             ("max_queue", 1, 100_000),
             ("step_seconds", 0.1, 10_000_000),
@@ -92,9 +98,10 @@ def read(folder: Path) -> Settings:
         found = {**_ON_A_SPACE, **disk, **{name: text for name, text in found.items() if text}}
     given = {}
     for field in fields(Settings):
-        text = (found.get(field.name.upper()) or "").strip()
+        name = field.name.upper()
+        text = (found.get(name) or found.get(_OTHER_NAMES.get(name, "")) or "").strip()
         if text:
-            given[field.name] = _typed(field.name.upper(), text, type(field.default))
+            given[field.name] = _typed(name, text, type(field.default))
     for name in ("upload_folder", "processed_folder"):
         given[name] = (folder / given.get(name, getattr(Settings, name))).resolve()
     if "restorer_weights" in given:

@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches a model; those of the download ask a server of their own
+os.environ["AUTO_CPU_MEGAPIXELS"] = (
+    "0"  # "auto" is the built-in model, which is quick, but where it is tested
+)
 
 
 @pytest.fixture(scope="session")

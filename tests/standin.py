@@ -12,7 +12,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import app
-from restorer import models
+from restorer import models, sources
 from restorer.faces import align, loading
 from restorer.faces.restore import FaceEngine
 from restorer.tiling import Progress
@@ -42,7 +42,7 @@ def two_faces(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def load(networks: loading.FaceNetworks, model: models.Model, told: Progress | None) -> object:
     if model.kind == "face":
         return FaceEngine(Sharpen(), device=torch.device("cpu"))
-    if model.kind == "detect" and not models.is_present(model, networks._weights):
+    if model.kind == "detect" and not sources.is_present(model, networks._weights):
         return two_faces
     return really(networks, model, told)
 

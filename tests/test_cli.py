@@ -15,6 +15,7 @@ from conftest import photo_like, save_network
 from PIL import Image
 
 import restorer
+from restorer import sources
 from restorer.__main__ import main
 from restorer.arguments import parser
 from restorer.models import MODELS
@@ -81,7 +82,9 @@ def test_photos_and_folders_in_one_run():
             told[source],
         )
     assert len(lines) == 5 and re.fullmatch(r"4 restored, 0 skipped, 1 failed in \d+\.\d s", lines[-1])
-    assert run.stderr.startswith("my scans/cut.jpg: failed, ") and run.stderr.count("\n") == 1
+    using, failed = run.stderr.splitlines()
+    assert re.fullmatch(r"using custom/tiny \(custom file\) on cpu:\w+", using)
+    assert failed.startswith("my scans/cut.jpg: failed, ")
     api = restorer.Restorer(model="custom/tiny", outscale=4, format="png", face_enhance="off")
     for name in ("photo.jpg", "my scans/a.jpg", "my scans/a.png"):
         target = told[name].partition(" -> ")[2].partition(": ")[0]
@@ -117,7 +120,7 @@ def test_stopped_by_ctrl_c_leaves_whole_files_only():
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=30)
     assert run.returncode == 130
-    assert errors == "restorer: stopped; what is finished is kept\n"
+    assert errors.splitlines()[1:] == ["restorer: stopped; what is finished is kept"]
     left = sorted(Path("out").iterdir())
     assert 1 <= len(left) < 30 and {path.suffix for path in left} == {".png"}
     for path in left:
@@ -188,7 +191,7 @@ def run(*words: str) -> int:
         (["a.jpg", "--outscale", "nan"], "outscale is nan"),
         (["a.jpg", "--quality", "0"], "quality is 0"),
         (["a.jpg", "--tile", "5"], "tile is 5"),
-        (["a.jpg", "--model", "custom/tiny", "--denoise", "0.5"], "custom/tiny has no strength"),
+        (["a.jpg", "--model", "custom/tiny", "--denoise", "0.5"], "custom/tiny does not support denoise"),
         (["a.jpg", "--model", "custom/tiny", "--device", "abacus"], "device is 'abacus'"),
         (["a.jpg", "-o", "b.gif"], "b.gif ends with .gif, which is not written"),
         (["a.jpg", "-o", "b.png", "--format", "jpeg"], "b.png does not end like a jpeg file"),
@@ -217,14 +220,15 @@ def test_what_argparse_refuses_is_exit_code_2(words, capsys):
 
 def test_weights_that_cannot_be_had_stop_the_run_once(capsys):
     photos("a.jpg", "b.jpg")
-    assert run("a.jpg", "b.jpg", "--model", "RealESRGAN_x4plus", "--weights-dir", "new") == 1
+    absent = next(model for model in MODELS if model.name == "RealESRNet_x4plus")
+    assert run("a.jpg", "b.jpg", "--model", absent.name, "--weights-dir", "new") == 1
     errors = capsys.readouterr().err
-    assert errors.count("RealESRGAN_x4plus is not present") == 1
-    for told in (MODELS[0].url, str(Path("new").absolute()), "as RealESRGAN_x4plus.pth"):
+    assert errors.count("RealESRNet_x4plus is not present") == 1
+    for told in (absent.url, str(Path("new").absolute()), "as RealESRNet_x4plus.pth"):
         assert told in errors
     assert run("a.jpg", "--model", "custom/broken") == 1
     assert "broken.pth is not a readable weights file" in capsys.readouterr().err
-    assert below(".") <= {"a.jpg", "b.jpg", "new/.RealESRGAN_x4plus.pth.lock"}
+    assert below(".") <= {"a.jpg", "b.jpg", "new/.RealESRNet_x4plus.pth.lock"}
 
 
 def test_existing_outputs_are_skipped_unless_overwrite(capsys):
@@ -298,7 +302,8 @@ def test_what_is_missing_or_no_photo_fails_and_the_others_are_done(capsys):
     out, errors = capsys.readouterr()
     assert out.count(" -> ") == 2 and "2 restored, 0 skipped, 4 failed" in out
     assert "none.png: failed, No such file or directory\n" in errors
-    assert errors.count("failed, ") == errors.count("\n") == 4
+    assert errors.count("failed, ") == 4 and errors.count("using custom/tiny") == 1
+    assert errors.count("\n") == 5
     assert {"a_4x.jpg", "z_4x.jpg"} == {name for name in below(".") if "_4x" in name}
 
 
@@ -321,9 +326,11 @@ def test_the_model_that_is_named_is_used(capsys):
 
 def test_auto_says_which_it_took(capsys, tmp_path):
     photos("a.png")
-    save_network(tmp_path / "w/custom/mine.pth", seed=6)
+    save_network(tmp_path / "w/custom/mine.pth", seed=6)  # taken only where it is named
     assert run("a.png", "--weights-dir", "w") == 0
-    assert ", custom/mine, " in capsys.readouterr().out
+    out, errors = capsys.readouterr()
+    assert ", restore-lite-x4, " in out
+    assert re.fullmatch(r"using restore-lite-x4 \(built in\) on cpu:\w+\n", errors)
 
 
 @pytest.mark.parametrize(
@@ -388,16 +395,19 @@ def test_models_are_fetched_by_name(capsys, tmp_path):
 
 def test_models_lists_each_with_size_licence_and_presence(capsys, tmp_path, weights):
     save_network(tmp_path / "w/custom/my own.pth", seed=1)
-    (tmp_path / "w/realesr-animevideov3.pth").write_bytes(b"x")
+    (tmp_path / "w/RealESRNet_x4plus.pth").write_bytes(b"cut off")
     assert main(["models", "--weights-dir", "w"]) == 0
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
     for model in MODELS:
-        words = [f"{model.bytes / 1e6:.1f}", model.licence, model.about]
+        packaged = sources.PACKAGED.get(model.name)
+        source, size, sha256 = "to download", model.bytes, model.sha256
+        if packaged:
+            source, size, sha256 = "installed, fp16 copy", packaged.bytes, packaged.sha256
+        elif model.name == "restore-lite-x4":
+            source = "built in"
+        words = [f"{size / 1e6:.1f}", model.licence, source, sha256[:12], model.about]
         assert all(f"  {word}" in lines[model.name] for word in words), model.name
-        here = model.name in ("realesr-animevideov3", "restore-lite-x4")
-        assert ("  present  " in lines[model.name]) == here
-        assert ("  to download  " in lines[model.name]) != here
-    assert "  present  " in lines["custom/my own"]
+    assert "  custom file  " in lines["custom/my own"]
     assert lines["Folder of the files: w"]
     assert main(["models"]) == 0
     assert f"Folder of the files: {weights}" in capsys.readouterr().out

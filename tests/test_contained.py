@@ -377,7 +377,7 @@ def test_a_server_opens_what_was_sent_elsewhere(server, tmp_path, monkeypatch, r
     assert service.decoded(data).width == 7
     form.check(service, [("a.png", upload)], {})
     assert service.quote(data, {"outscale": 2})["width"] == 14
-    values = [2, 0, "auto", 1, False, "GFPGANv1.3", 1, "same", 90, True, False]
+    values = ["auto", 2, 0, "", 1, False, "GFPGANv1.3", 1, "same", 90, True, False]
     assert handlers.Page(service).picked(str(upload), *values)[0].outline.width == 7
 
 
@@ -397,7 +397,13 @@ def forbidden(*_: object, **__: object) -> None:
 def test_a_batch_opens_its_photos_elsewhere(tmp_path, monkeypatch, rng):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(png(pictures.noise(rng, 9, 9)))
-    asked = batch.Batch(str(tmp_path / "in"), str(tmp_path / "out"), Options(), "", weights=str(tmp_path))
+    asked = batch.Batch(
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        Options(),
+        (("restore-lite-x4", ""),),
+        weights=str(tmp_path),
+    )
     worker = batch.Worker(asked)
     monkeypatch.setattr(photo, "decode", forbidden)
     assert worker._restorer.decode((tmp_path / "in/a.png").read_bytes()).width == 9

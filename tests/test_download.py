@@ -158,11 +158,11 @@ def names(folder: Path) -> set[str]:
 def test_whole_file_arrives(server, model, tmp_path):
     server.answers["/official/tiny.pth"] = whole(BODY, pieces=7)
     folder = tmp_path / "made" / "where missing"
-    path = download.ensure(model, folder)
+    path = download.ensure(model, folder).path
     assert path == folder / "tiny.pth"
     assert path.read_bytes() == BODY
     assert names(folder) == {"tiny.pth"}
-    assert download.ensure(model, folder) == path
+    assert download.ensure(model, folder).path == path
     assert server.requests == [("/official/tiny.pth", None)]
 
 
@@ -178,7 +178,7 @@ def test_fetching_is_told_and_stops_when_asked(server, model, tmp_path):
     with pytest.raises(Cancelled):
         download.ensure(model, tmp_path, progress)
     assert names(tmp_path) == {"tiny.pth.part"}
-    assert download.ensure(model, tmp_path, progress).read_bytes() == BODY
+    assert download.ensure(model, tmp_path, progress).path.read_bytes() == BODY
     assert 0 < told[0][0] < len(BODY) and told[-1] == (len(BODY), len(BODY))
 
 
@@ -189,14 +189,14 @@ def test_cut_off_is_resumed_with_only_the_rest(server, model, tmp_path):
     assert names(tmp_path) == {"tiny.pth.part"}
     assert (tmp_path / "tiny.pth.part").read_bytes() == BODY[:100_000]
     server.answers["/official/tiny.pth"] = whole(BODY)
-    assert download.ensure(model, tmp_path).read_bytes() == BODY
+    assert download.ensure(model, tmp_path).path.read_bytes() == BODY
     assert server.requests[1:] == [("/official/tiny.pth", "bytes=100000-")]
     assert names(tmp_path) == {"tiny.pth"}
 
 
 def test_what_the_mirror_began_the_official_release_ends(server, mirrored, tmp_path):
     server.answers = {"/mirror": cut(BODY, 70_000), "/official/tiny.pth": whole(BODY)}
-    assert download.ensure(mirrored, tmp_path).read_bytes() == BODY
+    assert download.ensure(mirrored, tmp_path).path.read_bytes() == BODY
     assert server.requests == [("/mirror", None), ("/official/tiny.pth", "bytes=70000-")]
 
 
@@ -205,34 +205,34 @@ def test_cut_off_without_an_announced_length_is_resumed_too(server, model, tmp_p
     with pytest.raises(WeightsUnavailable, match=f"ended after 5000 of {len(BODY)} bytes"):
         download.ensure(model, tmp_path)
     server.answers["/official/tiny.pth"] = whole(BODY)
-    assert download.ensure(model, tmp_path).read_bytes() == BODY
+    assert download.ensure(model, tmp_path).path.read_bytes() == BODY
     assert server.requests[1:] == [("/official/tiny.pth", "bytes=5000-")]
 
 
 def test_server_that_ignores_range_gives_the_file_all_the_same(server, model, tmp_path):
     (tmp_path / "tiny.pth.part").write_bytes(BODY[:1000])
     server.answers["/official/tiny.pth"] = without_range(BODY)
-    assert download.ensure(model, tmp_path).read_bytes() == BODY
+    assert download.ensure(model, tmp_path).path.read_bytes() == BODY
     assert server.requests == [("/official/tiny.pth", "bytes=1000-")]
 
 
 def test_part_of_another_file_is_begun_anew(server, model, tmp_path):
     (tmp_path / "tiny.pth.part").write_bytes(b"another file" * 50)
     server.answers["/official/tiny.pth"] = whole(BODY)
-    assert download.ensure(model, tmp_path).read_bytes() == BODY
+    assert download.ensure(model, tmp_path).path.read_bytes() == BODY
     assert [asked for _, asked in server.requests] == ["bytes=600-", None]
 
 
 def test_part_that_is_too_long_is_begun_anew(server, model, tmp_path):
     (tmp_path / "tiny.pth.part").write_bytes(BODY + b"more")
     server.answers["/official/tiny.pth"] = whole(BODY)
-    assert download.ensure(model, tmp_path).read_bytes() == BODY
+    assert download.ensure(model, tmp_path).path.read_bytes() == BODY
     assert [asked for _, asked in server.requests] == [None]
 
 
 def test_part_that_was_whole_needs_no_request(server, model, tmp_path):
     (tmp_path / "tiny.pth.part").write_bytes(BODY)
-    assert download.ensure(model, tmp_path).read_bytes() == BODY
+    assert download.ensure(model, tmp_path).path.read_bytes() == BODY
     assert names(tmp_path) == {"tiny.pth"}
     assert server.requests == []
 
@@ -247,7 +247,7 @@ def test_wrong_bytes_are_set_aside_and_told(body, server, model, tmp_path):
     for told in ("tiny.pth", sha256(BODY), sha256(body), "tiny.pth.bad"):
         assert told in str(caught.value)
     server.answers["/official/tiny.pth"] = whole(BODY)
-    assert download.ensure(model, tmp_path).read_bytes() == BODY
+    assert download.ensure(model, tmp_path).path.read_bytes() == BODY
 
 
 def test_body_without_end_is_left(server, model, tmp_path):
@@ -264,19 +264,19 @@ def test_body_without_end_is_left(server, model, tmp_path):
 
 def test_wrong_mirror_then_the_official_release(server, mirrored, tmp_path):
     server.answers = {"/mirror": whole(WRONG), "/official/tiny.pth": whole(BODY)}
-    assert download.ensure(mirrored, tmp_path).read_bytes() == BODY
+    assert download.ensure(mirrored, tmp_path).path.read_bytes() == BODY
     assert server.requests == [("/mirror", None), ("/official/tiny.pth", None)]
 
 
 def test_mirror_without_the_file_then_the_official_release(server, mirrored, tmp_path):
     server.answers = {"/official/tiny.pth": whole(BODY)}
-    assert download.ensure(mirrored, tmp_path).read_bytes() == BODY
+    assert download.ensure(mirrored, tmp_path).path.read_bytes() == BODY
     assert [path for path, _ in server.requests] == ["/mirror", "/official/tiny.pth"]
 
 
 def test_good_mirror_spares_the_official_release(server, mirrored, tmp_path):
     server.answers = {"/mirror": whole(BODY)}
-    assert download.ensure(mirrored, tmp_path).read_bytes() == BODY
+    assert download.ensure(mirrored, tmp_path).path.read_bytes() == BODY
     assert [path for path, _ in server.requests] == ["/mirror"]
 
 
@@ -331,7 +331,7 @@ def test_proxy_of_a_kind_that_needs_another_package(model, tmp_path, monkeypatch
 def test_redirect_is_followed(server, model, tmp_path):
     server.answers = {"/official/tiny.pth": redirect(f"{server.url}/stored/1"), "/stored/1": whole(BODY)}
     (tmp_path / "tiny.pth.part").write_bytes(BODY[:10])
-    assert download.ensure(model, tmp_path).read_bytes() == BODY
+    assert download.ensure(model, tmp_path).path.read_bytes() == BODY
     assert server.requests == [("/official/tiny.pth", "bytes=10-"), ("/stored/1", "bytes=10-")]
 
 
@@ -386,19 +386,19 @@ def test_wrong_file_that_was_put_there_is_set_aside(server, model, tmp_path):
     assert names(tmp_path) == {"tiny.pth.bad"}
     assert server.requests == []
     server.answers["/official/tiny.pth"] = whole(BODY)
-    assert download.ensure(model, tmp_path).read_bytes() == BODY
+    assert download.ensure(model, tmp_path).path.read_bytes() == BODY
 
 
 def test_right_file_that_was_put_there_needs_no_network(model, tmp_path):
     (tmp_path / "tiny.pth").write_bytes(BODY)
-    assert download.ensure(replace(model, url="http://no-such-host.invalid/tiny.pth"), tmp_path).exists()
+    assert download.ensure(replace(model, url="http://no-such-host.invalid/tiny.pth"), tmp_path).path.exists()
 
 
 def test_custom_file_is_taken_as_it_is(server, tmp_path):
     (tmp_path / "custom").mkdir()
     (tmp_path / "custom" / "own.pth").write_bytes(b"anything")
     own = models.find("custom/own", tmp_path)
-    assert download.ensure(own, tmp_path) == tmp_path / "custom" / "own.pth"
+    assert download.ensure(own, tmp_path).path == tmp_path / "custom" / "own.pth"
     (tmp_path / "custom" / "own.pth").unlink()
     with pytest.raises(WeightsUnavailable, match="custom/own"):
         download.ensure(own, tmp_path)
@@ -416,7 +416,7 @@ def test_folder_that_cannot_be_written(inside, server, model, tmp_path):
 
 def test_built_in_file_is_verified_and_never_downloaded(tmp_path, monkeypatch):
     ours = models.find("restore-lite-x4", tmp_path)
-    assert download.ensure(ours, tmp_path) == models.path(ours, tmp_path)
+    assert download.ensure(ours, tmp_path).path == models.path(ours, tmp_path)
     monkeypatch.setattr(models, "_PROJECT", tmp_path)
     with pytest.raises(WeightsUnavailable, match="comes with the project") as caught:
         download.ensure(ours, tmp_path)
@@ -451,7 +451,7 @@ url, mirror, size, sha256, folder = sys.argv[1:]
 model = Model("tiny", "upscale", 4, int(size), sha256, url, "MIT", "", mirror=mirror)
 print("ready", flush=True)
 try:
-    print(download.ensure(model, Path(folder)))
+    print(download.ensure(model, Path(folder)).path)
 except RestoreError as error:
     print(type(error).__name__, error)
 """
@@ -501,7 +501,7 @@ def test_two_processes_make_one_download(server, model, tmp_path):
 
 # The same again and again until it has it
 FETCH_ON = FETCH.replace("try:\n    print(", "while True:\n  try:\n    print(").replace(
-    "folder)))\nexcept", "folder)))\n    break\n  except"
+    "folder)).path)\nexcept", "folder)).path)\n    break\n  except"
 )
 FETCH_ON = FETCH_ON.replace("\n    print(type(error).__name__, error)", "\n    pass")
 
@@ -551,7 +551,7 @@ def test_who_waits_for_another_s_download_may_stop(server, model, tmp_path, monk
         download.ensure(model, tmp_path, stop)
     assert server.requests == []
     server.answers["/official/tiny.pth"] = whole(BODY)
-    assert download.ensure(model, tmp_path).read_bytes() == BODY
+    assert download.ensure(model, tmp_path).path.read_bytes() == BODY
 
 
 def test_killed_in_the_middle_leaves_no_file_and_is_resumed(server, model, tmp_path):
@@ -569,7 +569,7 @@ def test_killed_in_the_middle_leaves_no_file_and_is_resumed(server, model, tmp_p
     assert names(tmp_path) == {"tiny.pth.part"}
     have = part.stat().st_size
     server.answers["/official/tiny.pth"] = whole(BODY)
-    assert download.ensure(model, tmp_path).read_bytes() == BODY
+    assert download.ensure(model, tmp_path).path.read_bytes() == BODY
     assert server.requests[1:] == [("/official/tiny.pth", f"bytes={have}-")]
 
 
@@ -597,8 +597,15 @@ def test_official_file_verifies_and_one_that_only_looks_like_it_does_not(shared,
     for name in ("realesr-animevideov3", "realesr-general-x4v3"):
         shutil.copyfile(shared / "weights" / f"{name}.pth", tmp_path / f"{name}.pth")
     anime = models.find("realesr-animevideov3", tmp_path)
-    assert download.ensure(anime, tmp_path) == tmp_path / "realesr-animevideov3.pth"
-    general = models.find("realesr-general-x4v3", tmp_path)  # rebuilt from half precision
+    assert download.ensure(anime, tmp_path).path == tmp_path / "realesr-animevideov3.pth"
+    general = models.find("realesr-general-x4v3", tmp_path)  # rebuilt from half precision, and shorter
+    monkeypatch.setattr(download, "addresses", lambda model: iter(()))
+    monkeypatch.setattr(download, "SETTLE_SECONDS", 0.0)
+    with pytest.raises(WeightsUnavailable, match="is cut off, 4884324 of 4885111 bytes"):
+        download.ensure(general, tmp_path)
+    path = tmp_path / "realesr-general-x4v3.pth"
+    with path.open("ab") as file:
+        file.write(bytes(general.bytes - path.stat().st_size))
     with pytest.raises(BadWeights, match=general.sha256):
         download.ensure(general, tmp_path)
     assert (tmp_path / "realesr-general-x4v3.pth.bad").exists()

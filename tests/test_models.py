@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from restorer import models
+from restorer import models, sources
 from restorer.errors import UnknownModel
 from restorer.models import MODELS
 
@@ -109,7 +109,7 @@ def test_custom_models_are_the_weights_files_of_their_folder(tmp_path):
     assert models.available(tmp_path)[: len(MODELS)] == MODELS
     found = models.find("custom/b", tmp_path)
     assert (found.kind, found.bytes, found.sha256) == ("upscale", len("custom/b.pth"), "")
-    assert models.is_present(found, tmp_path)
+    assert sources.is_present(found, tmp_path)
 
 
 def test_no_custom_folder_is_no_custom_models(tmp_path):
@@ -158,7 +158,7 @@ def test_unknown_name_is_an_error_with_the_nearest(asked, nearest, tmp_path):
 def test_what_is_no_upscaler_is_an_error_that_lists_them(asked, tmp_path):
     with pytest.raises(UnknownModel) as caught:
         models.find(asked, tmp_path)
-    assert "auto, " + ", ".join(UPSCALERS) in str(caught.value)
+    assert "auto, best, fast, " + ", ".join(UPSCALERS) in str(caught.value)
 
 
 def test_find_of_another_kind(tmp_path):
@@ -167,49 +167,11 @@ def test_find_of_another_kind(tmp_path):
         models.find("GFPGANv1.4", tmp_path, "detect")
 
 
-@pytest.mark.parametrize(
-    ("present", "outscale", "chosen"),
-    [
-        ("", 4, "restore-lite-x4"),
-        ("", 2, "restore-lite-x4"),
-        ("RealESRGAN_x4plus realesr-general-x4v3 RealESRGAN_x2plus custom/a", 4, "RealESRGAN_x4plus"),
-        ("RealESRGAN_x4plus realesr-general-x4v3 RealESRGAN_x2plus custom/a", 2, "RealESRGAN_x2plus"),
-        ("RealESRGAN_x4plus realesr-general-x4v3", 1.5, "RealESRGAN_x4plus"),
-        ("RealESRGAN_x2plus", 4, "RealESRGAN_x2plus"),
-        ("realesr-general-x4v3 custom/a", 4, "realesr-general-x4v3"),
-        ("custom/b custom/a realesr-animevideov3", 4, "custom/a"),
-        ("realesr-animevideov3", 4, "restore-lite-x4"),
-        ("RealESRNet_x4plus", 2, "RealESRNet_x4plus"),
-        ("GFPGANv1.4", 4, "restore-lite-x4"),
-    ],
-)
-def test_auto_is_the_best_present(present, outscale, chosen, tmp_path):
-    put(tmp_path, *(f"{name}.pth" for name in present.split()))
-    assert models.choose(tmp_path, outscale).name == chosen
-
-
-def test_auto_fetches_only_what_the_built_in_model_cannot_do(tmp_path, monkeypatch):
-    assert models.choose(tmp_path, 4, 0.5).name == "realesr-general-x4v3"
-    monkeypatch.setattr(models, "_PROJECT", tmp_path)  # somebody deleted it
-    assert models.choose(tmp_path, 4).name == "realesr-general-x4v3"
-
-
 def test_built_in_model_is_beside_the_package_wherever_the_others_are(tmp_path):
     file = Path(models.__file__).parents[1] / "weights/restore-lite-x4.safetensors"
-    assert models.path(BUILT_IN, tmp_path) == file and models.is_present(BUILT_IN, tmp_path)
+    assert models.path(BUILT_IN, tmp_path) == file and sources.is_present(BUILT_IN, tmp_path)
     body = file.read_bytes()
     assert (len(body), hashlib.sha256(body).hexdigest()) == (BUILT_IN.bytes, BUILT_IN.sha256)
     assert len(body) <= 2_600_000
     other = models.find("RealESRGAN_x4plus", tmp_path)
     assert models.path(other, tmp_path) == tmp_path / "RealESRGAN_x4plus.pth"
-
-
-def test_auto_prefers_a_copy_of_a_known_model_and_one_that_can_be_turned_down(tmp_path):
-    for name in ("aaa", "realesr-general-x4v3", "realesr-general-wdn-x4v3", "zzz"):
-        (tmp_path / "custom").mkdir(exist_ok=True)
-        (tmp_path / f"custom/{name}.pth").touch()
-    assert models.choose(tmp_path, 4).name == "custom/realesr-general-x4v3"
-    (tmp_path / "RealESRGAN_x4plus.pth").touch()
-    assert models.choose(tmp_path, 4).name == "RealESRGAN_x4plus"
-    assert models.choose(tmp_path, 4, 0.5).name == "custom/realesr-general-x4v3"
-    assert models.choose(tmp_path / "empty", 4, 0.5).name == "realesr-general-x4v3"

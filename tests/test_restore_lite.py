@@ -37,7 +37,6 @@ def test_first_photo_needs_nothing_but_the_repository(tmp_path, monkeypatch):
     Image.fromarray(scene(48)).save(photo, "PNG")
     result = restorer.load(weights=tmp_path).restore(photo.getvalue())
     assert (result.model, result.width, result.height) == (NAME, 192, 192)
-    assert models.choose(tmp_path, 2).name == NAME
 
 
 def test_file_is_half_precision(lite):

@@ -23,7 +23,8 @@ def service_of(folder):
 
 def result_of(before: Photo, after: Photo, **options: object) -> Result:
     return Result(
-        *(b"bytes", "jpeg", after.width, after.height, "m", "5a", "cpu", 1.0, ("w",), before, after, (), ""),
+        *(b"bytes", "jpeg", after.width, after.height, "m", "5a", "built in", "cpu", 1.0, ("w",)),
+        *(before, after, (), ""),
         options=Options(**options),
         strengths={},
         under=(),
@@ -97,11 +98,11 @@ def test_only_uploads_are_read(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     page = handlers.Page(service_of(tmp_path))
     page.settings.processed_folder.mkdir()
-    values = (4, 0, "auto", 1, False, "GFPGANv1.3", 1, "same", 95, True, False)
+    values = ("auto", 4, 0, "", 1, False, "GFPGANv1.3", 1, "same", 95, True, False)
     assert "8 × 8" in page.picked(str(tmp_path / "uploads/mine.png"), *values)[2]
     for path in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
         assert "⚠" in page.picked(str(tmp_path / path), *values)[2]
-        *_, last = taken(page.restore(str(tmp_path / path), *values))
+        *_, last = taken(page.restore(str(tmp_path / path), None, *values))
         assert isinstance(last, handlers.Failed) and str(tmp_path) not in last.why
 
 

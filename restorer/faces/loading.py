@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import download, models
+from .. import download, models, sources
 from ..errors import BadWeights, WeightsUnavailable
 from ..tiling import Progress
 from . import detect
@@ -51,17 +51,17 @@ class FaceNetworks:
 
     def _recall(self, model: models.Model) -> None:
         when, error = self._missing.get(model.name, (0.0, None))
-        if error and time.monotonic() - when < _PATIENCE and not models.is_present(model, self._weights):
+        if error and time.monotonic() - when < _PATIENCE and not sources.is_present(model, self._weights):
             raise error
 
     def _load(self, model: models.Model, told: Progress | None) -> Callable:
-        file = download.ensure(model, self._weights, told)
-        if file.suffix == ".onnx":
-            return detect.YuNet(file)
-        from .. import backends, networks
+        source = download.ensure(model, self._weights, told)
+        if source.path.suffix == ".onnx":
+            return detect.YuNet(source.path)
+        from .. import backends, loader, networks
         from . import parse, restore, retina
 
-        state = networks.read_state(file)
+        state = loader.load(source).state
         network = networks.build(networks.recognise_face(state, model.kind, model.name), state, model.name)
         device = backends.pick_device(self._device)
         if model.kind == "detect":

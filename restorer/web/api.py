@@ -77,7 +77,7 @@ def offer(service: Service) -> None:
 
 async def _enhance(service: Service, photo: object, given: dict) -> tuple:
     progress = gr.Progress()
-    result, shown = await _made(service, photo, given, partial(_tell, progress, ""))
+    result, shown = await _made(service, photo, given, partial(_tell, service, progress, ""))
     return _file(shown.file), (_file(shown.before), _file(shown.after)), receipt(result)
 
 
@@ -89,7 +89,7 @@ async def _batch(service: Service, photos: object, given: dict) -> tuple:
         rest, which = photos[number:], f"photo {number} of {len(photos)}, "
 
         def tell(step: Step, rest: list = rest, which: str = which) -> None:
-            _tell(progress, which, step)
+            _tell(service, progress, which, step)
             waiting = (photo["path"] for photo in rest if isinstance(photo, dict) and "path" in photo)
             service.still_needed(*map(str, waiting), *(file["path"] for file in files))
 
@@ -126,11 +126,14 @@ async def _made(
     raise AssertionError("a line without an end")
 
 
-def _tell(progress: gr.Progress, which: str, step: Step) -> None:
+def _tell(service: Service, progress: gr.Progress, which: str, step: Step) -> None:
     if step.place:
         progress(None, desc=f"{which}place {step.place} in the queue")
     elif step.total:
         progress((step.done, step.total), desc=f"{which}restoring", unit="tiles")
+    elif downloading := service.restorer.downloading:
+        name, done, total = downloading
+        progress((done, total), desc=f"{which}downloading {name}", unit="bytes")
 
 
 def _path(photo: object) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from .. import encode, models
+from .. import encode, models, sources
 from ..errors import RestoreError
-from ..options import Options
+from ..options import PRESETS, Options
 from ..photo import Photo
 from ..pipeline import Plan
 from ..tiling import Progress
@@ -23,6 +23,8 @@ from . import work
 from .service import Service
 from .workshop import Step
 
+QUALITY = "Best has the most detail, Fast the shortest wait; Auto chooses by the photo's size"
+PRESET_NAMES = ["Auto", "Best", "Fast"]  # of options.PRESETS
 TIMES = "Times the photo's width and height"
 START = "Choose, drop or paste a photo to begin."
 SAMPLES = sorted((Path(__file__).parents[2] / "assets/samples").glob("*.jpg"))
@@ -36,6 +38,7 @@ FORMAT_NAMES = {
 }
 # The controls, in the order in which the handlers are given their values
 FIELDS = (
+    "preset",
     "outscale",
     "long_side",
     "model",
@@ -49,7 +52,7 @@ FIELDS = (
     "remove_gps",
 )
 # Of them, those the quote depends on
-QUOTED = ("outscale", "long_side", "model", "denoise", "restore_faces", "format")
+QUOTED = ("preset", "outscale", "long_side", "model", "denoise", "restore_faces", "format")
 
 
 @dataclass(frozen=True)
@@ -90,34 +93,57 @@ class Page:
             except RestoreError as error:
                 why = f"⚠ {self.service.words(error)}"
         said, fine = self._foretold(asked, values) if asked else (why, False)
+        presets = self._presets(asked, values) if asked else gr.Radio(choices=preset_choices())
         picture = gr.Image(str(shown) if shown else None, visible=bool(shown))
-        buttons = gr.Button(visible=True, interactive=fine), gr.Button(visible=False)
+        buttons = gr.Button(visible=True, interactive=fine), presets, gr.Button(visible=False)
         hidden = gr.update(visible=False)
         again = gr.Button("Try a detail", interactive=True)
         trial = gr.Column(visible=bool(shown)), hidden, hidden, hidden, hidden, again, ""
         # what there is of the photo before goes too: a State set without the queue tells nobody of its change
         return asked, picture, said, *buttons, *trial, None, "", *[hidden] * 5
 
-    def quoted(self, asked: Asked | None, *values: object) -> tuple[Any, Any]:
-        """Size, model, tiles, time and cost of the result, or why there can be none."""
+    def quoted(self, asked: Asked | None, *values: object) -> tuple[Any, Any, Any]:
+        """Size, model, tiles, time and cost of the result, or why there can be none; each preset's time."""
         if asked is None:
-            return gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip()
         said, fine = self._foretold(asked, values)
-        return said, gr.Button(interactive=fine)
+        return said, gr.Button(interactive=fine), self._presets(asked, values)
 
-    def measured(self, asked: Asked | None, *values: object) -> tuple[Any, Any]:
+    def measured(self, asked: Asked | None, *values: object) -> tuple[Any, Any, Any]:
         """The quote again once the model is loaded and timed, which may take seconds."""
         if asked:
             with suppress(RestoreError):  # the quote says it
-                self.restorer.measure(**vars(self.options(values, asked.outline)))
+                pixels = asked.outline.width * asked.outline.height
+                self.restorer.measure(pixels, **vars(self.options(values, asked.outline)))
         return self.quoted(asked, *values)
+
+    def _presets(self, asked: Asked, values: tuple[object, ...]) -> gr.Radio:
+        """The choices of Quality, each with its time where that is known."""
+        choices = []
+        for preset, name in zip(PRESETS, PRESET_NAMES, strict=True):
+            seconds = self._seconds(asked, values, preset)
+            choices.append((name if seconds is None else f"{name} · {_duration(seconds)}", preset))
+        return gr.Radio(choices=choices)
+
+    def _seconds(self, asked: Asked, values: tuple[object, ...], model: str) -> float | None:
+        """The time that the photo takes with another model; None where it is not known."""
+        try:
+            options = replace(self.options(values, asked.outline), model=model)
+            return self.restorer.plan(asked.outline, **vars(options)).seconds
+        except RestoreError:
+            return None
 
     def _foretold(self, asked: Asked, values: tuple[object, ...]) -> tuple[str, bool]:
         """The quote, or why the photo cannot be restored so, and whether it can."""
         try:
             options = self.options(values, asked.outline)
             plan = self.restorer.plan(asked.outline, **vars(options))
-            return self._quote(asked.outline, plan, options), True
+            said = self._quote(asked.outline, plan, options)
+            if plan.reason:
+                seconds = self._seconds(asked, values, "best")
+                about = "" if seconds is None else f", about {_duration(seconds)}"
+                said += f"\n\n{plan.reason.capitalize()}; choose Best for more detail{about}."
+            return said, True
         except RestoreError as error:
             return f"⚠ {self.service.words(error)}", False
 
@@ -130,7 +156,7 @@ class Page:
         needed = [plan.model]
         if options.denoise < 1:
             needed.append(models.find(plan.model.pair, self.restorer.weights))
-        if absent := [model for model in needed if not models.is_present(model, self.restorer.weights)]:
+        if absent := [one for one in needed if not sources.is_present(one, self.restorer.weights)]:
             return f"{said}, to download: {sum(model.bytes for model in absent) / 1e6:.0f} MB{warned}"
         if plan.tiles is None or plan.seconds is None:
             return said + warned
@@ -144,17 +170,17 @@ class Page:
         said = self._foretold(asked, values)[0] if asked else START
         return f"Stopped.\n\n{said}"
 
-    def denoise(self, model: str, outscale: float) -> gr.Slider:
+    def denoise(self, model: str, preset: str, outscale: float) -> gr.Slider:
         """The denoise slider is there for the models that have it."""
-        if self.restorer.model(Options(model=model, outscale=outscale)).pair:
+        if self.restorer.model(Options(model=model or preset, outscale=outscale)).pair:
             return gr.Slider(visible=True)
         return gr.Slider(visible=False, value=Options.denoise)
 
     def about(self, model: models.Model) -> str:
-        """A model's line in the list: name, what for, and whether its file is here."""
-        here = "here" if models.is_present(model, self.restorer.weights) else "to download"
-        here = here if model.url or not model.sha256 else "built in"
-        return f"{model.name}: {model.about} ({model.bytes / 1e6:.1f} MB, {here})"
+        """A model's line in the list: name, what for, and where its weights come from."""
+        source = sources.locate(model, self.restorer.weights)
+        kind, size = (source.kind, source.bytes) if source else ("to download", model.bytes)
+        return f"{model.name}: {model.about} ({size / 1e6:.1f} MB, {kind})"
 
     def face_help(self) -> str:
         """Whether faces can be restored at once, and what to do if not."""
@@ -168,7 +194,7 @@ class Page:
         weights, default = self.restorer.weights, self.restorer.options
         needed = [(default.face_detector, "detect"), (default.face_model, "face")]
         found = [models.find(name, weights, kind) for name, kind in needed]
-        return [model for model in found if not models.is_present(model, weights)]
+        return [model for model in found if not sources.is_present(model, weights)]
 
     def sample(self, event: gr.SelectData) -> str:
         """One of the samples as if it had been uploaded."""
@@ -181,11 +207,13 @@ class Page:
     async def restore(
         self,
         path: str,
+        asked: Asked | None,
         *values: object,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> AsyncIterator[object]:
         """Restore the upload, telling tiles and yielding twice a second: what stops it, stops it here."""
         since = None
+        expected = self._seconds(asked, values, str(self.given(values)["model"])) if asked else None
         try:
             async for step in self.service.workshop.steps(partial(self._kept, path, self.given(values))):
                 if not isinstance(step, Step):
@@ -196,8 +224,11 @@ class Page:
                     progress(None, desc=f"Waiting, {step.place} before you")
                 elif step.total:
                     since = since or (time.monotonic(), step.done)
-                    left = _left(since, step)
+                    left = _left(since, step, expected)
                     progress((step.done, step.total), desc=f"Step {step.done} of {step.total}{left}")
+                elif download := self.restorer.downloading:
+                    name, done, total = download
+                    progress((done, total), desc=f"Downloading {name}, {total / 1e6:.1f} MB")
                 else:
                     progress(None, desc="Preparing")  # its turn, the photo, the model
                 yield gr.skip()
@@ -215,7 +246,7 @@ class Page:
         hidden = [gr.skip() if done else gr.update(visible=False)] * 4
         faces = gr.Column(visible=isinstance(made, work.Shown) and bool(made.faces))
         if made is None or asked is None:  # another photo, which picked() shows
-            return gr.skip(), gr.skip(), *hidden, faces, gr.skip(), gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), *hidden, faces, *[gr.skip()] * 4
         said, fine = self._foretold(asked, values)
         return (
             *([gr.skip()] * 2 if done else [gr.Image(visible=True), gr.Column(visible=True)]),
@@ -223,6 +254,7 @@ class Page:
             faces,
             f"⚠ {made.why}" if isinstance(made, Failed) else said,
             gr.Button(visible=True, interactive=fine),
+            gr.skip(),
             gr.Button(visible=False),
         )
 
@@ -234,6 +266,8 @@ class Page:
         wanted, enhance = given.pop("restore_faces"), self.restorer.options.face_enhance
         given["face_enhance"] = "off" if not wanted else "auto" if enhance == "off" else enhance
         given["long_side"] = given["long_side"] or 0
+        given["model"] = given["model"] or given["preset"]
+        del given["preset"]
         return given
 
     def options(self, values: tuple[object, ...], before: Photo) -> Options:
@@ -248,6 +282,18 @@ def sized(long_side: float | None) -> gr.Radio:
     return gr.Radio(interactive=True, info=TIMES)
 
 
+def preset_choices() -> list[tuple[str, str]]:
+    """Quality as long as there is no photo."""
+    return list(zip(PRESET_NAMES, PRESETS, strict=True))
+
+
+def exact(model: str) -> gr.Radio:
+    """Quality means nothing where an exact model is chosen."""
+    if model:
+        return gr.Radio(interactive=False, info=f"Not used: {model} is chosen under More options")
+    return gr.Radio(interactive=True, info=QUALITY)
+
+
 def lossy(form: str) -> gr.Slider:
     return gr.Slider(visible=form not in ("png", "tiff"))
 
@@ -260,9 +306,10 @@ def busy() -> tuple[gr.Button, gr.Button]:
     return gr.Button(visible=False), gr.Button(visible=True)
 
 
-def dropped() -> tuple[None, None, str, gr.Button, gr.Button]:
+def dropped() -> tuple:
     """Nothing holds any more: another photo is on its way."""
-    return None, None, "", gr.Button(visible=True, interactive=False), gr.Button(visible=False)
+    start = gr.Button(visible=True, interactive=False)
+    return None, None, "", start, gr.Radio(choices=preset_choices()), gr.Button(visible=False)
 
 
 def idle() -> tuple[gr.Button, gr.Button]:
@@ -298,13 +345,17 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _left(since: tuple[float, int], step: Step) -> str:
-    """The time that is left at the pace since the first step that was seen."""
+def _left(since: tuple[float, int], step: Step, expected: float | None) -> str:
+    """The time that is left at the pace since the first step that was seen; before, of the expected time."""
     start, first = since
-    if step.done == first:
+    elapsed = time.monotonic() - start
+    if step.done > first:
+        left = elapsed / (step.done - first) * (step.total - step.done)
+    elif expected and expected > elapsed:
+        left = expected - elapsed
+    else:
         return ""
-    pace = (time.monotonic() - start) / (step.done - first)
-    return f", about {_duration(pace * (step.total - step.done))} left"
+    return f", about {_duration(left)} left"
 
 
 def _duration(seconds: float) -> str:

@@ -32,7 +32,7 @@ class ManyPhotos:
                     # those of a long batch stay until its end
                     service.still_needed(*(paths or ()), *(one.file for one in done))
                     if isinstance(step, Step):
-                        row[1] = _state(step)
+                        row[1] = _state(step, service.restorer.downloading)
                     else:
                         result, shown = step
                         row[1], done = _summary(result), (*done, shown)
@@ -91,10 +91,15 @@ def compared(done: Sequence[work.Shown], event: gr.SelectData) -> tuple[gr.Image
     )
 
 
-def _state(step: Step) -> str:
+def _state(step: Step, downloading: tuple[str, int, int] | None) -> str:
     if step.place:
         return f"next, {count(step.place, 'photo')} of others before it"
-    return f"tile {step.done} of {step.total}" if step.total else "preparing"
+    if step.total:
+        return f"tile {step.done} of {step.total}"
+    if downloading:
+        name, done, total = downloading
+        return f"downloading {name}, {100 * done // total} %"
+    return "preparing"
 
 
 def _summary(result: Result) -> str:

@@ -15,7 +15,7 @@ from fastapi import Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from gradio.route_utils import get_root_url
 
-from .. import models
+from .. import sources
 from ..errors import Cancelled, DiskFull, QueueFull, RestoreError, TimedOut
 from ..jobs import STATES, Job, Jobs
 from ..tiling import Progress
@@ -236,7 +236,7 @@ class Rest:
         with refusing(503, DiskFull, limit=self.settings.min_free_disk_mb):
             self.service.check_room()
         model = restorer.model(restorer.options)
-        if not models.is_present(model, restorer.weights) and not model.url:
+        if not sources.is_present(model, restorer.weights) and not model.url:
             raise Refused(503, f"the model {model.name} is not here and cannot be fetched")
         return JSONResponse({"status": "ready", "model": model.name, "queue_length": workshop.waiting})
 

@@ -28,6 +28,7 @@ from starlette.types import Scope
 from .. import contained, files
 from ..errors import RestoreError
 from ..jobs import Jobs
+from ..options import PRESETS
 from ..pipeline import Restorer
 from ..settings import Settings
 from . import api, form, guard, handlers, ledger, openapi, rest, ui
@@ -52,6 +53,7 @@ class Server:
             weights=settings.restorer_weights or None,
             device=settings.device or None,
             limits=settings.limits,
+            auto_cpu_megapixels=settings.auto_cpu_megapixels,
             decoder=contained.decode,
             model=settings.model,
         )
@@ -211,13 +213,15 @@ def _restorer_class() -> type[Restorer]:
 
 
 def _warm(restorer: Restorer) -> None:
-    """Load and time the default model while nobody waits for it.
+    """Load and time the models that the page offers in front while nobody waits for them.
 
     What is there then stays: a collection that looked at all of it would stop every answer for 0.2 s.
     """
     contained.start()
     try:
         restorer.measure()
+        for preset in PRESETS if restorer.options.model in PRESETS else ():
+            restorer.measure(model=preset)
     except RestoreError as error:
         logging.getLogger(__name__).warning("%s", error)  # the page says it when a photo is chosen
     gc.freeze()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import gradio as gr
 
-from .. import cost, files, models, photo
+from .. import cost, files, models, photo, sources
 from ..errors import DiskFull, InvalidOption, RestoreError, UnsupportedImage, WeightsUnavailable
+from ..models import Model
 from ..options import Options
 from ..photo import Photo
 from ..pipeline import Plan, Restorer
@@ -60,8 +61,7 @@ class Service:
     ) -> Options:
         """What the restorer is asked for: its own options where nothing was given.
 
-        given   by name; long_side, in pixels, stands for an outscale where it is not 0, and face_enhance
-                may be true or false
+        given   by name; long_side, in pixels, stands for an outscale where it is not 0
         before  the photo or its size, or a function that gives it, asked only if its size matters; None
                 where it is not known: then a long side is not looked at beyond its range
         """
@@ -74,8 +74,6 @@ class Service:
         seen = before() if long and callable(before) else before
         if long and isinstance(seen, Photo | photo.Size):
             given["outscale"] = _times(long, max(seen.width, seen.height))
-        if isinstance(wanted := given.get("face_enhance"), bool):
-            given["face_enhance"] = "on" if wanted else "off"
         options = self.restorer.options.changed(given)
         if options.tile > _TILE:
             raise InvalidOption(f"tile is {options.tile}; a server takes at most {_TILE}")
@@ -96,13 +94,14 @@ class Service:
         """What restoring a photo will take. Raises what restoring it would raise at its start."""
         before = self.decoded(data)
         options = self.options(given, before)
-        self.restorer.measure(**vars(options))
+        self.restorer.measure(before.width * before.height, **vars(options))
         plan = self.restorer.plan(before, **vars(options))
         return {
             "width": plan.width,
             "height": plan.height,
             "model": plan.model.name,
-            "present": models.is_present(plan.model, self.restorer.weights),
+            "reason": plan.reason,
+            "present": sources.is_present(plan.model, self.restorer.weights),
             "tiles": plan.tiles,
             "seconds": None if plan.seconds is None else round(plan.seconds, 2),
             "cost": self.cost(plan),
@@ -110,19 +109,21 @@ class Service:
         }
 
     def models(self) -> list[dict[str, object]]:
-        """Every model, and whether its file is here."""
-        weights = self.restorer.weights
-        return [
-            {
-                "name": model.name,
-                "kind": model.kind,
-                "about": model.about,
-                "licence": model.licence,
-                "bytes": model.bytes,
-                "present": models.is_present(model, weights),
-            }
-            for model in models.available(weights)
-        ]
+        """Every model, and where its weights come from."""
+        return [self._model(model) for model in models.available(self.restorer.weights)]
+
+    def _model(self, model: Model) -> dict[str, object]:
+        source = sources.locate(model, self.restorer.weights)
+        return {
+            "name": model.name,
+            "kind": model.kind,
+            "about": model.about,
+            "licence": model.licence,
+            "bytes": source.bytes if source else model.bytes,
+            "present": source is not None,
+            "source": source.kind if source else "to download",
+            "sha256": self.restorer.sha256(model) or (source.sha256 if source else model.sha256),
+        }
 
     def decoded(self, data: bytes) -> Photo:
         return self.restorer.decode(data)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from .. import models
+from .. import models, sources
 from ..errors import BadWeights
 from ..options import Options
 from ..photo import Photo
@@ -60,7 +60,7 @@ class Trial:
         weights, made = self.page.restorer.weights, {}
         part, options = self._part(spot, asked), self.page.options(values, asked.outline)
         for model in models.available(weights):
-            if model.kind != "upscale" or not models.is_present(model, weights):
+            if model.kind != "upscale" or not sources.is_present(model, weights):
                 continue
             with suppress(BadWeights):  # a file of the user's that is no network has nothing to show
                 denoise = options.denoise if model.pair else Options.denoise

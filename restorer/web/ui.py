@@ -9,7 +9,7 @@ from gradio import themes
 
 from .. import models
 from ..files import READABLE
-from ..options import FORMATS
+from ..options import FORMATS, PRESETS
 from . import api, handlers, many, trial, work
 from .outcome import Outcome
 from .service import Service
@@ -137,9 +137,14 @@ def _one(page: handlers.Page) -> list[Any]:
 
     options = list(fields.values())
     given = [upload, *options]
-    quote = [said, start]
+    quote = [said, start, fields["preset"]]
     run = start.click(handlers.busy, None, [start, stop], **_QUIET).then(
-        page.restore, given, made, show_progress_on=[before, slider], api_visibility="private", **_DEVICE
+        page.restore,
+        [upload, asked, *options],
+        made,
+        show_progress_on=[before, slider],
+        api_visibility="private",
+        **_DEVICE,
     )
     made.change(
         page.show,
@@ -206,8 +211,10 @@ def _one(page: handlers.Page) -> list[Any]:
     fields["keep_metadata"].change(
         handlers.kept_metadata, fields["keep_metadata"], fields["remove_gps"], **_QUIET
     )
-    for name in ("model", "outscale"):
-        fields[name].change(page.denoise, [fields["model"], fields["outscale"]], fields["denoise"], **_QUIET)
+    fields["model"].change(handlers.exact, fields["model"], fields["preset"], **_QUIET)
+    for name in ("model", "preset", "outscale"):
+        network = [fields["model"], fields["preset"], fields["outscale"]]
+        fields[name].change(page.denoise, network, fields["denoise"], **_QUIET)
     for trigger in (spot.change, shown.change):
         trigger(outcome.look, [spot, shown], view, **_LATEST)
     with faces:
@@ -321,7 +328,15 @@ def _option_fields(page: handlers.Page) -> dict[str, Any]:
     default, weights = page.restorer.options, page.restorer.weights
     faces = default.face_enhance != "off"
     upscalers = [model for model in models.available(weights) if model.kind == "upscale"]
-    made = {
+    preset = default.model in PRESETS
+    made: dict[str, Any] = {
+        "preset": gr.Radio(
+            handlers.preset_choices(),
+            value=default.model if preset else "auto",
+            label="Quality",
+            info=handlers.QUALITY,
+            elem_id="preset",
+        ),
         "restore_faces": gr.Checkbox(
             faces, label="Restore faces", info=page.face_help(), elem_id="restore_faces"
         ),
@@ -336,8 +351,8 @@ def _option_fields(page: handlers.Page) -> dict[str, Any]:
     with gr.Accordion("More options", open=False, elem_id="options"):
         made |= {
             "model": gr.Dropdown(
-                [("auto: the best that is here", "auto"), *((page.about(m), m.name) for m in upscalers)],
-                value=default.model,
+                [("As Quality says", ""), *((page.about(m), m.name) for m in upscalers)],
+                value="" if preset else default.model,
                 label="Model",
                 elem_id="model",
             ),
@@ -384,7 +399,7 @@ def _option_fields(page: handlers.Page) -> dict[str, Any]:
                 100,
                 default.quality,
                 step=1,
-                label="Quality",
+                label="File quality",
                 info="Of JPEG, WebP and AVIF",
                 elem_id="quality",
             ),

@@ -32,7 +32,7 @@ class Lent(Restorer):
 
         self._lent = spaces.GPU(duration=_SECONDS)(steps)
 
-    def measure(self, **options: object) -> None:
+    def measure(self, pixels: int = 0, **options: object) -> None:
         """Nothing: what would be timed has a device in the fork only, so no seconds are told."""
 
     def restore(self, data: bytes | Photo, *, progress: Progress | None = None, **options: object) -> Result:
