@@ -1,7 +1,7 @@
 # The server, without weights and secrets. See docs/hosting.md.
 #   docker build -t restorer .                                   for CPUs
 #   docker build -t restorer --build-arg TORCH_BACKEND= .        with CUDA (PyTorch's packages on PyPI bring it)
-#   docker build -t restorer --build-arg WEIGHTS="RealESRGAN_x4plus GFPGANv1.3 yunet" .
+#   docker build -t restorer --build-arg WEIGHTS="GFPGANv1.3 yunet" .
 FROM python:3.12-slim
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]

@@ -30,7 +30,7 @@ def fetch_weights() -> None:
     """Download the models into the volume; done while the image is built, not when a user waits."""
     from restorer.__main__ import main
 
-    if main(["models", "--weights-dir", WEIGHTS, "--fetch", MODEL, *FACES]):
+    if main(["models", "--weights-dir", WEIGHTS, "--fetch", *FACES]):
         raise RuntimeError("the models could not be fetched")
     weights.commit()
 

@@ -135,7 +135,7 @@ def _fetch(model: Model, path: Path, told: Progress | None) -> None:
     part = path.with_name(path.name + ".part")
     failures: list[str] = []
     bad: BadWeights | None = None
-    for address in [] if _offline() else dict.fromkeys(addresses(model)):
+    for address in [] if offline() else dict.fromkeys(addresses(model)):
         try:
             _download(address, part, model, told)
         # ImportError: of what a SOCKS proxy in the environment needs
@@ -253,7 +253,8 @@ def _by_hand(model: Model, path: Path) -> str:
     return f"Fetch {model.url} yourself and put it into {path.parent.absolute()} as {path.name}"
 
 
-def _offline() -> bool:
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE is set: then no address is asked."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_OFFLINE

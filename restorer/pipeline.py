@@ -14,7 +14,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from . import encode, models, photo, selection, sources
+from . import download, encode, models, photo, selection, sources
 from .engines import Engines, Laps, Paces, Turns
 from .errors import BadWeights, ImageTooLarge, InvalidOption, OutOfMemory, WeightsUnavailable
 from .faces import detect, stage
@@ -308,7 +308,7 @@ class Restorer:
         if options.model == "fast":
             return selection.fast(self.weights, options)
         if self._is_large(options, pixels):
-            fetch = time.monotonic() - self._fetch_failed > _RETRY_SECONDS
+            fetch = time.monotonic() - self._fetch_failed > _RETRY_SECONDS and not download.offline()
             return selection.for_large(self.weights, options, fetch=fetch)
         if options.model in ("auto", "best"):
             return selection.best(self.weights, options, fetch=options.model == "best")

@@ -6,7 +6,7 @@ import pytest
 from conftest import photo_like, png, save_network
 
 import restorer
-from restorer import InvalidOption, Options, models, selection, sources
+from restorer import InvalidOption, Options, download, models, selection, sources
 
 LITE, GENERAL, X4PLUS, X2PLUS = (
     "restore-lite-x4",
@@ -20,6 +20,7 @@ LARGE = 600_000  # pixels
 @pytest.fixture(autouse=True)
 def default_threshold(monkeypatch):
     monkeypatch.delenv("AUTO_CPU_MEGAPIXELS")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture
@@ -107,17 +108,18 @@ def test_the_threshold_is_the_environment_s(tmp_path, monkeypatch):
 
 def test_a_large_photo_takes_the_built_in_model_where_the_other_cannot_be_fetched(tmp_path, rng, monkeypatch):
     tries = []
-    ensure = restorer.pipeline.Engines.get
+    ensure = download.ensure
 
-    def get(self, model, *arguments):
+    def fetch(model, *arguments):
         tries.append(model.name)
-        return ensure(self, model, *arguments)
+        return ensure(model, *arguments)
 
-    monkeypatch.setattr(restorer.pipeline.Engines, "get", get)
+    monkeypatch.setattr(download, "ensure", fetch)
+    monkeypatch.setattr(download, "addresses", lambda model: iter(()))
     run = restorer.Restorer(weights=tmp_path, device="cpu:torch", face_enhance="off", auto_cpu_megapixels=0)
     photo = png(photo_like(rng, 20, 20))
     first, second = run.restore(photo), run.restore(photo)
-    assert tries == [GENERAL, LITE, LITE], "fetching is tried once"
+    assert tries == [GENERAL, LITE], "fetching is tried once"
     assert (first.model, first.source, second.model) == (LITE, "built in", LITE)
     plan = run.plan(run.decode(photo))
     assert (plan.model.name, plan.reason) == (LITE, "large photo on a CPU: fast model")
@@ -160,3 +162,8 @@ def test_names_and_options():
         "off",
         "auto",
     ]
+
+
+def test_offline_nothing_is_to_be_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert chosen(tmp_path, "auto", LARGE) == LITE

@@ -142,7 +142,7 @@ class Page:
             if plan.reason:
                 seconds = self._seconds(asked, values, "best")
                 about = "" if seconds is None else f", about {_duration(seconds)}"
-                said += f"\n\n{plan.reason.capitalize()}; choose Best for more detail{about}."
+                said += f"\n\n{plan.reason[0].upper()}{plan.reason[1:]}; choose Best for more detail{about}."
             return said, True
         except RestoreError as error:
             return f"⚠ {self.service.words(error)}", False

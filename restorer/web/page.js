@@ -111,7 +111,9 @@
       if (name && button.ariaLabel !== name) button.ariaLabel = name;
     });
     document.querySelectorAll('[aria-label="common.upload"]').forEach((field) => { field.ariaLabel = "Upload"; });
-    document.querySelectorAll("#outscale input").forEach((input) => { if (input.name !== "outscale") input.name = "outscale"; });
+    for (const group of ["outscale", "preset"]) {
+      document.querySelectorAll(`#${group} input`).forEach((input) => { if (input.name !== group) input.name = group; });
+    }
     for (const selector of ["#said", "#told", "#taken"]) {
       const around = one(selector);
       if (around && !around.hasAttribute("role")) around.setAttribute("role", "status");

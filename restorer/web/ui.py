@@ -337,15 +337,15 @@ def _option_fields(page: handlers.Page) -> dict[str, Any]:
             info=handlers.QUALITY,
             elem_id="preset",
         ),
-        "restore_faces": gr.Checkbox(
-            faces, label="Restore faces", info=page.face_help(), elem_id="restore_faces"
-        ),
         "outscale": gr.Radio(
             [(f"{times}x", times) for times in _SIZES],
             value=default.outscale,
             label="Size",
             info=handlers.TIMES,
             elem_id="outscale",
+        ),
+        "restore_faces": gr.Checkbox(
+            faces, label="Restore faces", info=page.face_help(), elem_id="restore_faces"
         ),
     }
     with gr.Accordion("More options", open=False, elem_id="options"):
