@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from restorer import degrade, engine, metrics, networks, photo, tiling
+from restorer import degrade, engine, loader, metrics, networks, photo, tiling
 
 from . import present
 
@@ -69,10 +69,9 @@ def main() -> int:
 
 def network(name: str, file: Path | None = None) -> "tiling.TileFunction":
     """A model of the table, or the copy of it in custom/, or a file: (h, w, 3) to (4h, 4w, 3), uint8 RGB."""
-    file = file or present(name)[1]
-    state = networks.read_state(file)
-    shape = networks.recognise(state, file.name)
-    run = engine.Engine(networks.build(shape, state, file.name), scale=4, device=torch.device("cpu"))
+    state = networks.read_state(file) if file else loader.load(present(name)).state
+    shape = networks.recognise(state, name)
+    run = engine.Engine(networks.build(shape, state, name), scale=4, device=torch.device("cpu"))
     return lambda image: tiling.run(image, run, scale=4, tile=256, pad=shape.pad)
 
 

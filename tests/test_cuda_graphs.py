@@ -418,7 +418,7 @@ def test_a_tile_is_done_again_in_its_turn(gpu):
             held.append((x.dtype, running.locked()))
             return super().forward(x) * (torch.inf if x.dtype == torch.float16 else 1)
 
-    run = Turns(on_gpu(Overflows(), half=True, running=running), "sha256", running)
+    run = Turns(on_gpu(Overflows(), half=True, running=running), "sha256", "source", running)
     run(np.full((8, 8, 3), 90, np.uint8))
     assert held == [(torch.float16, True), (torch.float32, True)]
     assert not running.locked()

@@ -295,9 +295,9 @@ def test_wrong_calls_are_told_before_anything_is_done(folder, words, told, capsy
 
 
 def test_weights_that_are_missing_end_it_at_once(folder, capsys):
-    code, found = run("--models", "realesr-animevideov3")
+    code, found = run("--models", "RealESRNet_x4plus")
     assert (code, found) == (1, {})
-    assert capsys.readouterr().err.count("realesr-animevideov3") < 12, "not once a photo"
+    assert capsys.readouterr().err.count("RealESRNet_x4plus") < 12, "not once a photo"
 
 
 @pytest.mark.parametrize(

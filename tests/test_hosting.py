@@ -164,7 +164,7 @@ def test_its_install_and_start_lines_work_for_an_ordinary_user(tmp_path):
         finally:
             server.terminate()
             server.wait(30)
-    assert answer["model"] == "restore-lite-x4", (tmp_path / "log").read_text()
+    assert answer["model"] == "RealESRGAN_x4plus", (tmp_path / "log").read_text()
     assert {path for path in place["/app"].rglob("*")} == before, "nothing is written beside the program"
     shutil.rmtree(place["/opt/venv"])
 
@@ -234,7 +234,7 @@ def test_it_starts_on_a_space_and_has_a_model_at_once(tmp_path):
             [sys.executable, ROOT / "app.py"], env={**os.environ, **faked, **own}, stdout=log, stderr=log
         )
         try:
-            assert await_ready(server, port)["model"] == "restore-lite-x4", (tmp_path / "log").read_text()
+            assert await_ready(server, port)["model"] == "RealESRGAN_x4plus", (tmp_path / "log").read_text()
             assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
         finally:
             server.terminate()

@@ -785,7 +785,7 @@ def test_no_key_and_no_token_is_found_anywhere(tmp_path, rng, canary, monkeypatc
             assert job(photo[:200])["status"] == "failed"
             torn = str(job(model="custom/torn"))
             assert "torn" in torn and str(tmp_path) not in torn
-            assert "choose another model" in str(job(model="RealESRGAN_x4plus"))
+            assert "choose another model" in str(job(model="RealESRNet_x4plus"))
             assert canary.asked, "a download was tried"
             (tmp_path / "broken").touch()
             assert "the server's log says what" in str(job())

@@ -14,9 +14,9 @@ ROWS = [
     {"options", "cost"},
     {"arguments"},
     {"files", "models", "compat", "tiling", "pixels"},
-    {"color", "degrade", "metrics", "report", "store"},
-    {"download", "networks", "formats", "report_page"},
-    {"photo", "winograd", "graph"},
+    {"color", "degrade", "metrics", "report", "store", "sources"},
+    {"download", "networks", "formats", "report_page", "selection"},
+    {"photo", "winograd", "graph", "loader"},
     {"ncnn_network", "openvino_network"},
     {"encode", "backends", "cell"},
     {"contained", "cuda_graphs"},
@@ -31,7 +31,7 @@ ROWS = [
     {"settings"},  # read by the doors only
     {"web", "__main__"},
 ]
-TORCH = {"networks", "winograd", "ncnn_network", "openvino_network", "backends", "cuda_graphs", "engine"}
+TORCH = {"networks", "loader", "winograd", "ncnn_network", "openvino_network", "backends", "cuda_graphs", "engine"}
 TORCH |= {"faces"}
 ON_DEMAND = {"batch", "metrics", "timing"}  # inside functions: to set its threads, for LPIPS, to count it
 

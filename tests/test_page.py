@@ -276,8 +276,9 @@ def test_a_detail_is_tried_first_and_models_are_compared(page, rng):
     page.wait_for_function("old => document.querySelector('#detail img').src != old", arg=old, timeout=30_000)
     assert red(shown()[500, 700]), "the detail lies in the red corner"
     page.click("#compare")
-    expect(page.locator("#sheet img")).to_have_count(3, timeout=60_000)
-    expect(page.locator("#sheet")).to_contain_text("restore-lite-x4")
+    expect(page.locator("#sheet img")).to_have_count(6, timeout=180_000)  # two here, one built in, three installed
+    for name in ("restore-lite-x4", "RealESRGAN_x4plus", "custom/slow"):
+        expect(page.locator("#sheet")).to_contain_text(name)
     expect(page.locator("#said")).to_contain_text("custom/quick")
     page.locator("#sheet button:has-text('restore-lite-x4')").first.click()
     expect(page.locator("#said")).to_contain_text("1600 × 1200 PNG · restore-lite-x4")

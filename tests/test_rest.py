@@ -141,7 +141,7 @@ def test_every_option_arrives(client, rng):
         ({"face_enhance": "perhaps"}, "auto, on, off"),
         ({"format": "gif"}, "same, png, jpeg, webp, tiff, avif"),
         ({"model": "nope"}, "custom/quick"),
-        ({"denoise": "0.5"}, "no strength to choose"),
+        ({"denoise": "0.5"}, "does not support denoise 0.5; use 1"),
         ({"sharpen": "1"}, "'sharpen'"),
         ({"long_side": "7"}, "from 20 to 160"),
         ({"long_side": "-4"}, "from 0 to 100000"),

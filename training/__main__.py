@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from restorer import backends, download, models, networks
+from restorer import backends, download, loader, models, networks
 
 from . import learn, pairs
 
@@ -54,7 +54,7 @@ def main() -> int:
 
 def _teacher(name: str, device: torch.device) -> torch.nn.Module:
     folder = models.weights_folder()
-    state = networks.read_state(download.ensure(models.find(name, folder), folder))
+    state = loader.load(download.ensure(models.find(name, folder), folder)).state
     network = networks.build(networks.recognise(state, name), state, name)
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 

@@ -179,8 +179,10 @@ class Page:
     def about(self, model: models.Model) -> str:
         """A model's line in the list: name, what for, and where its weights come from."""
         source = sources.locate(model, self.restorer.weights)
-        kind, size = (source.kind, source.bytes) if source else ("to download", model.bytes)
-        return f"{model.name}: {model.about} ({size / 1e6:.1f} MB, {kind})"
+        if source is None:
+            return f"{model.name}: {model.about} ({model.bytes / 1e6:.1f} MB, to download)"
+        checked = f", SHA-256 {source.sha256[:12]}" if source.sha256 else ""
+        return f"{model.name}: {model.about} ({source.bytes / 1e6:.1f} MB, {source.kind}{checked})"
 
     def face_help(self) -> str:
         """Whether faces can be restored at once, and what to do if not."""
