@@ -272,7 +272,7 @@ def test_a_detail_is_tried_first_and_models_are_compared(page, rng):
     assert red(middle[100, 100]) and not red(middle[500, 700])
     old = page.locator("#detail img").first.get_attribute("src")
     box = page.locator("#before img").bounding_box()
-    page.mouse.click(box["x"] + 0.1 * box["width"], box["y"] + 0.1 * box["height"])
+    page.locator("#before img").click(position={"x": 0.1 * box["width"], "y": 0.1 * box["height"]})
     page.wait_for_function("old => document.querySelector('#detail img').src != old", arg=old, timeout=30_000)
     assert red(shown()[500, 700]), "the detail lies in the red corner"
     page.click("#compare")
