@@ -31,7 +31,16 @@ ROWS = [
     {"settings"},  # read by the doors only
     {"web", "__main__"},
 ]
-TORCH = {"networks", "loader", "winograd", "ncnn_network", "openvino_network", "backends", "cuda_graphs", "engine"}
+TORCH = {
+    "networks",
+    "loader",
+    "winograd",
+    "ncnn_network",
+    "openvino_network",
+    "backends",
+    "cuda_graphs",
+    "engine",
+}
 TORCH |= {"faces"}
 ON_DEMAND = {"batch", "metrics", "timing"}  # inside functions: to set its threads, for LPIPS, to count it
 

@@ -276,12 +276,31 @@ def test_a_detail_is_tried_first_and_models_are_compared(page, rng):
     page.wait_for_function("old => document.querySelector('#detail img').src != old", arg=old, timeout=30_000)
     assert red(shown()[500, 700]), "the detail lies in the red corner"
     page.click("#compare")
-    expect(page.locator("#sheet img")).to_have_count(6, timeout=180_000)  # two here, one built in, three installed
+    expect(page.locator("#sheet img")).to_have_count(
+        6, timeout=180_000
+    )  # two here, one built in, three installed
     for name in ("restore-lite-x4", "RealESRGAN_x4plus", "custom/slow"):
         expect(page.locator("#sheet")).to_contain_text(name)
     expect(page.locator("#said")).to_contain_text("custom/quick")
     page.locator("#sheet button:has-text('restore-lite-x4')").first.click()
     expect(page.locator("#said")).to_contain_text("1600 × 1200 PNG · restore-lite-x4")
+
+
+def test_quality_chooses_the_model_unless_an_exact_one_is_chosen(page, rng):
+    choose(page, photo_like(rng, 30, 40))
+    expect(page.locator("#said")).to_contain_text("custom/quick")
+    expect(page.locator("#preset")).to_contain_text("custom/quick is chosen under More options")
+    expect(page.get_by_label("Fast", exact=True)).to_be_disabled()
+    choose_model(page, "As chosen under Quality")
+    expect(page.locator("#said")).to_contain_text(
+        "Large photo on a CPU: fast model; choose Best for more detail"
+    )
+    page.locator("#preset label:has-text('Best')").click()
+    expect(page.locator("#said")).to_contain_text("RealESRGAN_x4plus")
+    expect(page.locator("#preset")).to_contain_text(re.compile(r"Best · \d+ s"), timeout=120_000)
+    page.locator("#preset label:has-text('Fast')").click()
+    expect(page.locator("#said")).to_contain_text("restore-lite-x4")
+    expect(page.locator("#said")).not_to_contain_text("Large photo")
 
 
 def test_a_long_side_in_pixels_takes_the_place_of_times(page, rng):

@@ -256,7 +256,7 @@ class Page:
             faces,
             f"⚠ {made.why}" if isinstance(made, Failed) else said,
             gr.Button(visible=True, interactive=fine),
-            gr.skip(),
+            self._presets(asked, values),
             gr.Button(visible=False),
         )
 
@@ -291,9 +291,14 @@ def preset_choices() -> list[tuple[str, str]]:
 
 def exact(model: str) -> gr.Radio:
     """Quality means nothing where an exact model is chosen."""
+    return gr.Radio(**quality_state(model))
+
+
+def quality_state(model: str) -> dict[str, Any]:
+    """What the control says and whether it can be used, by the exact model that is chosen, if any."""
     if model:
-        return gr.Radio(interactive=False, info=f"Not used: {model} is chosen under More options")
-    return gr.Radio(interactive=True, info=QUALITY)
+        return {"interactive": False, "info": f"Not used: {model} is chosen under More options"}
+    return {"interactive": True, "info": QUALITY}
 
 
 def lossy(form: str) -> gr.Slider:

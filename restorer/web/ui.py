@@ -329,13 +329,14 @@ def _option_fields(page: handlers.Page) -> dict[str, Any]:
     faces = default.face_enhance != "off"
     upscalers = [model for model in models.available(weights) if model.kind == "upscale"]
     preset = default.model in PRESETS
+    exact = "" if preset else default.model
     made: dict[str, Any] = {
         "preset": gr.Radio(
             handlers.preset_choices(),
             value=default.model if preset else "auto",
             label="Quality",
-            info=handlers.QUALITY,
             elem_id="preset",
+            **handlers.quality_state(exact),
         ),
         "outscale": gr.Radio(
             [(f"{times}x", times) for times in _SIZES],
@@ -351,8 +352,8 @@ def _option_fields(page: handlers.Page) -> dict[str, Any]:
     with gr.Accordion("More options", open=False, elem_id="options"):
         made |= {
             "model": gr.Dropdown(
-                [("As Quality says", ""), *((page.about(m), m.name) for m in upscalers)],
-                value="" if preset else default.model,
+                [("As chosen under Quality", ""), *((page.about(m), m.name) for m in upscalers)],
+                value=exact,
                 label="Model",
                 elem_id="model",
             ),
