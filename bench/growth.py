@@ -163,10 +163,10 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 
 
 def _write(file: Path, side: int) -> None:
-    """A photo as PNG: the project's sample, mirrored to that size."""
+    """A photo as PNG: the benchmark photo, mirrored to that size."""
     from PIL import Image
 
-    own = np.asarray(Image.open(_PROJECT / "assets/samples/coffee.jpg").convert("RGB"))
+    own = np.asarray(Image.open(_PROJECT / "assets/benchmark/coffee.jpg").convert("RGB"))
     rows, columns = (max(0, side - length) for length in own.shape[:2])
     pixels = np.pad(own, ((0, rows), (0, columns), (0, 0)), "symmetric")[:side, :side]
     Image.fromarray(pixels).save(file)

@@ -22,7 +22,7 @@ from .errors import RestoreError
 from .pipeline import Restorer
 
 _PROJECT = Path(__file__).resolve().parent.parent
-_SAMPLES = _PROJECT / "assets/samples"
+_PHOTOS = _PROJECT / "assets/benchmark"
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Timing:
 
 
 def sample(width: int, height: int, *, face: bool) -> bytes:
-    """A JPEG of that size, quality 90, of the project's samples mirrored, with or without a face."""
-    picture = np.asarray(Image.open(_SAMPLES / "coffee.jpg").convert("RGB"))
+    """A JPEG of that size, quality 90, of the project's benchmark photos mirrored, with or without a face."""
+    picture = np.asarray(Image.open(_PHOTOS / "coffee.jpg").convert("RGB"))
     rows, columns = (max(0, side - own) for side, own in zip((height, width), picture.shape, strict=False))
     canvas = np.pad(picture, ((0, rows), (0, columns), (0, 0)), "symmetric")[:height, :width].copy()
     if face:
-        portrait = np.asarray(Image.open(_SAMPLES / "portrait.jpg").convert("RGB"))
+        portrait = np.asarray(Image.open(_PHOTOS / "portrait.jpg").convert("RGB"))
         side = min(width, height, len(portrait))
         canvas[:side, :side] = cv2.resize(portrait, (side, side), interpolation=cv2.INTER_AREA)
     out = io.BytesIO()
