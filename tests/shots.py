@@ -50,7 +50,7 @@ def one_photo(page: Page, address: str, name: str) -> None:
     shot("3-running")
     page.click("#stop")
     upload(page, PORTRAIT.name, PORTRAIT.read_bytes())
-    expect(page.locator("#said")).to_contain_text("320 ×")
+    expect(page.locator("#said")).to_contain_text("240 ×")
     page.click("#start")
     expect(page.locator("#view img").first).to_be_visible(timeout=60_000)
     shot("4-done")
