@@ -1,20 +1,23 @@
-"""Real weights and real pictures: the same pixels as the reference, tiled and whole."""
+"""realesr-general-x4v3 and real pictures: the same pixels as the reference, tiled and whole.
+
+test_packaged_weights.py has the networks whose weights are installed.
+"""
 
 import io
 import os
-import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from reference import by_reference, distance, realesrganer
 
 import restorer
-from restorer import backends, compat, networks, photo
+from restorer import backends, photo
 
 NAME = "custom/realesr-general-x4v3"
+SHAPE = {"num_feat": 64, "num_conv": 32, "upscale": 4, "act_type": "prelu"}
 
 
 @pytest.fixture(scope="module")
@@ -33,26 +36,8 @@ def ours(weights) -> restorer.Restorer:
 
 @pytest.fixture(scope="module")
 def reference(shared):
-    """RealESRGANer as installed, on the same weights: untiled, float32, no extra padding."""
-    compat.install()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from basicsr.archs.srvgg_arch import SRVGGNetCompact
-        from realesrgan import RealESRGANer
-
-    network = SRVGGNetCompact(num_feat=64, num_conv=32, upscale=4)
-    path = str(shared / "weights/realesr-general-x4v3.pth")
-    return RealESRGANer(4, path, model=network, tile=0, pre_pad=0, half=False, device="cpu")
-
-
-def by_reference(reference, file: Path) -> np.ndarray:
-    """(H, W, C) as RGB or RGBA, or (H, W) grey."""
-    out, _ = reference.enhance(cv2.imread(str(file), cv2.IMREAD_UNCHANGED), outscale=4)
-    return out if out.ndim == 2 else np.dstack([out[..., 2::-1], out[..., 3:]])
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> int:
-    return int(abs(a.astype(np.int64) - b).max())
+    """RealESRGANer on the same weights."""
+    return realesrganer("SRVGGNetCompact", SHAPE, shared / "weights/realesr-general-x4v3.pth")
 
 
 @pytest.mark.parametrize("folder", ["set5", "set14"])
@@ -142,36 +127,6 @@ def _crop(data: bytes, side: int) -> bytes:
     out = io.BytesIO()
     Image.open(io.BytesIO(data)).convert("RGB").crop((0, 0, side, side)).save(out, "PNG")
     return out.getvalue()
-
-
-def test_x4plus_equals_the_reference_on_seeded_weights(tmp_path, rng):
-    """RRDBNet in the true shape of RealESRGAN_x4plus; the weights are random, the network is real."""
-    compat.install()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from basicsr.archs.rrdbnet_arch import RRDBNet
-        from realesrgan import RealESRGANer
-
-    torch.manual_seed(0)
-    network = RRDBNet(3, 3, scale=4, num_feat=64, num_block=23, num_grow_ch=32)
-    path = tmp_path / "custom/x4plus.pth"
-    path.parent.mkdir()
-    torch.save({"params_ema": network.state_dict()}, path)
-    assert networks.recognise(networks.read_state(path), "x").parameters == {
-        "num_feat": 64,
-        "num_block": 23,
-        "num_grow_ch": 32,
-        "scale": 4,
-    }
-    picture = tmp_path / "small.png"
-    cv2.imwrite(str(picture), cv2.GaussianBlur(rng.integers(0, 256, (40, 56, 3), dtype=np.uint8), (5, 5), 0))
-    reference = RealESRGANer(4, str(path), model=network, tile=0, pre_pad=0, half=False, device="cpu")
-    expected = by_reference(reference, picture)
-    run = restorer.load("custom/x4plus", weights=tmp_path, device="cpu")
-    assert expected.std() > 5, "the network says something"
-    assert distance(run.restore(picture.read_bytes()).after.pixels, expected) <= 1
-    tiled = run.restore(picture.read_bytes(), tile=32).after.pixels
-    assert distance(tiled, expected) <= 1
 
 
 def test_every_sample_photo_comes_out_larger_and_whole(ours, shared):

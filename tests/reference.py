@@ -1,0 +1,54 @@
+"""RealESRGANer as installed, and photos that every checkout has, for tests that compare pixels with it."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import skimage.data
+
+from restorer import compat, networks
+
+if TYPE_CHECKING:
+    from realesrgan import RealESRGANer
+
+SAMPLES = Path(__file__).parents[1] / "assets/samples"
+
+
+def realesrganer(arch: str, parameters: dict, path: Path) -> "RealESRGANer":
+    """It on a .pth file of that network: whole pictures, float32, no extra padding."""
+    compat.install()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from realesrgan import RealESRGANer
+
+    module, fixed = networks._CLASSES[arch]
+    network = compat.load(module, arch)(**fixed, **parameters)
+    return RealESRGANer(4, str(path), model=network, tile=0, pre_pad=0, half=False, device="cpu")
+
+
+def by_reference(reference: "RealESRGANer", file: Path) -> np.ndarray:
+    """(H, W, C) as RGB or RGBA, or (H, W) grey."""
+    out, _ = reference.enhance(cv2.imread(str(file), cv2.IMREAD_UNCHANGED), outscale=4)
+    return out if out.ndim == 2 else np.dstack([out[..., 2::-1], out[..., 3:]])
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> int:
+    return int(abs(a.astype(np.int64) - b).max())
+
+
+def photos() -> dict[str, np.ndarray]:
+    """Six photos as (h, w, 3) uint8 RGB, at most 96 x 96: three noisy, three sharp."""
+
+    def sample(name: str) -> np.ndarray:
+        return cv2.imread(str(SAMPLES / f"{name}.jpg"))[..., ::-1]
+
+    return {
+        "cat": sample("cat")[64:112, 124:172],
+        "cup": sample("coffee")[90:130, 140:204],
+        "portrait": sample("portrait")[30:126, 122:148],
+        "eyes": skimage.data.chelsea()[104:149, 158:215],
+        "face": skimage.data.astronaut()[92:148, 190:238],
+        "rocket": skimage.data.rocket()[60:124, 304:344],
+    }
