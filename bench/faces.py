@@ -31,8 +31,8 @@ from restorer.faces import detect, paste, stage
 from restorer.faces.restore import FaceEngine
 from restorer.metrics import psnr
 
+from . import here
 from .rounds import EQUAL, OURS, interleaved, summary
-from .subjects import here
 
 OUTSCALE = 4
 THEIRS = "GFPGANer"

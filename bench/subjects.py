@@ -8,20 +8,21 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from restorer import compat, models, networks
+from restorer import compat, loader, networks
+
+from . import locate, present
 
 X4PLUS, X2PLUS = "RealESRGAN_x4plus", "RealESRGAN_x2plus"
 GENERAL, LITE = "realesr-general-x4v3", "restore-lite-x4"
 NAMES = (X4PLUS, GENERAL, LITE)
 
+# Those whose weights no package carries: random ones stand in where no file is present
 _RRDB = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 23, "num_grow_ch": 32}
 _SHAPES = {
-    X4PLUS: ("basicsr.archs.rrdbnet_arch", "RRDBNet", {**_RRDB, "scale": 4}),
     X2PLUS: ("basicsr.archs.rrdbnet_arch", "RRDBNet", {**_RRDB, "scale": 2}),
     GENERAL: ("basicsr.archs.srvgg_arch", "SRVGGNetCompact", {"num_feat": 64, "num_conv": 32, "upscale": 4}),
 }
 _LITTLE = 0.05
-_SHARED = Path(__file__).resolve().parents[2] / "shared/weights"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Subject:
     name     as the models' table has it
     file     {"params": tensors}, below a folder of weights as custom/NAME.pth
     flops    floating-point operations for each input pixel, borders counted as if they were none
-    seeded   random weights, as none were found
+    seeded   random weights, as no real ones are present
     """
 
     name: str
@@ -49,15 +50,15 @@ class Subject:
 def subject(name: str, weights: Path) -> Subject:
     """The network of that name; its file is written to weights/custom unless it is there."""
     file = weights / "custom" / f"{name}.pth"
-    found = _found(name)
+    source = locate(name) if name in _SHAPES else present(name)
     if not file.is_file():
-        state = networks.read_state(found) if found else _seeded(name)
+        state = loader.load(source).state if source else _seeded(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"params": state}, file)
     state = networks.read_state(file)
     shape = networks.recognise(state, name)
     network = networks.build(shape, state, name).eval().requires_grad_(False)
-    return Subject(name, file, shape, network, flops(network), found is None)
+    return Subject(name, file, shape, network, flops(network), source is None)
 
 
 def flops(network: nn.Module) -> float:
@@ -67,19 +68,6 @@ def flops(network: nn.Module) -> float:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         nowhere(torch.zeros(1, 3, side, side, device="meta"))
     return counter.get_total_flops() / side**2
-
-
-def here(file: str) -> Path | None:
-    """A file of weights, in the folder of models, its custom/, or a folder of weights shared by projects."""
-    own = models.weights_folder()
-    return next(
-        (found for folder in (own, own / "custom", _SHARED) if (found := folder / file).is_file()), None
-    )
-
-
-def _found(name: str) -> Path | None:
-    own = models.weights_folder()
-    return models.path(models.find(LITE, own), own) if name == LITE else here(f"{name}.pth")
 
 
 def _seeded(name: str) -> networks.State:
