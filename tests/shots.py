@@ -22,7 +22,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as made, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         with served(
-            Path(made), STANDIN, RESTORER_WEIGHTS=str(ROOT / "weights"), MODEL="restore-lite-x4"
+            Path(made), STANDIN, RESTORER_WEIGHTS=str(ROOT / "weights"), MODEL="best", DEVICE="cpu"
         ) as address:
             for name, size in (("wide", WIDE), ("phone", {"width": 375, "height": 750}), ("dark", WIDE)):
                 one_photo(browser.new_page(viewport=size), address, name)
@@ -41,18 +41,18 @@ def one_photo(page: Page, address: str, name: str) -> None:
     shot("1-empty")
     data = io.BytesIO()
     with Image.open(PORTRAIT) as portrait:
-        portrait.resize((1280, 1280 * portrait.height // portrait.width)).save(data, "PNG")
+        portrait.resize((640, 640 * portrait.height // portrait.width)).save(data, "PNG")
     upload(page, "large.png", data.getvalue())
-    expect(page.locator("#said")).to_contain_text("about", timeout=60_000)
+    expect(page.locator("#said")).to_contain_text("about", timeout=300_000)
     shot("2-ready")
     page.click("#start")
-    expect(page.locator("#before")).to_contain_text("Step ", timeout=60_000)
+    expect(page.locator("#before")).to_contain_text("Step ", timeout=300_000)
     shot("3-running")
     page.click("#stop")
     upload(page, PORTRAIT.name, PORTRAIT.read_bytes())
     expect(page.locator("#said")).to_contain_text("240 ×")
     page.click("#start")
-    expect(page.locator("#view img").first).to_be_visible(timeout=60_000)
+    expect(page.locator("#view img").first).to_be_visible(timeout=300_000)
     shot("4-done")
     page.click("#options button")
     shot("5-options")
@@ -71,7 +71,7 @@ def many_photos(page: Page, address: str) -> None:
     page.set_input_files("#uploads input[type=file]", given)
     expect(page.locator("#table")).to_contain_text("waiting")
     page.click("#start-all")
-    expect(page.locator("#download-all")).to_be_visible(timeout=60_000)
+    expect(page.locator("#download-all")).to_be_visible(timeout=300_000)
     page.locator("#gallery button").first.click()
     page.wait_for_timeout(1500)
     page.screenshot(path=OUT / "wide-7-many.png", full_page=True)
