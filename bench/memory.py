@@ -59,9 +59,9 @@ def peak(run: Callable[[], None], device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     with contextlib.suppress(OSError):  # not allowed in every container: the imports' own peak may count then
         _RESET.write_text("5")
-    before = _held("VmRSS")
+    before = resident("VmRSS")
     run()
-    return (_held("VmHWM") - before) / 1024
+    return (resident("VmHWM") - before) / 1024
 
 
 def line(given: lines.Line, own: Subject, device: torch.device, names: Iterable[str]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def line(given: lines.Line, own: Subject, device: torch.device, names: Iterable[
     return {"network": own.name, "photo": f"{given.photo}, {given.figure}", "contestants": found}
 
 
-def _held(kind: str) -> int:
+def resident(kind: str) -> int:
     """kB."""
     return int(re.findall(rf"{kind}:\s+(\d+) kB", _STATUS.read_text())[0])
 

@@ -1,5 +1,11 @@
 """Every way to compute a network gives the picture that basicsr's own class gives."""
 
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -10,6 +16,7 @@ from restorer import backends, engine, networks
 from restorer.errors import BadWeights, InvalidOption, OutOfMemory
 from restorer.options import DEVICES
 
+ROOT = Path(__file__).parent.parent
 SHAPES = {
     "compact": ("SRVGGNetCompact", {"num_feat": 20, "num_conv": 3, "upscale": 4, "act_type": "prelu"}, 4, 1),
     "compact x2": (
@@ -215,5 +222,34 @@ def test_an_absent_device_is_an_error_that_names_it():
     for name in ("cpu:0", "meta", "hpu", "CPU", "", ["cpu"], b"cpu", "cuda:x"):
         with pytest.raises(InvalidOption, match="the devices are cuda, mps, cpu"):
             backends.pick_device(name)
-    for name in ("cpu", *backends.NAMES):
+    for name in ("cpu", *set(backends.NAMES) - {backends.BFLOAT16}):
         assert backends.pick_device(name) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bfloat16_is_refused_where_the_processor_has_no_kernels_for_it(monkeypatch, supported):
+    monkeypatch.setattr(backends, "has_bfloat16_kernels", lambda: supported)
+    if supported:
+        assert backends.pick_device(backends.BFLOAT16) == torch.device("cpu")
+    else:
+        with pytest.raises(InvalidOption, match="cpu:bfloat16 needs a processor .*; use cpu"):
+            backends.pick_device(backends.BFLOAT16)
+
+
+@pytest.mark.parametrize(
+    ("onednn", "kernels", "expected"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_bfloat16_needs_onednn_and_its_kernels(monkeypatch, onednn, kernels, expected):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    mkldnn = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: kernels)
+    monkeypatch.setattr(backends.torch, "ops", SimpleNamespace(mkldnn=mkldnn))
+    assert backends.has_bfloat16_kernels() is expected
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="sets oneDNN's limit for x86")
+def test_a_processor_limited_to_avx2_has_no_bfloat16_kernels():
+    code = "from restorer import backends; print(backends.has_bfloat16_kernels())"
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -295,7 +295,8 @@ def test_another_model_of_the_same_name_makes_other_results(folder, capsys):
     assert "6 restored, 0 done before" in capsys.readouterr().out
 
 
-def test_a_device_of_fewer_bits_makes_other_results(folder, capsys):
+def test_a_device_of_fewer_bits_makes_other_results(folder, monkeypatch, capsys):
+    monkeypatch.setattr(backends, "has_bfloat16_kernels", lambda: True)  # slow without, but computed
     main(words(folder))
     before = results(folder)
     for device, restored in (("cpu:winograd", 0), ("cpu:bfloat16", 6), ("cpu:torch", 6)):
@@ -313,6 +314,13 @@ def test_a_device_that_is_not_there_ends_the_run_and_blames_no_photo(folder, dev
     assert not lines(folder) and not results(folder)
     assert main(words(folder)) == 1
     assert "6 restored" in capsys.readouterr().out
+
+
+def test_bfloat16_without_kernels_ends_the_run_and_blames_no_photo(folder, monkeypatch, capsys):
+    monkeypatch.setattr(backends, "has_bfloat16_kernels", lambda: False)
+    assert main(words(folder, "--device", "cpu:bfloat16")) == 2
+    assert "use cpu" in capsys.readouterr().err
+    assert not lines(folder) and not results(folder)
 
 
 def test_a_device_that_fails_at_the_first_photo_ends_the_run_too(folder, monkeypatch, capsys):

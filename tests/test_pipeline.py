@@ -18,6 +18,7 @@ from restorer import (
     Limits,
     OutOfMemory,
     UnknownModel,
+    backends,
     engine,
     photo,
 )
@@ -187,7 +188,8 @@ def test_a_path_is_no_photo(weights):
     ("device", "half"),
     [("cpu:torch", True), ("vulkan", True), ("cpu:bfloat16", True), ("cpu:bfloat16", False)],
 )
-def test_a_way_and_a_precision_that_contradict_each_other_are_refused(weights, device, half):
+def test_a_way_and_a_precision_that_contradict_each_other_are_refused(weights, device, half, monkeypatch):
+    monkeypatch.setattr(backends, "has_bfloat16_kernels", lambda: True)
     with pytest.raises(InvalidOption, match=f"{device} has a precision of its own"):
         restorer.load("custom/tiny", weights=weights, device=device, half=half)
 

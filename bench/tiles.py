@@ -1,0 +1,71 @@
+"""`python -m bench.tiles`: the memory that a tile takes on each CPU backend, over the memory reckoned for it.
+
+The reckoned bytes choose the size of tiles, so each ratio should be from 0.3 to 1.5; the exit status is 1
+otherwise. Each backend runs one tile through a short RRDBNet in a process of its own. Linux only.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+
+from restorer import backends, compat
+from restorer.engines import Engines
+from restorer.models import find
+
+from .memory import resident
+
+_SIDE = 160  # pixels
+_LOWEST, _HIGHEST = 0.3, 1.5
+_MODEL = "custom/short"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench.tiles", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--backend", choices=_backends(), help="measure this one here, and print its ratio")
+    parser.add_argument("--weights", type=Path, help="folder with custom/short.pth; with --backend only")
+    options = parser.parse_args()
+    if options.backend:
+        print(ratio(options.backend, options.weights))
+        return 0
+    ratios = {}
+    with tempfile.TemporaryDirectory() as folder:
+        _save_network(Path(folder))
+        for backend in _backends():
+            command = [sys.executable, "-m", "bench.tiles", "--backend", backend, "--weights", folder]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            ratios[backend] = float(done.stdout.splitlines()[-1])
+            print(f"{backend:14} {ratios[backend]:.2f}")
+    return 0 if all(_LOWEST < found < _HIGHEST for found in ratios.values()) else 1
+
+
+def ratio(backend: str, weights: Path) -> float:
+    """Peak memory of one tile in this process, over Engine.bytes for its pixels."""
+    engines = Engines(weights, device=backend, half=None, running=Lock())
+    engine = engines.get(find(_MODEL, weights), 1)._engine
+    picture = np.zeros((_SIDE, _SIDE, 3), np.uint8)
+    engine(picture[:32, :32])
+    before = resident("VmHWM")
+    engine(picture)
+    return (resident("VmHWM") - before) * 1024 / engine.bytes / _SIDE**2
+
+
+def _backends() -> list[str]:
+    names = [name for name in backends.NAMES if name.startswith("cpu")]
+    return [name for name in names if name != backends.BFLOAT16 or backends.has_bfloat16_kernels()]
+
+
+def _save_network(folder: Path) -> None:
+    torch.manual_seed(0)
+    network = compat.load("basicsr.archs.rrdbnet_arch", "RRDBNet")(3, 3, num_block=1)
+    (folder / "custom").mkdir()
+    torch.save({"params": network.state_dict()}, folder / f"{_MODEL}.pth")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
