@@ -13,7 +13,7 @@ from restorer import compat, networks
 if TYPE_CHECKING:
     from realesrgan import RealESRGANer
 
-SAMPLES = Path(__file__).parents[1] / "assets/samples"
+_NOISY = Path(__file__).parents[1] / "assets/benchmark"
 
 
 def realesrganer(arch: str, parameters: dict, path: Path) -> "RealESRGANer":
@@ -39,16 +39,13 @@ def distance(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def photos() -> dict[str, np.ndarray]:
-    """Six photos as (h, w, 3) uint8 RGB, at most 96 x 96: three noisy, three sharp."""
-
-    def sample(name: str) -> np.ndarray:
-        return cv2.imread(str(SAMPLES / f"{name}.jpg"))[..., ::-1]
-
+    """Six photos as (h, w, 3) uint8 RGB, at most 96 x 96: two noisy, three sharp, one grey."""
+    noisy = {name: cv2.imread(str(_NOISY / f"{name}.jpg"))[..., ::-1] for name in ("coffee", "portrait")}
     return {
-        "cat": sample("cat")[64:112, 124:172],
-        "cup": sample("coffee")[90:130, 140:204],
-        "portrait": sample("portrait")[30:126, 122:148],
-        "eyes": skimage.data.chelsea()[104:149, 158:215],
-        "face": skimage.data.astronaut()[92:148, 190:238],
+        "coffee": noisy["coffee"][90:130, 140:204],
+        "portrait": noisy["portrait"][30:126, 122:148],
+        "chelsea": skimage.data.chelsea()[104:149, 158:215],
+        "astronaut": skimage.data.astronaut()[92:148, 190:238],
         "rocket": skimage.data.rocket()[60:124, 304:344],
+        "camera": np.dstack([skimage.data.camera()[80:128, 200:248]] * 3),
     }
