@@ -37,7 +37,7 @@ def seeded(kind):
     arch, parameters, scale, align = SHAPES[kind]
     shape = networks.Shape(arch, parameters, scale, align, pad=4, bytes=1000)
     random = torch.Generator().manual_seed(1)
-    network = networks._new(shape)
+    network = networks.create(arch, parameters)
     state = {
         key: torch.randn(tensor.shape, generator=random) / max(1, tensor[0].numel()) ** 0.5
         for key, tensor in network.state_dict().items()
