@@ -229,8 +229,8 @@ def _recognise_rrdb(state: State, name: str) -> Shape:
         "num_grow_ch": len(grow),
         "scale": scale,
     }
-    # Its receptive field is 351 pixels. Seeded weights stay within one 8-bit level from pad 4 (bench/pad.py);
-    # trained ones look further: of the compact networks, realesr-general-x4v3 needs 24
+    # Its receptive field is 351 pixels, and RealESRGAN_x4plus uses it: tiles of 256 with pad 24 differ from
+    # the whole picture by up to 42 levels of 255, 0.17 on average (python -m bench.pad)
     return Shape("RRDBNet", parameters, scale, 4 // scale, pad=24, bytes=150 * features * scale**2 // 16)
 
 
