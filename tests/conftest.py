@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# As restorer sets it, which comes too late where a test imports torch first: threads that wait for each other
+# then spin for so long that a busy machine takes several times as long
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches a model; those of the download ask a server of their own
 os.environ["AUTO_CPU_MEGAPIXELS"] = (
     "0"  # "auto" is the built-in model, which is quick, but where it is tested
