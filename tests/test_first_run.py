@@ -94,9 +94,7 @@ def test_command_line(environment, hub, small, expected, tmp_path):
     ]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out/small_4x.png")), expected)
     assert sum(YUNET.file in path for path, _ in hub.requests) == 1
-    assert (
-        sum("realesr-general-x4v3" in path for path, _ in hub.requests) == 2
-    )  # at the start, then the photo
+    assert sum("realesr-general-x4v3" in path for path, _ in hub.requests) == 1, "fetching is tried once"
 
 
 def test_batch(environment, small, expected, tmp_path):
