@@ -3,7 +3,8 @@
 import asyncio
 import io
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,14 @@ def png(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait for a condition that holds sooner or later on any machine, however busy."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{condition} did not hold within {seconds:g} s"
+        time.sleep(0.01)
 
 
 def taken(steps: AsyncIterator) -> list:

@@ -188,8 +188,11 @@ def test_eight_threads_at_once(rng):
 )
 def test_a_process_that_ends_is_this_files_error(word, faults, monkeypatch, caplog, rng):
     contained.start()
-    monkeypatch.setattr(contained, "SECONDS", 1.0)
-    with pytest.raises(DamagedImage, match=r"could not be opened within 1 seconds") as caught:
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(DamagedImage, match=r"could not be opened within 1 seconds") as caught,
+    ):
+        patched.setattr(contained, "SECONDS", 1.0)
         contained.decode(word + bytes(5_000_000))
     assert not re.search(r"/|Error|0x", str(caught.value))
     assert [record.levelno for record in caplog.records] == [logging.WARNING]

@@ -349,13 +349,14 @@ def test_silence_is_bounded_by_the_timeout(sent, server, model, tmp_path, monkey
         if sent:
             request.head(200, len(BODY))
             request.wfile.write(BODY[:sent])
-        done.wait(300)
+        ends.append(done.wait(120))
 
+    ends: list[bool] = []
     server.answers["/official/tiny.pth"] = fall_silent
-    monkeypatch.setattr(download, "_TIMEOUT", httpx.Timeout(0.3))
+    monkeypatch.setattr(download, "_TIMEOUT", httpx.Timeout(60, read=1))
     with pytest.raises(WeightsUnavailable, match=r"official/tiny\.pth: .*(timed out|Timeout)"):
         download.ensure(model, tmp_path)
-    assert not done.is_set(), "the server was still silent"
+    assert ends == [], "the server is still silent"
     done.set()
     part = tmp_path / "tiny.pth.part"
     assert (part.stat().st_size if part.exists() else 0) == sent
@@ -475,7 +476,7 @@ def said(process: subprocess.Popen) -> str:
         return process.stdout.read() if process.stdout else ""
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 15) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
     end = time.perf_counter() + seconds
     while not true():
         assert time.perf_counter() < end, "waited in vain"
@@ -485,7 +486,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 15) -> None:
 def test_two_processes_make_one_download(server, model, tmp_path):
     both_wait = threading.Event()
     server.answers["/official/tiny.pth"] = whole(
-        BODY, pieces=2, before_each=lambda piece: piece and both_wait.wait(20)
+        BODY, pieces=2, before_each=lambda piece: piece and both_wait.wait(300)
     )
     processes = [fetching(model, tmp_path) for _ in range(2)]
     wait_until(lambda: len(server.requests) > 0)
@@ -557,7 +558,7 @@ def test_killed_in_the_middle_leaves_no_file_and_is_resumed(server, model, tmp_p
     half = len(BODY) // 2
     killed = threading.Event()
     server.answers["/official/tiny.pth"] = whole(
-        BODY, pieces=2, before_each=lambda piece: piece and killed.wait(20)
+        BODY, pieces=2, before_each=lambda piece: piece and killed.wait(300)
     )
     process = fetching(model, tmp_path)
     part = tmp_path / "tiny.pth.part"

@@ -163,7 +163,7 @@ def test_its_install_and_start_lines_work_for_an_ordinary_user(tmp_path):
             answer = await_ready(server, port)
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(120)
     assert answer["model"] == "RealESRGAN_x4plus", (tmp_path / "log").read_text()
     assert {path for path in place["/app"].rglob("*")} == before, "nothing is written beside the program"
     shutil.rmtree(place["/opt/venv"])
@@ -184,7 +184,7 @@ def ordinary_user() -> tuple[dict, str]:
 
 
 def await_ready(server: subprocess.Popen, port: int) -> dict:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and server.poll() is None:
         try:
             answer = httpx.get(f"http://127.0.0.1:{port}/ready")
@@ -238,7 +238,7 @@ def test_it_starts_on_a_space_and_has_a_model_at_once(tmp_path):
             assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(120)
 
 
 def test_on_zero_gpu_the_lent_restorer_does_what_the_plain_one_does(tmp_path, rng):
@@ -336,7 +336,7 @@ def test_modal_measures_rows_for_the_cost_table(modal_app, capsys):
     rows = modal_app.timed.local(["custom/tiny"], [(48, 32)], 2)
     assert [row["how"] for row in rows] == ["measured"]
     assert rows[0]["usd_per_second"] == pytest.approx(
-        cost.prices()["CPU"].usd_per_second * psutil.cpu_count(logical=False)
+        cost.prices()["CPU"].usd_per_second * (psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
     )
     assert len(re.findall(r"\d\.\d{3}(?=, |\s?s$)", capsys.readouterr().out)) >= 1
 

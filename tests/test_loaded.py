@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -98,25 +99,29 @@ def test_a_body_that_comes_too_slowly_is_ended(monkeypatch, announced):
 
 
 def test_a_body_that_comes_steadily_has_all_the_time_it_needs(monkeypatch):
-    monkeypatch.setattr(guard, "_BODY_SECONDS", 0.3)
-    got = []
+    """By a clock of its own: 20 parts of 8 s, each of which earns 10 s beyond the first 30."""
+    got, now = [], 100.0
+    monkeypatch.setattr(guard, "time", SimpleNamespace(monotonic=lambda: now))
 
     async def app(scope, receive, send):
+        nonlocal now
         while (message := await receive()).get("more_body"):
             got.append(message["body"])
-        await asyncio.sleep(0.5)
+        now += 1000
         assert (await receive())["type"] == "http.disconnect", "what comes after it has no deadline"
 
     async def receive():
-        await asyncio.sleep(0.05)
+        nonlocal now
+        now += 8
+        await asyncio.sleep(0)  # where a deadline that has passed would end it
         if len(got) < 20:
-            return {"type": "http.request", "body": bytes(2000), "more_body": True}
+            return {"type": "http.request", "body": bytes(200_000), "more_body": True}
         ends.append({"type": "http.request", "body": b"", "more_body": False})
         return ends[0] if len(ends) == 1 else {"type": "http.disconnect"}
 
     ends: list[dict] = []
     scope = {"type": "http", "method": "POST", "path": "/enhance", "headers": []}
-    asyncio.run(guard.BodyLimit(app, 10**6)(scope, receive, None))
+    asyncio.run(guard.BodyLimit(app, 10**7)(scope, receive, None))
     assert len(got) == 20
 
 

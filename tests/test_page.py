@@ -20,8 +20,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
-APP, STANDIN = ROOT / "app.py", ROOT / "tests/standin.py"
-expect.set_options(timeout=30_000)  # for machines with much else to do
+APP, STANDIN, PACED = ROOT / "app.py", ROOT / "tests/standin.py", ROOT / "tests/paced.py"
+_PATIENCE = 180_000  # milliseconds, for machines with much else to do
+expect.set_options(timeout=_PATIENCE)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -31,7 +32,7 @@ def served(folder: Path, script: Path = APP, **environment: str):
     with launched(folder, script, **environment) as (server, address):
         yield address
         server.terminate()
-        assert server.wait(timeout=30) == 0, (folder / "log").read_text()
+        assert server.wait(timeout=120) == 0, (folder / "log").read_text()
 
 
 @contextmanager
@@ -58,14 +59,14 @@ def launched(folder: Path, script: Path = APP, **environment: str):
         yield server, address
     finally:
         server.kill()
-        server.wait(timeout=30)
+        server.wait(timeout=120)
 
 
 def _await_answer(server: subprocess.Popen, address: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            httpx.get(address, timeout=5)
+            httpx.get(address, timeout=30)
             return
         except httpx.HTTPError:
             time.sleep(0.2)
@@ -81,7 +82,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder):
-    with served(folder) as address:
+    with served(folder, PACED, PACE="0.5") as address:
         yield address
 
 
@@ -95,17 +96,23 @@ def browser():
         browser.close()
 
 
+def new_page(browser: Browser, **options) -> Page:
+    page = browser.new_page(**options)
+    page.set_default_timeout(_PATIENCE)
+    return page
+
+
 @contextmanager
 def watched(browser: Browser, address: str, **options):
     """A page on which nothing may fail: no console error, no failed request, none to anywhere else."""
-    page, wrong = browser.new_page(**options), []
+    page, wrong = new_page(browser, **options), []
     page.on("console", lambda m: m.type == "error" and wrong.append(m.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("response", lambda r: r.status >= 400 and wrong.append(f"{r.status} {r.url}"))
     page.on("request", lambda r: r.url.startswith(("data:", "blob:", address)) or wrong.append(r.url))
     page.on("requestfailed", lambda r: ended_by_the_page(r) or wrong.append(f"{r.failure} {r.url}"))
     page.goto(address)
-    expect(page.locator("#start")).to_be_visible(timeout=30_000)
+    expect(page.locator("#start")).to_be_visible()
     yield page
     page.close()
     assert wrong == []
@@ -160,10 +167,10 @@ def saved(page: Page) -> tuple[str, bytes]:
 def test_a_photo_is_restored_compared_and_taken_home(page, rng):
     choose(page, photo_like(rng, 60, 90))
     expect(page.locator("#said")).to_contain_text("90 × 60 → 360 × 240 PNG · custom/quick")
-    expect(page.locator("#said")).to_contain_text("1 tile, about 1 s", timeout=30_000)
+    expect(page.locator("#said")).to_contain_text(re.compile(r"1 tile, about \d+ s"))
     expect(page.locator("#before img")).to_be_visible()
     page.click("#start")
-    expect(page.locator("#download")).to_be_visible(timeout=60_000)
+    expect(page.locator("#download")).to_be_visible()
     expect(page.locator("#told")).to_contain_text("360 × 240 · custom/quick")
     assert sizes(page, "#slider") == [[360, 240], [360, 240]]
     name, data = saved(page)
@@ -180,7 +187,7 @@ def test_options_change_the_result(page, rng):
     page.click("#format input")
     page.click("[role=option]:has-text('TIFF')")
     page.click("#start")
-    expect(page.locator("#download")).to_contain_text("TIFF", timeout=60_000)
+    expect(page.locator("#download")).to_contain_text("TIFF")
     name, data = saved(page)
     assert re.fullmatch(r"old.photo_2x\.tif", name)
     assert Image.open(io.BytesIO(data)).size == (100, 80)
@@ -191,18 +198,18 @@ def test_stop_stops_and_the_next_photo_has_its_turn(page, rng, folder):
     expect(page.locator("#said")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
     page.click("#start")
-    expect(page.locator("#before")).to_contain_text("Step ", timeout=60_000)
+    expect(page.locator("#before")).to_contain_text("Step ")
     before = len(list(folder.glob("processed/*/after.jpg")))
     with page.expect_response("**/gradio_api/cancel") as cancelled:
         page.click("#stop")
     assert cancelled.value.ok
-    expect(page.locator("#start")).to_be_visible(timeout=10_000)
+    expect(page.locator("#start")).to_be_visible()
     expect(page.locator("#said")).to_contain_text("Stopped")
     expect(page.locator("#download")).to_be_hidden()
     choose(page, photo_like(rng, 30, 30), "next.png")
     expect(page.locator("#said")).to_contain_text("30 × 30")
     page.click("#start")
-    expect(page.locator("#download")).to_be_visible(timeout=60_000)
+    expect(page.locator("#download")).to_be_visible()
     assert saved(page)[0] == "next_4x.png"
     assert len(list(folder.glob("processed/*/after.jpg"))) == before + 1, "the stopped photo left nothing"
 
@@ -230,15 +237,13 @@ def test_a_click_shows_that_spot_at_full_size_and_the_arrows_move_it(page, rng):
     pixels[:60, :100] = (250, 20, 20)
     choose(page, pixels)
     page.click("#start")
-    expect(page.locator("#download")).to_be_visible(timeout=60_000)
+    expect(page.locator("#download")).to_be_visible()
     expect(page.locator("#view img").first).to_be_visible()
     assert sizes(page, "#view") == [[1200, 720], [1200, 720]]
     pictures = [page.locator("#view img").first.get_attribute("src")]
 
     def changed() -> str:
-        page.wait_for_function(
-            "old => document.querySelector('#view img').src != old", arg=pictures[-1], timeout=30_000
-        )
+        page.wait_for_function("old => document.querySelector('#view img').src != old", arg=pictures[-1])
         pictures.append(page.locator("#view img").first.get_attribute("src"))
         return pictures[-1]
 
@@ -259,7 +264,7 @@ def test_a_detail_is_tried_first_and_models_are_compared(page, rng):
     choose(page, pixels)
 
     def shown() -> np.ndarray:
-        expect(page.locator("#detail img")).to_have_count(2, timeout=60_000)
+        expect(page.locator("#detail img")).to_have_count(2)
         assert sizes(page, "#detail") == [[768, 768], [768, 768]]
         data = httpx.get(page.locator("#detail img").first.get_attribute("src")).content
         return np.asarray(Image.open(io.BytesIO(data)))
@@ -273,12 +278,10 @@ def test_a_detail_is_tried_first_and_models_are_compared(page, rng):
     old = page.locator("#detail img").first.get_attribute("src")
     box = page.locator("#before img").bounding_box()
     page.locator("#before img").click(position={"x": 0.1 * box["width"], "y": 0.1 * box["height"]})
-    page.wait_for_function("old => document.querySelector('#detail img').src != old", arg=old, timeout=30_000)
+    page.wait_for_function("old => document.querySelector('#detail img').src != old", arg=old)
     assert red(shown()[500, 700]), "the detail lies in the red corner"
     page.click("#compare")
-    expect(page.locator("#sheet img")).to_have_count(
-        6, timeout=180_000
-    )  # two here, one built in, three installed
+    expect(page.locator("#sheet img")).to_have_count(6)  # two here, one built in, three installed
     for name in ("restore-lite-x4", "RealESRGAN_x4plus", "custom/slow"):
         expect(page.locator("#sheet")).to_contain_text(name)
     expect(page.locator("#said")).to_contain_text("custom/quick")
@@ -310,7 +313,7 @@ def test_a_long_side_in_pixels_takes_the_place_of_times(page, rng):
     page.keyboard.press("Tab")
     expect(page.locator("#said")).to_contain_text("333 × 167")
     page.click("#start")
-    expect(page.locator("#told")).to_contain_text("333 × 167", timeout=60_000)
+    expect(page.locator("#told")).to_contain_text("333 × 167")
     assert Image.open(io.BytesIO(saved(page)[1])).size == (333, 167)
     page.fill("#long_side input", "3000")
     page.keyboard.press("Tab")
@@ -323,7 +326,7 @@ def test_what_there_is_of_a_photo_goes_with_it(page, rng):
         choose(page, photo_like(rng, 30, 40))
         expect(page.locator("#said")).to_contain_text("40 × 30 →")
         page.click("#start")
-        expect(page.locator("#view img").first).to_be_visible(timeout=60_000)
+        expect(page.locator("#view img").first).to_be_visible()
         if then == "another":
             page.locator("#samples button").first.click()
             expect(page.locator("#before img")).to_be_visible()
@@ -346,7 +349,7 @@ def test_all_can_be_done_with_the_keyboard(page, rng):
     page.locator("#before").focus()
     for key in ("ArrowLeft",) * 9 + ("ArrowUp",) * 9 + ("Enter",):
         page.keyboard.press(key)
-    expect(page.locator("#detail img")).to_have_count(2, timeout=60_000)
+    expect(page.locator("#detail img")).to_have_count(2)
     data = httpx.get(page.locator("#detail img").first.get_attribute("src")).content
     assert np.abs(np.array(Image.open(io.BytesIO(data)).getpixel((60, 60))) - (250, 20, 20)).max() < 30
     page.locator("#outscale input:checked").focus()
@@ -360,7 +363,7 @@ def test_all_can_be_done_with_the_keyboard(page, rng):
     expect(page.locator("#said")).to_contain_text("Stopped.")
     expect(page.locator("#start")).to_be_focused()
     page.keyboard.press("Enter")
-    expect(page.locator("#view img").first).to_be_visible(timeout=60_000)
+    expect(page.locator("#view img").first).to_be_visible()
     old = page.locator("#view img").first.get_attribute("src")
     page.locator("#slider").focus()
     page.keyboard.press("Enter")  # the same red corner
@@ -370,13 +373,13 @@ def test_all_can_be_done_with_the_keyboard(page, rng):
 def test_everything_has_a_name_and_is_legible(browser, address, rng):
     """What assistive technology is told, and WCAG's contrast of 4.5 to 1, in light and in dark."""
     for theme in ("light", "dark"):
-        page = browser.new_page()
+        page = new_page(browser)
         page.goto(f"{address}?__theme={theme}")
-        expect(page.locator("#start")).to_be_visible(timeout=30_000)
+        expect(page.locator("#start")).to_be_visible()
         choose(page, photo_like(rng, 40, 50))
         expect(page.locator("#said")).to_contain_text("about")
         page.click("#start")
-        expect(page.locator("#view img").first).to_be_visible(timeout=60_000)
+        expect(page.locator("#view img").first).to_be_visible()
         page.click("#options button")
         page.wait_for_timeout(500)
         assert page.evaluate(NAMELESS) == [], theme
@@ -445,7 +448,7 @@ def test_many_photos_with_a_broken_one(page, rng):
     page.set_input_files("#uploads input[type=file]", files)
     expect(page.locator("#table")).to_contain_text("waiting")
     page.click("#start-all")
-    expect(page.locator("#download-all")).to_be_visible(timeout=60_000)
+    expect(page.locator("#download-all")).to_be_visible()
     said = " ".join(page.locator("#table").inner_text().split())
     assert re.search(r"one.png done: 120 × 120.*broken.png failed: .*two.png done: 160 × 160", said), said
     expect(page.locator("#gallery button img")).to_have_count(2)
@@ -470,7 +473,7 @@ def test_stop_keeps_the_photos_that_are_done(page, rng):
         files.append({"name": name, "mimeType": "image/png", "buffer": png(photo_like(rng, side, side))})
     page.set_input_files("#uploads input[type=file]", files)
     page.click("#start-all")
-    expect(page.locator("#table")).to_contain_text(re.compile(r"tile \d+ of"), timeout=60_000)
+    expect(page.locator("#table")).to_contain_text(re.compile(r"tile \d+ of"))
     page.click("#stop-all")
     expect(page.locator("#download-all")).to_contain_text("1 photo,")
     expect(page.locator("#table")).to_contain_text("not restored: stopped")
@@ -481,15 +484,13 @@ def test_each_face_can_be_switched_off_and_weakened(browser, folder, rng, tmp_pa
     shutil.copytree(folder / "weights", tmp_path / "weights")
 
     def changed(page: Page, old: str) -> str:
-        page.wait_for_function(
-            "old => document.querySelectorAll('#slider img')[1].src != old", arg=old, timeout=30_000
-        )
+        page.wait_for_function("old => document.querySelectorAll('#slider img')[1].src != old", arg=old)
         return page.locator("#slider img").nth(1).get_attribute("src")
 
     with served(tmp_path, STANDIN) as address, watched(browser, address) as page:
         choose(page, photo_like(rng, 240, 400))
         page.click("#start")
-        expect(page.locator("#told")).to_contain_text("faces: 2 found, 2 restored", timeout=60_000)
+        expect(page.locator("#told")).to_contain_text("faces: 2 found, 2 restored")
         expect(page.locator("#faces img")).to_have_count(2)
         whole = saved(page)[1]
         first = page.locator("#slider img").nth(1).get_attribute("src")
@@ -525,7 +526,7 @@ def test_two_pages_do_not_mix_their_results(browser, address, rng):
         one.click("#start")
         two.click("#start")
         for page, name, size in ((one, "one_4x.png", (160, 160)), (two, "two_4x.png", (200, 120))):
-            expect(page.locator("#download")).to_be_visible(timeout=60_000)
+            expect(page.locator("#download")).to_be_visible()
             found, data = saved(page)
             assert (found, Image.open(io.BytesIO(data)).size) == (name, size)
 
@@ -540,41 +541,43 @@ def test_another_photo_while_one_is_worked_on_takes_its_place(page, rng):
     expect(page.locator("#said")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
     page.click("#start")
-    expect(page.locator("#before")).to_contain_text("Step ", timeout=60_000)
+    expect(page.locator("#before")).to_contain_text("Step ")
     choose(page, photo_like(rng, 30, 30), "second.png")
     expect(page.locator("#said")).to_contain_text("30 × 30")
     page.click("#start")
-    expect(page.locator("#download")).to_be_visible(timeout=60_000)
+    expect(page.locator("#download")).to_be_visible()
     assert saved(page)[0] == "second_4x.png"
 
 
 def test_the_server_ends_well_in_the_middle_of_a_photo(browser, folder, rng, tmp_path):
     shutil.copytree(folder / "weights", tmp_path / "weights")
-    with served(tmp_path, MODEL="custom/slow") as address:  # which asserts exit code 0 after SIGTERM
-        page = browser.new_page()
+    with served(
+        tmp_path, PACED, MODEL="custom/slow", PACE="0.5"
+    ) as address:  # which asserts exit code 0 after SIGTERM
+        page = new_page(browser)
         page.goto(address)
         choose(page, photo_like(rng, 900, 1100))
         expect(page.locator("#said")).to_contain_text("4400 × 3600")
         page.click("#start")
-        expect(page.locator("#before")).to_contain_text("Step ", timeout=60_000)
+        expect(page.locator("#before")).to_contain_text("Step ")
     page.close()
 
 
 def test_nothing_of_a_page_is_left_after_its_time(browser, folder, rng, tmp_path):
     shutil.copytree(folder / "weights", tmp_path / "weights")
-    with served(tmp_path, STANDIN, KEEP_SECONDS="4", SWEEP_SECONDS="1") as address:
-        page = browser.new_page()
+    with served(tmp_path, STANDIN, KEEP_SECONDS="15", SWEEP_SECONDS="1") as address:
+        page = new_page(browser)
         page.goto(address)
         for then in ("#restored", "#stopped"):
             choose(page, photo_like(rng, 240, 400 if then == "#restored" else 900))
             expect(page.locator("#said")).to_contain_text("240 →")
             page.click("#start")
             if then == "#restored":
-                expect(page.locator("#view img").first).to_be_visible(timeout=60_000)
+                expect(page.locator("#view img").first).to_be_visible()
                 assert list(tmp_path.glob("processed/kept/*/samples"))
             else:
                 page.click("#stop")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and _files(tmp_path):
             time.sleep(0.5)
         assert _files(tmp_path) == []
@@ -591,20 +594,20 @@ def test_with_a_key_the_page_asks_for_it(browser, folder, rng, tmp_path):
     with served(tmp_path, API_KEY="open sesame") as address:
         assert httpx.get(f"{address}/config").status_code == 401
         assert httpx.get(f"{address}/config", headers={"X-API-KEY": "open sesame"}).status_code == 200
-        page = browser.new_page()
+        page = new_page(browser)
         page.goto(address)
         page.fill("#key", "open sesame")
         page.click("text=Sign in")
         choose(page, photo_like(rng, 20, 20))
         expect(page.locator("#said")).to_contain_text("80 × 80")
         page.click("#start")
-        expect(page.locator("#download")).to_be_visible(timeout=60_000)
+        expect(page.locator("#download")).to_be_visible()
         page.close()
         assert "open sesame" not in (tmp_path / "log").read_text()
 
 
 def test_the_description_of_rest_is_shown(browser, address):
-    page, wrong = browser.new_page(), []
+    page, wrong = new_page(browser), []
     page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
     page.on("request", lambda r: r.url.startswith(("data:", address)) or wrong.append(r.url))
     page.goto(f"{address}/docs")

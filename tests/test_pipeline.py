@@ -236,8 +236,9 @@ def test_the_pace_follows_what_was_measured(weights, rng):
     assert run.plan(before).seconds == pytest.approx(30)
     run._paces.learn("custom/tiny", 10.0, 10_000)
     assert 10 < run.plan(before).seconds < 11, "a large photo tells more than a small tile"
-    run.restore(png(photo_like(rng, 100, 100)))
-    assert run.plan(before).seconds < 10
+    seconds, _ = run._paces._seen["custom/tiny"]
+    result = run.restore(png(photo_like(rng, 100, 100)))
+    assert run._paces._seen["custom/tiny"][0] == pytest.approx(result.stages["enlarge"] + seconds / 4)
 
 
 def test_the_first_quote_counts_writing_the_file(weights, rng):

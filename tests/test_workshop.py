@@ -3,9 +3,10 @@ import gc
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
-from conftest import taken
+from conftest import taken, wait_until
 
 from restorer import QueueFull, UnsupportedImage
 from restorer.errors import Cancelled
@@ -27,8 +28,23 @@ def slow(tiles, log, *, seconds=0.05):
 
 
 def test_steps_end_with_the_result(monkeypatch):
-    monkeypatch.setattr(workshop, "_BEAT", 0.02)
-    *steps, last = taken(Workshop().steps(slow(4, [])))
+    monkeypatch.setattr(workshop, "_BEAT", 0.01)
+    seen = threading.Event()
+
+    def restore(progress):
+        for done in range(4):
+            progress(done, 4)
+        assert seen.wait(120)
+        return "restored"
+
+    async def run():
+        steps = []
+        async for step in Workshop().steps(restore):
+            steps.append(step)
+            seen.set()
+        return steps
+
+    *steps, last = asyncio.run(run())
     assert last == "restored"
     assert all(isinstance(step, Step) and step.done <= step.total for step in steps)
     assert steps
@@ -76,7 +92,7 @@ def test_a_closed_workshop_stops_its_photo_and_takes_no_other(monkeypatch):
         steps = shop.steps(slow(100, log))
         while not log:
             await anext(steps)
-        assert shop.close(seconds=5)
+        assert shop.close(seconds=120)
         async for _ in steps:
             pass
 
@@ -116,9 +132,9 @@ def test_what_was_stopped_or_failed_does_not_stay_in_memory(monkeypatch):
     try:
         asyncio.run(leave())
         asyncio.run(fail())
-        shop.close(seconds=5)
-        time.sleep(0.1)
-        assert [reference() for reference in kept] == [None, None]
+        assert shop.close(seconds=120)
+        assert len(kept) == 2
+        wait_until(lambda: not any(reference() for reference in kept))  # their threads end after the line
     finally:
         gc.enable()
 
@@ -126,13 +142,12 @@ def test_what_was_stopped_or_failed_does_not_stay_in_memory(monkeypatch):
 def test_tickets_are_served_in_order_and_know_their_place(monkeypatch):
     monkeypatch.setattr(workshop, "_BEAT", 0.01)
     shop, order = Workshop(), []
+    all_seen, at_work = threading.Event(), {number: threading.Event() for number in range(4)}
 
     def named(name):
         def restore(progress):
             order.append(name)
-            for done in range(5):
-                progress(done, 5)
-                time.sleep(0.01)
+            assert all_seen.wait(120) and at_work[name].wait(120)
 
         return restore
 
@@ -145,6 +160,10 @@ def test_tickets_are_served_in_order_and_know_their_place(monkeypatch):
             async for step in shop.steps(named(number), tickets[number]):
                 if isinstance(step, Step):
                     places[number].append(step.place)
+                    if all(places[other] for other in (0, 1, 3)):
+                        all_seen.set()
+                    if step.place == 0:
+                        at_work[number].set()
 
         shop.leave(tickets[2])  # before its turn: those behind move up
         assert [shop.place(ticket) for ticket in tickets] == [0, 1, 0, 2]
@@ -172,14 +191,23 @@ def test_the_line_has_an_end():
 
 
 def test_a_silent_worker_is_seen(monkeypatch):
-    shop, stuck = Workshop(), threading.Event()
+    shop, begun, stuck, now = Workshop(), threading.Event(), threading.Event(), 100.0
+    monkeypatch.setattr(workshop, "_BEAT", 0.01)
+    monkeypatch.setattr(workshop, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def hang(progress):
+        begun.set()
+        stuck.wait(120)
 
     async def run():
-        steps = shop.steps(lambda progress: stuck.wait(10))
+        nonlocal now
+        steps = shop.steps(hang)
         await anext(steps)
+        assert begun.wait(120) and shop.silent == 0
+        now += 7
         silent = shop.silent
         stuck.set()
         await steps.aclose()
         return silent
 
-    assert 0.4 < asyncio.run(run()) < 9
+    assert asyncio.run(run()) == 7

@@ -1,0 +1,37 @@
+"""`python tests/paced.py`: the app, whose steps with custom/slow take at least PACE seconds on any processor.
+
+PACE is "inf" for a first tile that never ends. A step is a tile or a face; one more precedes the first.
+"""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import app
+from restorer import Restorer, Result
+from restorer.photo import Photo
+from restorer.tiling import Progress
+
+PACE = float(os.environ["PACE"])
+
+
+def restore(
+    self: Restorer, data: bytes | Photo, *, progress: Progress | None = None, **options: object
+) -> Result:
+    def paced(done: int, total: int) -> None:
+        if progress:
+            progress(done, total)
+        if float("inf") == PACE:
+            threading.Event().wait()
+        time.sleep(PACE)
+
+    slow = options.get("model", self.options.model) == "custom/slow"
+    return really(self, data, progress=paced if slow else progress, **options)
+
+
+if __name__ == "__main__":
+    really, Restorer.restore = Restorer.restore, restore
+    app.main()
