@@ -24,7 +24,7 @@ _NAMES = (
     "realesr-animevideov3",
     "restore-lite-x4",
 )
-_PHOTOS = sorted((Path(__file__).parents[1] / "assets/samples").glob("*.jpg"))
+PHOTOS = sorted((Path(__file__).parents[1] / "assets/benchmark").glob("*.jpg"))
 _BACKEND = "cpu:openvino"
 # By tile: the side of the crop, in which several fit with their context, and the pads
 _CASES = {64: (224, (10, 24, 48, 64)), 128: (256, (10, 24, 48)), 256: (512, (10, 24))}
@@ -33,7 +33,7 @@ _PADS = (10, 24, 48, 64)  # 10 is RealESRGANer's default
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.pad", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("photos", nargs="*", type=Path, default=_PHOTOS, help="(those of assets/samples)")
+    parser.add_argument("photos", nargs="*", type=Path, default=PHOTOS, help="(those of assets/benchmark)")
     parser.add_argument("--networks", nargs="+", choices=_NAMES, default=_NAMES)
     parser.add_argument("--tiles", nargs="+", type=int, choices=_CASES, default=tuple(_CASES))
     arguments = parser.parse_args()
@@ -47,7 +47,7 @@ def main() -> int:
         run = _engine(loader.load(source).state, name)
         for tile in arguments.tiles:
             side, pads = _CASES[tile]
-            crops = [_middle(pixels, side) for pixels in photos]
+            crops = [middle(pixels, side) for pixels in photos]
             wholes = [run(crop) for crop in crops]
             cells = {pad: _difference(run, crops, wholes, tile, pad) for pad in {run.pad, *pads}}
             own = f"{run.pad}: {cells[run.pad]}"
@@ -78,7 +78,7 @@ def _difference(
     return f"{levels.max()} / {levels.mean():.2g}"
 
 
-def _middle(pixels: np.ndarray, side: int) -> np.ndarray:
+def middle(pixels: np.ndarray, side: int) -> np.ndarray:
     top, left = (max(0, (length - side) // 2) for length in pixels.shape[:2])
     return pixels[top : top + side, left : left + side]
 

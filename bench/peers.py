@@ -87,7 +87,7 @@ def in_float32(subject: Subject, device: torch.device, pixels: np.ndarray) -> np
     from restorer.engine import without_tf32
 
     with torch.inference_mode(), without_tf32():
-        return levels(copy.deepcopy(subject.network).to(device)(_batch(pixels).to(device)))
+        return levels(copy.deepcopy(subject.network).to(device)(planes(pixels).to(device)))
 
 
 def _ours(subject: Subject, device: torch.device) -> Ready:
@@ -129,7 +129,7 @@ def _module(network: Callable[[torch.Tensor], torch.Tensor], device: torch.devic
     half = device.type == "cuda"
 
     def ready(pixels: np.ndarray) -> Callable[[], torch.Tensor]:
-        batch = _batch(pixels).to(device)
+        batch = planes(pixels).to(device)
         batch = batch.half() if half else batch
 
         @torch.inference_mode()
@@ -177,7 +177,7 @@ def _onnx_runtime(subject: Subject, device: torch.device) -> Ready:
     session = onnxruntime.InferenceSession(_onnx(subject), options, providers=["CPUExecutionProvider"])
 
     def ready(pixels: np.ndarray) -> Callable[[], Any]:
-        batch = _batch(pixels).numpy()
+        batch = planes(pixels).numpy()
         return lambda: session.run(None, {"photo": batch})[0]
 
     return ready
@@ -196,7 +196,7 @@ def _openvino(subject: Subject, device: torch.device) -> Ready:
         return core.compile_model(model, "CPU", hints)
 
     def ready(pixels: np.ndarray) -> Callable[[], Any]:
-        batch = _batch(pixels).numpy()
+        batch = planes(pixels).numpy()
         network = compiled(*pixels.shape[:2])
         return lambda: network(batch)[0]
 
@@ -229,7 +229,7 @@ def _ncnn(subject: Subject, device: torch.device) -> Ready:
     return _module(Ncnn(subject.shape, subject.network.state_dict()), device)
 
 
-def _batch(pixels: np.ndarray) -> torch.Tensor:
+def planes(pixels: np.ndarray) -> torch.Tensor:
     """(1, 3, h, w) float32 in [0, 1]."""
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float().div(255).contiguous()
 

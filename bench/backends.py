@@ -1,0 +1,98 @@
+"""`python -m bench.backends`: each backend of a CPU and each 16-bit type beside PyTorch in float32.
+
+One network's real weights on photos. Prints how far the results are apart over all photos: PSNR of the float
+output and of the 8-bit result, and the largest difference in levels of 255. With --rounds also the seconds
+that a megapixel takes, the backends in turn.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from restorer import backends, loader, networks, photo
+from restorer.backends import Network
+from restorer.options import BFLOAT16
+
+from . import machine, peers, present
+from .pad import PHOTOS, middle
+from .rounds import interleaved
+from .subjects import X4PLUS
+from .table import rows
+
+_REFERENCE, _HALF = "cpu:torch", "float16 (half=True)"
+_NAMES = (_REFERENCE, "cpu:winograd", "cpu:openvino", "cpu:ncnn", BFLOAT16)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench.backends", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("photos", nargs="*", type=Path, default=PHOTOS, help="(those of assets/benchmark)")
+    parser.add_argument("--network", default=X4PLUS, help="(%(default)s)")
+    parser.add_argument("--side", type=int, default=96, help="of the photos' middle, in pixels (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=0, help="timed on a middle of 128 x 128 pixels (none)")
+    arguments = parser.parse_args()
+    pixels = [photo.decode(path.read_bytes()).pixels.copy() for path in arguments.photos]
+    runs = _networks(arguments.network)
+    head = ["backend", "float, dB", "8 bits, dB", "levels at most"]
+    print(rows([head, *_distances(runs, [middle(one, arguments.side) for one in pixels])]))
+    if arguments.rounds:
+        print("\n" + rows(_seconds(runs, middle(pixels[0], 128), arguments.rounds)))
+        cpu = machine.described(torch.device("cpu"))
+        print(f"\n{cpu['device']}, {cpu['threads']} threads; load {os.getloadavg()[0]:.1f} at the end.")
+    return 0
+
+
+def _networks(name: str) -> dict[str, Network]:
+    state = loader.load(present(name)).state
+    shape = networks.recognise(state, name)
+    runs = {one: backends.network(one, shape, state, name)[0] for one in _NAMES}
+    half = networks.build(shape, state, name).eval().half().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return {**runs, _HALF: lambda batch: half(batch.half()).float()}
+
+
+def _distances(runs: dict[str, Network], photos: list[np.ndarray]) -> list[list[str]]:
+    """A row for each but the reference: all samples of all photos together."""
+    results = {name: [_result(run, pixels) for pixels in photos] for name, run in runs.items()}
+    reference = results.pop(_REFERENCE)
+    return [[name, *_apart(outs, reference)] for name, outs in results.items()]
+
+
+def _apart(outs: list[torch.Tensor], reference: list[torch.Tensor]) -> tuple[str, str, str]:
+    pairs = list(zip(outs, reference, strict=True))
+    floats = np.concatenate([(out.double() - same).numpy().ravel() for out, same in pairs])
+    levels = np.concatenate(
+        [(peers.levels(out).astype(int) - peers.levels(same)).ravel() for out, same in pairs]
+    )
+    return _decibels(floats), _decibels(levels / 255), str(np.abs(levels).max())
+
+
+@torch.inference_mode()
+def _result(run: Network, pixels: np.ndarray) -> torch.Tensor:
+    return run(peers.planes(pixels)).clone()
+
+
+def _decibels(differences: np.ndarray) -> str:
+    """PSNR of values of which 1 is the peak."""
+    mean = np.mean(differences**2)
+    return f"{-10 * np.log10(mean):.1f}" if mean else "equal"
+
+
+def _seconds(runs: dict[str, Network], pixels: np.ndarray, rounds: int) -> list[list[str]]:
+    """Median and minimum for each, in seconds a megapixel of the photo; float16 has no kernels on a CPU."""
+    calls = {name: lambda run=run: _result(run, pixels) for name, run in runs.items() if name != _HALF}
+    for call in calls.values():
+        call()
+    seconds, _ = interleaved(calls, rounds=rounds)
+    megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
+    table = [["backend", "median, s/MP", "minimum, s/MP"]]
+    for name, own in seconds.items():
+        table.append([name, f"{statistics.median(own) / megapixels:.0f}", f"{min(own) / megapixels:.0f}"])
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
