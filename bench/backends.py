@@ -82,7 +82,7 @@ def _decibels(differences: np.ndarray) -> str:
 
 
 def _seconds(runs: dict[str, Network], pixels: np.ndarray, rounds: int) -> list[list[str]]:
-    """Median and minimum for each, in seconds a megapixel of the photo; float16 has no kernels on a CPU."""
+    """Median and minimum for each, in seconds a megapixel of the photo; float16, far slower on a CPU, is left out."""
     calls = {name: lambda run=run: _result(run, pixels) for name, run in runs.items() if name != _HALF}
     for call in calls.values():
         call()

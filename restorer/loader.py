@@ -72,6 +72,6 @@ def _read_packaged(path: Path, packaged: Packaged) -> tuple[State, str]:
 def _read(file: BinaryIO, digest: "hashlib._Hash", size: int) -> bytes:
     data = file.read(size)
     if len(data) < size:
-        raise BadWeights(f"{file.name} is cut off")
+        raise BadWeights(f"{Path(file.name).name} is cut off")
     digest.update(data)
     return data

@@ -177,26 +177,30 @@ def serve(settings: Settings) -> None:
 
     Raises OSError where the port is taken, or the folders are another server's.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopping = False
+
+    def stop(*_: object) -> None:  # raising here could leave a lock held, or be lost in a destructor
+        nonlocal stopping
+        stopping = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     ledger.set_up_log(as_json=settings.log_format == "json")
     server = Server(settings)
-    try:
-        server.blocks.launch(
-            server_name=settings.host,
-            server_port=settings.port,
-            prevent_thread_lock=True,
-            **server.options(),
-        )
-        server.workshop.stuck.wait()
-        logging.getLogger(__name__).error("the device hangs: the server starts itself anew")
-        server.close()
-        proxies = {"FORWARDED_ALLOW_IPS": settings.forwarded_allow_ips}  # which uvicorn was not told of
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **proxies})
-    except KeyboardInterrupt:  # as early as during the launch
-        for again in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(again, signal.SIG_IGN)
-        server.close()
-        os._exit(0)  # a thread that is inside torch would turn an ordinary end into an abort
+    server.blocks.launch(
+        server_name=settings.host,
+        server_port=settings.port,
+        prevent_thread_lock=True,
+        **server.options(),
+    )
+    while not stopping and not server.workshop.stuck.wait(0.2):
+        pass
+    server.close()
+    if stopping:
+        os._exit(0)  # a thread inside torch would turn an orderly exit into an abort
+    logging.getLogger(__name__).error("the device does not respond; restarting the server")
+    proxies = {"FORWARDED_ALLOW_IPS": settings.forwarded_allow_ips}  # which uvicorn was not told of
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **proxies})
 
 
 def asgi(settings: Settings) -> FastAPI:
