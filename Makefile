@@ -1,7 +1,7 @@
 # make run      start the web page (also what a bare "make" does)
 # make setup    only create .venv; every other target does this first
 # make test     run the tests
-# make torture  run the long tests of bad days: an hour
+# make stress   run the long tests of faults, kills, full disks and load: an hour
 # make lint     check style, formatting and types
 # make fix      repair what style and formatting checks can repair
 # make shots    pictures of the page in shots/
@@ -13,7 +13,7 @@
 PYTHON := .venv/bin/python
 UV := $(PYTHON) -m uv
 
-.PHONY: run setup test torture lint fix shots bench quality train lock
+.PHONY: run setup test stress lint fix shots bench quality train lock
 
 run: setup
 	@$(PYTHON) app.py
@@ -23,8 +23,8 @@ setup: .venv/.installed
 test: setup
 	@$(PYTHON) -m pytest
 
-torture: setup
-	@$(PYTHON) -m pytest torture -s
+stress: setup
+	@$(PYTHON) -m pytest tests/stress -o python_files='stress_*.py' -s
 
 lint: setup
 	@$(PYTHON) -m ruff check .

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from restorer import RestoreError, settings
+from restorer import RestoreError
+from restorer.web import settings
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ secrets = [modal.Secret.from_name(name)] if (name := os.environ.get("RESTORER_SE
 @modal.asgi_app()
 def web():  # noqa: ANN201  an ASGI application
     """Page, REST and gradio_client."""
-    from restorer import settings
+    from restorer.web import settings
 
     os.environ.setdefault("UPLOAD_FOLDER", f"{JOBS}/uploads")
     os.environ.setdefault("PROCESSED_FOLDER", f"{JOBS}/results")
@@ -108,9 +108,9 @@ class Restoring:
 @app.local_entrypoint()
 def main(input: str, output: str = "restored", outscale: float = 4.0, model: str = "auto") -> None:
     """Restore a folder of this machine over GPU containers; what is there already is skipped."""
-    from restorer import files
+    from restorer import atomic, output_paths
 
-    tasks = files.plan([Path(input)], Path(output), outscale=outscale)
+    tasks = output_paths.plan([Path(input)], Path(output), outscale=outscale)
     todo = [task for task in tasks if not task.existing()]
     by_name = {str(task.source): task for task in todo}
     options = {"outscale": outscale, "model": model}
@@ -124,7 +124,7 @@ def main(input: str, output: str = "restored", outscale: float = 4.0, model: str
             print(f"{answer[0]}: failed, {answer[3]}")
         else:
             name, data, form, _ = answer
-            files.write_atomic(by_name[name].path(form), data)
+            atomic.write_atomic(by_name[name].path(form), data)
             done += 1
     failed = len(todo) - done
     print(f"{done} restored, {len(tasks) - len(todo)} skipped, {failed} failed")
@@ -135,23 +135,23 @@ def main(input: str, output: str = "restored", outscale: float = 4.0, model: str
 @app.function(image=image, gpu=GPU, volumes={WEIGHTS: weights}, timeout=3600)
 def timed(models: list[str], sizes: list[tuple[int, int]], repeats: int) -> list[dict[str, object]]:
     """The rows that `restorer cost` measures, of this container's GPU; all seconds are logged."""
-    from restorer import cost, cost_report
+    from restorer.cost import pricing, report
 
-    report = cost_report.timed(models, sizes, repeats=repeats, told=print, weights=WEIGHTS)
-    rows = report.rows(cost.prices())
-    print(report.text(rows, cost.prices()))
+    measured = report.time_models(models, sizes, repeats=repeats, told=print, weights=WEIGHTS)
+    rows = measured.rows(pricing.prices())
+    print(measured.text(rows, pricing.prices()))
     return [row for row in rows if row["how"] == "measured"]
 
 
 @app.function(image=image, volumes={JOBS: jobs}, timeout=7200)
 def benchmark(gpus: str = "T4,A10G", models: str = MODEL, sizes: str = "720x540,1254x940") -> str:
     """The same photos on each of these GPUs: measured rows as CSV, for `restorer cost --measured FILE`."""
-    from restorer import columns
+    from restorer import tables
 
     sides = (size.partition("x") for size in sizes.split(","))
     asked = [(int(width), int(height)) for width, _, height in sides]
     calls = [timed.with_options(gpu=gpu).spawn(models.split(","), asked, 5) for gpu in gpus.split(",")]
-    table = columns.as_csv([row for call in calls for row in call.get()]).decode()
+    table = tables.to_csv([row for call in calls for row in call.get()]).decode()
     Path(JOBS, "cost-gpus.csv").write_text(table)
     print(f"modal volume get {jobs.name} cost-gpus.csv")
     return table

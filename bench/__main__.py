@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from restorer import backends, errors
+from restorer import errors
+from restorer.inference import backends
 
 from . import faces, lines, machine, memory, table
 from .rounds import OURS

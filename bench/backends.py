@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from restorer import backends, loader, networks, photo
-from restorer.backends import Network
+from restorer.images import photo
+from restorer.inference import backends
+from restorer.inference.backends import Network
+from restorer.models import architectures, loader
 from restorer.options import BFLOAT16
 
 from . import machine, peers, present
@@ -48,9 +50,9 @@ def main() -> int:
 
 def _networks(name: str) -> dict[str, Network]:
     state = loader.load(present(name)).state
-    shape = networks.recognise(state, name)
-    runs = {one: backends.network(one, shape, state, name)[0] for one in _NAMES}
-    half = networks.build(shape, state, name).eval().half().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shape = architectures.recognise(state, name)
+    runs = {one: backends.build(one, shape, state, name)[0] for one in _NAMES}
+    half = architectures.build(shape, state, name).eval().half().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return {**runs, _HALF: lambda batch: half(batch.half()).float()}
 
 
@@ -82,7 +84,7 @@ def _decibels(differences: np.ndarray) -> str:
 
 
 def _seconds(runs: dict[str, Network], pixels: np.ndarray, rounds: int) -> list[list[str]]:
-    """Median and minimum for each, in seconds a megapixel of the photo; float16, far slower on a CPU, is left out."""
+    """Median and minimum for each, in seconds per input megapixel; without float16, which is slow on CPUs."""
     calls = {name: lambda run=run: _result(run, pixels) for name, run in runs.items() if name != _HALF}
     for call in calls.values():
         call()

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from skimage import data
 
-from restorer import compat, models
 from restorer.errors import WeightsUnavailable
-from restorer.faces import detect, paste, stage
-from restorer.faces.restore import FaceEngine
-from restorer.metrics import psnr
+from restorer.evaluation.metrics import psnr
+from restorer.faces import detect, paste, pipeline
+from restorer.faces.engine import FaceEngine
+from restorer.models import compat, registry
 
 from . import here
 from .rounds import EQUAL, OURS, interleaved, summary
@@ -122,7 +122,7 @@ class Side(abc.ABC):
 
 class Ours(Side):
     def __init__(self) -> None:
-        model = models.find("yunet", models.weights_folder(), "detect")
+        model = registry.find("yunet", registry.weights_folder(), "detect")
         file = here(model.file)
         if file is None:
             raise WeightsUnavailable(f"{model.file} is not in the weights folder")
@@ -132,8 +132,8 @@ class Ours(Side):
         detect.find(photo, self.detector)
 
     def cut_out(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
-        cut = stage.cut_out(photo, found, large=True)
-        self.faces = stage.restore(cut, lambda crops: [255 - crop for crop in crops])
+        cut = pipeline.crop_faces(photo, found, large=True)
+        self.faces = pipeline.restore(cut, lambda crops: [255 - crop for crop in crops])
 
     def put_back(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
         paste.paste(large.copy(), self.faces, outscale=OUTSCALE, strength=1)

@@ -32,7 +32,9 @@ _LOOK = 0.005  # seconds
 _WHOLE_TILE = 2.0  # megapixels of the result from which on tiles have their full size
 _LIBRARIES = f"""
 import re, restorer.__main__, tqdm
-from restorer import encode, pipeline, result, upscale
+from restorer import pipeline, result
+from restorer.images import encode
+from restorer.inference import upscale
 pipeline.Restorer(model="{MODEL}").load()
 print(*re.findall(r"(?:VmRSS|RssAnon):\\s+(\\d+)", open("/proc/self/status").read()))
 """

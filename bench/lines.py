@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import restorer
-from restorer import batch
-from restorer.metrics import psnr
+from restorer.batch import manifest, runner
+from restorer.evaluation.metrics import psnr
 from restorer.options import Options
 
 from . import faces, peers
@@ -268,10 +268,10 @@ def file_by_realesrganer(own: Subject, device: torch.device, outscale: int) -> C
 def folder_by_ours(own: Subject, device: torch.device, source: Path) -> bytes:
     """The first result, made as `restorer batch` does."""
     options = Options(model=f"custom/{own.name}", outscale=4, format="png", face_enhance="off")
-    found: list[batch.Record] = []
+    found: list[manifest.Record] = []
     with tempfile.TemporaryDirectory(dir=source.parent) as output:
-        asked = batch.prepared(str(source), output, options, weights=str(own.weights), device=str(device))
-        batch.run(asked, batch.entries(asked, batch.photos(asked), ()), found.append)
+        asked = runner.prepare(str(source), output, options, weights=str(own.weights), device=str(device))
+        runner.run(asked, runner.entries(asked, runner.photos(asked), ()), found.append)
         return (Path(output) / found[0].output).read_bytes()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from restorer import timing
+from restorer.cost import benchmark
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "i8mm", "bf16")
 _PACKAGES = ("torch", "numpy", "opencv-python", "realesrgan", "gfpgan", "ncnn", "onnx", "onnxruntime")
@@ -19,7 +19,7 @@ _SIDE = 8192
 
 def described(device: torch.device) -> dict[str, Any]:
     """The machine and the packages, for results.json."""
-    name, cores = timing.device_name(str(device))
+    name, cores = benchmark.device_name(str(device))
     versions = {}
     for package in _PACKAGES:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from restorer import backends
+from restorer.inference import backends
 
 from . import lines, peers
 from .rounds import OURS

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from restorer import backends, engine, loader, networks, photo, tiling
+from restorer.images import photo
+from restorer.inference import backends, engine, tiling
+from restorer.models import architectures, loader
 
 from . import locate
 from .table import rows
@@ -57,9 +59,9 @@ def main() -> int:
     return 0
 
 
-def _engine(state: networks.State, name: str) -> engine.Engine:
-    shape = networks.recognise(state, name)
-    network, _ = backends.network(_BACKEND, shape, state, name)
+def _engine(state: architectures.State, name: str) -> engine.Engine:
+    shape = architectures.recognise(state, name)
+    network, _ = backends.build(_BACKEND, shape, state, name)
     return engine.Engine(network, scale=shape.scale, pad=shape.pad, device=torch.device("cpu"))
 
 

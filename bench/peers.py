@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 import restorer
-from restorer import compat, tiling
+from restorer.inference import tiling
+from restorer.models import compat
 
 from .machine import synchronise
 from .rounds import OURS
@@ -28,7 +29,7 @@ from .subjects import Subject
 if TYPE_CHECKING:
     from realesrgan import RealESRGANer
 
-    from restorer.engine import Engine
+    from restorer.inference.engine import Engine
 
 Ready = Callable[[np.ndarray], Callable[[], Any]]  # (h, w, 3) uint8 RGB to the call that is timed
 REFERENCE, SHIPPED, COMPILED = "PyTorch", "RealESRGANer", "torch.compile"
@@ -64,7 +65,7 @@ def imported(name: str) -> None:
 
 def engine_of(loaded: "restorer.Restorer") -> "Engine":
     """The engine of the one model that a Restorer has loaded."""
-    return next(iter(loaded._engines.loaded.values()))[1]
+    return next(iter(loaded._models.loaded.values()))[1]
 
 
 def _in_parts(ready: Ready, subject: Subject) -> Ready:
@@ -84,7 +85,7 @@ def _in_parts(ready: Ready, subject: Subject) -> Ready:
 
 def in_float32(subject: Subject, device: torch.device, pixels: np.ndarray) -> np.ndarray:
     """What the network gives in full precision, as levels."""
-    from restorer.engine import without_tf32
+    from restorer.inference.engine import without_tf32
 
     with torch.inference_mode(), without_tf32():
         return levels(copy.deepcopy(subject.network).to(device)(planes(pixels).to(device)))
@@ -224,9 +225,9 @@ def _onnx(subject: Subject) -> Path:
 
 def _ncnn(subject: Subject, device: torch.device) -> Ready:
     """By the graph that restorer writes: nobody else's converter is needed."""
-    from restorer.ncnn_network import Ncnn
+    from restorer.inference.backends.ncnn import NcnnNetwork
 
-    return _module(Ncnn(subject.shape, subject.network.state_dict()), device)
+    return _module(NcnnNetwork(subject.shape, subject.network.state_dict()), device)
 
 
 def planes(pixels: np.ndarray) -> torch.Tensor:
@@ -235,7 +236,7 @@ def planes(pixels: np.ndarray) -> torch.Tensor:
 
 
 PEERS: dict[str, tuple[tuple[str, ...], Callable[[Subject, torch.device], Ready]]] = {
-    OURS: (("restorer.pipeline", "restorer.engine", "restorer.networks"), _ours),
+    OURS: (("restorer.pipeline", "restorer.inference.engine", "restorer.models.architectures"), _ours),
     SHIPPED: (("realesrgan",), _shipped),
     REFERENCE: (("torch",), _eager),
     COMPILED: (("torch._inductor.compile_fx",), _compiled),

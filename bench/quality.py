@@ -15,12 +15,15 @@ import cv2
 import numpy as np
 import torch
 
-from restorer import degrade, engine, loader, metrics, networks, photo, tiling
+from restorer.evaluation import degradation, metrics
+from restorer.images import photo
+from restorer.inference import engine, tiling
+from restorer.models import architectures, loader
 
 from . import present
 
 OURS, TEACHER = "restore-lite-x4", "realesr-general-x4v3"
-_RECIPE = degrade.RECIPES["default"]
+_RECIPE = degradation.RECIPES["default"]
 _CROP = 128  # of a contact sheet, in the pixels of the result
 
 
@@ -55,7 +58,7 @@ def main() -> int:
         found, crops = [], []
         for number, file in enumerate(files):
             truth = _read(file)
-            small = degrade.degrade(_even(truth), _RECIPE, seed=number) if made_small else truth
+            small = degradation.degrade(_even(truth), _RECIPE, seed=number) if made_small else truth
             one, two, plain = ours(small), teacher(small), _bicubic(small)
             found.append(
                 figures(one, two, plain, _even(truth) if made_small else None, not arguments.no_niqe)
@@ -69,9 +72,9 @@ def main() -> int:
 
 def network(name: str, file: Path | None = None) -> "tiling.TileFunction":
     """A model of the table, or the copy of it in custom/, or a file: (h, w, 3) to (4h, 4w, 3), uint8 RGB."""
-    state = networks.read_state(file) if file else loader.load(present(name)).state
-    shape = networks.recognise(state, name)
-    run = engine.Engine(networks.build(shape, state, name), scale=4, device=torch.device("cpu"))
+    state = architectures.read_state(file) if file else loader.load(present(name)).state
+    shape = architectures.recognise(state, name)
+    run = engine.Engine(architectures.build(shape, state, name), scale=4, device=torch.device("cpu"))
     return lambda image: tiling.run(image, run, scale=4, tile=256, pad=shape.pad)
 
 
@@ -88,7 +91,7 @@ def figures(
 
 
 def _bicubic(small: np.ndarray) -> np.ndarray:
-    return degrade.bicubic(small, 4 * small.shape[1], 4 * small.shape[0])
+    return degradation.bicubic(small, 4 * small.shape[1], 4 * small.shape[0])
 
 
 def _read(file: Path) -> np.ndarray:

@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 from skimage import data
 
-from restorer import models, photo
 from restorer.faces import detect
+from restorer.images import photo
+from restorer.models import registry
 
 # Tips of the noses, x and y, as seen by eye; photographs that are not named show no face
 NOSES = {
@@ -44,8 +45,8 @@ def main() -> int:
     parser.add_argument("sets", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/faces"))
     arguments = parser.parse_args()
-    weights = models.weights_folder()
-    detector = detect.YuNet(weights / models.find("yunet", weights, "detect").file)
+    weights = registry.weights_folder()
+    detector = detect.YuNet(weights / registry.find("yunet", weights, "detect").file)
     plain = photographs(arguments.sets)
     views = {
         "as they are": plain,

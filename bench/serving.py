@@ -92,8 +92,8 @@ def _served(folder: Path) -> tuple[str, Any, list[float]]:
     """A server in a thread: its address, its restorer, and how late its loop was, in seconds, every 10 ms."""
     import uvicorn
 
-    from restorer.settings import Settings
     from restorer.web import server  # Gradio reads where uploads go when it is imported
+    from restorer.web.settings import Settings
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from restorer import compat, loader, networks
+from restorer.models import architectures, compat, loader
 
 from . import locate, present
 
@@ -37,7 +37,7 @@ class Subject:
 
     name: str
     file: Path
-    shape: networks.Shape
+    shape: architectures.NetworkSpec
     network: nn.Module
     flops: float
     seeded: bool
@@ -55,9 +55,9 @@ def subject(name: str, weights: Path) -> Subject:
         state = loader.load(source).state if source else _seeded(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"params": state}, file)
-    state = networks.read_state(file)
-    shape = networks.recognise(state, name)
-    network = networks.build(shape, state, name).eval().requires_grad_(False)
+    state = architectures.read_state(file)
+    shape = architectures.recognise(state, name)
+    network = architectures.build(shape, state, name).eval().requires_grad_(False)
     return Subject(name, file, shape, network, flops(network), source is None)
 
 
@@ -70,7 +70,7 @@ def flops(network: nn.Module) -> float:
     return counter.get_total_flops() / side**2
 
 
-def _seeded(name: str) -> networks.State:
+def _seeded(name: str) -> architectures.State:
     """Random weights that keep a picture's light, as trained ones do: the last layer adds a little to it."""
     module, arch, parameters = _SHAPES[name]
     torch.manual_seed(0)

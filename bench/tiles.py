@@ -14,9 +14,9 @@ from threading import Lock
 import numpy as np
 import torch
 
-from restorer import backends, compat
-from restorer.engines import Engines
-from restorer.models import find
+from restorer.inference import backends, engine
+from restorer.models import compat
+from restorer.models.registry import find
 
 from .memory import resident
 
@@ -46,13 +46,12 @@ def main() -> int:
 
 def ratio(backend: str, weights: Path) -> float:
     """Peak memory of one tile in this process, over Engine.bytes for its pixels."""
-    engines = Engines(weights, device=backend, half=None, running=Lock())
-    engine = engines.get(find(_MODEL, weights), 1)._engine
+    run = engine.load(find(_MODEL, weights), weights, device=backend, half=None, lock=Lock())
     picture = np.zeros((_SIDE, _SIDE, 3), np.uint8)
-    engine(picture[:32, :32])
+    run(picture[:32, :32])
     before = resident("VmHWM")
-    engine(picture)
-    return (resident("VmHWM") - before) * 1024 / engine.bytes / _SIDE**2
+    run(picture)
+    return (resident("VmHWM") - before) * 1024 / run.bytes / _SIDE**2
 
 
 def _backends() -> list[str]:

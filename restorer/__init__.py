@@ -27,9 +27,10 @@ from .errors import (
     WeightsUnavailable,
 )
 from .options import Limits, Options
+from .version import __version__
 
 if TYPE_CHECKING:
-    from .photo import Photo
+    from .images.photo import Photo
     from .pipeline import Plan, Restorer, load
     from .result import Result
 
@@ -37,9 +38,8 @@ if TYPE_CHECKING:
 # where anything else runs on the machine a tile could take twenty times as long. Read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-__version__ = "0.1.0"
-
 __all__ = [
+    "__version__",
     "BadWeights",
     "Cancelled",
     "DamagedImage",

@@ -13,6 +13,7 @@ SMALLEST_TILE = 32
 DEVICES = ("cuda", "mps", "cpu", "cpu:torch", "cpu:winograd", "cpu:openvino", "cpu:ncnn")
 BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
 DEVICES += (BFLOAT16, VULKAN)
+DEVICE_HELP = f"{', '.join(DEVICES)} (the fastest available)"
 FACE_ENHANCE = ("auto", "on", "off")
 FACE_MASKS = ("ellipse", "parsing")
 _KINDS = {str: "a text", float: "a number", int: "a whole number", bool: "true or false"}

@@ -9,22 +9,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
 
-from . import download, encode, models, photo, selection, sources
-from .engines import Engines, Laps, Paces, Turns
 from .errors import BadWeights, ImageTooLarge, InvalidOption, OutOfMemory, WeightsUnavailable
-from .faces import detect, stage
-from .faces.loading import FaceNetworks, Turn
-from .faces.paste import Face, lifted
+from .faces import detect, pipeline
+from .faces import networks as face_networks
+from .faces.paste import Face, without_faces
+from .images import encode, photo
+from .images.photo import Photo
+from .inference.model_cache import LockedEngine, LockedUpscaler, ModelCache
+from .inference.throughput import ThroughputEstimator
+from .inference.upscale import fill_transparent, is_opaque, output_size, tiles_needed, upscale
+from .models import download, registry, selection, sources
 from .options import VULKAN, Limits, Options
-from .photo import Photo
-from .result import Result, finished
-from .tiling import Progress
-from .upscale import filled, opaque, output_size, tiles_needed, upscale
+from .progress import Progress, StageTimer
+from .result import Result, finish
+
+if TYPE_CHECKING:
+    from .inference.engine import Engine
 
 T = TypeVar("T")
 _RETRY_SECONDS = 600  # in which a model that could not be fetched is not tried again
@@ -46,7 +51,7 @@ class Plan:
 
     width: int
     height: int
-    model: models.Model
+    model: registry.Model
     reason: str
     tiles: int | None
     seconds: float | None
@@ -86,13 +91,12 @@ class Restorer:
         self.auto_cpu_megapixels = selection.auto_cpu_megapixels(auto_cpu_megapixels)
         self.downloading: tuple[str, int, int] | None = None  # model, bytes here, bytes in all
         self._fetch_failed = -math.inf  # when "auto" last could not fetch its model, by time.monotonic()
-        self.weights = models.weights_folder(weights)
+        self.weights = registry.weights_folder(weights)
         self.limits = limits or Limits()
         self.options = Options().changed(options)
-        running = threading.Lock()
-        self._engines = Engines(self.weights, device=device, half=half, running=running)
-        self._faces = FaceNetworks(self.weights, device=device, half=half, running=running)
-        self._paces = Paces()
+        self._half, self._lock = half, threading.Lock()
+        self._models = ModelCache(self.weights)
+        self._throughput = ThroughputEstimator()
 
     def restore(self, data: bytes | Photo, *, progress: Progress | None = None, **options: object) -> Result:
         """Restore the photo in `data` (a file's bytes, or what photo.decode() made of them).
@@ -118,30 +122,30 @@ class Restorer:
         return self._decoder(data, max_pixels=self.limits.input_pixels)
 
     def _restore(self, data: bytes | Photo, progress: Progress | None, options: dict[str, object]) -> Result:
-        laps = Laps()
+        timer = StageTimer()
         chosen = self.options.changed(options)
         decoded = isinstance(data, Photo)
         before = data if decoded else self.decode(data)
         self.result_size(before, chosen)
-        laps.lap("decode")
+        timer.lap("decode")
         waiting = self._told_of_downloads(progress)
         model, engine = self.resolve(
             chosen,
             before.width * before.height,
-            lambda model: self._engines.get(model, chosen.denoise, partial(waiting, model.name)),
+            lambda model: self._upscaler(model, chosen.denoise, partial(waiting, model.name)),
         )
-        laps.lap("load")
+        timer.lap("load")
         faces, unseen = self._found(before, chosen, waiting)
-        laps.lap("faces")
-        count = _Count(progress, stage.waiting(faces))
+        timer.lap("faces")
+        count = _Count(progress, pipeline.count_pending(faces))
         tile = chosen.tile or engine.best_tile()
         plain = upscale(before, engine, outscale=chosen.outscale, tile=tile, progress=count.tiles)
-        laps.lap("enlarge")
-        if stage.waiting(faces):
+        timer.lap("enlarge")
+        if pipeline.count_pending(faces):
             network, masks = self._face_stage(chosen, waiting)
-            faces = stage.restore(faces, network, masks, batch=network.batch, progress=count.faces)
-        laps.lap("faces")
-        result = finished(
+            faces = pipeline.restore(faces, network, masks, batch=network.batch, progress=count.faces)
+        timer.lap("faces")
+        result = finish(
             before,
             plain,
             tuple(faces),
@@ -151,13 +155,13 @@ class Restorer:
             source=engine.source,
             device=engine.device,
             unseen=unseen,
-            laps=laps,
+            timer=timer,
             retries=engine.retries,
         )
-        self._paces.learn(
+        self._throughput.learn(
             model.name, result.stages["enlarge"], _needed(before, engine, chosen.outscale, tile)[1]
         )
-        self._paces.learn(result.format, result.stages["encode"], result.width * result.height)
+        self._throughput.learn(result.format, result.stages["encode"], result.width * result.height)
         return result
 
     def recompose(
@@ -177,7 +181,7 @@ class Restorer:
     def _recompose(
         self, result: Result, strengths: Mapping[int, float], options: dict[str, object]
     ) -> Result:
-        laps = Laps()
+        timer = StageTimer()
         if fixed := sorted(set(options) & set(Options.names()) - _OF_THE_FILE):
             raise InvalidOption(f"{fixed[0]} cannot be changed in a result: restore the photo again")
         for index, strength in strengths.items():
@@ -188,8 +192,8 @@ class Restorer:
         encode.check_fits(
             result.before, result.width, result.height, encode.output_format(result.before, chosen.format)
         )
-        plain = replace(result.after, pixels=lifted(result.after.pixels, result.under))
-        return finished(
+        plain = replace(result.after, pixels=without_faces(result.after.pixels, result.under))
+        return finish(
             result.before,
             plain,
             result.faces,
@@ -200,14 +204,14 @@ class Restorer:
             source=result.source,
             device=result.device,
             unseen=result.face_note,
-            laps=laps,
+            timer=timer,
         )
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
         """The photo in `data` (a file's bytes) and its faces, the largest first. Raises any RestoreError."""
         with _enough_memory():
             seen = self.decode(data)
-            detector = self._faces.get(self.options.face_detector, "detect")
+            detector = self._face_network(self.options.face_detector, "detect")
             return seen, detect.find(_visible(seen), detector)
 
     def _found(self, before: Photo, chosen: Options, waiting: "_Waiting") -> tuple[list[Face], str]:
@@ -217,35 +221,74 @@ class Restorer:
             return [], ""
         try:
             told = partial(waiting, chosen.face_detector)
-            detector = self._faces.get(chosen.face_detector, "detect", patient=auto, told=told)
+            detector = self._face_network(chosen.face_detector, "detect", backoff=auto, progress=told)
         except (WeightsUnavailable, BadWeights) as error:
             if not auto:
                 raise
             return [], f"faces were not looked for: {_absent(error, chosen.face_detector)}"
         seen = _visible(before)
-        faces = stage.cut_out(seen, detect.find(seen, detector), large=chosen.face_large)
-        if stage.waiting(faces):
+        faces = pipeline.crop_faces(seen, detect.find(seen, detector), large=chosen.face_large)
+        if pipeline.count_pending(faces):
             try:
                 self._face_stage(chosen, waiting)  # what is missing is told before the photo is enlarged
             except (WeightsUnavailable, BadWeights) as error:
                 if not auto:
                     raise
-                needed = [models.find(chosen.face_model, self.weights, "face")]
+                needed = [registry.find(chosen.face_model, self.weights, "face")]
                 if chosen.face_mask == "parsing":
-                    needed.append(models.find("parsenet", self.weights, "parse"))
+                    needed.append(registry.find("parsenet", self.weights, "parse"))
                 absent = [model.name for model in needed if not sources.is_present(model, self.weights)]
-                faces = stage.left(faces, _absent(error, " and ".join(absent)))
+                faces = pipeline.mark_skipped(faces, _absent(error, " and ".join(absent)))
         return faces, ""
 
-    def _face_stage(self, chosen: Options, waiting: "_Waiting") -> tuple[Turn, Turn | None]:
+    def _face_stage(self, chosen: Options, waiting: "_Waiting") -> tuple[LockedEngine, LockedEngine | None]:
         """The network that restores faces, and the one that outlines them if that was asked for."""
 
-        def get(name: str, kind: str) -> Turn:
-            patient = chosen.face_enhance == "auto"
-            return self._faces.get(name, kind, patient=patient, told=partial(waiting, name))
+        def get(name: str, kind: str) -> LockedEngine:
+            backoff = chosen.face_enhance == "auto"
+            return self._face_network(name, kind, backoff=backoff, progress=partial(waiting, name))
 
         masks = get("parsenet", "parse") if chosen.face_mask == "parsing" else None
         return get(chosen.face_model, "face"), masks
+
+    def _upscaler(
+        self, model: registry.Model, denoise: float, progress: Progress | None = None
+    ) -> LockedUpscaler:
+        def load() -> "Engine":
+            from .inference import (
+                engine,  # importing torch takes seconds, which a page or --help need not wait for
+            )
+
+            return engine.load(
+                model,
+                self.weights,
+                device=self._device,
+                half=self._half,
+                denoise=denoise,
+                lock=self._lock,
+                progress=progress,
+            )
+
+        return LockedUpscaler(self._models.get(model, load, variant=denoise), self._lock)
+
+    def _loaded_upscaler(self, model: registry.Model) -> LockedUpscaler | None:
+        """The model's network with any denoise strength, if it is loaded."""
+        engine = self._models.peek(model)
+        return LockedUpscaler(engine, self._lock) if engine else None
+
+    def _face_network(
+        self, name: str, kind: str, *, backoff: bool = False, progress: Progress | None = None
+    ) -> LockedEngine:
+        model = registry.find(name, self.weights, kind)
+        load = partial(
+            face_networks.load,
+            model,
+            self.weights,
+            device=self._device,
+            half=self._half,
+            progress=progress,
+        )
+        return LockedEngine(self._models.get(model, load, backoff=backoff), self._lock)
 
     def plan(self, before: Photo, **options: object) -> Plan:
         """What restoring this photo will take, told at once: tiles and seconds after measure() only.
@@ -260,12 +303,14 @@ class Restorer:
         reason = "large photo on a CPU: fast model" if faster else ""
         form = encode.output_format(before, chosen.format)
         losses = encode.losses(before, form)
-        engine = self._engines.peek(model)
-        if engine is None or model.name not in self._paces:
+        engine = self._loaded_upscaler(model)
+        if engine is None or model.name not in self._throughput:
             return Plan(width, height, model, reason, None, None, losses)
         tile = chosen.tile or engine.best_tile()
         tiles, pixels = _needed(before, engine, chosen.outscale, tile)
-        seconds = self._paces.expected(model.name, pixels) + self._paces.expected(form, width * height)
+        seconds = self._throughput.expected(model.name, pixels) + self._throughput.expected(
+            form, width * height
+        )
         return Plan(width, height, model, reason, tiles, seconds, losses)
 
     def measure(self, pixels: int = 0, **options: object) -> None:
@@ -275,10 +320,10 @@ class Restorer:
         """
         chosen = self.options.changed(options)
         model = self.model(chosen, pixels)
-        if model.name not in self._paces and sources.is_present(model, self.weights):
+        if model.name not in self._throughput and sources.is_present(model, self.weights):
             # whatever the denoise strength, it takes as long; and nothing is downloaded to be timed
-            self._paces.time(model.name, self._engines.peek(model) or self._engines.get(model, 1.0))
-            self._paces.time_writers()
+            self._throughput.time(model.name, self._loaded_upscaler(model) or self._upscaler(model, 1.0))
+            self._throughput.time_writers()
 
     def result_size(self, before: Photo, options: Options) -> tuple[int, int]:
         """Width and height of the result. Raises ImageTooLarge beyond the limit or what the format holds."""
@@ -296,15 +341,15 @@ class Restorer:
             )
         return width, height
 
-    def model(self, options: Options, pixels: int = 0) -> models.Model:
+    def model(self, options: Options, pixels: int = 0) -> registry.Model:
         """The model that these options enlarge with.
 
         pixels  of the photo: "auto" takes another model for a large one on a CPU
 
         Raises UnknownModel, for names of face models too, and InvalidOption for a denoise that it lacks.
         """
-        models.find(options.face_model, self.weights, "face")
-        models.find(options.face_detector, self.weights, "detect")
+        registry.find(options.face_model, self.weights, "face")
+        registry.find(options.face_detector, self.weights, "detect")
         if options.model == "fast":
             return selection.fast(self.weights, options)
         if self._is_large(options, pixels):
@@ -312,14 +357,14 @@ class Restorer:
             return selection.for_large(self.weights, options, fetch=fetch)
         if options.model in ("auto", "best"):
             return selection.best(self.weights, options, fetch=options.model == "best")
-        model = models.find(options.model, self.weights)
+        model = registry.find(options.model, self.weights)
         if options.denoise < 1 and not model.pair:
             raise InvalidOption(f"{model.name} does not support denoise {options.denoise}; use 1")
         return model
 
     def resolve(
-        self, options: Options, pixels: int, load: Callable[[models.Model], T]
-    ) -> tuple[models.Model, T]:
+        self, options: Options, pixels: int, load: Callable[[registry.Model], T]
+    ) -> tuple[registry.Model, T]:
         """The model that these options mean and what `load` makes of it.
 
         Where "auto" would take a model that cannot be fetched, it takes the built-in one, and does not try
@@ -346,7 +391,7 @@ class Restorer:
     def _on_gpu(self) -> bool:
         if self._device and self._device.startswith("cpu"):
             return False
-        from . import backends  # torch
+        from .inference import backends  # torch
 
         return self._device == VULKAN or backends.pick_device(self._device).type != "cpu"
 
@@ -355,17 +400,17 @@ class Restorer:
 
         pixels  of that photo, see model()
         """
-        self.resolve(self.options, pixels, lambda model: self._engines.get(model, self.options.denoise))
+        self.resolve(self.options, pixels, lambda model: self._upscaler(model, self.options.denoise))
         return self
 
-    def backend(self, model: models.Model) -> str:
+    def backend(self, model: registry.Model) -> str:
         """The device and the backend of a model that is loaded: "cuda" or "cpu:ncnn"; "" where it is not."""
-        engine = self._engines.peek(model)
+        engine = self._loaded_upscaler(model)
         return engine.device if engine else ""
 
-    def sha256(self, model: models.Model) -> str:
+    def sha256(self, model: registry.Model) -> str:
         """Of the bytes that a loaded model's weights were read from; "" where it is not loaded."""
-        engine = self._engines.peek(model)
+        engine = self._loaded_upscaler(model)
         return engine.sha256 if engine else ""
 
     def _told_of_downloads(self, progress: Progress | None) -> "_Waiting":
@@ -391,15 +436,15 @@ def _enough_memory() -> Iterator[None]:
 
 def _visible(before: Photo) -> np.ndarray:
     """The photo's pixels with what is wholly transparent filled from around it: nothing hidden is found."""
-    if before.alpha is None or opaque(before.alpha):
+    if before.alpha is None or is_opaque(before.alpha):
         return before.pixels
-    return filled(before.pixels, before.alpha)
+    return fill_transparent(before.pixels, before.alpha)
 
 
-def _needed(before: Photo, engine: Turns, outscale: float, tile: int) -> tuple[int, int]:
+def _needed(before: Photo, engine: LockedUpscaler, outscale: float, tile: int) -> tuple[int, int]:
     """Tiles, and pixels in them, transparency included."""
     tiles, pixels = tiles_needed(before.width, before.height, engine, outscale=outscale, tile=tile)
-    planes = 1 if before.alpha is None or opaque(before.alpha) else 2
+    planes = 1 if before.alpha is None or is_opaque(before.alpha) else 2
     return planes * tiles, planes * pixels
 
 

@@ -3,12 +3,13 @@
 import json
 from dataclasses import dataclass
 
-from . import __version__, encode
-from .engines import Laps
-from .faces import stage
-from .faces.paste import Face, Under, paste
+from .faces import pipeline
+from .faces.paste import Face, PasteBackup, paste
+from .images import encode
+from .images.photo import Photo
 from .options import Options
-from .photo import Photo
+from .progress import StageTimer
+from .version import __version__
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Result:
     face_note: str
     options: Options
     strengths: dict[int, float]
-    under: tuple[Under, ...]
+    under: tuple[PasteBackup, ...]
     stages: dict[str, float]
     retries: int = 0
 
@@ -59,7 +60,7 @@ class Result:
         return _receipt(self.model, self.sha256, self.source, self.device, self.options, self.strengths)
 
 
-def finished(
+def finish(
     before: Photo,
     plain: Photo,
     faces: tuple[Face, ...],
@@ -70,7 +71,7 @@ def finished(
     source: str,
     device: str,
     unseen: str,
-    laps: Laps,
+    timer: StageTimer,
     retries: int = 0,
     strengths: dict[int, float] | None = None,
 ) -> Result:
@@ -91,7 +92,7 @@ def finished(
         for part in under:
             hidden = plain.alpha[part.rows, part.columns] == 0
             plain.pixels[part.rows, part.columns][hidden] = part.pixels[hidden]
-    face_note = stage.told(faces, off=[index for index, strength in strengths.items() if strength == 0])
+    face_note = pipeline.summary(faces, off=[index for index, strength in strengths.items() if strength == 0])
     face_note = face_note or unseen
     encoded = encode.encode(
         plain,
@@ -101,7 +102,7 @@ def finished(
         remove_gps=options.remove_gps,
         history=json.dumps(_receipt(model, sha256, source, device, options, strengths)),
     )
-    laps.lap("encode")
+    timer.lap("encode")
     amiss = () if faces and all(face.restored for face in faces) else tuple(filter(None, [face_note]))
     return Result(
         data=encoded.data,
@@ -112,7 +113,7 @@ def finished(
         sha256=sha256,
         source=source,
         device=device,
-        seconds=sum(laps.seconds.values()),
+        seconds=sum(timer.seconds.values()),
         warnings=before.meta.warnings + amiss + encoded.warnings,
         before=before,
         after=plain,
@@ -121,7 +122,7 @@ def finished(
         options=options,
         strengths=strengths,
         under=under,
-        stages=laps.seconds,
+        stages=timer.seconds,
         retries=retries,
     )
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
-import pictures
 from PIL import Image
+
+from tests import pictures
 
 
 def mutations(data: bytes, count: int, rng: np.random.Generator) -> Iterator[bytes]:

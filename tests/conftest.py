@@ -32,7 +32,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def servers():
     """Starts servers that fail at a step."""
-    from crashing import Servers
+    from tests.crashing import Servers
 
     servers = Servers()
     yield servers
@@ -87,7 +87,7 @@ def save_network(path: Path, *, seed: int, scale: int = 4, features: int = 8, co
     import safetensors.torch
     import torch
 
-    from restorer import compat
+    from restorer.models import compat
 
     network = compat.load("basicsr.archs.srvgg_arch", "SRVGGNetCompact")(
         num_feat=features, num_conv=convs, upscale=scale

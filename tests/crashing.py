@@ -59,16 +59,20 @@ def serve(asked: dict) -> None:
     import gradio
     import uvicorn
 
-    from restorer import contained, encode, jobs, result, tiling
-    from restorer.settings import Settings
-    from restorer.web import server, ui
+    from restorer import result
+    from restorer.images import encode, sandbox
+    from restorer.inference import tiling
+    from restorer.web import server
+    from restorer.web.rest import jobs
+    from restorer.web.settings import Settings
+    from restorer.web.ui import layout
 
     folder = Path(asked["folder"])
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
-    ui.build = lambda service: gradio.Blocks()  # the page has tests of its own
+    layout.build = lambda service: gradio.Blocks()  # the page has tests of its own
     settings = Settings(
         upload_folder=folder / "uploads",
         processed_folder=folder / "processed",
@@ -76,7 +80,7 @@ def serve(asked: dict) -> None:
         model="custom/quick",
         device="cpu:torch",
         min_free_disk_mb=0,
-        step_seconds=asked.get("patience", 900),
+        watchdog_timeout=asked.get("patience", 900),
         max_queue=asked.get("queue", 20),
     )
     app = server.asgi(settings)
@@ -92,7 +96,7 @@ def serve(asked: dict) -> None:
         setattr(module, name, stepped)
 
     if steps.fault in ("", "kill", "hang"):
-        before(contained, "_photo", "decode")
+        before(sandbox, "_photo", "decode")
         before(result.encode, "encode", "encode")
         before(tiling._Watched, "_answers", "tile")
         before(jobs.Jobs, "begin", "begin")
@@ -194,10 +198,10 @@ class Served:
 
 
 def main() -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import torch  # noqa: F401  what takes seconds, once
 
-    from restorer import networks  # noqa: F401
+    from restorer.models import architectures  # noqa: F401
     from restorer.web import server  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are nobody's to wait for

@@ -9,11 +9,11 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import app
 from restorer import Restorer, Result
-from restorer.photo import Photo
-from restorer.tiling import Progress
+from restorer.images.photo import Photo
+from restorer.progress import Progress
 
 PACE = float(os.environ["PACE"])
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from restorer.faces import align, stage
+from restorer.faces import align, pipeline
 from restorer.faces.detect import Detection
 from restorer.faces.paste import Face
 
@@ -46,8 +46,8 @@ def shifted(crop: np.ndarray, by: np.ndarray | Sequence[float]) -> np.ndarray:
 
 def restored(pixels: np.ndarray, places: Sequence[tuple], change=lambda crop: crop.copy()) -> list[Face]:
     """Faces at (x, y, side[, angle]) of the photo, each crop changed by a function."""
-    faces = stage.cut_out(pixels, [detection(*place) for place in places], large=True)
-    return list(stage.restore(faces, lambda crops: [change(crop) for crop in crops]))
+    faces = pipeline.crop_faces(pixels, [detection(*place) for place in places], large=True)
+    return list(pipeline.restore(faces, lambda crops: [change(crop) for crop in crops]))
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import skimage.data
 
-from restorer import compat, networks
+from restorer.models import architectures, compat
 
 if TYPE_CHECKING:
     from realesrgan import RealESRGANer
@@ -23,7 +23,7 @@ def realesrganer(arch: str, parameters: dict, path: Path) -> "RealESRGANer":
         warnings.simplefilter("ignore")
         from realesrgan import RealESRGANer
 
-    module, fixed = networks._CLASSES[arch]
+    module, fixed = architectures._CLASSES[arch]
     network = compat.load(module, arch)(**fixed, **parameters)
     return RealESRGANer(4, str(path), model=network, tile=0, pre_pad=0, half=False, device="cpu")
 

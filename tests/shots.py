@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
-from test_page import CHROMIUM, ROOT, STANDIN, served, upload
+
+from tests.web.test_page import CHROMIUM, ROOT, STANDIN, served, upload
 
 OUT = ROOT / "shots"
 WIDE = {"width": 1360, "height": 900}

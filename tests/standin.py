@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import app
-from restorer import models, sources
-from restorer.faces import align, loading
-from restorer.faces.restore import FaceEngine
-from restorer.tiling import Progress
+from restorer.faces import align, networks
+from restorer.faces.engine import FaceEngine
+from restorer.models import registry, sources
+from restorer.progress import Progress
 
 FACES = ((0.3, 0.5, 0.3), (0.7, 0.5, 0.25))  # middle and side of each, in parts of the photo's sides
 
@@ -39,14 +39,16 @@ def two_faces(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return boxes, np.array([0.9, 0.8]), landmarks
 
 
-def load(networks: loading.FaceNetworks, model: models.Model, told: Progress | None) -> object:
+def load(
+    model: registry.Model, weights: Path, *, progress: Progress | None = None, **options: object
+) -> object:
     if model.kind == "face":
         return FaceEngine(Sharpen(), device=torch.device("cpu"))
-    if model.kind == "detect" and not sources.is_present(model, networks._weights):
+    if model.kind == "detect" and not sources.is_present(model, weights):
         return two_faces
-    return really(networks, model, told)
+    return really(model, weights, progress=progress, **options)
 
 
 if __name__ == "__main__":
-    really, loading.FaceNetworks._load = loading.FaceNetworks._load, load
+    really, networks.load = networks.load, load
     app.main()

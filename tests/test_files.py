@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restorer import encode, files, photo
+from restorer import atomic, output_paths
 from restorer.errors import InvalidOption
-from restorer.files import Task, plan
+from restorer.images import encode, file_types, photo
+from restorer.output_paths import OutputTask, plan
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def test_folder_keeps_its_structure():
 
 
 def test_folder_gives_its_photos_only():
-    photos = [f"in/{number}{ending}" for number, ending in enumerate(files._FORMAT_OF)]
+    photos = [f"in/{number}{ending}" for number, ending in enumerate(file_types.FORMAT_OF)]
     photos += ["in/LOUD.JPG", "in/ü ñ 写真.Png"]
     touch(*photos, "in/notes.txt", "in/film.mp4", "in/.hidden.jpg", "in/._a.jpg", "in/.cache/a.jpg", "in/a")
     Path("in/folder.jpg").mkdir()
@@ -113,7 +114,7 @@ def test_two_ways_to_write_a_name_are_one_target():
     composed, decomposed = "in/\u00e9.jpg", "other/e\u0301.png"
     touch(composed, decomposed)
     targets = {*planned([composed, decomposed], "out").values()}
-    assert len({files._key(Path(target)) for target in targets}) == 2
+    assert len({output_paths._key(Path(target)) for target in targets}) == 2
     absolute = str(Path("in/\u00e9.png").absolute())
     touch(absolute)
     tasks = plan([Path(composed), Path(absolute)], None, outscale=4, form="webp")
@@ -124,7 +125,7 @@ def test_one_photo_to_a_named_file():
     touch("a.jpg")
     for name in ("new.png", "new.JPEG", "deep/er/new.tif", "new.avif", "new.webp"):
         (task,) = plan([Path("a.jpg")], Path(name), outscale=4)
-        assert task == Task(Path("a.jpg"), Path(name))
+        assert task == OutputTask(Path("a.jpg"), Path(name))
         assert task.path("png") == Path(name)
     Path("folder.png").mkdir()
     assert planned(["a.jpg"], "folder.png") == {"a.jpg": "folder.png/a_4x"}
@@ -185,7 +186,7 @@ def test_name_too_long_fails_when_its_turn_comes():
     (task,) = plan([Path("ü" * 126 + ".jpg")], None, outscale=4, form="webp")
     assert task.existing() is None
     with pytest.raises(OSError, match="too long"):
-        files.write_atomic(task.path("webp"), b"x")
+        atomic.write_atomic(task.path("webp"), b"x")
     assert planned(["n" * 300]) == {"n" * 300: "n" * 300 + "_4x"}
 
 
@@ -202,33 +203,35 @@ def encoded_as(form: str, *, depth: int = 8, alpha: np.ndarray | None = None) ->
     return encode.output_format(cast("photo.Photo", SimpleNamespace(meta=meta, alpha=alpha)), "same")
 
 
-@pytest.mark.parametrize("form", [form for form in files.READABLE if form != "heif"])
+@pytest.mark.parametrize("form", [form for form in file_types.SUFFIXES if form != "heif"])
 def test_same_means_here_what_it_means_to_the_encoder(form):
     written = encoded_as(form)
-    for suffix in files.READABLE[form]:
-        assert files._forms(Path("a" + suffix), "same") == (written,)
+    for suffix in file_types.SUFFIXES[form]:
+        assert file_types.result_formats(Path("a" + suffix), "same") == (written,)
 
 
 def test_heif_may_become_either():
     kinds = itertools.product((8, 16), (None, np.zeros((1, 1))))
     written = {encoded_as("heif", depth=depth, alpha=alpha) for depth, alpha in kinds}
-    assert set(files._forms(Path("a.heic"), "same")) == written
+    assert set(file_types.result_formats(Path("a.heic"), "same")) == written
 
 
 @pytest.mark.parametrize(
-    "suffix", [suffix for suffix in files._FORMAT_OF if suffix not in (".mpo", ".dib", ".avifs")]
+    "suffix", [suffix for suffix in file_types.FORMAT_OF if suffix not in (".mpo", ".dib", ".avifs")]
 )
 def test_endings_are_those_of_their_formats(suffix):
     """Pillow names the same format for each ending, but for HEIF, which it knows only by a plug-in."""
     Image.init()
-    form = files._FORMAT_OF[suffix]
+    form = file_types.FORMAT_OF[suffix]
     names = {".hif": "HEIF", ".heif": "HEIF", ".heic": "HEIF"} | Image.registered_extensions()
     assert names[suffix].lower() == form
     assert form in {name.lower() for name in photo.READABLE} | {"heif"}
 
 
 def test_format_that_a_name_announces():
-    assert [files.format_of(Path(name)) for name in ("a.JPG", "a.tiff", "a.gif", "a.heic", "a", "png")] == [
+    assert [
+        file_types.format_of(Path(name)) for name in ("a.JPG", "a.tiff", "a.gif", "a.heic", "a", "png")
+    ] == [
         "jpeg",
         "tiff",
         None,
@@ -240,15 +243,15 @@ def test_format_that_a_name_announces():
 
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp", "tiff", "avif"])
 def test_suffixed_is_undone_by_format_of(form):
-    path = files.suffixed(Path("out/holiday.2019_2.5x"), form)
+    path = file_types.suffixed(Path("out/holiday.2019_2.5x"), form)
     assert path.name.startswith("holiday.2019_2.5x.")
-    assert files.format_of(path) == form
+    assert file_types.format_of(path) == form
 
 
 def test_write_atomic_makes_folders_and_replaces():
     path = Path("deep/er/a.png")
-    files.write_atomic(path, b"first")
-    files.write_atomic(path, b"second")
+    atomic.write_atomic(path, b"first")
+    atomic.write_atomic(path, b"second")
     assert path.read_bytes() == b"second"
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
 
@@ -257,7 +260,7 @@ def test_write_atomic_makes_folders_and_replaces():
 def test_permissions_follow_the_umask(umask):
     old = os.umask(umask)
     try:
-        files.write_atomic(Path("a.png"), b"x")
+        atomic.write_atomic(Path("a.png"), b"x")
     finally:
         os.umask(old)
     assert Path("a.png").stat().st_mode & 0o777 == 0o666 & ~umask
@@ -274,23 +277,23 @@ def test_what_stops_a_write_leaves_the_old_file_and_no_part(stopped, monkeypatch
 
     monkeypatch.setattr(os, "fsync", stop)
     with pytest.raises(type(stopped)):
-        files.write_atomic(Path("a.png"), b"new")
+        atomic.write_atomic(Path("a.png"), b"new")
     assert Path("a.png").read_bytes() == b"a.png"
     assert [path.name for path in Path().iterdir()] == ["a.png"]
 
 
 def test_longest_name_that_the_file_system_takes():
     path = Path("n" * 251 + ".png")
-    files.write_atomic(path, b"x")
+    atomic.write_atomic(path, b"x")
     assert path.read_bytes() == b"x"
 
 
 def test_readers_see_one_whole_file_or_another():
     bodies = [bytes([number]) * 300_000 for number in range(4)]
-    files.write_atomic(Path("a.bin"), bodies[0])
+    atomic.write_atomic(Path("a.bin"), bodies[0])
     writers = [
         threading.Thread(
-            target=lambda body=body: [files.write_atomic(Path("a.bin"), body) for _ in range(15)]
+            target=lambda body=body: [atomic.write_atomic(Path("a.bin"), body) for _ in range(15)]
         )
         for body in bodies
     ]

@@ -7,21 +7,13 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import photo_like, png, save_network
 from PIL import Image
 
 import restorer
-from restorer import (
-    Cancelled,
-    ImageTooLarge,
-    InvalidOption,
-    Limits,
-    OutOfMemory,
-    UnknownModel,
-    backends,
-    engine,
-    photo,
-)
+from restorer import Cancelled, ImageTooLarge, InvalidOption, Limits, OutOfMemory, UnknownModel
+from restorer.images import photo
+from restorer.inference import backends, engine
+from tests.conftest import photo_like, png, save_network
 
 
 @pytest.fixture
@@ -146,18 +138,19 @@ def test_stages_add_up_and_a_tile_that_did_not_fit_is_counted(weights, rng):
     whole = run.restore(data, face_enhance="off")
     assert set(whole.stages) == {"decode", "load", "faces", "enlarge", "encode"} and whole.retries == 0
     assert whole.seconds == pytest.approx(sum(whole.stages.values()))
-    denoise, engine, *weights_of = run._engines.loaded["custom/tiny"]
+    denoise, engine = run._models.loaded["custom/tiny"]
 
     class Small:
         name, scale, align, pad = "cpu:torch", engine.scale, engine.align, engine.pad
         best_tile, asynchronous = engine.best_tile, engine.asynchronous
+        sha256, source = engine.sha256, engine.source
 
         def start(self, tiles):
             if tiles.shape[1] > 64:
                 raise OutOfMemory("no room")
             return engine.start(tiles)
 
-    run._engines.loaded["custom/tiny"] = denoise, Small(), *weights_of
+    run._models.loaded["custom/tiny"] = denoise, Small()
     again = run.restore(data, face_enhance="off")
     assert again.retries > 0
     assert np.abs(again.after.pixels.astype(int) - whole.after.pixels).max() <= 1
@@ -232,25 +225,25 @@ def test_a_plan_is_what_restoring_then_takes(weights, rng):
 def test_the_pace_follows_what_was_measured(weights, rng):
     run = restorer.load("custom/tiny", weights=weights)
     before = photo.decode(png(photo_like(rng, 100, 100)))
-    run._paces.learn("custom/tiny", 3.0, 1000)
+    run._throughput.learn("custom/tiny", 3.0, 1000)
     assert run.plan(before).seconds == pytest.approx(30)
-    run._paces.learn("custom/tiny", 10.0, 10_000)
+    run._throughput.learn("custom/tiny", 10.0, 10_000)
     assert 10 < run.plan(before).seconds < 11, "a large photo tells more than a small tile"
-    seconds, _ = run._paces._seen["custom/tiny"]
+    seconds, _ = run._throughput._seen["custom/tiny"]
     result = run.restore(png(photo_like(rng, 100, 100)))
-    assert run._paces._seen["custom/tiny"][0] == pytest.approx(result.stages["enlarge"] + seconds / 4)
+    assert run._throughput._seen["custom/tiny"][0] == pytest.approx(result.stages["enlarge"] + seconds / 4)
 
 
 def test_the_first_quote_counts_writing_the_file(weights, rng):
     run = restorer.Restorer(weights=weights, model="custom/tiny")
     before = photo.decode(png(photo_like(rng, 100, 100)))
     run.measure()
-    network = run._paces.expected("custom/tiny", 100 * 100)
+    network = run._throughput.expected("custom/tiny", 100 * 100)
     for form in ("png", "jpeg", "webp", "tiff", "avif"):
         plan = run.plan(before, format=form)
-        writing = run._paces.expected(form, plan.width * plan.height)
+        writing = run._throughput.expected(form, plan.width * plan.height)
         assert 0 < writing == pytest.approx(plan.seconds - network), form
-    run._paces.learn("png", 50.0, 400 * 400)
+    run._throughput.learn("png", 50.0, 400 * 400)
     assert run.plan(before).seconds > 5, "a photo that took long to write"
 
 
@@ -316,7 +309,7 @@ def test_threads_never_mix_photos_and_never_run_two_tiles_at_once(weights, rng, 
 
 
 def test_a_model_is_loaded_once(weights, rng, monkeypatch):
-    from restorer import loader
+    from restorer.models import loader
 
     read = []
     true = loader.load

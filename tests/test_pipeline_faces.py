@@ -7,17 +7,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import photo_like, png, save_network
 from PIL import Image
 
 import restorer
-from restorer import download, models, pipeline
+from restorer import pipeline
 from restorer import result as result_module
 from restorer.__main__ import main
 from restorer.errors import Cancelled, InvalidOption, OutOfMemory, UnknownModel, WeightsUnavailable
 from restorer.faces import align, detect
+from restorer.faces.engine import FaceEngine
 from restorer.faces.paste import Face
-from restorer.faces.restore import FaceEngine
+from restorer.models import download, registry
+from tests.conftest import photo_like, png, save_network
 
 PLACES = ((60, 50, 0.12), (150, 90, 0.08))  # x, y of the crop's middle, and how much smaller than a crop
 
@@ -63,8 +64,8 @@ class Negative(torch.nn.Module):
 
 def loaded(weights: Path, network: torch.nn.Module | None = None, **options) -> restorer.Restorer:
     run = restorer.Restorer(weights=weights, model="custom/tiny", format="png", **options)
-    run._faces.loaded["yunet"] = two_faces
-    run._faces.loaded["GFPGANv1.3"] = FaceEngine(network or Negative(), device=torch.device("cpu"))
+    run._models.loaded["yunet"] = None, two_faces
+    run._models.loaded["GFPGANv1.3"] = None, FaceEngine(network or Negative(), device=torch.device("cpu"))
     return run
 
 
@@ -118,8 +119,7 @@ def test_a_face_that_fails_keeps_its_pixels_and_is_told(weights, photo):
 def test_recompose_is_what_restoring_anew_gives_without_a_network(weights, photo):
     run = loaded(weights)
     result = run.restore(photo)
-    run._engines.loaded.clear()
-    run._faces.loaded.clear()
+    run._models.loaded.clear()
     plain = loaded(weights).restore(photo, face_enhance="off")
     assert run.recompose(result).data == result.data
     again = run.recompose(result, face_strength=0)
@@ -172,7 +172,7 @@ def test_what_is_hidden_is_neither_seen_nor_changed(weights, rng):
     results = []
     for secret in (0, 255):
         run = loaded(weights)
-        run._faces.loaded["yunet"] = detector
+        run._models.loaded["yunet"] = None, detector
         pixels[alpha == 0] = secret
         results.append(run.restore(png(np.dstack([pixels, alpha]))))
     half = len(seen) // 2
@@ -218,7 +218,7 @@ def test_without_weights_auto_says_so_and_on_is_an_error(weights, photo):
     assert result.face_note in result.warnings
     with pytest.raises(WeightsUnavailable, match="yunet is not present"):
         run.restore(photo, face_enhance="on")
-    run._faces.loaded["yunet"] = two_faces
+    run._models.loaded["yunet"] = None, two_faces
     found = run.restore(photo)
     assert found.face_note == ("faces: 2 found, 0 restored (GFPGANv1.3 is not here and could not be fetched)")
     assert found.face_note in found.warnings and not any(face.restored for face in found.faces)
@@ -259,8 +259,8 @@ def test_faces_are_steps_of_their_own_and_can_be_stopped_at(weights, photo):
 
 def test_a_photo_without_faces_costs_the_detection_only(weights, photo):
     run = loaded(weights)
-    run._faces.loaded["yunet"] = lambda pixels: (np.empty((0, 4)), np.empty(0), np.empty((0, 5, 2)))
-    del run._faces.loaded["GFPGANv1.3"]
+    run._models.loaded["yunet"] = None, lambda pixels: (np.empty((0, 4)), np.empty(0), np.empty((0, 5, 2)))
+    del run._models.loaded["GFPGANv1.3"]
     result = run.restore(photo, face_enhance="on")
     assert result.faces == () and result.face_note == "" and result.warnings == ()
 
@@ -302,7 +302,7 @@ def test_face_options_are_checked(weights, photo):
 @pytest.mark.parametrize("name", ["face_model", "face_detector"])
 def test_a_name_that_is_no_face_model_is_told_before_any_work(weights, photo, name):
     run = loaded(weights)
-    run._engines = run._faces = None  # nothing may be looked for
+    run._models = None  # nothing may be looked for
     for enhance in ("auto", "on", "off"):
         with pytest.raises(UnknownModel, match="nonsense") as caught:
             run.restore(photo, face_enhance=enhance, **{name: "nonsense"})
@@ -325,9 +325,9 @@ def test_every_face_option_changes_the_result(weights, photo):
         def forward(self, x, **_):
             return 0.5 * x * self.one
 
-    run._faces.loaded["retinaface"] = turned
-    run._faces.loaded["RestoreFormer"] = FaceEngine(Same(), device=torch.device("cpu"))
-    run._faces.loaded["parsenet"] = lambda crop: np.ones(crop.shape[:2], np.float32)
+    run._models.loaded["retinaface"] = None, turned
+    run._models.loaded["RestoreFormer"] = None, FaceEngine(Same(), device=torch.device("cpu"))
+    run._models.loaded["parsenet"] = None, lambda crop: np.ones(crop.shape[:2], np.float32)
     plain = run.restore(photo)
     changes = {
         "face_enhance": "off",
@@ -338,7 +338,7 @@ def test_every_face_option_changes_the_result(weights, photo):
     }
     for name, value in changes.items():
         assert run.restore(photo, **{name: value}).data != plain.data, name
-    run._faces.loaded["yunet"] = large
+    run._models.loaded["yunet"] = None, large
     left, forced = run.restore(photo), run.restore(photo, face_large=True)
     assert "more than the 512" in left.face_note and left.data != forced.data
     names = {name for name in restorer.Options.names() if name.startswith("face_")}
@@ -350,7 +350,7 @@ def test_the_command_prints_a_line_for_each_face_and_draws_them(shared, tmp_path
 
     folder = tmp_path / "weights"
     folder.mkdir()
-    yunet = models.find("yunet", folder, "detect")
+    yunet = registry.find("yunet", folder, "detect")
     (folder / yunet.file).write_bytes((shared / "weights" / yunet.file).read_bytes())
     monkeypatch.chdir(tmp_path)
     Image.fromarray(data.astronaut()).save("a.png")

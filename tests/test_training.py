@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import photo_like, save_network
 from PIL import Image
 
-from restorer import networks
+from restorer.models import architectures
+from tests.conftest import photo_like, save_network
 from training import degrade, learn, pairs
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +147,7 @@ def test_what_is_saved_is_the_network_that_was_trained(shards, tmp_path):
     state = finished(run, shards)
     assert all(tensor.dtype == torch.float16 for tensor in state.values())
     loaded = {name: tensor.float() for name, tensor in state.items()}
-    network = networks.build(networks.recognise(loaded, "test"), loaded, "test")
+    network = architectures.build(architectures.recognise(loaded, "test"), loaded, "test")
     small = torch.from_numpy(shards[0].small[:1].copy()).permute(0, 3, 1, 2)
     with torch.inference_mode():
         assert torch.allclose(network(small.float() / 255), run.forward(small, run.mean), atol=2e-3)
@@ -192,5 +192,5 @@ def test_one_command_from_photographs_to_a_weights_file(photos, tmp_path, monkey
     done = subprocess.run([*command, "--convs", "1"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "step 2 " in done.stdout
-    state = networks.read_state(tmp_path / "out/restore-lite-x4.safetensors")
-    assert networks.recognise(state, "made").parameters["num_feat"] == 8
+    state = architectures.read_state(tmp_path / "out/restore-lite-x4.safetensors")
+    assert architectures.recognise(state, "made").parameters["num_feat"] == 8

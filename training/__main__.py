@@ -13,7 +13,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from restorer import backends, download, loader, models, networks
+from restorer.inference import backends
+from restorer.models import architectures, download, loader, registry
 
 from . import learn, pairs
 
@@ -53,9 +54,9 @@ def main() -> int:
 
 
 def _teacher(name: str, device: torch.device) -> torch.nn.Module:
-    folder = models.weights_folder()
-    state = loader.load(download.ensure(models.find(name, folder), folder)).state
-    network = networks.build(networks.recognise(state, name), state, name)
+    folder = registry.weights_folder()
+    state = loader.load(download.ensure(registry.find(name, folder), folder)).state
+    network = architectures.build(architectures.recognise(state, name), state, name)
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 

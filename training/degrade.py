@@ -9,7 +9,7 @@ import random
 import cv2
 import numpy as np
 
-from restorer import compat
+from restorer.models import compat
 
 compat.install()
 from basicsr.data import degradations as parts  # noqa: E402

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from restorer import compat
+from restorer.models import compat
 
 from .pairs import Shard
 

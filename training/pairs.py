@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from restorer import photo
+from restorer.images import photo
 
 from . import degrade
 

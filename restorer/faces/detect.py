@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ..errors import BadWeights
-from ..pixels import to_uint8
+from ..images.resample import to_uint8
 
 # Long sides of the copies that are looked at: a face that fills the picture may be found in a small one only,
 # those in a crowd in a large one only; bench/recall.py compares choices

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..pixels import luma, rounded
+from ..images.resample import luma, round_to
 from . import align
 
 _TINT = 32.0  # sigma in crop pixels; what is coarser than this is taken from the photo
@@ -42,7 +42,7 @@ class Face:
         return not self.reason
 
 
-class Under(NamedTuple):
+class PasteBackup(NamedTuple):
     """A part of the enlarged photo as it was before faces were put into it."""
 
     rows: slice
@@ -58,7 +58,7 @@ def paste(
     strength: float,
     shares: Mapping[int, float] | None = None,
     grey: bool = False,
-) -> tuple[Under, ...]:
+) -> tuple[PasteBackup, ...]:
     """Put the restored faces into the enlarged photo, in place; what lay there before.
 
     pixels    (H, W, 3) uint8 or uint16 RGB, the photo enlarged outscale times
@@ -77,17 +77,17 @@ def paste(
     size = pixels.shape[1::-1]
     layers = [_Layer(face, share, outscale, size) for face, share in ordered]
     for rows, columns, here in _cells([layer for layer in layers if layer.area]):
-        before.append(Under(rows, columns, pixels[rows, columns].copy()))
+        before.append(PasteBackup(rows, columns, pixels[rows, columns].copy()))
         region = before[-1].pixels.astype(np.float32)
         for layer in here:
             layer.lay(region, rows, columns)
         np.clip(region, 0, np.iinfo(pixels.dtype).max, out=region)
-        done = rounded(before[-1].pixels + np.float32(strength) * (region - before[-1].pixels), pixels.dtype)
+        done = round_to(before[-1].pixels + np.float32(strength) * (region - before[-1].pixels), pixels.dtype)
         pixels[rows, columns] = luma(done)[..., None] if grey else done
     return tuple(before)
 
 
-def lifted(pixels: np.ndarray, under: Sequence[Under]) -> np.ndarray:
+def without_faces(pixels: np.ndarray, under: Sequence[PasteBackup]) -> np.ndarray:
     """The enlarged photo as it was before the faces were put into it; a new array."""
     out = pixels.copy()
     for part in under:

@@ -17,7 +17,8 @@ import filelock
 import gradio as gr
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from gradio import processing_utils, routes
+from gradio import processing_utils
+from gradio import routes as gradio_routes
 from gradio.route_utils import FnIndexInferError
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -25,17 +26,20 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
-from .. import contained, files
+from .. import atomic
 from ..errors import RestoreError
-from ..jobs import Jobs
+from ..images import sandbox
 from ..options import PRESETS
 from ..pipeline import Restorer
-from ..settings import Settings
-from . import api, form, guard, handlers, ledger, openapi, rest, ui
-from .janitor import Janitor
+from . import auth, client_api, metrics, middleware
+from .cleanup import CacheCleaner
+from .previews import CACHED
+from .rest import forms, openapi, routes
+from .rest.jobs import Jobs
 from .service import FULL, Service
-from .work import KEPT
-from .workshop import Workshop
+from .settings import Settings
+from .ui import layout, restore_tab
+from .worker import Worker
 
 _GRACE = 1  # second in which the first page goes out, before importing torch slows everything
 _LOCK = 2  # seconds in which the server before has gone
@@ -48,17 +52,17 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         for folder in (settings.jobs_folder, settings.processed_folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self.settings, self.workshop = settings, Workshop(settings.max_queue, settings.step_seconds)
+        self.settings, self.workshop = settings, Worker(settings.max_queue, settings.watchdog_timeout)
         self.restorer = _restorer_class()(
             weights=settings.restorer_weights or None,
             device=settings.device or None,
             limits=settings.limits,
             auto_cpu_megapixels=settings.auto_cpu_megapixels,
-            decoder=contained.decode,
+            decoder=sandbox.decode,
             model=settings.model,
         )
-        free = partial(ledger.free_bytes, settings.processed_folder)
-        told = ledger.Ledger(self.workshop, free)
+        free = partial(metrics.free_bytes, settings.processed_folder)
+        told = metrics.Metrics(self.workshop, free)
         service = Service(settings, self.restorer, self.workshop, told)
         self._lock = filelock.FileLock(settings.jobs_folder / ".lock", thread_local=False)
         try:
@@ -67,34 +71,36 @@ class Server:
             taken = f"{settings.upload_folder} is another server's: set UPLOAD_FOLDER and PROCESSED_FOLDER"
             raise OSError(taken) from error
         self.jobs = Jobs(settings.jobs_folder, settings.processed_folder)
-        self.rest = rest.Rest(service, self.jobs)
-        self.janitor = Janitor(
+        self.rest = routes.RestApi(service, self.jobs)
+        self.janitor = CacheCleaner(
             settings.upload_folder,
             settings.jobs_folder,
             settings.processed_folder,
-            settings.processed_folder / KEPT,
+            settings.processed_folder / CACHED,
             needed=self.jobs.needed,
-            age=settings.keep_seconds,
+            age=settings.retention_seconds,
         )
         # served from where they lie, not copied
-        gr.set_static_paths([settings.processed_folder, *handlers.SAMPLES])
-        processing_utils.async_ssrf_protected_download = guard.fetch_nothing
+        gr.set_static_paths([settings.processed_folder, *restore_tab.SAMPLES])
+        processing_utils.async_ssrf_protected_download = middleware.refuse_download
         # Gradio's lets pages of any site read and send, cookies included
-        routes.CustomCORSMiddleware = partial(guard.Front, proxies=settings.forwarded_allow_ips)  # type: ignore[misc]
+        gradio_routes.CustomCORSMiddleware = partial(  # type: ignore[misc]  # pyright: ignore[reportPrivateImportUsage]
+            middleware.SameOriginMiddleware, proxies=settings.forwarded_allow_ips
+        )
         # its own line is before the device; api_open would let programs pass by Gradio's
-        self.blocks = ui.build(service).queue(max_size=None, default_concurrency_limit=8, api_open=False)
+        self.blocks = layout.build(service).queue(max_size=None, default_concurrency_limit=8, api_open=False)
 
     def options(self) -> dict[str, Any]:
         """What Blocks.launch() and gr.mount_gradio_app() are both given."""
         settings = self.settings
         largest = settings.max_file_size_mb * 2**20
-        lock = [Middleware(guard.KeyGuard, key=settings.api_key)] if settings.api_key else []
+        lock = [Middleware(auth.ApiKeyMiddleware, key=settings.api_key)] if settings.api_key else []
         own = openapi.routes(self.rest)
         return {
-            "theme": ui.theme(),
-            "css_paths": [ui.STYLE],
-            "js": ui.SCRIPT.read_text(),
-            "blocked_paths": [str(settings.processed_folder / KEPT), str(settings.jobs_folder)],
+            "theme": layout.theme(),
+            "css_paths": [layout.STYLE],
+            "js": layout.SCRIPT.read_text(),
+            "blocked_paths": [str(settings.processed_folder / CACHED), str(settings.jobs_folder)],
             "max_file_size": largest,
             "show_error": False,
             "enable_monitoring": False,
@@ -104,13 +110,18 @@ class Server:
             "app_kwargs": {
                 "routes": own,
                 "middleware": [
-                    Middleware(guard.BodyLimit, limit=settings.max_files_per_job * largest + form.FORM),
+                    Middleware(
+                        middleware.BodyLimitMiddleware,
+                        limit=settings.max_files_per_job * largest + forms.FORM_BYTES,
+                    ),
                     *lock,
-                    Middleware(guard.Needed, ours=partial(_matched, own), calls=api.NAMES),
-                    Middleware(form.FullLine, workshop=self.workshop),
+                    Middleware(
+                        middleware.RouteAllowlist, ours=partial(_matched, own), calls=client_api.NAMES
+                    ),
+                    Middleware(forms.QueueFullMiddleware, workshop=self.workshop),
                 ],
                 "exception_handlers": {
-                    form.Refused: _refused,
+                    forms.Refusal: _refused,
                     OSError: _not_stored,
                     RequestValidationError: _not_valid,
                     **dict.fromkeys((LookupError, TypeError, ValueError, FnIndexInferError), _misread),
@@ -152,7 +163,7 @@ class Server:
             else:
                 if gone:
                     logging.getLogger(__name__).info("swept %d folders", len(gone))
-            await asyncio.sleep(self.settings.sweep_seconds)
+            await asyncio.sleep(self.settings.cleanup_interval)
 
     async def _watch(self) -> None:
         while True:
@@ -185,7 +196,7 @@ def serve(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    ledger.set_up_log(as_json=settings.log_format == "json")
+    metrics.configure_logging(as_json=settings.log_format == "json")
     server = Server(settings)
     server.blocks.launch(
         server_name=settings.host,
@@ -211,9 +222,9 @@ def asgi(settings: Settings) -> FastAPI:
 def _restorer_class() -> type[Restorer]:
     if os.environ.get("SPACES_ZERO_GPU", "").lower() not in ("1", "t", "true"):  # as the package reads it
         return Restorer
-    from .zero import Lent
+    from .zerogpu import ZeroGpuRestorer
 
-    return Lent
+    return ZeroGpuRestorer
 
 
 def _warm(restorer: Restorer) -> None:
@@ -221,7 +232,7 @@ def _warm(restorer: Restorer) -> None:
 
     What is there then stays: a collection that looked at all of it would stop every answer for 0.2 s.
     """
-    contained.start()
+    sandbox.start()
     try:
         restorer.measure()
         for preset in PRESETS if restorer.options.model in PRESETS else ():
@@ -233,13 +244,13 @@ def _warm(restorer: Restorer) -> None:
 
 def _not_stored(_request: Request, error: OSError) -> Response:
     """What could not be written down is not accepted."""
-    if not files.no_room(error):
+    if not atomic.no_room(error):
         raise error
     logging.getLogger(__name__).error("an upload was not stored", exc_info=error)
-    return form.Refused(507, FULL).response()
+    return forms.Refusal(507, FULL).response()
 
 
-def _refused(_request: Request, error: form.Refused) -> Response:
+def _refused(_request: Request, error: forms.Refusal) -> Response:
     return error.response()
 
 

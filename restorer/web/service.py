@@ -9,18 +9,21 @@ from pathlib import Path
 
 import gradio as gr
 
-from .. import cost, files, models, photo, sources
+from .. import atomic
+from ..cost import pricing
 from ..errors import DiskFull, InvalidOption, RestoreError, UnsupportedImage, WeightsUnavailable
-from ..models import Model
+from ..images import photo
+from ..images.photo import Photo
+from ..models import registry, sources
+from ..models.registry import Model
 from ..options import Options
-from ..photo import Photo
 from ..pipeline import Plan, Restorer
+from ..progress import Progress
 from ..result import Result
-from ..settings import Settings
-from ..tiling import Progress
-from . import work
-from .ledger import Ledger, free_bytes
-from .workshop import Workshop
+from . import previews
+from .metrics import Metrics, free_bytes
+from .settings import Settings
+from .worker import Worker
 
 _LONGEST = 100_000  # pixels of a long side, more than any format and limit
 _TILE = 1024  # beyond it a stranger could choose how much memory the network takes
@@ -31,7 +34,7 @@ _WRONG = "something went wrong; the server's log says what"
 class Service:
     """Everything of a server that outlives a request."""
 
-    def __init__(self, settings: Settings, restorer: Restorer, workshop: Workshop, ledger: Ledger) -> None:
+    def __init__(self, settings: Settings, restorer: Restorer, workshop: Worker, ledger: Metrics) -> None:
         self.settings, self.restorer, self.workshop, self.ledger = settings, restorer, workshop, ledger
 
     def restored(
@@ -43,14 +46,16 @@ class Service:
             self.check_room()
             options = self.options(given, lambda: self.decoded(data))
             result = self.restorer.restore(data, progress=progress, **vars(options))
-            file = work.write(result, name, place, long_side=given.get("long_side"))
+            file = previews.write(result, name, place, long_side=given.get("long_side"))
             told(result)
         return result, file
 
-    def made(self, path: str, given: dict[str, object], progress: Progress) -> tuple[Result, work.Shown]:
+    def made(
+        self, path: str, given: dict[str, object], progress: Progress
+    ) -> tuple[Result, previews.ResultFiles]:
         """An upload restored, and what of it is on disk for a browser."""
         result, file = self.restored(self.upload(path), given, progress, name=path, place=self.place())
-        return result, work.show(result, path, file)
+        return result, previews.write_files(result, path, file)
 
     def place(self) -> Path:
         """A new folder for results, not made yet."""
@@ -88,7 +93,7 @@ class Service:
     def cost(self, plan: Plan) -> float | None:
         """In dollars; None without a price, or before anything was measured."""
         price = self.settings.price_per_gpu_second
-        return cost.dollars(plan.seconds, price) if price and plan.seconds is not None else None
+        return pricing.dollars(plan.seconds, price) if price and plan.seconds is not None else None
 
     def quote(self, data: bytes, given: dict[str, object]) -> dict[str, object]:
         """What restoring a photo will take. Raises what restoring it would raise at its start."""
@@ -110,7 +115,7 @@ class Service:
 
     def models(self) -> list[dict[str, object]]:
         """Every model, and where its weights come from."""
-        return [self._model(model) for model in models.available(self.restorer.weights)]
+        return [self._model(model) for model in registry.available(self.restorer.weights)]
 
     def _model(self, model: Model) -> dict[str, object]:
         source = sources.locate(model, self.restorer.weights)
@@ -172,7 +177,7 @@ class Service:
         """
         if not isinstance(error, RestoreError):
             logging.getLogger(__name__).error("a restoration failed", exc_info=error)
-            return FULL if files.no_room(error) else _WRONG
+            return FULL if atomic.no_room(error) else _WRONG
         if isinstance(error, WeightsUnavailable):
             logging.getLogger(__name__).warning("%s", error)
             return str(error).partition(" (")[0] + ": choose another model, or try again with a network"

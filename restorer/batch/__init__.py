@@ -1,0 +1,1 @@
+"""Restore folders of any size, each photo exactly once."""

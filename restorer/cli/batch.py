@@ -1,0 +1,90 @@
+"""`restorer batch`: a folder of any size, on one machine or a Ray cluster."""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..errors import InvalidOption
+from ..options import Options
+
+if TYPE_CHECKING:
+    from ..batch.manifest import Record
+    from ..batch.runner import Batch
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Restore a folder; photos that earlier runs finished are not restored again."""
+    for name in ("workers", "gpus_per_worker"):
+        if (getattr(parsed, name) or 0) < 0:
+            raise InvalidOption(f"{name} is {getattr(parsed, name)}; it must be 0 or more")
+    if parsed.cpus_per_worker < 1:
+        raise InvalidOption(f"cpus_per_worker is {parsed.cpus_per_worker}; it must be 1 or more")
+    options = Options(**{name: value for name, value in vars(parsed).items() if name in Options.names()})
+    from ..batch import ray, runner
+
+    job = runner.prepare(
+        parsed.source,
+        parsed.output,
+        options,
+        weights=parsed.weights_dir,
+        device=parsed.device,
+        half=False if parsed.fp32 else None,
+        threads=parsed.cpus_per_worker if parsed.ray else 0,
+    )
+    place = {"address": parsed.ray, "workers": parsed.workers, "cpus": parsed.cpus_per_worker}
+    restore = partial(ray.run, **place, gpus=parsed.gpus_per_worker) if parsed.ray else runner.run
+    start = time.perf_counter()
+    counts = _run(job, restore, retry_failed=parsed.retry_failed)
+    states = ("restored", "done before", "failed") + (("with warnings",) if counts["with warnings"] else ())
+    summary = ", ".join(f"{counts[state]} {state}" for state in states)
+    print(f"{summary} in {time.perf_counter() - start:.1f} s; see {parsed.output}/.manifest for each photo")
+    return 1 if counts["failed"] else 0
+
+
+def _run(job: "Batch", restore: Callable, *, retry_failed: bool) -> Counter[str]:
+    """Restore what remains; count the photos restored now, done before, and failed now or before."""
+    from tqdm import tqdm
+
+    from ..batch import manifest, runner, storage
+
+    photos = runner.photos(job)
+    if not photos:
+        raise InvalidOption(f"no photos found in {job.source}")
+    counts: Counter[str] = Counter()
+    outputs = storage.Storage(job.output)
+    with manifest.open_manifest(outputs) as records:
+        existing = {file.path for file in outputs.files()} if outputs.exists() else set()
+        remaining, finished = [], []
+        for photo in photos:
+            state, output = records.done(photo, job.digest)
+            done = (
+                output in existing
+                if state == manifest.RESTORED
+                else state == manifest.FAILED and not retry_failed
+            )
+            if not done:
+                remaining.append(photo)
+            else:
+                counts["done before" if state == manifest.RESTORED else manifest.FAILED] += 1
+                finished += [output] if output else []
+        with tqdm(total=len(photos), initial=len(photos) - len(remaining), unit="photo", disable=None) as bar:
+
+            def add(record: "Record") -> None:
+                records.note(record)
+                counts[record.state] += 1
+                if record.warnings:
+                    counts["with warnings"] += 1
+                    if counts["with warnings"] == 1:
+                        bar.write(f"{record.path}: {record.warnings}", file=sys.stderr)
+                bar.set_postfix(failed=counts["failed"], refresh=False)
+                bar.update()
+                if record.state == manifest.FAILED:
+                    bar.write(f"{record.path}: failed, {record.error}", file=sys.stderr)
+
+            if remaining:
+                restore(job, runner.entries(job, remaining, finished), add)
+    return counts

@@ -1,0 +1,64 @@
+"""`restorer faces`: find faces and print them as JSON lines."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import output_paths
+from ..atomic import write_atomic
+from ..errors import BadWeights, InvalidOption, RestoreError, WeightsUnavailable
+from ..images import file_types
+from ..models import registry
+from ..options import Options
+
+if TYPE_CHECKING:
+    from ..pipeline import Restorer
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print a JSON line for each face of each photo; draw them into copies with --draw."""
+    tasks = output_paths.plan(parsed.photos, parsed.draw, mark="_faces", form="png")
+    if not tasks:
+        raise InvalidOption("no photos found")
+    originals = {task.source.resolve() for task in tasks}
+    registry.find(parsed.face_detector, registry.weights_folder(parsed.weights_dir), "detect")
+    from .. import pipeline
+
+    restorer = pipeline.Restorer(
+        weights=parsed.weights_dir, device=parsed.device, face_detector=parsed.face_detector
+    )
+    succeeded = [
+        _find_faces(task.source, restorer, task.path("png") if parsed.draw else None, originals)
+        for task in tasks
+    ]
+    return 0 if all(succeeded) else 1
+
+
+def _find_faces(source: Path, restorer: "Restorer", target: Path | None, originals: set[Path]) -> bool:
+    """Print the faces of one photo and draw them into `target`; return whether that succeeded."""
+    from ..faces import detect
+    from ..images import encode
+
+    try:
+        photo, faces = restorer.find_faces(source.read_bytes())
+        if target and (reason := output_paths.skip_reason(target, overwrite=True, originals=originals)):
+            print(f"{source}: not drawn, {reason}", file=sys.stderr)
+        elif target:
+            picture = replace(photo, pixels=detect.drawn(photo.pixels, faces), alpha=None)
+            form = file_types.format_of(target) or "png"
+            write_atomic(target, encode.encode(picture, form, quality=Options.quality).data)
+    except (WeightsUnavailable, BadWeights):
+        raise
+    except RestoreError as error:
+        print(f"{source}: failed, {error}", file=sys.stderr)
+        return False
+    except OSError as error:
+        print(f"{source}: failed, {error.strerror or error}", file=sys.stderr)
+        return False
+    for face in faces:
+        line = {"file": str(source), "box": face.box, "score": face.score}
+        print(json.dumps({**line, "landmarks": face.landmarks.tolist()}), flush=True)
+    return not (target and target.resolve() in originals)

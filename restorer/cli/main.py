@@ -1,0 +1,29 @@
+"""Parse the command line and run its command."""
+
+import sys
+from collections.abc import Sequence
+
+from ..exit_status import exit_status
+from . import batch, cost, faces, models, restore
+from .parser import parser
+
+COMMANDS = {
+    "restore": restore.run,
+    "faces": faces.run,
+    "models": models.run,
+    "batch": batch.run,
+    "cost": cost.run,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0 success, 1 a photo failed, 2 wrong usage."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] not in (*COMMANDS, "-h", "--help", "--version"):
+        words.insert(0, "restore")
+    parsed = parser().parse_args(words or ["--help"])
+    return exit_status(
+        "restorer",
+        lambda: COMMANDS[parsed.command](parsed),
+        interrupted="stopped; finished photos are kept",
+    )

@@ -1,0 +1,147 @@
+"""`restorer restore`: photos and folders to files."""
+
+import argparse
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from .. import output_paths
+from ..atomic import write_atomic
+from ..errors import InvalidOption, RestoreError
+from ..images import file_types
+from ..models import sources
+from ..options import Options
+from ..progress import Progress
+
+if TYPE_CHECKING:
+    from ..pipeline import Restorer
+
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
+_NAME_LENGTH = 32  # characters of a file name in the progress bar
+SkipReason = Callable[[Path], str]
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Restore files and folders, each photo to a file of its own."""
+    tasks = output_paths.plan(parsed.photos, parsed.output, outscale=parsed.outscale, form=parsed.format)
+    if not tasks:
+        raise InvalidOption("no photos found")
+    if not tasks[0].forms:
+        parsed.format = _format_of_output(parsed.output, parsed.format)
+    options = {name: value for name, value in vars(parsed).items() if name in Options.names()}
+    Options(**options)  # reject bad values before anything is loaded
+    from .. import pipeline  # numpy and the decoders, which --help and a wrong path do not need
+
+    restorer = pipeline.Restorer(
+        weights=parsed.weights_dir,
+        device=parsed.device,
+        half=False if parsed.fp32 else None,
+        **options,
+    )
+    restorer.model(restorer.options)  # an unknown model is wrong usage, not a failure of each photo
+    start = time.perf_counter()
+    originals = {task.source.resolve() for task in tasks}
+    skip_reason = partial(output_paths.skip_reason, overwrite=parsed.overwrite, originals=originals)
+    counts = _restore_all(restorer, tasks, skip_reason)
+    summary = ", ".join(f"{counts[state]} {state}" for state in ("restored", "skipped", "failed"))
+    print(f"{summary} in {time.perf_counter() - start:.1f} s")
+    return 1 if counts["failed"] else 0
+
+
+def _format_of_output(output: Path, chosen: str) -> str:
+    form = file_types.format_of(output)
+    if chosen not in ("same", form):
+        raise InvalidOption(f"{output} is not a {chosen} file name; rename it or omit --format")
+    return form or chosen
+
+
+def _restore_all(
+    restorer: "Restorer", tasks: list[output_paths.OutputTask], skip_reason: SkipReason
+) -> Counter[str]:
+    """Restore each photo, print a line for it, and count the outcomes."""
+    from tqdm import tqdm
+
+    remaining = [task for task in tasks if not _skip(task, skip_reason)]
+    counts = Counter(skipped=len(tasks) - len(remaining))
+    if not remaining:
+        return counts
+    # The bar counts photos and moves with each tile, so its ETA covers the whole run
+    with tqdm(
+        total=len(remaining), desc="Loading the model", bar_format=_BAR, leave=False, disable=None
+    ) as bar:
+        loaded = ""
+        for index, task in enumerate(remaining):
+            if (model := _load_for(restorer, task.source)) not in ("", loaded):
+                bar.write(model, file=sys.stderr)
+                loaded = model
+            if index == 0:
+                bar.reset()  # keep loading out of the ETA
+            bar.set_description_str(f"{index + 1}/{len(remaining)} {_shortened(task.source.name)}")
+
+            def update(done: int, total: int, before: int = index) -> None:
+                if total:  # 0 while a model is downloaded, which has a bar of its own
+                    bar.n = before + done / total
+                    bar.refresh()
+
+            state, line = _restore_one(restorer, task, skip_reason, update)
+            counts[state] += 1
+            bar.write(line, file=sys.stderr if state == "failed" else sys.stdout)
+            bar.n = index + 1
+    return counts
+
+
+def _load_for(restorer: "Restorer", file: Path) -> str:
+    """Load the model for a photo; return its name and backend, or "" where the photo cannot be read."""
+    from ..images import photo
+
+    try:
+        size = photo.size(file.read_bytes(), max_pixels=restorer.limits.input_pixels)
+    except (RestoreError, OSError):
+        return ""  # reported when the photo is restored
+    pixels = size.width * size.height
+    model = restorer.load(pixels).model(restorer.options, pixels)
+    source = sources.locate(model, restorer.weights)
+    return f"using {model.name} ({source.kind if source else 'removed'}) on {restorer.backend(model)}"
+
+
+def _skip(task: output_paths.OutputTask, skip_reason: SkipReason) -> bool:
+    existing = task.existing()
+    reason = skip_reason(existing) if existing else ""
+    if reason:
+        print(f"{task.source}: skipped, {reason}")
+    return bool(reason)
+
+
+def _restore_one(
+    restorer: "Restorer", task: output_paths.OutputTask, skip_reason: SkipReason, progress: Progress
+) -> tuple[Literal["restored", "skipped", "failed"], str]:
+    """Restore one photo; return its state and the line to print."""
+    try:
+        result = restorer.restore(task.source.read_bytes(), progress=progress)
+        target = task.path(result.format)
+        # Another process may have written it, or the photo's format is not the one its name says
+        if reason := skip_reason(target):
+            return "skipped", f"{task.source}: skipped, {reason}"
+    except RestoreError as error:
+        return "failed", f"{task.source}: failed, {error}"
+    except OSError as error:
+        return "failed", f"{task.source}: failed, {error.strerror or error}"
+    except Exception as error:  # noqa: BLE001  one photo must not stop the others
+        traceback.print_exc()
+        return "failed", f"{task.source}: failed, {type(error).__name__}: {error}"
+    try:
+        write_atomic(target, result.data)
+    except OSError as error:
+        return "failed", f"{task.source}: failed, {target} cannot be written: {error.strerror or error}"
+    size = f"{result.width} x {result.height}"
+    notes = "".join(f"; {warning}" for warning in result.warnings)
+    return "restored", f"{task.source} -> {target}: {size}, {result.model}, {result.seconds:.1f} s{notes}"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 3] + "..."

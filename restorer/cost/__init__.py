@@ -1,0 +1,1 @@
+"""Measure and estimate what a photo costs."""

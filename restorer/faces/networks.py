@@ -1,0 +1,38 @@
+"""Load the face networks: detectors, restorers and parsers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..models import download
+from ..models.registry import Model
+from ..progress import Progress
+from . import detect
+
+
+def load(
+    model: Model, weights: Path, *, device: str | None, half: bool | None, progress: Progress | None = None
+) -> Callable:
+    """Load a model of kind "detect", "face" or "parse", downloaded where its file is absent.
+
+    weights, device, half  see Restorer
+    progress               see download.ensure()
+
+    Raises WeightsUnavailable and BadWeights.
+    """
+    source = download.ensure(model, weights, progress)
+    if source.path.suffix == ".onnx":
+        return detect.YuNet(source.path)
+    from ..inference import backends
+    from ..models import architectures, loader
+    from . import engine, parsenet, retinaface
+
+    state = loader.load(source).state
+    network = architectures.build(
+        architectures.recognise_face(state, model.kind, model.name), state, model.name
+    )
+    target = backends.pick_device(device)
+    if model.kind == "detect":
+        return retinaface.RetinaFace(network, device=target)
+    if model.kind == "parse":
+        return parsenet.ParseNet(network, device=target)
+    return engine.FaceEngine(network, device=target, half=target.type == "cuda" if half is None else half)

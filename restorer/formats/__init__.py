@@ -1,1 +1,0 @@
-"""What single file formats need beyond Pillow: their chunks and segments, deep samples, EXIF and XMP."""

@@ -1,0 +1,1 @@
+"""Photos: decoding, encoding, metadata, colour and resampling."""

@@ -1,0 +1,91 @@
+"""Arithmetic on whole pictures, in bands of rows.
+
+A picture may hold 400 megapixels: one temporary copy of it in float32 would be 4.8 GB.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+Made = TypeVar("Made")
+Rows = Callable[[slice], np.ndarray]  # some rows of a picture's samples, made when they are asked for
+
+_ROWS = 256
+_THREADS = 8  # each holds some copies of the rows it works on
+_LANCZOS = Image.Resampling.LANCZOS
+_LOBES = 3  # of Pillow's Lanczos: so many pixels of the smaller picture weigh in on each side
+
+
+def bands(height: int) -> Iterator[slice]:
+    """The rows of a picture, some at a time."""
+    return (slice(top, min(top + _ROWS, height)) for top in range(0, height, _ROWS))
+
+
+def map_stripes(function: Callable[[slice], Made], height: int, size: int) -> Iterator[Made]:
+    """What `function` makes of a picture's rows, `size` at a time and in order, by several threads."""
+    stripes = [slice(top, min(top + size, height)) for top in range(0, height, size)]
+    with ThreadPoolExecutor(min(len(stripes), os.cpu_count() or 1, _THREADS)) as threads:
+        yield from threads.map(function, stripes)
+
+
+def to_uint8(samples: np.ndarray) -> np.ndarray:
+    """uint16 samples as uint8, each rounded to the nearest (65535 is 255); uint8 as it is."""
+    if samples.dtype == np.uint8:
+        return samples
+    out = np.empty(samples.shape, np.uint8)
+    for rows in bands(len(out)):
+        # exact round(x / 257) in integers
+        out[rows] = (samples[rows].astype(np.uint32) * 255 + 32895) >> 16
+    return out
+
+
+def luma(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 or uint16 RGB as one channel, rounded (ITU-R BT.601 weights)."""
+    out = np.empty(pixels.shape[:2], pixels.dtype)
+    for rows in bands(len(out)):
+        red, green, blue = np.moveaxis(pixels[rows].astype(np.uint32), 2, 0)
+        out[rows] = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    return out
+
+
+def lookup(samples: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """table[samples], in the table's dtype."""
+    out = np.empty(samples.shape, table.dtype)
+    for rows in bands(len(out)):
+        out[rows] = table[samples[rows]]
+    return out
+
+
+def resize(plane: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(H, W, C) uint8 or uint16 at another size: Lanczos with three lobes, antialiased, rounded once."""
+    if plane.shape[:2] == (height, width):
+        return plane
+    out = np.empty((height, width, plane.shape[2]), plane.dtype)
+    for rows in bands(height):
+        out[rows] = round_to(resample_rows(plane, rows, width, height), plane.dtype)
+    return out
+
+
+def resample_rows(plane: np.ndarray, rows: slice, width: int, height: int) -> np.ndarray:
+    """Some rows of (H, W, C) at width x height, in float32, neither rounded nor clipped."""
+    if plane.shape[:2] == (height, width):
+        return plane[rows].astype(np.float32)
+    step = len(plane) / height
+    reach = _LOBES * max(step, 1) + 1
+    first, last = max(0, math.floor(rows.start * step - reach)), math.ceil(rows.stop * step + reach)
+    source = plane[first:last]
+    box = (0, rows.start * step - first, plane.shape[1], min(rows.stop * step - first, len(source)))
+    size = (width, rows.stop - rows.start)
+    channels = [Image.fromarray(channel) for channel in np.moveaxis(source.astype(np.float32), 2, 0)]
+    return np.dstack([np.asarray(channel.resize(size, _LANCZOS, box)) for channel in channels])
+
+
+def round_to(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Floats as integers, clipped to the dtype's range; the floats are used up."""
+    np.clip(values, 0, np.iinfo(dtype).max, out=values)
+    return np.rint(values, out=values).astype(dtype)

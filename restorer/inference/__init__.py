@@ -1,0 +1,1 @@
+"""Run upscaling networks over photos in tiles."""

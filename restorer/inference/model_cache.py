@@ -1,0 +1,126 @@
+"""Load each network once and let one thread at a time use the device."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import BadWeights, OutOfMemory, WeightsUnavailable
+from ..models.registry import Model
+from ..models.sources import is_present
+from .tiling import Answers
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+_RETRY_SECONDS = 600  # before a model that could not be fetched is tried again
+
+
+class LockedEngine:
+    """A network that runs under the device's lock, whichever thread calls it.
+
+    batch  number of inputs per call
+    """
+
+    def __init__(self, engine: Callable, lock: threading.Lock) -> None:
+        self.batch: int = getattr(engine, "batch", 1)
+        self._engine, self._lock = engine, lock
+
+    def __call__(self, inputs: Any, /) -> Any:  # noqa: ANN401  depends on the network
+        with self._lock:
+            return self._engine(inputs)
+
+
+class LockedUpscaler(LockedEngine):
+    """An engine.Engine that runs under the device's lock.
+
+    seconds  of the latest tiles, without waiting for the lock
+    retries  number of out-of-memory errors
+    device   device and backend: "cuda" or "cpu:ncnn"
+    sha256   of the weights that were loaded
+    source   kind of their source, see models/sources.py
+    """
+
+    seconds = 0.0
+    retries = 0
+
+    def __init__(self, engine: "Engine", lock: threading.Lock) -> None:
+        super().__init__(engine, lock)
+        self.scale, self.align, self.pad = engine.scale, engine.align, engine.pad
+        self.best_tile, self.asynchronous = engine.best_tile, engine.asynchronous
+        self.device, self.sha256, self.source = engine.name, engine.sha256, engine.source
+
+    def __call__(self, tile: np.ndarray) -> np.ndarray:
+        return self.start(tile[None])()[0]
+
+    def start(self, tiles: np.ndarray) -> Answers:
+        """See Engine.start(). The lock is free while a GPU is waited for."""
+        with self._lock, self._counting_retries():
+            begin = time.perf_counter()
+            wait = self._engine.start(tiles)  # type: ignore[attr-defined]
+
+        def finish() -> np.ndarray:
+            with self._counting_retries():
+                levels = wait()
+            self.seconds = time.perf_counter() - begin
+            return levels
+
+        return finish
+
+    @contextmanager
+    def _counting_retries(self) -> Iterator[None]:
+        try:
+            yield
+        except OutOfMemory:
+            self.retries += 1
+            raise
+
+
+class ModelCache:
+    """Networks by model name, each loaded when it is first needed. Safe for threads.
+
+    loaded  the networks so far, each with the variant it was loaded as
+    """
+
+    def __init__(self, weights: Path) -> None:
+        self.loaded: dict[str, tuple[object, Any]] = {}
+        self._weights = weights
+        self._loading: dict[str, threading.Lock] = {}  # per model: a download blocks no other model
+        self._failed: dict[str, tuple[float, WeightsUnavailable | BadWeights]] = {}
+
+    def get(
+        self, model: Model, load: Callable[[], Any], *, variant: object = None, backoff: bool = False
+    ) -> Any:  # noqa: ANN401  what `load` returns
+        """Return the network of a model, calling `load` where it is absent or of another variant.
+
+        backoff  for ten minutes after a failure, raise the same error again unless the file has appeared
+
+        Raises WeightsUnavailable and BadWeights.
+        """
+        if (cached := self.loaded.get(model.name)) and cached[0] == variant:
+            return cached[1]
+        with self._loading.setdefault(model.name, threading.Lock()):
+            cached = self.loaded.get(model.name)  # another thread may have loaded it in the meantime
+            if cached is None or cached[0] != variant:
+                if backoff:
+                    self._raise_recent_failure(model)
+                try:
+                    cached = self.loaded[model.name] = variant, load()
+                except (WeightsUnavailable, BadWeights) as error:
+                    self._failed[model.name] = time.monotonic(), error
+                    raise
+            return cached[1]
+
+    def peek(self, model: Model) -> Any:  # noqa: ANN401  what `load` returned
+        """Return the network of a model in any variant, None where it is not loaded."""
+        cached = self.loaded.get(model.name)
+        return cached[1] if cached else None
+
+    def _raise_recent_failure(self, model: Model) -> None:
+        when, error = self._failed.get(model.name, (0.0, None))
+        if error and time.monotonic() - when < _RETRY_SECONDS and not is_present(model, self._weights):
+            raise error

@@ -1,0 +1,1 @@
+"""Models: registry, sources of weights, downloads and architectures."""

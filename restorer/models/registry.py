@@ -1,0 +1,288 @@
+"""The table of models, and where their files are. What is inside a file is architectures.py's business."""
+
+import difflib
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UnknownModel
+from ..options import PRESETS
+
+_ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download/"
+_GFPGAN = "https://github.com/TencentARC/GFPGAN/releases/download/"
+_FACEXLIB = "https://github.com/xinntao/facexlib/releases/download/"
+_YUNET = "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310"  # the commit whose file has the sha256 below
+_BSD, _GFPGAN_LICENCE = "BSD-3-Clause", "Apache-2.0, parts non-commercial"
+_CUSTOM_SUFFIXES = (".pth", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the table.
+
+    name     what a caller asks for
+    kind     "upscale", "face" (restores a face crop), "detect" or "parse"
+    scale    what the network multiplies by, 0 where that means nothing or only the file tells
+    bytes    size of the file
+    sha256   of the file; "" for a custom one, which is taken as it is
+    url      the official release; "" for a custom one and the built-in one
+    licence  of the weights
+    about    what it is for, one line
+    mirror   repository on the Hugging Face hub that carries the same file, or ""
+    revision the mirror's commit that does, or "" where it is not known
+    pair     the model that a denoise strength below 1 blends in, or ""
+    local    the file of a model that has no release: custom/... of the user's, or the built-in one's
+    """
+
+    name: str
+    kind: str
+    scale: int
+    bytes: int
+    sha256: str
+    url: str
+    licence: str
+    about: str
+    mirror: str = ""
+    revision: str = ""
+    pair: str = ""
+    local: str = ""
+
+    @property
+    def file(self) -> str:
+        """The file's path below its folder, see path()."""
+        return self.local or self.url.rpartition("/")[2]
+
+
+MODELS = (
+    Model(
+        "RealESRGAN_x4plus",
+        "upscale",
+        4,
+        67_040_989,
+        "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
+        _ESRGAN + "v0.1.0/RealESRGAN_x4plus.pth",
+        _BSD,
+        "photographs; the best detail, and slow without a GPU",
+        mirror="rippertnt/upscale",
+    ),
+    Model(
+        "RealESRGAN_x2plus",
+        "upscale",
+        2,
+        67_061_725,
+        "49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb",
+        _ESRGAN + "v0.2.1/RealESRGAN_x2plus.pth",
+        _BSD,
+        "photographs, twice the size in a quarter of the work",
+        mirror="rippertnt/upscale",
+    ),
+    Model(
+        "RealESRNet_x4plus",
+        "upscale",
+        4,
+        67_040_989,
+        "a820b9bde89a874d7599d545567308ce6c128fc8754a53208eda016d40aa81df",
+        _ESRGAN + "v0.1.1/RealESRNet_x4plus.pth",
+        _BSD,
+        "photographs; smoother, invents less",
+    ),
+    Model(
+        "RealESRGAN_x4plus_anime_6B",
+        "upscale",
+        4,
+        17_938_799,
+        "f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da",
+        _ESRGAN + "v0.2.2.4/RealESRGAN_x4plus_anime_6B.pth",
+        _BSD,
+        "drawings and anime",
+        mirror="rippertnt/upscale",
+    ),
+    Model(
+        "realesr-general-x4v3",
+        "upscale",
+        4,
+        4_885_111,
+        "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
+        _ESRGAN + "v0.2.5.0/realesr-general-x4v3.pth",
+        _BSD,
+        "any picture, fast; its denoising can be turned down",
+        mirror="rippertnt/upscale",
+        pair="realesr-general-wdn-x4v3",
+    ),
+    Model(
+        "realesr-general-wdn-x4v3",
+        "upscale",
+        4,
+        4_885_111,
+        "1641f8c4464b9f097c9fdda5589273713f67cf59f3d909e0bd688f0cee269dca",
+        _ESRGAN + "v0.2.5.0/realesr-general-wdn-x4v3.pth",
+        _BSD,
+        "as realesr-general-x4v3, but keeps grain and noise",
+    ),
+    Model(
+        "realesr-animevideov3",
+        "upscale",
+        4,
+        2_504_012,
+        "b8a8376811077954d82ca3fcf476f1ac3da3e8a68a4f4d71363008000a18b75d",
+        _ESRGAN + "v0.2.5.0/realesr-animevideov3.pth",
+        _BSD,
+        "frames of animated films; the fastest of these",
+    ),
+    Model(
+        "restore-lite-x4",
+        "upscale",
+        4,
+        715_104,
+        "50ca80b073d2cfe8b71e214dc9e317a4fb95c0792cf603f907bd5fdad9e4d95b",
+        "",
+        "Apache-2.0",
+        "any picture, at once: comes with the project",
+        local="restore-lite-x4.safetensors",
+    ),
+    Model(
+        "GFPGANv1.3",
+        "face",
+        1,
+        348_632_874,
+        "c953a88f2727c85c3d9ae72e2bd4846bbaf59fe6972ad94130e23e7017524a70",
+        _GFPGAN + "v1.3.0/GFPGANv1.3.pth",
+        _GFPGAN_LICENCE,
+        "faces; natural",
+        mirror="leonelhs/gfpgan",
+    ),
+    Model(
+        "GFPGANv1.4",
+        "face",
+        1,
+        348_632_874,
+        "e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad",
+        _GFPGAN + "v1.3.0/GFPGANv1.4.pth",
+        _GFPGAN_LICENCE,
+        "faces; more detail, less like the person",
+    ),
+    Model(
+        "GFPGANv1.2",
+        "face",
+        1,
+        348_632_874,
+        "29e25ee90c170f4231163f4c83df6b59c968b73f3ce00cb884015ae005db083c",
+        _GFPGAN + "v1.3.0/GFPGANv1.2.pth",
+        _GFPGAN_LICENCE,
+        "faces; sharper, with more make-up",
+        mirror="leonelhs/gfpgan",
+    ),
+    Model(
+        "RestoreFormer",
+        "face",
+        1,
+        290_785_322,
+        "07404d446d62ca3d5ed38b1de09a947a1e77d46dbccec961a74d713a8f24ace0",
+        _GFPGAN + "v1.3.4/RestoreFormer.pth",
+        "Apache-2.0",
+        "faces; a transformer",
+    ),
+    Model(
+        "yunet",
+        "detect",
+        0,
+        232_589,
+        "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+        f"https://huggingface.co/opencv/face_detection_yunet/resolve/{_YUNET}/face_detection_yunet_2023mar.onnx",
+        "MIT",
+        "finds faces, in milliseconds",
+        mirror="opencv/face_detection_yunet",
+        revision=_YUNET,
+    ),
+    Model(
+        "retinaface",
+        "detect",
+        0,
+        109_497_761,
+        "6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a5a16d",
+        _FACEXLIB + "v0.1.0/detection_Resnet50_Final.pth",
+        "MIT",
+        "finds faces, small and turned ones too",
+    ),
+    Model(
+        "parsenet",
+        "parse",
+        0,
+        85_331_193,
+        "3d558d8d0e42c20224f13cf5a29c79eba2d59913419f945545d8cf7b72920de2",
+        _FACEXLIB + "v0.2.2/parsing_parsenet.pth",
+        "CC-BY-NC-SA-4.0",
+        "outlines a face more exactly; never needed",
+    ),
+)
+
+BUILT_IN = "restore-lite-x4"
+_PROJECT = Path(__file__).resolve().parents[2] / "weights"
+
+
+def weights_folder(folder: str | Path | None = None) -> Path:
+    """`folder`, else the environment's RESTORER_WEIGHTS, else weights/ beside the package."""
+    chosen = folder or os.environ.get("RESTORER_WEIGHTS")
+    return Path(chosen).expanduser() if chosen else _PROJECT
+
+
+def path(model: Model, weights: Path) -> Path:
+    """Where the model's file is or will be: below `weights`, the built-in one's always beside the package."""
+    return (_PROJECT if model.name == BUILT_IN else weights) / model.file
+
+
+def available(weights: Path) -> tuple[Model, ...]:
+    """Every model that can be asked for: the table, then the files in weights/custom, by name.
+
+    Of two custom files of one name the .safetensors is taken.
+    """
+    files = dict(_custom_files(weights / "custom"))
+    custom = {
+        f"custom/{file.stem}": file
+        for suffix in _CUSTOM_SUFFIXES
+        for file in sorted(files)
+        if file.suffix.lower() == suffix
+    }
+    return MODELS + tuple(_custom(name, custom[name], files[custom[name]], custom) for name in sorted(custom))
+
+
+def _custom_files(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Each visible file of the folder and its size in bytes; files may come and go meanwhile."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                if not entry.name.startswith(".") and entry.is_file():
+                    yield folder / entry.name, entry.stat().st_size
+
+
+def find(name: str, weights: Path, kind: str = "upscale") -> Model:
+    """The model of exactly that name and kind. Raises UnknownModel with the nearest name."""
+    names = {model.name: model for model in available(weights) if model.kind == kind}
+    if name in names:
+        return names[name]
+    lowered = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1)
+    why = f"there is no model {name!r}." + (f" Did you mean {lowered[near[0]]!r}?" if near else "")
+    other = next((model for model in MODELS if model.name == name), None)
+    if other is not None:
+        why = f"{name} is a model of the kind {other.kind!r}, not {kind!r}."
+    listed = [*PRESETS, *names] if kind == "upscale" else names
+    raise UnknownModel(f"{why} The models are: {', '.join(listed)}")
+
+
+def _custom(name: str, file: Path, size: int, others: dict[str, Path]) -> Model:
+    pair = "custom/" + {model.name: model.pair for model in MODELS}.get(file.stem, "")
+    return Model(
+        name,
+        "upscale",
+        0,
+        size,
+        "",
+        "",
+        "its own",
+        "your own model",
+        pair=pair if pair in others else "",
+        local=f"custom/{file.name}",
+    )

@@ -1,0 +1,893 @@
+"""Reading: every format, depth and kind of pixel; orientation; what is refused; what is damaged."""
+
+import io
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import cv2
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageOps
+
+from restorer.errors import DamagedImage, ImageTooLarge, RestoreError, UnsupportedImage
+from restorer.images import photo
+from restorer.images.formats import tiff
+from tests import broken, pictures
+from tests.conftest import photo_like
+
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+LOSSLESS = ("PNG", "TIFF", "BMP", "WEBP")
+
+
+def samples_of(read: photo.Photo) -> np.ndarray:
+    """What was read, in the shape of a file's samples."""
+    colour = read.pixels[..., :1] if read.meta.grey else read.pixels
+    if read.meta.grey:
+        assert (read.pixels == colour).all(), "grey has three equal channels"
+    out = colour if read.alpha is None else np.dstack([colour, read.alpha])
+    return out[..., 0] if out.shape[2] == 1 else out
+
+
+def read_exactly(data: bytes, expected: np.ndarray) -> photo.Photo:
+    read = photo.decode(data)
+    np.testing.assert_array_equal(samples_of(read), expected)
+    assert read.pixels.dtype == expected.dtype
+    assert read.meta.depth == expected.dtype.itemsize * 8
+    assert read.pixels.flags.c_contiguous
+    return read
+
+
+# Kinds of pixels
+
+
+@pytest.mark.parametrize("form", LOSSLESS)
+def test_rgb_is_read_exactly(form, rng):
+    expected = pictures.noise(rng, 13, 17)
+    options = {"lossless": True} if form == "WEBP" else {}
+    read = read_exactly(pictures.pillow(expected, form, **options), expected)
+    assert read.meta.format == form.lower()
+    assert (read.width, read.height, read.meta.grey, read.alpha) == (17, 13, False, None)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_grey_and_alpha_are_read_exactly(form, channels, rng):
+    expected = pictures.noise(rng, 13, 17, channels)
+    read = read_exactly(pictures.pillow(expected, form), expected)
+    assert read.meta.grey == (channels < 3)
+    assert (read.alpha is not None) == (channels in (2, 4))
+
+
+def test_webp_with_alpha(rng):
+    expected = pictures.noise(rng, 13, 17, 4)
+    read_exactly(pictures.pillow(expected, "WEBP", lossless=True, exact=True), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_deep_png_is_read_exactly(channels, rng):
+    expected = pictures.noise(rng, 13, 17, channels, deep=True)
+    read_exactly(imagecodecs.png_encode(expected), expected)
+
+
+def test_depth_is_the_files_and_not_the_values():
+    dark = np.full((4, 4, 3), 200, np.uint16)
+    read_exactly(imagecodecs.png_encode(dark), dark)
+    read_exactly(pictures.tiff(dark, photometric="rgb"), dark)
+
+
+def test_interlaced_png(rng):
+    expected = pictures.noise(rng, 21, 19)
+    assert read_exactly(interlaced(expected), expected).meta.format == "png"
+
+
+def interlaced(samples: np.ndarray) -> bytes:
+    """Adam7 written by hand: seven passes of unfiltered rows."""
+    rows = b""
+    for top, left, down, right in ADAM7:
+        part = samples[top::down, left::right]
+        rows += b"".join(b"\0" + row.tobytes() for row in part) if part.size else b""
+    plain = bytearray(pictures.raw_png(samples.shape[1], samples.shape[0], 8, 2, rows))
+    plain[28] = 1
+    plain[29:33] = struct.pack(">I", zlib.crc32(plain[12:29]))
+    return bytes(plain)
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "row", "key", "expected"),
+    [
+        (1, 0, b"\x1b", b"\0\1", [[0, 255], [0, 255], [0, 255], [255, 0]]),
+        (2, 0, b"\x1b", b"\0\2", [[0, 255], [85, 255], [170, 0], [255, 255]]),
+        (8, 0, b"abca", b"\0a", [[97, 0], [98, 255], [99, 255], [97, 0]]),
+        (
+            8,
+            2,
+            b"abcdefabdabc",
+            b"\0a\0b\0c",
+            [[97, 98, 99, 0], [100, 101, 102, 255], [97, 98, 100, 255], [97, 98, 99, 0]],
+        ),  # fmt: skip
+        (16, 0, b"aAbBaBaA", b"aA", [[0x6141, 0], [0x6242, 65535], [0x6142, 65535], [0x6141, 0]]),
+        (
+            16,
+            2,
+            b"aAbBcCaAbBcDaAbBcCaAbAcC",
+            b"aAbBcC",
+            [
+                [0x6141, 0x6242, 0x6343, 0],
+                [0x6141, 0x6242, 0x6344, 65535],
+                [0x6141, 0x6242, 0x6343, 0],
+                [0x6141, 0x6241, 0x6343, 65535],
+            ],
+        ),  # fmt: skip
+    ],
+)
+def test_png_with_one_transparent_colour(bits, kind, row, key, expected):
+    data = pictures.raw_png(4, 1, bits, kind, b"\0" + row, (b"tRNS", key))
+    read_exactly(data, np.array([expected], np.uint16 if bits == 16 else np.uint8))
+
+
+def test_palette_with_transparency():
+    palette = bytes([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 8, 7])
+    data = pictures.raw_png(4, 1, 2, 3, b"\0\x1b", (b"PLTE", palette), (b"tRNS", b"\xff\x80"))
+    read_exactly(
+        data, np.array([[[255, 0, 0, 255], [0, 255, 0, 128], [0, 0, 255, 255], [9, 8, 7, 255]]], np.uint8)
+    )
+    opaque = pictures.raw_png(4, 1, 2, 3, b"\0\x1b", (b"PLTE", palette))
+    read_exactly(opaque, np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]]], np.uint8))
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP"])
+def test_one_bit_is_grey(form, rng):
+    expected = (pictures.noise(rng, 9, 13, 1) // 128 * 255).astype(np.uint8)
+    read = read_exactly(pictures.pillow(Image.fromarray(expected).convert("1"), form), expected)
+    assert read.meta.grey
+
+
+def test_gif_gives_its_first_picture_with_transparency():
+    first = Image.new("P", (6, 4), 1)
+    first.putpalette([1, 2, 3, 200, 100, 50])
+    first.putpixel((2, 1), 0)
+    second = Image.new("P", (6, 4), 0)
+    second.putpalette([1, 2, 3, 200, 100, 50])
+    data = pictures.pillow(first, "GIF", save_all=True, append_images=[second], transparency=0, disposal=2)
+    expected = np.full((4, 6, 4), [200, 100, 50, 255], np.uint8)
+    read = photo.decode(data)
+    expected[1, 2] = [*read.pixels[1, 2], 0]
+    np.testing.assert_array_equal(samples_of(read), expected)
+    assert "only the first picture of the file is restored" in read.meta.warnings
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF", "AVIF"])
+def test_first_of_several_pictures(form):
+    first, second = (Image.new("RGB", (48, 32), colour) for colour in ("#a03060", "#10e020"))
+    options = {"TIFF": {}, "PNG": {}}.get(form, {"quality": 100, "lossless": True})
+    if form == "AVIF":
+        options = {"quality": 100, "subsampling": "4:4:4"}
+    read = photo.decode(pictures.pillow(first, form, save_all=True, append_images=[second], **options))
+    np.testing.assert_allclose(read.pixels, np.asarray(first), atol=1)
+    if form != "PNG":  # an animated PNG is a still picture with chunks that are not read
+        assert any("only the first picture" in warning for warning in read.meta.warnings)
+
+
+def test_mpo_gives_its_first_picture(rng):
+    first, second = (Image.fromarray(photo_like(rng, 40, 60)) for _ in range(2))
+    data = pictures.pillow(first, "MPO", save_all=True, append_images=[second], quality=90)
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    read = read_exactly(data, np.asarray(Image.open(io.BytesIO(data))))
+    assert read.meta.format == "jpeg"
+    cut = photo.decode(data[:-200])
+    np.testing.assert_array_equal(cut.pixels, read.pixels, "the second picture's loss is not the first one's")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_jpeg_as_pillow_reads_it(mode, rng):
+    data = pictures.pillow(Image.fromarray(photo_like(rng, 33, 47)).convert(mode), "JPEG", quality=85)
+    read = read_exactly(data, np.asarray(Image.open(io.BytesIO(data))))
+    assert read.meta.grey == (mode == "L")
+
+
+# TIFF
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits"])
+@pytest.mark.parametrize("predictor", [False, True])
+def test_deep_tiff(compression, predictor, rng):
+    expected = pictures.noise(rng, 30, 21, deep=True)
+    options = {"predictor": True} if predictor and compression in ("zlib", "lzw") else {}
+    read_exactly(
+        pictures.tiff(expected, photometric="rgb", compression=compression, rowsperstrip=7, **options),
+        expected,
+    )
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize(
+    "options", [{"tile": (16, 32)}, {"bigtiff": True}, {}], ids=["tiles", "bigtiff", "strips"]
+)
+@pytest.mark.parametrize("deep", [False, True])
+def test_tiff_layouts(byteorder, options, deep, rng):
+    expected = pictures.noise(rng, 40, 50, deep=deep)
+    read_exactly(pictures.tiff(expected, photometric="rgb", byteorder=byteorder, **options), expected)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_tiff_planes_apart(channels, deep, rng):
+    expected = pictures.noise(rng, 20, 31, channels, deep)
+    planes = expected if channels == 1 else np.moveaxis(expected, 2, 0)
+    extra = {"extrasamples": ["unassalpha"]} if channels in (2, 4) else {}
+    kind = "rgb" if channels > 2 else "minisblack"
+    layout = {"planarconfig": "separate"} if channels > 1 else {}
+    read_exactly(pictures.tiff(planes, photometric=kind, compression="zlib", **layout, **extra), expected)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_tiff_alpha_that_is_multiplied_in(channels, deep, rng):
+    top = 65535 if deep else 255
+    plain = pictures.noise(rng, 20, 31, channels, deep).astype(np.int64)
+    plain[0, :, -1], plain[1, :, -1] = 0, top
+    stored = plain.copy()
+    stored[..., :-1] = np.rint(plain[..., :-1] * (plain[..., -1:] / top))
+    kind = "rgb" if channels == 4 else "minisblack"
+    dtype = np.uint16 if deep else np.uint8
+    data = pictures.tiff(stored.astype(dtype), photometric=kind, extrasamples=["assocalpha"])
+    got = samples_of(photo.decode(data)).astype(np.int64)
+    assert got.max() <= top
+    np.testing.assert_array_equal(got[..., -1], plain[..., -1])
+    cover = plain[..., -1:] / top
+    # What is stored is rounded by half a step, which a small alpha magnifies
+    assert (np.abs(got[..., :-1] - plain[..., :-1])[1:] * cover[1:] <= 0.5 + cover[1:]).all()
+    np.testing.assert_array_equal(got[1], plain[1])
+    assert (got[0, :, :-1] == 0).all()
+
+
+def test_division_by_alpha_is_rounded():
+    alpha, colour = (grid.astype(np.uint8) for grid in np.mgrid[1:256, 0:256])
+    exact = np.minimum(np.floor(colour * 255.0 / alpha + 0.5), 255)
+    np.testing.assert_array_equal(tiff.divided(colour[..., None], alpha[..., None])[..., 0], exact)
+
+
+def test_tiff_extra_channel_that_is_no_alpha(rng):
+    stored = pictures.noise(rng, 20, 31, 4, deep=True)
+    read_exactly(pictures.tiff(stored, photometric="rgb", extrasamples=["unspecified"]), stored[..., :3])
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_tiff_where_white_is_zero(deep, rng):
+    stored = pictures.noise(rng, 20, 31, 1, deep)
+    read_exactly(pictures.tiff(stored, photometric="miniswhite"), (65535 if deep else 255) - stored)
+
+
+def test_twelve_bit_tiff_is_stretched_to_sixteen():
+    stored = np.linspace(0, 4095, 64 * 16).astype(np.uint16).reshape(16, 64)
+    packed = np.packbits(stored[..., None] >> np.arange(11, -1, -1) & 1, axis=None).tobytes()
+    tags = {256: (3, [64]), 257: (3, [16]), 258: (3, [12]), 259: (3, [1]), 262: (3, [1]), 277: (3, [1])}
+    block = pictures.exif_block("<", tags | {273: (4, [0]), 278: (3, [16]), 279: (4, [len(packed)])})
+    start = len(block)
+    block = pictures.exif_block("<", tags | {273: (4, [start]), 278: (3, [16]), 279: (4, [len(packed)])})
+    read_exactly(block + packed, np.rint(stored * (65535 / 4095)).astype(np.uint16))
+
+
+def by_hand(samples: np.ndarray, strips: list[bytes], **tags: tuple[int, list[int]]) -> bytes:
+    """A TIFF of strips as they are given, 16 rows each."""
+    height, width = samples.shape[:2]
+    bits = samples.dtype.itemsize * 8
+    known = {"t256": (3, [width]), "t257": (3, [height]), "t258": (3, [bits] * 3), "t262": (3, [2])}
+    known |= {"t277": (3, [3]), "t278": (3, [16]), **tags}
+    block = b""
+    for _ in range(2):
+        starts = np.cumsum([len(block), *map(len, strips)])[:-1]
+        known |= {"t273": (4, starts.tolist()), "t279": (4, [len(strip) for strip in strips])}
+        block = pictures.exif_block("<", {int(tag[1:]): value for tag, value in known.items()})
+    return block + b"".join(strips)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(
+    ("number", "codec"),
+    [(1, None), (5, "lzw"), (8, "zlib"), (32773, "packbits"), (34925, "lzma"), (50000, "zstd")],
+)
+def test_last_strip_that_is_filled_up(number, codec, deep, rng):
+    samples = pictures.noise(rng, 32, 20, deep=deep) // 9
+    fold = getattr(imagecodecs, f"{codec}_encode") if codec else bytes
+    strips = [fold(samples[:16].tobytes()), fold(samples[16:].tobytes())]
+    read_exactly(by_hand(samples[:20], strips, t259=(3, [number])), samples[:20])
+
+
+def test_tiff_whose_directory_is_damaged_where_it_matters(rng):
+    samples = pictures.noise(rng, 16, 20)
+    whole = by_hand(samples, [samples.tobytes()], t305=(2, b"a program\0"), t338=(3, [0, 0, 0]))
+    read_exactly(whole, samples)
+    for tag, kind, count in ((305, 2, 10), (338, 3, 3)):
+        at = whole.index(struct.pack("<HHI", tag, kind, count)) + 8
+        broken = whole[:at] + b"\xff\xff\xff\x7f" + whole[at + 4 :]
+        if tag == 305:
+            assert read_exactly(broken, samples).meta.warnings
+        else:
+            with pytest.raises(DamagedImage):
+                photo.decode(broken)
+
+
+def test_tiff_that_names_two_widths_is_damaged(rng):
+    samples = pictures.noise(rng, 16, 20)
+    whole = by_hand(samples, [samples.tobytes()], t305=(3, [10]))
+    at = whole.index(struct.pack("<HHI", 305, 3, 1))
+    twice = whole[:at] + struct.pack("<HHI", 256, 3, 1) + whole[at + 8 :]  # 10 instead of 20
+    with pytest.raises(DamagedImage):
+        photo.decode(twice)
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_tiff_with_a_palette(bigtiff, rng):
+    colours = rng.integers(0, 256, (3, 256), dtype=np.uint16) * 257
+    stored = pictures.noise(rng, 20, 30, 1)
+    data = pictures.tiff(stored, photometric="palette", colormap=colours, bigtiff=bigtiff)
+    read_exactly(data, (colours.T[stored] // 257).astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "palette", "lab", "ycbcr"])
+def test_other_tiffs_as_pillow_reads_them(kind, rng):
+    image = Image.fromarray(photo_like(rng, 48, 64))
+    options = {"compression": "jpeg", "quality": 90} if kind in ("jpeg", "ycbcr") else {}
+    mode = {"palette": "P", "lab": "LAB", "ycbcr": "YCbCr"}.get(kind, "RGB")
+    if kind == "lab":
+        reference = np.asarray(image)
+        lab = cv2.cvtColor(reference, cv2.COLOR_RGB2LAB)  # L 0..255, a and b + 128, white D65
+        lab[..., 1:] -= 128  # in the file they are signed
+        data = pictures.tiff(lab, photometric="cielab")
+        got = photo.decode(data)
+        assert np.abs(got.pixels.astype(int) - reference).mean() < 3
+        return
+    data = pictures.pillow(image.convert(mode), "TIFF", **options)
+    read_exactly(data, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+# AVIF and HEIC
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_deep_avif_is_stretched_to_sixteen(bits, channels, rng):
+    stored = pictures.noise(rng, 32, 48, channels, deep=True) >> (16 - bits)
+    stored[0, 0], stored[0, 1] = 2**bits - 1, 0
+    data = pictures.deep_avif(stored, bits)
+    expected = np.rint(imagecodecs.avif_decode(data) * (65535 / (2**bits - 1))).astype(np.uint16)
+    read = read_exactly(data, expected)
+    assert read.pixels.max() == 65535
+    if channels < 3:  # grey passes through no conversion
+        np.testing.assert_array_equal(expected, np.rint(stored * (65535 / (2**bits - 1))))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_avif(channels, rng):
+    expected = np.dstack([photo_like(rng, 32, 48)] * 2)[..., :channels].squeeze()
+    read = photo.decode(pictures.deep_avif(expected, 8))
+    np.testing.assert_allclose(samples_of(read), expected, atol=2)
+    assert read.meta.grey == (channels < 3)
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_deep_heic_is_stretched_to_sixteen(bits, rng):
+    stored = pictures.noise(rng, 64, 64, deep=True) >> (16 - bits)
+    stored[0, 0], stored[0, 1] = 2**bits - 1, 0
+    read_exactly(
+        pictures.deep_heic(stored, bits), np.rint(stored * (65535 / (2**bits - 1))).astype(np.uint16)
+    )
+
+
+def test_heic(rng):
+    expected = photo_like(rng, 64, 80)
+    read = photo.decode(pictures.heic(Image.fromarray(expected)))
+    np.testing.assert_allclose(read.pixels, expected, atol=3)
+    assert (read.meta.format, read.meta.depth) == ("heif", 8)
+    with_alpha = np.dstack([expected, expected[..., 0]])
+    read = photo.decode(pictures.heic(Image.fromarray(with_alpha)))
+    np.testing.assert_allclose(samples_of(read), with_alpha, atol=3)
+    assert photo.decode(pictures.heic(Image.fromarray(expected[..., 0]))).meta.grey
+
+
+def test_heic_of_tiles(rng):
+    expected = photo_like(rng, 200, 300)
+    data = pictures.heic(Image.fromarray(expected), tile_size=128)
+    np.testing.assert_allclose(photo.decode(data).pixels, expected, atol=3)
+
+
+# Orientation
+
+_TURNS = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", pictures.ORIENTATIONS)
+def test_orientation_of_jpeg(orientation, order, rng):
+    jpeg = pictures.pillow(photo_like(rng, 24, 40), "JPEG", quality=90)
+    data = pictures.with_exif(jpeg, pictures.camera_exif(order, orientation))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    read_exactly(data, np.asarray(upright))
+    np.testing.assert_array_equal(
+        np.asarray(upright), _TURNS[orientation](np.asarray(Image.open(io.BytesIO(jpeg))))
+    )
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("orientation", pictures.ORIENTATIONS)
+def test_orientation_of_png(orientation, deep, rng):
+    stored = pictures.noise(rng, 12, 20, deep=deep)
+    data = pictures.png(stored, (b"eXIf", pictures.camera_exif(orientation=orientation)))
+    read_exactly(data, _TURNS[orientation](stored))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("orientation", pictures.ORIENTATIONS)
+def test_orientation_of_tiff(orientation, deep, rng):
+    stored = pictures.noise(rng, 12, 20, deep=deep)
+    data = pictures.tiff(stored, photometric="rgb", extratags=[(274, "H", 1, orientation, True)])
+    read_exactly(data, _TURNS[orientation](stored))
+
+
+@pytest.mark.parametrize("orientation", pictures.ORIENTATIONS)
+def test_orientation_of_a_tiff_that_pillow_reads(orientation, rng):
+    stored = Image.fromarray(pictures.noise(rng, 12, 20) // 64 * 64).convert("P")
+    exif = Image.Exif()
+    exif[274] = orientation
+    read_exactly(
+        pictures.pillow(stored, "TIFF", exif=exif), _TURNS[orientation](np.asarray(stored.convert("RGB")))
+    )
+
+
+@pytest.mark.parametrize("orientation", pictures.ORIENTATIONS)
+def test_orientation_of_webp(orientation, rng):
+    stored = pictures.noise(rng, 12, 20)
+    data = pictures.pillow(stored, "WEBP", lossless=True, exif=pictures.camera_exif(orientation=orientation))
+    read_exactly(data, _TURNS[orientation](stored))
+
+
+@pytest.mark.parametrize("orientation", pictures.ORIENTATIONS)
+def test_orientation_of_avif(orientation, rng):
+    stored = photo_like(rng, 24, 40)
+    # Pillow writes the turn into the container, where it counts
+    data = pictures.pillow(
+        stored, "AVIF", quality=100, subsampling="4:4:4", exif=pictures.camera_exif(orientation=orientation)
+    )
+    np.testing.assert_allclose(photo.decode(data).pixels, _TURNS[orientation](stored), atol=3)
+
+
+def test_orientation_of_avif_is_not_the_exif_tags(rng):
+    stored = photo_like(rng, 24, 40)
+    data = pictures.pillow(
+        stored, "AVIF", quality=100, subsampling="4:4:4", exif=pictures.camera_exif("<", 1)
+    )
+    # Pillow took the tag out; put one back that the container contradicts
+    odd = data.replace(struct.pack("<HHI", 0x0110, 2, 1), struct.pack("<HHI", 0x0112, 3, 1))
+    np.testing.assert_allclose(photo.decode(odd).pixels, stored, atol=3)
+
+
+@pytest.mark.parametrize("orientation", pictures.ORIENTATIONS)
+def test_orientation_of_heic(orientation, rng):
+    stored = Image.fromarray(photo_like(rng, 64, 96))
+    # pillow_heif writes the turn into the container and leaves the tag, which must not turn it again
+    data = pictures.heic(stored, exif=b"Exif\0\0" + pictures.camera_exif(orientation=orientation))
+    np.testing.assert_allclose(photo.decode(data).pixels, _TURNS[orientation](np.asarray(stored)), atol=3)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_orientation_out_of_range_is_upright(orientation, rng):
+    stored = pictures.noise(rng, 12, 20)
+    read_exactly(pictures.png(stored, (b"eXIf", pictures.camera_exif(orientation=orientation))), stored)
+
+
+def test_real_photos_of_every_orientation_come_out_upright(shared):
+    for kind in ("Landscape", "Portrait"):
+        reference, *others = (
+            photo.decode((shared / "hostile/exif-orientation" / f"{kind}_{number}.jpg").read_bytes()).pixels
+            for number in range(9)
+        )
+        thumb = cv2.resize(reference, (60, 60), interpolation=cv2.INTER_AREA).astype(int)
+        for number, other in enumerate(others, 1):
+            assert other.shape == reference.shape, (kind, number)
+            difference = np.abs(cv2.resize(other, (60, 60), interpolation=cv2.INTER_AREA) - thumb).mean()
+            assert difference < 6, (kind, number, difference)
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello, this is text",
+        b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"8BPS\0\1" + bytes(100),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"%PDF-1.7\n",
+        b"\0\0\0\x0cjP  \r\n\x87\n",
+        b"P6 2 2 255 " + bytes(12),
+        b"\0\0\x01\0\x01\0" + bytes(60),
+        b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
+        b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
+        bytes(1000),
+    ],
+    ids=["empty", "text", "svg", "svg2", "psd", "eps", "pdf", "jp2", "ppm", "ico", "mp4", "cr3", "zeros"],
+)
+def test_what_is_no_picture_of_a_known_kind_is_refused(data):
+    with pytest.raises(UnsupportedImage, match="use one of JPEG, PNG") as caught:
+        photo.decode(data)
+    assert not isinstance(caught.value, DamagedImage)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint32, np.int16, np.float64, np.int32])
+@pytest.mark.parametrize("shape", [(8, 9), (8, 9, 3)])
+def test_tiff_with_other_numbers_is_refused(dtype, shape):
+    data = pictures.tiff(np.zeros(shape, dtype), photometric="rgb" if len(shape) == 3 else "minisblack")
+    with pytest.raises(UnsupportedImage, match="8 or 16 bits") as caught:
+        photo.decode(data)
+    assert not isinstance(caught.value, DamagedImage)
+
+
+def test_tiff_of_an_unknown_kind_is_refused(rng):
+    data = pictures.tiff(pictures.noise(rng, 8, 9, 5), photometric="separated", extrasamples=["unassalpha"])
+    with pytest.raises(UnsupportedImage, match="photometric interpretation 5") as caught:
+        photo.decode(data)
+    assert not isinstance(caught.value, DamagedImage)
+
+
+@pytest.mark.parametrize(
+    "tags", [[(50706, "B", 4, b"\1\4\0\0", True)], [(254, "I", 1, 1, True)]], ids=["dng", "nef"]
+)
+def test_raw_files_of_cameras_are_refused(tags, rng):
+    reduced = {"subfiletype": 1} if tags[0][0] == 254 else {"extratags": tags}
+    with pytest.raises(UnsupportedImage, match="raw file"):
+        photo.decode(pictures.tiff(pictures.noise(rng, 8, 9), photometric="rgb", **reduced))
+
+
+def test_tiff_compressed_in_an_unknown_way_is_refused(rng):
+    """A JPEG 2000 in a strip could unfold to a picture of any size."""
+    data = pictures.tiff(pictures.noise(rng, 64, 64), photometric="rgb", compression="jpeg2000")
+    with pytest.raises(UnsupportedImage, match="compressed by method 34712"):
+        photo.decode(data)
+
+
+def test_tiff_with_a_hundred_channels_is_refused(rng):
+    with pytest.raises(UnsupportedImage, match="100 channels"):
+        photo.decode(
+            pictures.tiff(pictures.noise(rng, 4, 4, 100), photometric="minisblack", planarconfig="contig")
+        )
+
+
+@pytest.mark.parametrize(
+    "form", ["png", "deep png", "jpeg", "progressive", "webp", "gif", "bmp", "tiff", "avif", "heic"]
+)
+def test_a_header_that_claims_too_much_is_refused_at_once(form, rng):
+    data = broken.huge(form)
+    photo.decode(whole_files(rng)[form])  # what is imported is imported
+    tracemalloc.start()
+    with pytest.raises(
+        ImageTooLarge, match=r"(50000 x 50000 = 2500.0|16383 x 16383 = 268.4) megapixels; the limit is 100.0"
+    ):
+        photo.decode(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+    with pytest.raises(ImageTooLarge):
+        photo.size(data)
+
+
+@pytest.mark.parametrize("kind", [b"CgBI", b"tEXt", b"IHDR"])
+def test_a_png_cannot_hide_its_size_behind_another_header(kind):
+    small, large = (struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0) for side in (9, 50_000))
+    head, body = b"\x89PNG\r\n\x1a\n", pictures.chunk(b"IDAT", zlib.compress(bytes(28 * 9)))
+    for chunks in ([(kind, small), (b"IHDR", large)], [(b"IHDR", small), (kind, small), (b"IHDR", large)]):
+        with pytest.raises((ImageTooLarge, DamagedImage)):
+            photo.decode(head + b"".join(pictures.chunk(*one) for one in chunks) + body)
+
+
+def swarm(kind: str, count: int, rng: np.random.Generator) -> bytes:
+    """A picture with so many small blocks beside it."""
+    samples = pictures.noise(rng, 8, 9)
+    if kind == "jpeg":
+        data = pictures.pillow(samples, "JPEG")
+        return data[:2] + b"\xff\xe1\0\x0aExif\0\0xx" * count + data[2:]
+    if kind == "tiff":
+        tag = (40000, "I", 10 * count, bytes(40 * count), True)
+        data = pictures.tiff(samples, photometric="rgb", extratags=[tag])
+        entry = struct.pack("<HHI", 40000, 12, 5 * count)
+        return data.replace(struct.pack("<HHI", 40000, 4, 10 * count), entry)
+    data = pictures.png(samples)
+    block = pictures.chunk(b"tEXt", b"a\0b") if kind == "png" else pictures.chunk(b"iCCP", b"junk")
+    return data[:33] + block * count + data[33:]
+
+
+@pytest.mark.parametrize("kind", ["png", "png warnings", "jpeg", "tiff"])
+def test_a_swarm_of_small_blocks_takes_no_more_work_than_the_limit_allows(kind, rng):
+    """Work is counted in calls: ten times the blocks make none more."""
+
+    def calls(count: int) -> int:
+        data, made = swarm(kind, count, rng), 0
+
+        def counted(frame, event, _):
+            nonlocal made
+            made += event in ("call", "c_call")
+
+        sys.setprofile(counted)
+        try:
+            if kind == "tiff":
+                assert len(photo.decode(data).meta.warnings) <= 1
+            else:
+                with pytest.raises(DamagedImage):
+                    photo.decode(data)
+        finally:
+            sys.setprofile(None)
+        return made
+
+    calls(20_000)  # what is imported is imported
+    assert calls(200_000) <= calls(20_000) + 20
+
+
+def test_a_thousand_small_blocks_are_read(rng):
+    samples = pictures.noise(rng, 8, 9)
+    for block, text in (((b"tEXt", b"a\0b"), 15_000), ((b"iCCP", b"junk"), 0)):
+        read = read_exactly(pictures.png(samples, *[block] * 1000), samples)
+        assert (len(read.meta.warnings), len(read.meta.text)) == (int(text == 0), text)
+    data = pictures.pillow(samples, "JPEG")
+    swarm = data[:2] + b"\xff\xe1\0\x0aExif\0\0xx" * 1000 + data[2:]
+    np.testing.assert_array_equal(photo.decode(swarm).pixels, photo.decode(data).pixels)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])
+def test_the_limit_counts_every_pixel(form, rng):
+    data = pictures.pillow(pictures.noise(rng, 20, 30), form)
+    assert photo.decode(data, max_pixels=600).width == 30
+    with pytest.raises(ImageTooLarge, match=r"30 x 20"):
+        photo.decode(data, max_pixels=599)
+
+
+# Damaged
+
+
+def whole_files(rng: np.random.Generator) -> dict[str, bytes]:
+    image = Image.fromarray(photo_like(rng, 60, 76))
+    deep = np.asarray(image).astype(np.uint16) * 257
+    return {
+        "jpeg": pictures.pillow(image, "JPEG", quality=90),
+        "progressive": pictures.pillow(image, "JPEG", quality=90, progressive=True),
+        "png": pictures.pillow(image, "PNG"),
+        "deep png": imagecodecs.png_encode(deep),
+        "webp": pictures.pillow(image, "WEBP"),
+        "lossless webp": pictures.pillow(image, "WEBP", lossless=True),
+        "gif": pictures.pillow(image, "GIF"),
+        "bmp": pictures.pillow(image, "BMP"),
+        "avif": pictures.pillow(image, "AVIF", quality=95),
+        "deep avif": pictures.deep_avif(deep >> 6, 10),
+        "heic": pictures.heic(image),
+        "heic of tiles": pictures.heic(image, tile_size=64),
+        "tiff": pictures.pillow(image, "TIFF"),
+        "lzw tiff": pictures.pillow(image, "TIFF", compression="tiff_lzw"),
+        "jpeg tiff": pictures.pillow(image, "TIFF", compression="jpeg"),
+        "cmyk tiff": pictures.pillow(image.convert("CMYK"), "TIFF", compression="tiff_deflate"),
+        "one bit tiff": pictures.pillow(image.convert("1"), "TIFF", compression="group4"),
+        "deep tiff": pictures.tiff(deep, photometric="rgb"),
+        "deep lzw tiff": pictures.tiff(deep, photometric="rgb", compression="lzw", rowsperstrip=8),
+        "tiled tiff": pictures.tiff(deep, photometric="rgb", compression="zlib", tile=(32, 32)),
+    }
+
+
+def test_a_file_that_is_cut_off_never_gives_a_part_of_a_picture(rng):
+    for kind, data in whole_files(rng).items():
+        whole = photo.decode(data).pixels
+        cuts = {
+            *range(0, len(data), max(len(data) // 24, 1)),
+            *(len(data) * part // 100 for part in (10, 50, 90, 99)),
+        }
+        refused = 0
+        for cut in sorted(cuts | {len(data) - 1, len(data) - 4, len(data) - 13}):
+            try:
+                got = photo.decode(data[:cut]).pixels
+            except UnsupportedImage:
+                refused += 1
+            else:
+                np.testing.assert_array_equal(got, whole, f"{kind} cut at {cut} of {len(data)}")
+        assert refused >= len(cuts) - 2, kind
+
+
+def test_the_size_is_known_before_any_pixel_is_read(rng):
+    for kind, data in whole_files(rng).items():
+        assert photo.size(data) == (76, 60), kind
+        with pytest.raises(ImageTooLarge):
+            photo.size(data, max_pixels=76 * 60 - 1)
+        with pytest.raises((DamagedImage, UnsupportedImage)):
+            photo.size(data[:14])
+    turned = Image.fromarray(pictures.noise(rng, 6, 9))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert photo.size(pictures.pillow(turned, "JPEG", exif=exif)) == (9, 6), "as it lies in the file"
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_png_whose_pixels_end_early_is_damaged(bits):
+    rows = (b"\0" + bytes([200]) * (30 * bits // 8)) * 5
+    with pytest.raises(DamagedImage):
+        photo.decode(pictures.raw_png(10, 10, bits, 2, rows))
+
+
+def test_png_chunk_that_must_not_be_ignored_is_not(rng):
+    samples = pictures.noise(rng, 8, 9)
+    read_exactly(pictures.png(samples, (b"abCd", b"")), samples)
+    with pytest.raises(DamagedImage):
+        photo.decode(pictures.png(samples, (b"ABCD", b"")))
+
+
+def test_png_blocks_with_a_wrong_checksum(rng):
+    samples = pictures.noise(rng, 8, 9)
+    for kind, body in ((b"eXIf", pictures.camera_exif("<", 6)), (b"tRNS", b"\0a\0b\0c"), (b"IDAT", b"")):
+        data = pictures.png(samples, *[(kind, body)] * (kind != b"IDAT"))
+        end = data.index(kind) + 4 + int.from_bytes(data[data.index(kind) - 4 : data.index(kind)], "big")
+        broken = data[:end] + bytes(4) + data[end + 4 :]
+        if kind == b"eXIf":
+            read = read_exactly(broken, samples)
+            assert (read.meta.exif, len(read.meta.warnings)) == (b"", 1)
+        else:
+            with pytest.raises(DamagedImage):
+                photo.decode(broken)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_tiff_whose_strip_ends_early_is_damaged(compression, deep, rng):
+    samples = pictures.noise(rng, 32, 20, deep=deep)
+    data = bytearray(pictures.tiff(samples, photometric="rgb", compression=compression, rowsperstrip=32))
+    half = getattr(imagecodecs, f"{compression}_encode")(samples[:16].tobytes())
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as tiff:
+        page = tiff.pages.first
+        start, count = page.dataoffsets[0], page.tags[279].valueoffset
+    data[start : start + len(half)] = half
+    data[count : count + 4] = struct.pack("<I", len(half))
+    with pytest.raises(DamagedImage):
+        photo.decode(bytes(data))
+
+
+def test_tiff_with_missing_strips_is_damaged(rng):
+    data = pictures.tiff(pictures.noise(rng, 32, 20), photometric="rgb", compression="zlib", rowsperstrip=8)
+    for tag in (273, 279):
+        short = data.replace(struct.pack("<HHI", tag, 4, 4), struct.pack("<HHI", tag, 4, 3))
+        short = short.replace(struct.pack("<HHI", tag, 3, 4), struct.pack("<HHI", tag, 3, 3))
+        assert short != data
+        with pytest.raises(DamagedImage):
+            photo.decode(short)
+
+
+def test_damage_inside_a_file_raises_nothing_but_our_errors(rng):
+    for kind, data in whole_files(rng).items():
+        for _ in range(12):
+            broken = bytearray(data)
+            for at in rng.integers(2, len(data), 6):
+                broken[at] = rng.integers(256)
+            try:
+                photo.decode(bytes(broken))
+            except RestoreError:
+                pass
+            except Exception as error:
+                raise AssertionError(f"{kind}: {error!r}") from error
+
+
+def whole_and_broken_beside(kind: str, image: Image.Image, junk: bytes) -> tuple[bytes, bytes]:
+    if kind == "jpeg":
+        whole = broken = pictures.pillow(image, "JPEG")
+        for start in (b"MPF\0", b"ICC_PROFILE\0"):
+            broken = pictures.segment(broken, 0xE2, start + junk)
+        broken = pictures.segment(broken, 0xED, b"Photoshop 3.0\0008BIM\4")
+        return whole, pictures.segment(broken, 0xE1, b"Exif\0\0" + junk)
+    if kind == "png":
+        chunks = [(b"iCCP", junk), (b"eXIf", junk), (b"zTXt", b"a\0\0" + junk)]
+        chunks += [(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + junk)]
+        chunks += [(b"tEXt", b"dpi\0seven"), (b"tEXt", b"transparency\0" + junk)]
+        broken = pictures.png(np.asarray(image), *chunks, (b"gAMA", b""), (b"pHYs", b"\0"), (b"sRGB", b""))
+        at = broken.index(b"eXIf") + 8
+        broken = broken[:at] + bytes([broken[at] ^ 1]) + broken[at + 1 :]  # its checksum fails
+        return pictures.pillow(image, "PNG"), broken
+    if kind == "heic":
+        return pictures.heic(image), pictures.heic(image, exif=b"Exif\0\0" + junk, xmp=junk)
+    if kind == "tiff":
+        tags = [(700, "B", 300, junk, True), (33723, "B", 300, junk, True), (34675, "B", 300, junk, True)]
+        samples = np.asarray(image)
+        return (
+            pictures.tiff(samples, photometric="rgb", software=False, extratags=extra) for extra in ([], tags)
+        )
+    options = {"icc_profile": junk, "exif": junk, "xmp": junk}
+    return (pictures.pillow(image, "WEBP", lossless=True, **extra) for extra in ({}, options))
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "heic"])
+def test_a_broken_block_beside_the_picture_does_not_cost_it(kind, rng):
+    junk = rng.bytes(300)
+    whole, broken = whole_and_broken_beside(kind, Image.fromarray(photo_like(rng, 40, 60)), junk)
+    read = photo.decode(broken)
+    np.testing.assert_array_equal(read.pixels, photo.decode(whole).pixels)
+    assert read.meta.warnings
+    assert (read.meta.icc, read.meta.exif, read.meta.xmp, read.meta.iptc) == (None, b"", b"", b"")
+
+
+def test_avif_with_a_broken_exif_block_keeps_its_turn(rng):
+    stored = photo_like(rng, 24, 40)
+    options = {"quality": 100, "subsampling": "4:4:4", "icc_profile": b""}
+    data = bytearray(pictures.pillow(stored, "AVIF", exif=pictures.camera_exif(orientation=6), **options))
+    at = data.index(b"II*\0")
+    data[at : at + 4] = b"QQQQ"
+    read = photo.decode(bytes(data))
+    np.testing.assert_allclose(read.pixels, _TURNS[6](stored), atol=3)
+    assert read.meta.warnings == ("the EXIF block is damaged and was left out",)
+
+
+def test_a_compressed_profile_or_text_that_unfolds_without_end_is_left_out(rng):
+    stored = pictures.noise(rng, 8, 9)
+    bomb = zlib.compress(bytes(60_000_000), 9)
+    data = pictures.png(stored, (b"iCCP", b"x\0\0" + bomb), (b"zTXt", b"Raw profile type exif\0\0" + bomb))
+    tracemalloc.start()
+    read = read_exactly(data, stored)
+    assert tracemalloc.get_traced_memory()[1] < 45_000_000
+    tracemalloc.stop()
+    assert read.meta.icc is None
+
+
+def test_decoding_prints_nothing(rng, tmp_path):
+    """Neither Python's warnings, nor logging, nor a C library writes to the terminal."""
+    junk = bytes(rng.integers(0, 256, 64, dtype=np.uint8))
+    for number, (kind, data) in enumerate(whole_files(rng).items()):
+        (tmp_path / f"{number}a").write_bytes(data[: len(data) * 2 // 3])
+        (tmp_path / f"{number}b").write_bytes(data[:-9])
+        middle = len(data) // 8
+        if kind not in (
+            "jpeg tiff",
+            "cmyk tiff",
+            "one bit tiff",
+        ):  # libtiff's own decoders cannot be silenced
+            (tmp_path / f"{number}c").write_bytes(data[:middle] + junk[:8] + data[middle + 8 :])
+    samples = pictures.noise(rng, 16, 20)
+    whole = by_hand(samples, [samples.tobytes()], t305=(2, b"a program\0"))
+    at = whole.index(struct.pack("<HHI", 305, 2, 10)) + 8
+    (tmp_path / "tag").write_bytes(whole[:at] + b"\xff\xff\xff\x7f" + whole[at + 4 :])
+    block = pictures.camera_exif("<", 6)
+    avif = pictures.pillow(photo_like(rng, 20, 30), "AVIF", exif=block)
+    at = avif.index(struct.pack("<HHI", 0x010F, 2, 6)) + 8
+    (tmp_path / "avif").write_bytes(avif[:at] + b"\xff\xff\xff\x7f" + avif[at + 4 :])
+    script = (
+        "import pathlib, sys\nfrom restorer import errors\nfrom restorer.images import photo\n"
+        "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
+        "    try:\n        photo.decode(path.read_bytes())\n"
+        "    except errors.RestoreError:\n        pass\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=root, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_fuzzers_files_decode_or_are_refused(shared):
+    outcomes = []
+    for path in sorted((shared / "hostile/go-fuzz").iterdir()):
+        try:
+            read = photo.decode(path.read_bytes(), max_pixels=5_000_000)
+        except RestoreError as error:
+            outcomes.append(type(error))
+        else:
+            assert read.pixels.shape == (read.height, read.width, 3)
+            outcomes.append(photo.Photo)
+    assert outcomes.count(photo.Photo) > 90
+    assert DamagedImage in outcomes

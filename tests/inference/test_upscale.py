@@ -1,0 +1,198 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from restorer.images.photo import Meta, Photo
+from restorer.inference import upscale
+from tests.conftest import photo_like
+
+
+class Nearest:
+    """A pointwise engine that counts its calls."""
+
+    def __init__(self, scale=4, align=1, pad=3):
+        self.scale, self.align, self.pad, self.calls = scale, align, pad, 0
+
+    def __call__(self, tile):
+        self.calls += 1
+        assert tile.shape[0] % self.align == tile.shape[1] % self.align == 0
+        return tile.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+
+
+def photo(pixels, alpha=None, **meta):
+    return Photo(pixels, alpha, Meta("png", **meta))
+
+
+def nearest(array, scale):
+    return array.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("align", [1, 2, 4])
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (67, 41)])
+def test_the_native_scale_is_the_network_alone_at_any_size(rng, dtype, align, size):
+    pixels = rng.integers(0, np.iinfo(dtype).max, (*size, 3), dtype=dtype)
+    out = upscale.upscale(photo(pixels), Nearest(4, align), outscale=4, tile=32)
+    np.testing.assert_array_equal(out.pixels, nearest(pixels, 4))
+    assert out.alpha is None
+
+
+@pytest.mark.parametrize(
+    ("outscale", "scale", "count"),
+    [
+        *[(1, 4, 1), (2, 4, 1), (4, 4, 1), (5, 4, 1), (8, 4, 1), (1, 1, 1), (8, 1, 1)],
+        *[(1, 2, 1), (2, 2, 1), (2.5, 2, 1), (3, 2, 2), (4, 2, 2), (5, 2, 2), (6, 2, 3), (8, 2, 3)],
+    ],
+)
+def test_passes(outscale, scale, count):
+    assert upscale.network_passes(outscale, scale) == count
+
+
+@pytest.mark.parametrize("outscale", [1, 1.3, 2, 2.5, 3, 4, 5.5, 8])
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_any_scale_gives_its_size_and_keeps_a_flat_colour(outscale, scale, dtype):
+    colour = np.array([10, 100, 200], dtype) * (1 if dtype == np.uint8 else 257)
+    pixels = np.broadcast_to(colour.astype(dtype), (21, 33, 3))
+    out = upscale.upscale(photo(pixels), Nearest(scale), outscale=outscale, tile=64)
+    assert (out.height, out.width) == (int(21 * outscale + 0.5), int(33 * outscale + 0.5))
+    assert (out.pixels == colour).all()
+
+
+def test_shrinking_is_antialiased(rng):
+    """Asked for 1x of a 4x network: fine stripes must average out, not alias to one of them."""
+
+    class Stripes(Nearest):
+        def __call__(self, tile):
+            out = super().__call__(tile)
+            out[:, ::2] = 0
+            out[:, 1::2] = 200
+            return out
+
+    for dtype, tolerance in ((np.uint8, 2), (np.uint16, 2)):
+        out = upscale.upscale(photo(np.zeros((40, 40, 3), dtype)), Stripes(), outscale=1, tile=64)
+        assert abs(out.pixels[8:-8, 8:-8].astype(int) - 100).max() <= tolerance
+
+
+def test_deep_and_shallow_pixels_are_resized_alike(rng):
+    pixels = photo_like(rng, 40, 52)
+    shallow = upscale.upscale(photo(pixels), Nearest(), outscale=2.5, tile=64).pixels
+    deep = upscale.upscale(photo(pixels.astype(np.uint16) * 257), Nearest(), outscale=2.5, tile=64).pixels
+    assert abs(deep / 257 - shallow).max() < 1.5  # Pillow rounds 8-bit samples twice, once after each axis
+
+
+def test_an_opaque_alpha_costs_nothing_and_stays(rng):
+    pixels = photo_like(rng, 30, 40)
+    plain, opaque = Nearest(), Nearest()
+    without = upscale.upscale(photo(pixels), plain, outscale=4, tile=32)
+    out = upscale.upscale(photo(pixels, np.full((30, 40), 255, np.uint8)), opaque, outscale=4, tile=32)
+    assert opaque.calls == plain.calls
+    np.testing.assert_array_equal(out.pixels, without.pixels)
+    assert out.alpha.shape == (120, 160)
+    assert (out.alpha == 255).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_alpha_comes_through_a_pointwise_network_unchanged(rng, dtype):
+    top = np.iinfo(dtype).max
+    pixels = rng.integers(0, top, (20, 24, 3), dtype=dtype)
+    alpha = rng.integers(0, top, (20, 24), dtype=dtype, endpoint=True)
+    out = upscale.upscale(photo(pixels, alpha), Nearest(2), outscale=2, tile=64)
+    np.testing.assert_array_equal(out.alpha, nearest(alpha, 2))
+    # what is seen is colour times alpha: it may move by rounding only
+    share = nearest(alpha, 2)[..., None] / top
+    seen, expected = out.pixels * share, nearest(pixels, 2) * share
+    assert abs(seen - expected).max() <= 1
+    solid = nearest(alpha, 2) == top
+    np.testing.assert_array_equal(out.pixels[solid], nearest(pixels, 2)[solid])
+
+
+@pytest.mark.parametrize("hidden", [0, 255])
+@pytest.mark.parametrize("outscale", [1, 3, 4])
+def test_colour_under_transparent_pixels_shows_nowhere(hidden, outscale):
+    """A red disc on transparent black or white: composited on grey there is no dark or bright fringe."""
+    y, x = np.mgrid[0:48, 0:48]
+    inside = (y - 24) ** 2 + (x - 24) ** 2 < 15**2
+    pixels = np.where(inside[..., None], [200, 30, 30], hidden).astype(np.uint8)
+    alpha = np.where(inside, 255, 0).astype(np.uint8)
+    out = upscale.upscale(photo(pixels, alpha), Nearest(4), outscale=outscale, tile=64)
+    share = out.alpha[..., None] / 255
+    over = out.pixels * share + 128 * (1 - share)
+    low, high = np.array([128, 30, 30]), np.array([200, 128, 128])
+    assert (over >= low - 1.5).all()
+    assert (over <= high + 1.5).all()
+
+
+def test_grey_stays_grey(rng):
+    class Tinting(Nearest):
+        def __call__(self, tile):
+            out = super().__call__(tile).astype(np.int64)
+            out[..., 0] += 9
+            return np.clip(out, 0, 255).astype(tile.dtype)
+
+    grey = np.repeat(rng.integers(0, 256, (30, 30, 1), dtype=np.uint8), 3, axis=2)
+    out = upscale.upscale(photo(grey, grey=True), Tinting(), outscale=4, tile=64).pixels
+    assert (out[..., 0] == out[..., 1]).all()
+    assert (out[..., 1] == out[..., 2]).all()
+    tinted = nearest(grey, 4).astype(float)
+    tinted[..., 0] = np.minimum(tinted[..., 0] + 9, 255)
+    expected = np.asarray(Image.fromarray(np.rint(tinted).astype(np.uint8)).convert("L"), int)
+    assert abs(out[..., 0] - expected).max() <= 1
+
+
+def test_progress_never_runs_backwards_and_ends_complete(rng):
+    pixels, alpha = photo_like(rng, 70, 70), rng.integers(0, 256, (70, 70), dtype=np.uint8)
+    told = []
+    upscale.upscale(photo(pixels, alpha), Nearest(2), outscale=4, tile=32, progress=lambda *t: told.append(t))
+    done = [step[0] for step in told]
+    assert done == sorted(done)
+    assert told[-1][0] == told[-1][1]
+    assert all(a < b for a, b in told[:-1])
+
+
+def test_the_network_never_sees_what_is_hidden(rng):
+    """Whatever lies under transparent pixels, the result is the same to the bit."""
+
+    class Blurring(Nearest):
+        def __call__(self, tile):
+            mean = sum(np.roll(tile.astype(int), shift, axis) for axis in (0, 1) for shift in (-2, 0, 2)) // 6
+            return super().__call__(mean.astype(tile.dtype))
+
+    pixels = photo_like(rng, 50, 61)
+    alpha = rng.integers(0, 256, (50, 61), dtype=np.uint8)
+    alpha[10:40, 20:50] = 0
+    results = []
+    for hidden in (0, 255, 77):
+        given = np.where(alpha[..., None] > 0, pixels, hidden).astype(np.uint8)
+        results.append(upscale.upscale(photo(given, alpha), Blurring(2), outscale=3, tile=32))
+    for other in results[1:]:
+        np.testing.assert_array_equal(other.pixels, results[0].pixels)
+        np.testing.assert_array_equal(other.alpha, results[0].alpha)
+
+
+def test_filling_takes_the_nearest_visible_colours(rng):
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:, :20], pixels[:, 44:] = (200, 40, 10), (10, 40, 200)
+    alpha = np.zeros((32, 64), np.uint8)
+    alpha[:, :20] = alpha[:, 44:] = 255
+    filled = upscale.fill_transparent(pixels, alpha)
+    np.testing.assert_array_equal(filled[alpha > 0], pixels[alpha > 0])
+    assert (filled[:, 20:24] == (200, 40, 10)).all()
+    assert (filled[:, 40:44] == (10, 40, 200)).all()
+    assert (filled[..., 1] == 40).all()
+
+
+@pytest.mark.parametrize("outscale", [1, 3, 4, 8])
+@pytest.mark.parametrize(("scale", "align"), [(4, 1), (2, 2), (1, 4)])
+def test_the_tiles_needed_are_those_that_run(rng, outscale, scale, align):
+    seen = []
+
+    class Counting(Nearest):
+        def __call__(self, tile):
+            seen.append(tile.shape[0] * tile.shape[1])
+            return super().__call__(tile)
+
+    engine = Counting(scale, align)
+    pixels = rng.integers(0, 256, (101, 67, 3), dtype=np.uint8)
+    upscale.upscale(photo(pixels), engine, outscale=outscale, tile=32)
+    assert upscale.tiles_needed(67, 101, engine, outscale=outscale, tile=32) == (len(seen), sum(seen))

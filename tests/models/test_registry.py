@@ -1,0 +1,179 @@
+"""The table against its source, and which model a name means."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+
+from restorer.errors import UnknownModel
+from restorer.models import registry, sources
+from restorer.models.registry import MODELS
+
+BUILT_IN = next(model for model in MODELS if model.name == "restore-lite-x4")
+UPSCALERS = [model.name for model in MODELS if model.kind == "upscale"]
+
+
+def facts_table(shared: Path) -> list[dict]:
+    """The rows of facts.md, section 1: name, url, bytes, sha256 and, for upscalers, scale."""
+    text = (shared / "docs" / "facts.md").read_text()
+    roots = dict(re.findall(r"(\w\w) = (github\.com/\S+)", text))
+    rows, scale = [], 0
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) != 5 or not re.fullmatch("[0-9a-f]{64}", cells[4]):
+            continue
+        name, network, address, size, sha256 = cells
+        if found := re.search(r"scale (\d)", network):
+            scale = int(found[1])
+        elif network == "as x4plus":
+            scale = rows[0]["scale"]
+        if address.startswith("huggingface.co"):
+            url = re.sub(r"^(\S+) (\S+), (\S+)$", r"https://\1/\2/resolve/<commit>/\3", address)
+        else:
+            root, path = address.split()
+            url = f"https://{roots[root]}{path}"
+        rows.append(
+            {"name": name, "url": url, "bytes": int(size.replace(",", "")), "sha256": sha256, "scale": scale}
+        )
+    return rows
+
+
+def test_table_is_that_of_the_facts(shared):
+    ours = {model.sha256: model for model in MODELS}
+    rows = facts_table(shared)
+    assert len(rows) == 14
+    assert {row["sha256"] for row in rows} <= set(ours)
+    for row in rows:
+        model = ours[row["sha256"]]
+        assert model.bytes == row["bytes"], model.name
+        assert model.url.replace(model.revision or "<none>", "<commit>") == row["url"], model.name
+        if model.kind == "upscale":
+            assert (model.name, model.scale) == (row["name"], row["scale"])
+
+
+def test_mirrors_are_those_of_the_facts(shared):
+    text = (shared / "docs" / "facts.md").read_text()
+    told = dict(re.findall(r"([\w-]+/[\w-]+) \(([^)]+)\)", text[text.index("Hugging Face mirrors") :]))
+    for model in MODELS:
+        if model.mirror and not model.revision:
+            assert any(model.name.endswith(short) for short in told[model.mirror].split(", ")), model.name
+
+
+def test_table_holds_together():
+    for model in MODELS:
+        assert re.fullmatch("[0-9a-f]{64}", model.sha256), model.name
+        assert model is BUILT_IN or model.url.startswith("https://") and model.url.endswith(model.file)
+        assert model is BUILT_IN or model.file.endswith((".pth", ".onnx")) and "/" not in model.file
+        assert model.bytes > 100_000 and model.licence and model.about
+        assert not model.revision or re.fullmatch("[0-9a-f]{40}", model.revision)
+        assert model.scale in (1, 2, 4) if model.kind in ("upscale", "face") else model.scale == 0
+        assert not model.pair or model.pair in UPSCALERS
+    for field in ("name", "file", "sha256", "url"):
+        assert len({getattr(model, field) for model in MODELS}) == len(MODELS), field
+    assert {model.kind for model in MODELS} == {"upscale", "face", "detect", "parse"}
+
+
+def test_weights_folder_is_argument_then_environment_then_beside_the_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESTORER_WEIGHTS", str(tmp_path))
+    assert registry.weights_folder("else/where") == Path("else/where")
+    assert registry.weights_folder() == tmp_path
+    monkeypatch.setenv("RESTORER_WEIGHTS", "~/models")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert registry.weights_folder() == tmp_path / "models"
+    monkeypatch.delenv("RESTORER_WEIGHTS")
+    assert registry.weights_folder() == Path(registry.__file__).parents[1] / "weights"
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x" * len(name))
+
+
+def custom_files(weights: Path) -> dict[str, str]:
+    return {
+        model.name: model.file
+        for model in registry.available(weights)
+        if model.local and model is not BUILT_IN
+    }
+
+
+def test_custom_models_are_the_weights_files_of_their_folder(tmp_path):
+    put(tmp_path, "custom/b.pth", "custom/4x Größe.v2.safetensors", "custom/LOUD.PTH")
+    put(tmp_path, "custom/readme.txt", "custom/._b.pth", "custom/net.onnx", "custom/b.pth.part", "c.pth")
+    (tmp_path / "custom" / "folder.pth").mkdir()
+    assert custom_files(tmp_path) == {
+        "custom/b": "custom/b.pth",
+        "custom/4x Größe.v2": "custom/4x Größe.v2.safetensors",
+        "custom/LOUD": "custom/LOUD.PTH",
+    }
+    assert registry.available(tmp_path)[: len(MODELS)] == MODELS
+    found = registry.find("custom/b", tmp_path)
+    assert (found.kind, found.bytes, found.sha256) == ("upscale", len("custom/b.pth"), "")
+    assert sources.is_present(found, tmp_path)
+
+
+def test_no_custom_folder_is_no_custom_models(tmp_path):
+    assert registry.available(tmp_path / "absent") == MODELS
+
+
+def test_of_two_custom_files_of_one_name_the_safetensors_is_taken(tmp_path):
+    put(tmp_path, "custom/a.pth", "custom/a.safetensors")
+    assert custom_files(tmp_path) == {"custom/a": "custom/a.safetensors"}
+
+
+def test_custom_pair_of_the_general_model(tmp_path):
+    put(tmp_path, "custom/realesr-general-x4v3.pth")
+    assert registry.find("custom/realesr-general-x4v3", tmp_path).pair == ""
+    put(tmp_path, "custom/realesr-general-wdn-x4v3.safetensors")
+    pair = registry.find("custom/realesr-general-x4v3", tmp_path).pair
+    assert registry.find(pair, tmp_path).file == "custom/realesr-general-wdn-x4v3.safetensors"
+
+
+@pytest.mark.parametrize("name", UPSCALERS)
+def test_find_gives_exactly_the_model_of_that_name(name, tmp_path):
+    put(tmp_path, f"custom/{name}.pth")
+    assert registry.find(name, tmp_path) is next(model for model in MODELS if model.name == name)
+    assert registry.find(f"custom/{name}", tmp_path).file == f"custom/{name}.pth"
+
+
+@pytest.mark.parametrize(
+    ("asked", "nearest"),
+    [
+        ("RealESRGAN_x4plu", "RealESRGAN_x4plus"),
+        ("realesrgan_X4PLUS", "RealESRGAN_x4plus"),
+        ("realesr-general", "realesr-general-x4v3"),
+        ("RealESRGAN_x4plus_anime", "RealESRGAN_x4plus_anime_6B"),
+        ("4x-UltraSharp", "custom/4x-UltraSharp"),
+    ],
+)
+def test_unknown_name_is_an_error_with_the_nearest(asked, nearest, tmp_path):
+    put(tmp_path, "custom/4x-UltraSharp.pth")
+    with pytest.raises(UnknownModel, match=f"no model '{asked}'. Did you mean '{nearest}'?"):
+        registry.find(asked, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "zzz", "GFPGANv1.4", "yunet", "custom/../secret", "RealESRGAN_x4plus.pth "]
+)
+def test_what_is_no_upscaler_is_an_error_that_lists_them(asked, tmp_path):
+    with pytest.raises(UnknownModel) as caught:
+        registry.find(asked, tmp_path)
+    assert "auto, best, fast, " + ", ".join(UPSCALERS) in str(caught.value)
+
+
+def test_find_of_another_kind(tmp_path):
+    assert registry.find("GFPGANv1.4", tmp_path, "face").bytes == 348_632_874
+    with pytest.raises(UnknownModel):
+        registry.find("GFPGANv1.4", tmp_path, "detect")
+
+
+def test_built_in_model_is_beside_the_package_wherever_the_others_are(tmp_path):
+    file = Path(registry.__file__).parents[1] / "weights/restore-lite-x4.safetensors"
+    assert registry.path(BUILT_IN, tmp_path) == file and sources.is_present(BUILT_IN, tmp_path)
+    body = file.read_bytes()
+    assert (len(body), hashlib.sha256(body).hexdigest()) == (BUILT_IN.bytes, BUILT_IN.sha256)
+    assert len(body) <= 2_600_000
+    other = registry.find("RealESRGAN_x4plus", tmp_path)
+    assert registry.path(other, tmp_path) == tmp_path / "RealESRGAN_x4plus.pth"

@@ -1,0 +1,161 @@
+"""Every step of a job is the last one once, servers die at random moments, and disks are really full."""
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.conftest import photo_like, png, save_quick_and_slow, servers
+from tests.stress.hanging import WIDTH
+from tests.web.test_killed import (
+    PHOTOS,
+    check_next,
+    clean,
+    full_at,
+    killed,
+    left,
+    made,
+    parts,
+    results,
+    writing,
+)
+from tests.web.test_page import launched
+from tests.web.test_rest import ended, posted
+
+HANGING = Path(__file__).parent / "hanging.py"
+__all__ = ["clean", "servers"]  # fixtures
+SEED, KILLS = 1910, 40
+
+
+def test_killed_at_every_step_of_a_job(servers, clean, tmp_path):
+    whole, steps = clean
+    last = []
+    for at in range(1, len(steps) + 1):
+        (folder := tmp_path / str(at)).mkdir()
+        last.append(killed(servers, folder, at, whole))
+        shutil.rmtree(folder)
+    assert {"tile", "decode", "encode", "begin", "fsync", "os.rename .part"} <= set(last)
+    print(f"\nkilled at each of {len(steps)} steps: nothing lost or doubled")
+
+
+def test_killed_at_random_moments(servers, clean, tmp_path):
+    rng, kills = np.random.default_rng(SEED), 0
+    while kills < KILLS:
+        (folder := tmp_path / str(kills)).mkdir()
+        accepted: dict[str, dict | None] = {}
+        with servers.running(made(folder)) as server:
+            killer = threading.Timer(rng.uniform(0.0, 0.4), server.kill_now)
+            killer.start()
+            while server.alive and (answer := server.post(*PHOTOS, tile="32")) is not None:
+                if answer.status_code == 202:
+                    accepted[answer.json()["job_id"]] = None
+                    if rng.random() < 0.5:
+                        accepted[answer.json()["job_id"]] = server.ended(answer.json()["job_id"])
+            killer.join()
+        kills += 1
+        check_next(servers, folder, accepted, clean[0])
+        shutil.rmtree(folder)
+    print(f"\n{kills} kills at random moments, seed {SEED}: nothing lost or doubled")
+
+
+def test_no_room_at_every_step_of_a_job(servers, clean, tmp_path):
+    codes = []
+    for at in range(1, writing(clean[1]) + 1):
+        (folder := tmp_path / str(at)).mkdir()
+        codes.append(full_at(servers, folder, at, clean[0]))
+        shutil.rmtree(folder)
+    assert len(codes) > 30 and set(codes) == {202, 507}
+    print(f"\nno room at each of {len(codes)} steps: {codes.count(507)} refused with 507, the others ended")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = shutil.which("mount")
+    if (
+        not mount
+        or os.geteuid()
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=2m", "tmpfs", place]).returncode
+    ):
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_small_disk_fills_and_heals(servers, clean, small_disk: Path):
+    """Jobs are sent until nothing fits; whatever was accepted ends, and with room again all goes on."""
+    large = png(np.random.default_rng(2).integers(0, 256, (300, 300, 3), np.uint8))
+    codes, states = [], []
+    with servers.running(made(small_disk)) as server:
+        for number in range(60):
+            answer = server.post((f"{number}.png", large), outscale="1")
+            codes.append(answer.status_code)
+            if answer.status_code == 202:
+                told = server.ended(answer.json()["job_id"])
+                states.append(told["status"])
+        assert set(codes) == {202, 507} and parts(small_disk) == []
+        filler = [job for job in (small_disk / "uploads/jobs").iterdir() if len(job.name) == 32]
+        for job in filler:
+            assert server.client.delete(f"/jobs/{job.name}").json()["status"] == "deleted"
+        told = server.ended(server.post(*PHOTOS, tile="32").json()["job_id"])
+        assert results(server, told) == clean[0]
+        server.kill()
+    assert left(small_disk) == []
+    print(
+        f"\n2 MB of disk: {codes.count(202)} taken, {codes.count(507)} refused with 507; "
+        f"of the taken {states.count('failed')} failed"
+    )
+
+
+def test_a_hundred_orderly_seconds_of_kills(servers, clean, tmp_path):
+    """One folder, one server after the other killed: the jobs of all of them end once."""
+    made(tmp_path)
+    rng, accepted, kills = np.random.default_rng(SEED + 1), {}, 0
+    end = time.monotonic() + 100
+    while time.monotonic() < end:
+        with servers.running(tmp_path) as server:
+            threading.Timer(rng.uniform(0.1, 1.0), server.kill_now).start()
+            while server.alive and len(accepted) < 10 * (kills + 1):
+                if (answer := server.post(*PHOTOS, tile="32")) is not None and answer.status_code == 202:
+                    accepted[answer.json()["job_id"]] = None
+            while server.alive:
+                time.sleep(0.01)
+        kills += 1
+    lost = check_next(servers, tmp_path, accepted, clean[0], seconds=300, often=True)
+    print(f"\n{len(accepted)} jobs over {kills} kills of one folder, seed {SEED + 1}: each ended once,")
+    print(f"{lost} files given up, at each of which three servers had died")
+
+
+def test_a_server_whose_device_hangs_starts_anew_and_ends_every_job_once(tmp_path):
+    rng = np.random.default_rng(SEED)
+    save_quick_and_slow(tmp_path)
+    good, bad = png(photo_like(rng, 20, 30)), png(photo_like(rng, 20, WIDTH))
+    with launched(tmp_path, HANGING, WATCHDOG_TIMEOUT="20", OMP_NUM_THREADS="1") as (process, address):
+        client = httpx.Client(base_url=address, timeout=60, transport=httpx.HTTPTransport(retries=100))
+        first = posted(client, ("a.png", good), ("b.png", bad), ("c.png", good))["job_id"]
+        others = [posted(client, ("d.png", good))["job_id"] for _ in range(3)]
+        told = patiently(client, first)
+        assert [result["original_filename"] for result in told["results"]] == ["a.png", "c.png"]
+        (error,) = told["errors"]
+        assert error["original_filename"] == "b.png" and "given up" in error["error"]
+        assert [patiently(client, job)["status"] for job in others] == ["completed"] * 3
+        assert client.get("/health").status_code == 200 and process.poll() is None
+        assert (tmp_path / "log").read_text().count("starts itself anew") == 1
+
+
+def patiently(client: httpx.Client, job: str) -> dict:
+    """ended(), through the seconds in which no server answers."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            return ended(client, job)
+        except (httpx.HTTPError, KeyError):
+            time.sleep(0.2)
+    raise AssertionError("no server answers")

@@ -1,0 +1,173 @@
+"""gradio_client against a real server."""
+
+import re
+import time
+
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, exceptions, handle_file
+from PIL import Image
+
+from restorer import Options, Restorer
+from tests.conftest import photo_like, png, save_network, save_quick_and_slow
+from tests.web.test_page import PACED, served
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("api")
+    save_quick_and_slow(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    with served(folder, PACED, MAX_FILE_SIZE_MB="1", PACE="1") as address:
+        yield address
+
+
+@pytest.fixture
+def client(address, tmp_path):
+    return Client(address, verbose=False, download_files=str(tmp_path / "got"))
+
+
+@pytest.fixture
+def old(tmp_path, rng):
+    def photo(name="old.png", height=30, width=40):
+        (tmp_path / name).write_bytes(png(photo_like(rng, height, width)))
+        return tmp_path / name
+
+    return photo
+
+
+def test_a_photo_comes_back_whole_with_previews_and_receipt(client, folder, old):
+    path = old()
+    file, previews, receipt = client.predict(
+        handle_file(path), face_enhance=False, format="webp", api_name="/enhance"
+    )
+    run = Restorer(weights=folder / "weights", model="custom/quick", device="cpu:torch")
+    made = run.restore(path.read_bytes(), face_enhance="off", format="webp")
+    with open(file, "rb") as got:
+        assert got.read() == made.data
+    assert file.endswith("old_4x.webp")
+    assert [Image.open(preview).size for preview in previews] == [(160, 120)] * 2
+    assert {key: receipt[key] for key in made.receipt} == made.receipt
+    assert (receipt["width"], receipt["height"]) == (160, 120)
+
+
+def test_the_four_endpoints_have_the_page_s_defaults_and_no_other_is_told(client):
+    told = client.view_api(return_format="dict", print_info=False)
+    assert not told["unnamed_endpoints"]
+    assert set(told["named_endpoints"]) == {"/enhance", "/enhance_batch", "/models", "/quote"}
+    for name in ("/enhance", "/enhance_batch"):
+        first, *options = told["named_endpoints"][name]["parameters"]
+        assert not first["parameter_has_default"]
+        given = {option["parameter_name"]: option["parameter_default"] for option in options}
+        assert given.pop("long_side") == 0
+        assert given.pop("model") == "custom/quick", "the server's own"
+        assert given == {option: getattr(Options(), option) for option in given}
+        assert all(option["type"] for option in options)
+
+
+def test_a_batch_goes_on_after_a_bad_file(client, old, tmp_path):
+    (tmp_path / "bad.jpg").write_text("no photo")
+    paths = [old("a.png", 20, 20), tmp_path / "bad.jpg", old("b.png", 30, 30)]
+    photos = [handle_file(path) for path in paths]
+    files, receipts = client.predict(photos, outscale=2, api_name="/enhance_batch")
+    assert [Image.open(file).size for file in files] == [(40, 40), (60, 60)]
+    assert [receipt.get("width") for receipt in receipts] == [40, None, 60]
+    assert "not an image" in receipts[1]["error"]
+
+
+def test_models_and_a_quote(client, old):
+    models = {model["name"]: model for model in client.predict(api_name="/models")}
+    assert models["custom/quick"]["present"] and models["restore-lite-x4"]["present"]
+    quote = client.predict(handle_file(old()), long_side=80, api_name="/quote")
+    assert (quote["width"], quote["height"], quote["model"]) == (80, 60, "custom/quick")
+    assert quote["tiles"] == 1 and quote["seconds"] >= 0 and quote["cost"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"outscale": 9}, "from 1 to 8"),
+        ({"model": "nope"}, "custom/quick"),
+        ({"face_enhance": "perhaps"}, "auto, on, off"),
+        ({"face_enhance": True}, "yunet"),
+        ({"long_side": "wide"}, "whole number"),
+        ({"format": "gif"}, "same, png"),
+    ],
+)
+def test_errors_come_in_words_without_places_of_the_server(client, folder, old, options, words):
+    with pytest.raises(exceptions.AppError) as error:
+        client.predict(handle_file(old()), api_name="/enhance", **options)
+    assert words in str(error.value) and str(folder) not in str(error.value)
+
+
+def test_no_other_file_and_no_address_is_read(client, folder, address, tmp_path):
+    secret = folder / "secret.png"
+    secret.write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
+    for path in (str(secret), "/etc/hostname", f"{address}/theme.css", "http://127.0.0.1/x.png"):
+        for meta in ({"meta": {"_type": "gradio.FileData"}}, {}):
+            for url in ({"url": path}, {}):
+                body = {"photo": {"path": path, **url, **meta}}
+                event = httpx.post(f"{address}/gradio_api/call/v2/enhance", json=body)
+                if event.status_code == 200:
+                    told = httpx.get(
+                        f"{address}/gradio_api/call/enhance/{event.json()['event_id']}", timeout=120
+                    ).text
+                    assert "event: complete" not in told, (path, meta, url)
+    for path in ("file=http://127.0.0.1/", f"file={secret}", "file=/etc/passwd", "proxy=http://x/"):
+        assert httpx.get(f"{address}/gradio_api/{path}").status_code in (403, 404)
+    assert httpx.post(f"{address}/gradio_api/run/enhance", json={"data": []}).status_code == 404
+
+
+def test_what_is_too_large_is_refused(address):
+    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"x" * (2**20 + 1))})
+    assert answer.status_code == 413
+    answer = httpx.post(f"{address}/gradio_api/call/v2/enhance", content=b"x" * (22 * 2**20))
+    assert (answer.status_code, "limit" in answer.json()) == (413, True)
+
+
+def test_a_job_tells_its_place_and_progress_and_can_be_cancelled(address, old):
+    slow = {"model": "custom/slow", "face_enhance": False, "api_name": "/enhance"}
+    path = old("large.png", 600, 600)
+    first, second = (Client(address, verbose=False) for _ in range(2))
+    one = first.submit(handle_file(path), **slow)
+    told(one, r"restoring")
+    two = second.submit(handle_file(path), **slow)
+    told(two, r"place 1 in the queue")
+    units = one.status().progress_data
+    assert units and units[0].length and units[0].length > 1
+    one.cancel()
+    told(two, r"restoring")
+    two.cancel()
+    deadline = time.monotonic() + 120
+    while httpx.get(f"{address}/ready").json()["queue_length"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert httpx.get(f"{address}/ready").json()["queue_length"] == 0
+
+
+def told(job, words: str, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        units = job.status().progress_data
+        if units and re.search(words, units[0].desc or ""):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{words!r} was never told: {job.status()}")
+
+
+def test_a_client_with_the_key_is_served(folder, tmp_path, old):
+    save_network(tmp_path / "weights/custom/quick.safetensors", seed=1)
+    with served(tmp_path, API_KEY="open sesame", LOG_FORMAT="json") as address:
+        with pytest.raises(Exception, match="credentials"):
+            Client(address, verbose=False)
+        client = Client(address, headers={"X-API-KEY": "open sesame"}, verbose=False)
+        file, *_ = client.predict(handle_file(old()), face_enhance=False, api_name="/enhance")
+        assert Image.open(file).size == (160, 120)
+        files = {"files": png(np.zeros((9, 9, 3), np.uint8))}
+        answer = httpx.post(f"{address}/enhance", files=files, headers={"X-API-KEY": "open sesame"})
+        assert answer.status_code == 202
+    assert "sesame" not in (tmp_path / "log").read_text()

@@ -1,0 +1,157 @@
+import uuid
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from restorer import Options, Restorer, Result, UnsupportedImage
+from restorer.images.photo import Meta, Photo
+from restorer.web import previews, settings
+from restorer.web.metrics import Metrics
+from restorer.web.service import Service
+from restorer.web.ui import batch_tab, restore_tab
+from restorer.web.worker import Worker
+from tests.conftest import taken
+
+
+def service_of(folder):
+    found = settings.Settings(upload_folder=folder / "uploads", processed_folder=folder / "made")
+    shop = Worker()
+    return Service(found, Restorer(weights=folder), shop, Metrics(shop, lambda: 0))
+
+
+def result_of(before: Photo, after: Photo, **options: object) -> Result:
+    return Result(
+        *(b"bytes", "jpeg", after.width, after.height, "m", "5a", "built in", "cpu", 1.0, ("w",)),
+        *(before, after, (), ""),
+        options=Options(**options),
+        strengths={},
+        under=(),
+        stages={},
+    )
+
+
+def stored(tmp_path, before, after, **options) -> previews.ResultFiles:
+    result = result_of(before, after, **options)
+    shown = previews.write_files(
+        result, "holiday.heic", previews.write(result, "holiday.heic", tmp_path / uuid.uuid4().hex)
+    )
+    previews.cache_result(result, shown)
+    return shown
+
+
+def test_previews_are_of_one_size_and_show_what_the_photo_shows(tmp_path):
+    before = Photo(
+        np.full((30, 40, 3), 60000, np.uint16), np.zeros((30, 40), np.uint16), Meta("png", depth=16)
+    )
+    after = Photo(np.full((3000, 4000, 3), 200, np.uint8), None, Meta("png"))
+    shown = stored(tmp_path, before, after, outscale=8)
+    assert shown.file.name == "holiday_8x.jpg"
+    assert shown.file.read_bytes() == b"bytes"
+    one, two = Image.open(shown.before), Image.open(shown.after)
+    assert one.size == two.size == (2048, 1536)
+    assert one.getpixel((9, 9)) == (255, 255, 255), "transparent is white"
+    assert two.getpixel((9, 9)) == (200, 200, 200)
+
+
+def test_what_is_kept_comes_back_and_a_closer_look_shows_its_pixels(tmp_path, rng):
+    noise = rng.integers(0, 256, (75, 125, 3), np.uint8)
+    small = cv2.resize(noise, (500, 300), interpolation=cv2.INTER_CUBIC)
+    large = cv2.resize(small, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    shown = stored(tmp_path, Photo(small, None, Meta("png")), Photo(large, None, Meta("png")))
+    result = previews.cached_result(shown)
+    assert np.array_equal(result.after.pixels, large) and np.array_equal(result.before.pixels, small)
+    assert result.warnings == ("w",) and result.before.meta == Meta("png")
+    for spot, left, top in (((0.5, 0.5), 400, 240), ((0, 0), 0, 0), ((1, 1), 800, 480), ((0.6, 0.3), 600, 0)):
+        paths = previews.zoomed_pair(result, spot, shown)
+        before, after = (np.asarray(Image.open(path)).astype(float) for path in paths)
+        whole = large[top : top + 720, left : left + 1200]
+        assert before.shape == after.shape == (720, 1200, 3)
+        assert np.abs(after - whole).mean() < 2
+        assert np.abs(before - whole).mean() < 3, "the same spot"
+    previews.drop_result(shown)
+    with pytest.raises(UnsupportedImage, match="restore the photo again"):
+        previews.cached_result(shown)
+
+
+def test_an_archive_numbers_files_of_one_name(tmp_path):
+    files = [tmp_path / folder / "a.png" for folder in "xyz"] + [tmp_path / "x/A.png"]
+    for number, file in enumerate(files):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(str(number))
+    with zipfile.ZipFile(previews.write_zip(files, tmp_path)) as archive:
+        assert archive.namelist() == ["a.png", "a-2.png", "a-3.png", "A-4.png"]
+        assert [archive.read(name) for name in archive.namelist()] == [b"0", b"1", b"2", b"3"]
+
+
+def test_a_batch_tells_what_was_stopped_but_not_of_photos_chosen_meanwhile(tmp_path):
+    tab = batch_tab.BatchTab(restore_tab.RestoreTab(service_of(tmp_path)))
+    rows = [["a", "done: 8 × 8"], ["b", "failed: no"], ["c", "tile 1 of 3"], ["d", "waiting"]]
+    told = tab.archive((), rows)[4]
+    assert [said for _, said in told] == ["done: 8 × 8", "failed: no", *["not restored: stopped"] * 2]
+    others = [["e", "waiting"], ["f", "waiting"]]
+    assert tab.archive((), others)[4] == others
+
+
+def test_only_uploads_are_read(tmp_path):
+    for name in ("secret.png", "uploads/mine.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    page = restore_tab.RestoreTab(service_of(tmp_path))
+    page.settings.processed_folder.mkdir()
+    values = ("auto", 4, 0, "", 1, False, "GFPGANv1.3", 1, "same", 95, True, False)
+    assert "8 × 8" in page.picked(str(tmp_path / "uploads/mine.png"), *values)[2]
+    for path in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
+        assert "⚠" in page.picked(str(tmp_path / path), *values)[2]
+        *_, last = taken(page.restore(str(tmp_path / path), None, *values))
+        assert isinstance(last, restore_tab.Failed) and str(tmp_path) not in last.why
+
+
+@pytest.mark.parametrize(
+    ("upload", "name"),
+    [
+        ("holiday.png", "holiday_4x.png"),
+        ("../../etc/passwd", "passwd_4x.png"),
+        ("C:\\Users\\me\\scan.tif", "scan_4x.png"),
+        ("a\nb\0c:d?.jpg", "a_b_c_d__4x.png"),
+        ("...", "photo_4x.png"),
+        ("", "photo_4x.png"),
+        ("写" * 300 + ".jpg", "写" * 40 + "_4x.png"),
+    ],
+)
+def test_a_file_gets_a_name_that_every_system_takes(tmp_path, upload, name):
+    class Made:
+        data, format, options = b"bytes", "png", Options()
+
+    assert previews.write(Made, upload, tmp_path) == tmp_path / name
+    assert (tmp_path / name).read_bytes() == b"bytes"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("../../etc/passwd", "passwd_2x.jpg"),
+        ("..\\..\\evil.png", "evil_2x.jpg"),
+        ("/absolute/path.png", "path_2x.jpg"),
+        ("a\0b.png", "a_b_2x.jpg"),
+        ("a\r\nSet-Cookie: x.png", "a__Set-Cookie_ x_2x.jpg"),
+        ("\u202egnp.exe", "_gnp_2x.jpg"),
+        ("CON.png", "CON_2x.jpg"),
+        ("nul", "nul_2x.jpg"),
+        ("..", "photo_2x.jpg"),
+        ("", "photo_2x.jpg"),
+        ("....png", "photo_2x.jpg"),
+        ('<img src=x onerror="a()">.png', "_img src=x onerror=_a()___2x.jpg"),
+        ("ü" * 300, "ü" * 60 + "_2x.jpg"),
+        ("\ud800.png", "__2x.jpg"),
+        ("写真.heic", "写真_2x.jpg"),
+    ],
+)
+def test_a_name_is_no_more_than_a_name(name, expected, tmp_path):
+    photo = Photo(np.zeros((3, 4, 3), np.uint8), None, Meta("png"))
+    result = result_of(photo, photo, outscale=2)
+    file = previews.write(result, name, tmp_path / "place")
+    assert [file] == list((tmp_path / "place").iterdir())
+    assert file.name == expected

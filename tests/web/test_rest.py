@@ -1,0 +1,471 @@
+"""The REST interface: in this process with small networks, and against servers that are killed."""
+
+import hashlib
+import io
+import json
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from restorer import Restorer
+from restorer.web import metrics, server
+from restorer.web.cleanup import CacheCleaner
+from restorer.web.rest import routes
+from restorer.web.settings import Settings
+from tests.conftest import photo_like, png, save_quick_and_slow, wait_until
+from tests.web.test_page import PACED, launched, served
+
+
+def settings_in(folder: Path, **changes) -> Settings:
+    save_quick_and_slow(folder)
+    return Settings(
+        upload_folder=folder / "uploads",
+        processed_folder=folder / "processed",
+        restorer_weights=str(folder / "weights"),
+        model="custom/quick",
+        device="cpu:torch",
+        **{"min_free_disk_mb": 0, **changes},
+    )
+
+
+@pytest.fixture(autouse=True)
+def uploads_of_gradio(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))  # as app.py does
+
+
+@pytest.fixture
+def client(tmp_path):
+    with opened(settings_in(tmp_path)) as client:
+        yield client
+
+
+def opened(settings: Settings, **options) -> TestClient:
+    return TestClient(server.asgi(settings), base_url="http://127.0.0.1:7860", **options)
+
+
+def posted(client, *files, **options) -> dict:
+    answer = client.post("/enhance", files=[("files", file) for file in files], data=options)
+    assert answer.status_code == 202, answer.text
+    return answer.json()
+
+
+def ended(client, job_id: str, seconds: float = 180) -> dict:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        told = client.get(f"/status/{job_id}").json()
+        if told["status"] not in ("queued", "processing"):
+            return told
+        time.sleep(0.02)
+    raise AssertionError(f"not ended: {told}")
+
+
+def test_five_files_one_of_them_broken_are_four_results_and_one_error(client, rng):
+    photos = {f"photo {n}.png": png(photo_like(rng, 20 + n, 30)) for n in range(4)}
+    names = ["photo 0.png", "photo 1.png", "bröken.jpg", "photo 2.png", "photo 3.png"]
+    answer = posted(client, *((name, photos.get(name, b"no photo")) for name in names), outscale="2")
+    assert set(answer) == {"job_id", "status", "queue_position"} and answer["status"] == "queued"
+    told = ended(client, answer["job_id"])
+    assert told["status"] == "completed" and told["queue_position"] == 0
+    assert told["progress"] == {"done": 5000, "total": 5000}
+    (error,) = told["errors"]
+    assert error["original_filename"] == "bröken.jpg" and "not an image" in error["error"]
+    assert [result["original_filename"] for result in told["results"]] == sorted(photos)
+    for index, result in enumerate(told["results"]):
+        assert (result["width"], result["height"], result["model"]) == (60, 40 + 2 * index, "custom/quick")
+        assert isinstance(result["warnings"], list) and isinstance(result["faces"], str)
+        file = client.get(result["url"])
+        assert Image.open(io.BytesIO(file.content)).size == (60, 40 + 2 * index)
+        assert file.headers["content-type"] == "image/png"
+        assert file.headers["x-content-type-options"] == "nosniff"
+        assert file.headers["content-disposition"].startswith("attachment")
+        part = client.get(result["url"], headers={"Range": "bytes=1-3"})
+        assert (part.status_code, part.content) == (206, b"PNG")
+
+
+def test_the_file_is_what_the_package_gives(client, tmp_path, rng):
+    photo = png(photo_like(rng, 24, 31))
+    told = ended(client, posted(client, ("a.png", photo), face_enhance="false", format="webp")["job_id"])
+    run = Restorer(weights=tmp_path / "weights", model="custom/quick", device="cpu:torch")
+    assert client.get(told["results"][0]["url"]).content == (
+        run.restore(photo, face_enhance="off", format="webp").data
+    )
+
+
+def test_every_option_arrives(client, rng):
+    file = ("a.png", png(photo_like(rng, 40, 50)))
+    wanted = {
+        "model": "custom/slow",
+        "outscale": 3.0,
+        "denoise": 1.0,
+        "tile": 32,
+        "format": "jpeg",
+        "quality": 60,
+        "keep_metadata": False,
+        "remove_gps": True,
+        "face_enhance": "off",
+        "face_model": "GFPGANv1.4",
+        "face_detector": "retinaface",
+        "face_strength": 0.5,
+        "face_mask": "parsing",
+        "face_large": True,
+    }
+    texts = {name: str(value) for name, value in wanted.items()}
+    told = ended(client, posted(client, file, **texts)["job_id"])
+    assert told["results"][0]["options"] == wanted
+    told = ended(client, posted(client, file, long_side="100")["job_id"])
+    assert (told["results"][0]["width"], told["results"][0]["height"]) == (100, 80)
+    told = ended(client, posted(client, file, face_enhance="true")["job_id"])
+    assert told["status"] == "failed" and "yunet" in told["errors"][0]["error"]
+    told = ended(client, posted(client, file, face_enhance="auto")["job_id"])
+    assert told["status"] == "completed" and "not looked for" in told["results"][0]["faces"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"outscale": "9"}, "from 1 to 8"),
+        ({"outscale": "nan"}, "from 1 to 8"),
+        ({"outscale": "large"}, "it must be a number"),
+        ({"quality": "9.5"}, "a whole number"),
+        ({"keep_metadata": "maybe"}, "keep_metadata is 'maybe'"),
+        ({"face_enhance": "perhaps"}, "auto, on, off"),
+        ({"format": "gif"}, "same, png, jpeg, webp, tiff, avif"),
+        ({"model": "nope"}, "custom/quick"),
+        ({"denoise": "0.5"}, "does not support denoise 0.5; use 1"),
+        ({"sharpen": "1"}, "'sharpen'"),
+        ({"long_side": "7"}, "from 20 to 160"),
+        ({"long_side": "-4"}, "from 0 to 100000"),
+        ({"long_side": "9" * 400}, "from 0 to 100000"),
+        ({"tile": "4096"}, "at most 1024"),
+    ],
+)
+def test_a_bad_option_is_named_with_what_is_allowed(client, rng, options, words):
+    answer = client.post("/enhance", files={"files": ("a.png", png(photo_like(rng, 20, 20)))}, data=options)
+    assert answer.status_code == 422, answer.text
+    assert words in json.dumps(answer.json(), ensure_ascii=False)
+    assert client.get("/metrics").text.count('restorer_jobs{state="queued"} 0.0') == 1
+
+
+def test_limits_are_said_before_the_work(tmp_path, rng):
+    settings = settings_in(
+        tmp_path,
+        max_file_size_mb=1,
+        max_files_per_job=2,
+        max_input_megapixels=0.01,
+        max_output_megapixels=0.05,
+    )
+    small, large = png(photo_like(rng, 20, 20)), png(rng.integers(0, 256, (120, 120, 3), np.uint8))
+    with opened(settings) as client:
+
+        def refused(status: int, limit: float, *files, **options) -> None:
+            answer = client.post("/enhance", files=[("files", file) for file in files], data=options)
+            assert (answer.status_code, answer.json()["limit"]) == (status, limit), answer.text
+
+        refused(413, 2**20, ("a.png", small), ("b.png", b"x" * (2**20 + 1)))
+        head = {"content-type": "multipart/form-data; boundary=x"}
+        odd = b"--x\r\nContent-Disposition: form-data; name=files; filename=a+2AA-.png\r\n\r\n"
+        strange = {"content-type": "multipart/form-data; boundary=x; charset=utf-7"}
+        named = client.post("/enhance", content=odd + small + b"\r\n--x--\r\n", headers=strange)
+        assert named.status_code == 202 and client.get(named.headers["location"]).status_code == 200
+        ended(client, named.json()["job_id"])
+        assert client.delete(f"/jobs/{named.json()['job_id']}").status_code == 200
+        refused(413, 2 * 2**20 + 65536, ("a.png", b"x" * (3 * 2**20)))
+        refused(422, 2, *[("a.png", small)] * 3)
+        refused(422, 10_000, ("a.png", large))
+        refused(422, 50_000, ("a.png", png(photo_like(rng, 60, 60))), outscale="4")
+        assert client.post("/enhance").status_code == 422
+        assert client.post("/enhance", files={"other": ("a.png", small)}).json()["allowed"] == ["files"]
+
+        def chunks():
+            yield b"--x\r\nContent-Disposition: form-data; name=files; filename=a\r\n\r\n"
+            for _ in range(64):
+                yield b"x" * 2**20
+
+        assert client.post("/enhance", content=chunks(), headers=head).status_code == 413
+        assert [path.name for path in settings.jobs_folder.iterdir()] == [".lock"]
+    with opened(replace(settings, min_free_disk_mb=10_000_000)) as client:
+        for code, answer in (
+            (507, client.post("/enhance", files={"files": ("a.png", small)})),
+            (503, client.get("/ready")),
+        ):
+            assert (answer.status_code, answer.json()["limit"]) == (code, 10_000_000)
+            assert int(answer.headers["retry-after"]) > 0
+        assert client.get("/health").status_code == 200
+
+
+def paced(monkeypatch, wait) -> None:
+    """Call `wait` after each tile of custom/slow."""
+    really = Restorer.restore
+
+    def restore(self, data, *, progress=None, **options):
+        def waiting(done, total):
+            progress(done, total)
+            if done:
+                wait()
+
+        slow = options["model"] == "custom/slow"
+        return really(self, data, progress=waiting if slow else progress, **options)
+
+    monkeypatch.setattr(Restorer, "restore", restore)
+
+
+def test_the_queue_has_an_end_and_jobs_run_in_order(tmp_path, rng, monkeypatch):
+    cancelled = threading.Event()
+    paced(monkeypatch, lambda: cancelled.wait(600))
+    settings = settings_in(tmp_path, max_queue=2, max_output_megapixels=100)
+    slow, quick = png(photo_like(rng, 300, 300)), png(photo_like(rng, 20, 20))
+    with opened(settings) as client:
+        jobs = [posted(client, ("a.png", slow), model="custom/slow", tile="32")]
+        jobs += [posted(client, ("b.png", quick)) for _ in range(2)]
+        assert [job["queue_position"] for job in jobs] == [0, 1, 2]
+        full = client.post("/enhance", files={"files": ("c.png", quick)})
+        assert (full.status_code, full.json()["limit"]) == (503, 2) and full.headers["retry-after"]
+        assert client.delete(f"/jobs/{jobs[1]['job_id']}").json()["status"] == "cancelled"
+        third = client.get(f"/status/{jobs[2]['job_id']}").json()
+        assert (third["status"], third["queue_position"]) == ("queued", 1)
+        assert ended(client, jobs[1]["job_id"])["status"] == "cancelled"
+        while not client.get(f"/status/{jobs[0]['job_id']}").json()["progress"]["done"]:
+            time.sleep(0.05)
+        assert client.delete(f"/jobs/{jobs[0]['job_id']}").json()["status"] == "cancelled"
+        cancelled.set()
+        assert ended(client, jobs[2]["job_id"])["status"] == "completed"
+        for job in jobs:
+            assert client.delete(f"/jobs/{job['job_id']}").json()["status"] == "deleted"
+            assert client.get(f"/status/{job['job_id']}").status_code == 404
+            assert client.delete(f"/jobs/{job['job_id']}").status_code == 404
+        assert [path.name for path in settings.jobs_folder.iterdir()] == [".lock"]
+
+
+def test_the_events_of_a_job_end_with_it(client, rng, monkeypatch):
+    monkeypatch.setattr(routes, "_LOOK", 0.05)
+    paced(monkeypatch, lambda: time.sleep(0.05))
+    photo = png(photo_like(rng, 200, 200))
+    job = posted(client, ("a.png", photo), ("b.png", photo), model="custom/slow", tile="32")
+    told = []
+    with client.stream("GET", f"/status/{job['job_id']}/events") as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: "):
+                told.append(json.loads(line.removeprefix("data: ")))
+    done = [now["progress"]["done"] for now in told]
+    assert done == sorted(done) and done[-1] == 2000 and len(set(done)) > 4
+    assert told[-1]["status"] == "completed" and told[-1]["results"]
+
+
+def test_no_file_of_anything_else_is_handed_out(client, tmp_path, rng):
+    job = posted(client, ("a.png", png(photo_like(rng, 20, 20))))["job_id"]
+    assert ended(client, job)["status"] == "completed"
+    for path in (
+        f"/processed/{job}/0/other.png",
+        f"/processed/{job}/1/a_4x.png",
+        f"/processed/{job}/-1/a_4x.png",
+        f"/processed/{job}/{'9' * 5000}/a_4x.png",
+        f"/processed/{job}/0/..%2F..%2Fjob.json",
+        f"/processed/{'0' * 32}/0/a_4x.png",
+        f"/processed/../uploads/jobs/{job}/job.json",
+        "/processed/",
+        f"/gradio_api/file={tmp_path}/uploads/jobs/{job}/job.json",
+        f"/gradio_api/file={tmp_path}/uploads/jobs/{job}/0",
+    ):
+        assert client.get(path).status_code in (403, 404, 422), path
+
+
+def test_the_server_is_built_without_a_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        server.asgi(settings_in(tmp_path))
+
+
+def test_models_quote_health_ready_metrics_and_the_description(client, rng):
+    by_name = {model["name"]: model for model in client.get("/models").json()}
+    assert by_name["custom/quick"]["present"] and not by_name["GFPGANv1.3"]["present"]
+    quote = client.post("/quote", files={"files": ("a.png", png(photo_like(rng, 40, 30)))}).json()
+    assert (quote["width"], quote["height"], quote["model"], quote["tiles"]) == (120, 160, "custom/quick", 1)
+    assert quote["seconds"] >= 0
+    broken = client.post("/quote", files={"files": ("a.png", b"no")})
+    assert broken.status_code == 422 and "not an image" in broken.json()["error"]
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.head("/health").status_code == 200
+    assert client.get("/ready").json()["model"] == "custom/quick"
+    assert ended(client, posted(client, ("secret name.png", png(photo_like(rng, 20, 20))))["job_id"])
+    text = client.get("/metrics").text
+    assert 'restorer_photos_total{state="completed"} 1.0' in text
+    assert 'restorer_jobs{state="completed"} 1.0' in text
+    assert "restorer_disk_free_bytes" in text and "secret" not in text
+    described = client.get("/openapi.json").json()
+    assert {"/enhance", "/status/{job_id}", "/quote", "/models"} <= set(described["paths"])
+    page = client.get("/docs").text
+    assert "http://" not in page and "https://" not in page, "nothing is fetched from elsewhere"
+    assert client.get("/docs/static/swagger-ui-bundle.js").status_code == 200
+
+
+def test_each_photo_is_a_line_of_the_log_without_its_name(tmp_path, rng, caplog):
+    with opened(settings_in(tmp_path)) as client, caplog.at_level("INFO", "restorer"):
+        files = [("my wedding.png", png(photo_like(rng, 20, 30))), ("broken wedding.png", b"no")]
+        job = posted(client, *files)["job_id"]
+        ended(client, job)
+    records = [record for record in caplog.records if record.name.endswith("ledger")]
+    lines = [json.loads(metrics.JsonFormatter().format(record)) for record in records]
+    assert " state=completed" in records[0].getMessage() and " state=failed" in records[1].getMessage()
+    assert [line["state"] for line in lines] == ["completed", "failed"]
+    assert (lines[0]["pixels_in"], lines[0]["pixels_out"]) == (600, 9600)
+    assert lines[0]["model"] == "custom/quick" and lines[0]["seconds"] >= 0
+    assert [line["id"] for line in lines] == [f"{job[:12]}/0", f"{job[:12]}/1"], "found again, opens nothing"
+    assert "wedding" not in caplog.text
+
+
+def test_page_and_rest_share_one_line(tmp_path, rng, monkeypatch):
+    """However they come, no two photos are worked on at once."""
+    at_once, most = 0, 0
+    lock, really = threading.Lock(), Restorer.restore
+
+    def counted(self, *given, **options):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        try:
+            time.sleep(0.02)
+            return really(self, *given, **options)
+        finally:
+            with lock:
+                at_once -= 1
+
+    monkeypatch.setattr(Restorer, "restore", counted)
+    photo = png(photo_like(rng, 20, 20))
+    with opened(settings_in(tmp_path)) as client, ThreadPoolExecutor(8) as pool:
+
+        def by_rest(_):
+            return ended(client, posted(client, ("a.png", photo))["job_id"])["status"] == "completed"
+
+        def by_gradio(_):
+            (path,) = client.post("/gradio_api/upload", files={"files": ("a.png", photo)}).json()
+            file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            call = client.post("/gradio_api/call/v2/enhance", json={"photo": file, "face_enhance": False})
+            event = call.json()["event_id"]
+            return "event: complete" in client.get(f"/gradio_api/call/enhance/{event}").text
+
+        futures = [pool.submit(way, n) for n in range(5) for way in (by_rest, by_gradio)]
+        assert all(future.result(timeout=600) for future in futures)
+    assert most == 1
+
+
+def restored_twice(tmp_path: Path, end) -> None:
+    """A job of three photos that is accepted, interrupted by `end`, and finished by the next process."""
+    settings_in(tmp_path)
+    rng = np.random.default_rng(5)
+    photos = [("small.png", png(photo_like(rng, 20, 20))), ("large.png", png(photo_like(rng, 700, 700)))]
+    with launched(tmp_path, PACED, MODEL="custom/slow", PACE="0.1") as (process, address):
+        client = httpx.Client(base_url=address, timeout=60)
+        first = posted(client, *photos, tile="64")
+        second = posted(client, photos[0])
+        while len(httpx.get(f"{address}/status/{first['job_id']}").json()["results"]) < 1:
+            time.sleep(0.05)
+        end(process, address)
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("uploads/jobs/*/job.json")]
+    assert {record["state"] for record in records} <= {"queued", "processing"} and len(records) == 2
+    with served(tmp_path, MODEL="custom/slow") as address:
+        for job, count in ((first, 2), (second, 1)):
+            told = ended(httpx.Client(base_url=address), job["job_id"], seconds=300)
+            assert (told["status"], len(told["results"]), told["errors"]) == ("completed", count, [])
+            for result in told["results"]:
+                file = httpx.get(result["url"]).content
+                Image.open(io.BytesIO(file)).verify()
+
+
+def test_accepted_jobs_survive_a_kill(tmp_path):
+    def kill(process: subprocess.Popen, _address: str) -> None:
+        process.kill()
+        assert process.wait(timeout=120) == -signal.SIGKILL
+
+    restored_twice(tmp_path, kill)
+
+
+def test_an_orderly_end_puts_jobs_back_and_takes_no_new_ones(tmp_path):
+    def end(process: subprocess.Popen, address: str) -> None:
+        process.terminate()
+        assert process.wait(timeout=120) == 0
+
+    restored_twice(tmp_path, end)
+    assert not list((tmp_path / "uploads/jobs").glob("*.part"))
+
+
+def test_an_end_in_the_middle_of_a_long_tile_comes_in_time_all_the_same(tmp_path):
+    settings_in(tmp_path)
+    photo = png(photo_like(np.random.default_rng(5), 20, 20))
+    with launched(tmp_path, PACED, PACE="inf") as (process, address):
+        client = httpx.Client(base_url=address, timeout=60)
+        job = posted(client, ("endless.png", photo), model="custom/slow")
+        with client.stream("GET", f"/status/{job['job_id']}/events") as events:
+            while client.get(f"/status/{job['job_id']}").json()["status"] != "processing":
+                time.sleep(0.05)
+            process.terminate()
+            time.sleep(0.3)
+            process.terminate()  # impatience changes nothing
+            assert process.wait(timeout=120) == 0
+            events.close()
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("uploads/jobs/*/job.json"))
+    assert (record["state"], record["starts"]) == ("queued", 0)
+
+
+def test_a_folder_has_one_server(client, tmp_path):
+    with pytest.raises(OSError, match="another server's"):
+        server.asgi(settings_in(tmp_path))
+
+
+def test_nothing_is_left_after_a_soak(tmp_path, rng, monkeypatch):
+    """Page, client and REST, some of it given up: by a clock that then goes on, both folders are empty."""
+    now, step = 1000.0, 0.0
+
+    def clock():
+        nonlocal now
+        now += step
+        return now
+
+    monkeypatch.setattr(server, "CacheCleaner", partial(CacheCleaner, clock=clock))
+    shutil.rmtree(tmp_path / "uploads", ignore_errors=True)
+    settings = settings_in(tmp_path, retention_seconds=3600, cleanup_interval=0.2)
+    photo, slow = png(photo_like(rng, 20, 20)), png(photo_like(rng, 200, 200))
+    with opened(settings) as client:
+        jobs = [posted(client, ("a.png", photo))["job_id"] for _ in range(3)]
+        stopped = posted(client, ("b.png", slow), model="custom/slow", tile="32")["job_id"]
+        (path,) = client.post("/gradio_api/upload", files={"files": ("a.png", photo)}).json()
+        client.post("/gradio_api/upload", files={"files": ("never used.png", slow)})
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        event = client.post("/gradio_api/call/v2/enhance", json={"photo": file}).json()["event_id"]
+        client.delete(f"/jobs/{stopped}")
+        assert "event: complete" in client.get(f"/gradio_api/call/enhance/{event}").text
+        assert all(ended(client, job)["status"] == "completed" for job in jobs)
+        step = 2000
+        wait_until(lambda: not left(settings))
+        wait_until(lambda: client.get(f"/status/{jobs[0]}").status_code == 404)
+
+
+def left(settings: Settings) -> list[Path]:
+    roots = (settings.upload_folder, settings.processed_folder)
+    return [path for root in roots for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+def test_results_are_whole_files_of_the_right_photo_under_load(client, rng):
+    photos = [photo_like(rng, 10 + n, 40 - n) for n in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        jobs = list(pool.map(lambda p: posted(client, ("a.png", png(p)), outscale="1"), photos))
+    seen = set()
+    for photo, job in zip(photos, jobs, strict=True):
+        (result,) = ended(client, job["job_id"])["results"]
+        file = client.get(result["url"]).content
+        assert Image.open(io.BytesIO(file)).size == photo.shape[1::-1]
+        seen.add(hashlib.sha256(file).hexdigest())
+    assert len(seen) == len(photos)

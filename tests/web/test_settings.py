@@ -1,0 +1,81 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from restorer import InvalidOption
+from restorer.web import settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch):
+    for name in settings.Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_the_default(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("API_KEY=from-file\nMAX_FILE_SIZE_MB=3\nPORT=\n")
+    monkeypatch.setenv("API_KEY", "from-environment")
+    found = settings.read(tmp_path)
+    assert found.api_key == "from-environment"
+    assert found.max_file_size_mb == 3
+    assert found.port == 7860
+    assert found.upload_folder == (tmp_path / "temp_uploads").resolve()
+    assert found.processed_folder == (tmp_path / "processed_images").resolve()
+
+
+def test_an_absolute_folder_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("UPLOAD_FOLDER", str(tmp_path / "elsewhere"))
+    assert settings.read(Path("/nowhere")).upload_folder == (tmp_path / "elsewhere").resolve()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PORT", "http", "PORT is 'http'; it must be a valid integer"),
+        ("PORT", "70000", "PORT is '70000'; it must be less than or equal to 65535"),
+        ("MAX_FILE_SIZE_MB", "0", "MAX_FILE_SIZE_MB is '0'"),
+        ("MAX_INPUT_MEGAPIXELS", "nan", "MAX_INPUT_MEGAPIXELS is 'nan'"),
+        ("LOG_FORMAT", "xml", "LOG_FORMAT is 'xml'; it must be 'text' or 'json'"),
+        ("WATCHDOG_TIMEOUT", "soon", "WATCHDOG_TIMEOUT is 'soon'"),
+    ],
+)
+def test_a_bad_value_is_named(tmp_path, monkeypatch, name, value, words):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidOption, match=words):
+        settings.read(tmp_path)
+
+
+def test_the_example_names_every_setting_with_its_default(tmp_path):
+    example = (ROOT / ".env.example").read_text()
+    named = re.findall(r"^([A-Z_]+)=", example, re.MULTILINE)
+    assert sorted(named) == sorted(name.upper() for name in settings.Settings.model_fields)
+    (tmp_path / ".env").write_text(example)
+    assert settings.read(tmp_path) == settings.Settings(
+        upload_folder=(tmp_path / "temp_uploads").resolve(),
+        processed_folder=(tmp_path / "processed_images").resolve(),
+    )
+
+
+def test_gradios_names_are_read_where_ours_are_not_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "8001")
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "127.0.0.2")
+    monkeypatch.setenv("HOST", "127.0.0.3")
+    found = settings.read(tmp_path)
+    assert (found.host, found.port) == ("127.0.0.3", 8001)
+
+
+def test_deprecated_names_are_read_with_a_warning(tmp_path, monkeypatch, caplog):
+    (tmp_path / ".env").write_text("KEEP_SECONDS=7\n")
+    monkeypatch.setenv("STEP_SECONDS", "5")
+    monkeypatch.setenv("SWEEP_SECONDS", "6")
+    monkeypatch.setenv("CLEANUP_INTERVAL", "8")
+    found = settings.read(tmp_path)
+    assert (found.watchdog_timeout, found.retention_seconds, found.cleanup_interval) == (5, 7, 8)
+    assert [record.getMessage() for record in caplog.records] == [
+        "KEEP_SECONDS is deprecated; use RETENTION_SECONDS",
+        "STEP_SECONDS is deprecated; use WATCHDOG_TIMEOUT",
+        "SWEEP_SECONDS is deprecated; use CLEANUP_INTERVAL",
+    ]
