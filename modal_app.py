@@ -137,7 +137,7 @@ def timed(models: list[str], sizes: list[tuple[int, int]], repeats: int) -> list
     """The rows that `restorer cost` measures, of this container's GPU; all seconds are logged."""
     from restorer.cost import pricing, report
 
-    measured = report.time_models(models, sizes, repeats=repeats, told=print, weights=WEIGHTS)
+    measured = report.time_models(models, sizes, repeats=repeats, log=print, weights=WEIGHTS)
     rows = measured.rows(pricing.prices())
     print(measured.text(rows, pricing.prices()))
     return [row for row in rows if row["how"] == "measured"]

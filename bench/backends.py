@@ -50,7 +50,7 @@ def main() -> int:
 
 def _networks(name: str) -> dict[str, Network]:
     state = loader.load(present(name)).state
-    shape = architectures.recognise(state, name)
+    shape = architectures.detect(state, name)
     runs = {one: backends.build(one, shape, state, name)[0] for one in _NAMES}
     half = architectures.build(shape, state, name).eval().half().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return {**runs, _HALF: lambda batch: half(batch.half()).float()}

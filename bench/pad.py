@@ -59,8 +59,8 @@ def main() -> int:
     return 0
 
 
-def _engine(state: architectures.State, name: str) -> engine.Engine:
-    shape = architectures.recognise(state, name)
+def _engine(state: architectures.StateDict, name: str) -> engine.Engine:
+    shape = architectures.detect(state, name)
     network, _ = backends.build(_BACKEND, shape, state, name)
     return engine.Engine(network, scale=shape.scale, pad=shape.pad, device=torch.device("cpu"))
 

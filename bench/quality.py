@@ -73,7 +73,7 @@ def main() -> int:
 def network(name: str, file: Path | None = None) -> "tiling.TileFunction":
     """A model of the table, or the copy of it in custom/, or a file: (h, w, 3) to (4h, 4w, 3), uint8 RGB."""
     state = architectures.read_state(file) if file else loader.load(present(name)).state
-    shape = architectures.recognise(state, name)
+    shape = architectures.detect(state, name)
     run = engine.Engine(architectures.build(shape, state, name), scale=4, device=torch.device("cpu"))
     return lambda image: tiling.run(image, run, scale=4, tile=256, pad=shape.pad)
 

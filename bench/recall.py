@@ -67,7 +67,7 @@ def main() -> int:
             print(f"  {sides:21} {hits:3} found {false:3} false {took:6.0f} ms")
     arguments.out.mkdir(parents=True, exist_ok=True)
     pixels = views["a crowd"][0][0]
-    sheet = detect.drawn(pixels, detect.find(pixels, detector))
+    sheet = detect.draw(pixels, detect.find(pixels, detector))
     cv2.imwrite(str(arguments.out / "faces.png"), cv2.resize(sheet, None, fx=0.5, fy=0.5)[..., ::-1])
     return 0
 

@@ -56,7 +56,7 @@ def subject(name: str, weights: Path) -> Subject:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"params": state}, file)
     state = architectures.read_state(file)
-    shape = architectures.recognise(state, name)
+    shape = architectures.detect(state, name)
     network = architectures.build(shape, state, name).eval().requires_grad_(False)
     return Subject(name, file, shape, network, flops(network), source is None)
 
@@ -70,7 +70,7 @@ def flops(network: nn.Module) -> float:
     return counter.get_total_flops() / side**2
 
 
-def _seeded(name: str) -> architectures.State:
+def _seeded(name: str) -> architectures.StateDict:
     """Random weights that keep a picture's light, as trained ones do: the last layer adds a little to it."""
     module, arch, parameters = _SHAPES[name]
     torch.manual_seed(0)

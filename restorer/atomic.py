@@ -23,11 +23,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def no_room(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that a disk takes no more: it is full, beyond a quota, failing or read-only."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
-def is_part(name: str) -> bool:
+def is_partial(name: str) -> bool:
     """Whether a file of that name is one that write_atomic() did not finish."""
     return re.fullmatch(r"\.[0-9a-f]{32}\.part", name) is not None

@@ -192,7 +192,7 @@ class Restorer:
         encode.check_fits(
             result.before, result.width, result.height, encode.output_format(result.before, chosen.format)
         )
-        plain = replace(result.after, pixels=without_faces(result.after.pixels, result.under))
+        plain = replace(result.after, pixels=without_faces(result.after.pixels, result.paste_backup))
         return finish(
             result.before,
             plain,
@@ -255,9 +255,7 @@ class Restorer:
         self, model: registry.Model, denoise: float, progress: Progress | None = None
     ) -> LockedUpscaler:
         def load() -> "Engine":
-            from .inference import (
-                engine,  # importing torch takes seconds, which a page or --help need not wait for
-            )
+            from .inference import engine
 
             return engine.load(
                 model,

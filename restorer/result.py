@@ -50,7 +50,7 @@ class Result:
     face_note: str
     options: Options
     strengths: dict[int, float]
-    under: tuple[PasteBackup, ...]
+    paste_backup: tuple[PasteBackup, ...]
     stages: dict[str, float]
     retries: int = 0
 
@@ -121,7 +121,7 @@ def finish(
         face_note=face_note,
         options=options,
         strengths=strengths,
-        under=under,
+        paste_backup=under,
         stages=timer.seconds,
         retries=retries,
     )

@@ -90,7 +90,7 @@ def test_faces_are_found_restored_and_reported(weights, photo):
         np.testing.assert_allclose(face.landmarks, landmarks_at(*place), atol=0.5)
         assert np.array_equal(face.after, 255 - face.before)
     far = np.ones(plain.after.pixels.shape[:2], bool)
-    for part in result.under:
+    for part in result.paste_backup:
         far[part.rows, part.columns] = False
     assert far.mean() > 0.4
     assert np.array_equal(result.after.pixels[far], plain.after.pixels[far])

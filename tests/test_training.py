@@ -147,7 +147,7 @@ def test_what_is_saved_is_the_network_that_was_trained(shards, tmp_path):
     state = finished(run, shards)
     assert all(tensor.dtype == torch.float16 for tensor in state.values())
     loaded = {name: tensor.float() for name, tensor in state.items()}
-    network = architectures.build(architectures.recognise(loaded, "test"), loaded, "test")
+    network = architectures.build(architectures.detect(loaded, "test"), loaded, "test")
     small = torch.from_numpy(shards[0].small[:1].copy()).permute(0, 3, 1, 2)
     with torch.inference_mode():
         assert torch.allclose(network(small.float() / 255), run.forward(small, run.mean), atol=2e-3)
@@ -193,4 +193,4 @@ def test_one_command_from_photographs_to_a_weights_file(photos, tmp_path, monkey
     assert done.returncode == 0, done.stderr
     assert "step 2 " in done.stdout
     state = architectures.read_state(tmp_path / "out/restore-lite-x4.safetensors")
-    assert architectures.recognise(state, "made").parameters["num_feat"] == 8
+    assert architectures.detect(state, "made").parameters["num_feat"] == 8

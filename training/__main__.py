@@ -56,7 +56,7 @@ def main() -> int:
 def _teacher(name: str, device: torch.device) -> torch.nn.Module:
     folder = registry.weights_folder()
     state = loader.load(download.ensure(registry.find(name, folder), folder)).state
-    network = architectures.build(architectures.recognise(state, name), state, name)
+    network = architectures.build(architectures.detect(state, name), state, name)
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 

@@ -98,7 +98,7 @@ class Storage:
         """Remove what processes that were killed left of the files they were writing."""
         if self.local:
             for part in Path(self.root).rglob(".*.part"):
-                if atomic.is_part(part.name):
+                if atomic.is_partial(part.name):
                     part.unlink(missing_ok=True)
 
     def remove(self, path: str) -> None:

@@ -31,7 +31,7 @@ def run(parsed: argparse.Namespace) -> int:
         [name.strip() for name in parsed.models.split(",")],
         sizes,
         repeats=parsed.repeats,
-        told=_print_progress,
+        log=_print_progress,
         weights=parsed.weights_dir,
         device=parsed.device,
     )

@@ -47,7 +47,7 @@ def _find_faces(source: Path, restorer: "Restorer", target: Path | None, origina
         if target and (reason := output_paths.skip_reason(target, overwrite=True, originals=originals)):
             print(f"{source}: not drawn, {reason}", file=sys.stderr)
         elif target:
-            picture = replace(photo, pixels=detect.drawn(photo.pixels, faces), alpha=None)
+            picture = replace(photo, pixels=detect.draw(photo.pixels, faces), alpha=None)
             form = file_types.format_of(target) or "png"
             write_atomic(target, encode.encode(picture, form, quality=Options.quality).data)
     except (WeightsUnavailable, BadWeights):

@@ -96,7 +96,7 @@ def images_per_dollar(seconds: float, usd_per_second: float) -> float:
     return 1 / dollars(seconds, usd_per_second)
 
 
-def estimated_seconds(work: Work, price: Price, *, elsewhere: float) -> float:
+def estimate_seconds(work: Work, price: Price, *, elsewhere: float) -> float:
     """Seconds that a photo would take on a GPU of the table (roofline model; Williams et al., 2009).
 
     elsewhere  seconds of decoding and encoding, which are the processor's, wherever the network runs

@@ -46,7 +46,7 @@ class Report:
             found.append(here | own)
             for price in prices.values():
                 if price.fp16_tflops and price.name != name:
-                    seconds = pricing.estimated_seconds(timing.work, price, elsewhere=timing.elsewhere)
+                    seconds = pricing.estimate_seconds(timing.work, price, elsewhere=timing.elsewhere)
                     found.append(_row(timing, price.name, seconds, price.usd_per_second, "estimated"))
         return found
 
@@ -107,13 +107,13 @@ def time_models(
     sizes: Sequence[tuple[int, int]],
     *,
     repeats: int,
-    told: Callable[[str], object],
+    log: Callable[[str], object],
     weights: str | None = None,
     device: str | None = None,
 ) -> Report:
     """Time photos of these (width, height) with these models: without faces and, where possible, with one.
 
-    told  is told what is being timed
+    log  is log what is being timed
     """
     report = Report(*device_name(device), {}, [], [])
     for name in names:
@@ -124,11 +124,11 @@ def time_models(
             model = restorer.model(restorer.options, width * height)
             by_model.setdefault(model.name, []).append((width, height))
         for chosen, own in by_model.items():
-            told(f"{chosen}: cold start")
+            log(f"{chosen}: cold start")
             report.cold[chosen] = cold_start(chosen, weights=weights, device=device)
             fresh = partial(load, chosen, weights=weights, device=device)
             for face in (False, True):
-                _time_sizes(report, chosen, own, fresh, face=face, repeats=repeats, told=told)
+                _time_sizes(report, chosen, own, fresh, face=face, repeats=repeats, log=log)
     return report
 
 
@@ -140,15 +140,15 @@ def _time_sizes(
     *,
     face: bool,
     repeats: int,
-    told: Callable[[str], object],
+    log: Callable[[str], object],
 ) -> None:
     try:
         for width, height in sizes:
             what = f"{model}: {width} x {height}{', with a face' if face else ''}"
-            told(what)
+            log(what)
             done = measure(fresh, width, height, face=face, repeats=repeats)
             seconds = ", ".join(f"{one:.3f}" for one in (done.first, *done.following))
-            told(f"{what}: {seconds} s")
+            log(f"{what}: {seconds} s")
             if face and not done.faces:  # it would pass for a second one without
                 report.left.append(f"No face was restored in {width} x {height} pixels.")
             else:

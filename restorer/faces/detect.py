@@ -64,7 +64,7 @@ def _detection(box: np.ndarray, score: float, landmarks: np.ndarray) -> Detectio
     return Detection((left, top, right, bottom), float(score), landmarks)
 
 
-def drawn(pixels: np.ndarray, faces: list[Detection]) -> np.ndarray:
+def draw(pixels: np.ndarray, faces: list[Detection]) -> np.ndarray:
     """A copy of (H, W, 3) uint8 or uint16 RGB as uint8, with boxes and landmarks drawn in."""
     picture = to_uint8(pixels).copy()
     thick = max(1, round(max(pixels.shape) / 500))

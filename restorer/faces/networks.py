@@ -28,7 +28,7 @@ def load(
 
     state = loader.load(source).state
     network = architectures.build(
-        architectures.recognise_face(state, model.kind, model.name), state, model.name
+        architectures.detect_face_network(state, model.kind, model.name), state, model.name
     )
     target = backends.pick_device(device)
     if model.kind == "detect":

@@ -136,8 +136,8 @@ def _carried(photo: Photo, form: str, *, remove_gps: bool, history: str) -> RawM
     # A resolution alone needs no EXIF block where the format has its own place for it
     dpi = meta.dpi if meta.exif or history or form in _RESOLUTION_IN_EXIF else None
     return RawMetadata(
-        exif=metadata.corrected_exif(meta.exif, dpi, history=history, **size),
-        xmp=xmp.corrected(meta.xmp, **size),
+        exif=metadata.update_exif(meta.exif, dpi, history=history, **size),
+        xmp=xmp.update(meta.xmp, **size),
         dpi=meta.dpi,
         iptc=meta.iptc,
         comment=meta.comment,

@@ -19,7 +19,7 @@ _LINEAR_ABOVE = 68
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
-def space(icc: bytes) -> str:
+def color_space(icc: bytes) -> str:
     """The colour space of a profile ("RGB", "GRAY" or "CMYK"), or "" when it cannot be used."""
     found = icc[16:20].decode("ascii", "replace").strip()  # ICC.1:2022, 7.2
     whole = int.from_bytes(icc[:4], "big") <= len(icc)  # of one that is cut off littlecms uses the rest
@@ -28,7 +28,7 @@ def space(icc: bytes) -> str:
 
 def is_linear(icc: bytes) -> bool:
     """Whether an RGB or grey profile holds linear light: half the code range looks far too bright."""
-    found = space(icc)
+    found = color_space(icc)
     lightness = _middle(icc, found) if found in ("RGB", "GRAY") else None
     return lightness is not None and lightness > _LINEAR_ABOVE
 

@@ -212,7 +212,7 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
     if block.more:
         warnings.append(_FIRST_ONLY)
     blocks = directory.blocks()
-    blocks.exif, blocks.dpi = metadata.carry_exif(block), metadata.resolution(block)
+    blocks.exif, blocks.dpi = metadata.serialize_exif(block), metadata.resolution(block)
     samples = tiff.samples(data, directory)
     if samples is not None:
         return _Raw(samples, blocks)
@@ -266,7 +266,7 @@ def _samples(image: Image.Image, blocks: RawMetadata, warnings: list[str]) -> np
 
 
 def _to_srgb(image: Image.Image, profile: bytes, warnings: list[str]) -> Image.Image:
-    if image.mode == "CMYK" and icc.space(profile) != "CMYK":
+    if image.mode == "CMYK" and icc.color_space(profile) != "CMYK":
         state = "with a damaged profile" if profile else "without a profile"
         warnings.append(f"CMYK {state}: the colours are approximate")
         profile = b""
@@ -307,7 +307,7 @@ def _photo(form: str, raw: _Raw, warnings: list[str]) -> Photo:
     pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
     alpha = samples[..., -1] if channels in (2, 4) else None
     profile = blocks.icc or None
-    if profile is not None and icc.space(profile) != ("GRAY" if grey else "RGB"):
+    if profile is not None and icc.color_space(profile) != ("GRAY" if grey else "RGB"):
         profile = None
         warnings.append("the colour profile is damaged or of another kind and was left out")
     linear = profile is not None and icc.is_linear(profile)
@@ -320,7 +320,7 @@ def _photo(form: str, raw: _Raw, warnings: list[str]) -> Photo:
         depth=depth,
         linear=linear,
         icc=profile,
-        exif=metadata.carry_exif(block),
+        exif=metadata.serialize_exif(block),
         xmp=xmp.read(blocks.xmp, warnings),
         dpi=metadata.plausible_dpi(blocks.dpi) or metadata.resolution(block),
         iptc=blocks.iptc,

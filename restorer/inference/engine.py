@@ -216,10 +216,10 @@ def load(
     """
     read = loader.load(download.ensure(model, weights, progress))
     state = read.state
-    shape = architectures.recognise(state, model.name)
+    shape = architectures.detect(state, model.name)
     if denoise < 1:
         pair = download.ensure(registry.find(model.pair, weights), weights, progress)
-        state = architectures.blend(state, loader.load(pair).state, denoise)
+        state = architectures.interpolate(state, loader.load(pair).state, denoise)
     target = backends.pick_device(device)
     in_half = target.type == "cuda" if half is None else half
     if device in backends.NAMES and (in_half or (device == BFLOAT16 and half is False)):

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import BadWeights
 from . import compat
 
-State = dict[str, torch.Tensor]
+StateDict = dict[str, torch.Tensor]
 
 # All that readers raised over 12,000 files with a few altered bytes each
 _UNREADABLE = (
@@ -101,7 +101,7 @@ class NetworkSpec(NamedTuple):
     bytes: int
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path) -> StateDict:
     """The tensors of a .pth or .safetensors file, see parse_state(). Raises BadWeights."""
     try:
         data = path.read_bytes()
@@ -110,7 +110,7 @@ def read_state(path: Path) -> State:
     return parse_state(data, path.name)
 
 
-def parse_state(data: bytes, name: str) -> State:
+def parse_state(data: bytes, name: str) -> StateDict:
     """The tensors in the bytes of a weights file, in float32 on the CPU, an RRDBNet's by basicsr's names.
 
     name  of the file: what ends with .safetensors is read as such, anything else as PyTorch's format
@@ -134,7 +134,7 @@ def parse_state(data: bytes, name: str) -> State:
     return _renamed(state, name) if any("RDB1." in key for key in state) else state
 
 
-def recognise(state: State, name: str) -> NetworkSpec:
+def detect(state: StateDict, name: str) -> NetworkSpec:
     """The shape of an RRDBNet or SRVGGNetCompact, read from its tensors' shapes. Raises BadWeights."""
     if any(key.startswith("conv_first.") or ".rdb1." in key for key in state):
         return _recognise_rrdb(state, name)
@@ -145,7 +145,7 @@ def recognise(state: State, name: str) -> NetworkSpec:
     )
 
 
-def recognise_face(state: State, kind: str, name: str) -> NetworkSpec:
+def detect_face_network(state: StateDict, kind: str, name: str) -> NetworkSpec:
     """The shape of a network that sees faces, of the kind "face", "detect" or "parse". Raises BadWeights."""
     for arch, (of, key, parameters) in _FACE_NETWORKS.items():
         if of == kind and key in state:
@@ -155,7 +155,7 @@ def recognise_face(state: State, kind: str, name: str) -> NetworkSpec:
     )
 
 
-def build(shape: NetworkSpec, state: State, name: str) -> nn.Module:
+def build(shape: NetworkSpec, state: StateDict, name: str) -> nn.Module:
     """The network of that shape with exactly these tensors, on the CPU, in float32.
 
     Raises BadWeights, naming the first key that is missing, too much, or of another shape.
@@ -170,7 +170,7 @@ def build(shape: NetworkSpec, state: State, name: str) -> nn.Module:
     return network
 
 
-def blend(first: State, second: State, share: float) -> State:
+def interpolate(first: StateDict, second: StateDict, share: float) -> StateDict:
     """share x first + (1 - share) x second, key by key: deep network interpolation (Wang et al., 2019).
 
     Raises BadWeights where they are not two states of one network.
@@ -181,8 +181,8 @@ def blend(first: State, second: State, share: float) -> State:
     return {key: torch.lerp(second[key], tensor, share) for key, tensor in first.items()}
 
 
-def _renamed(state: State, file: str) -> State:
-    renamed: State = {}
+def _renamed(state: StateDict, file: str) -> StateDict:
+    renamed: StateDict = {}
     for key, tensor in state.items():
         new = key
         for pattern, name in _RENAMED:
@@ -216,7 +216,7 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _recognise_rrdb(state: State, name: str) -> NetworkSpec:
+def _recognise_rrdb(state: StateDict, name: str) -> NetworkSpec:
     first = _kernel(state, "conv_first.weight", "RRDBNet", name)
     features, channels = first.shape[:2]
     scale = {3: 4, 12: 2, 48: 1}.get(channels)  # pixel-unshuffled input: 3 x (4 / scale) squared
@@ -236,7 +236,7 @@ def _recognise_rrdb(state: State, name: str) -> NetworkSpec:
     )
 
 
-def _recognise_compact(state: State, name: str) -> NetworkSpec:
+def _recognise_compact(state: StateDict, name: str) -> NetworkSpec:
     arch = "SRVGGNetCompact"
     first, last = _kernel(state, "body.0.weight", arch, name), _last(state, arch, name)
     out = _kernel(state, f"body.{last}.weight", arch, name)
@@ -258,7 +258,7 @@ def _recognise_compact(state: State, name: str) -> NetworkSpec:
     return NetworkSpec(arch, parameters, scale, 1, pad=last // 2 + 1, bytes=24 * len(first))
 
 
-def _last(state: State, arch: str, name: str) -> int:
+def _last(state: StateDict, arch: str, name: str) -> int:
     """The highest N of the keys body.N.*; each has a key or more, so a false one cannot be far off."""
     numbers = {int(found[1]): key for key in state if (found := re.match(r"body\.(\d{1,9})\.", key))}
     last = max(numbers)
@@ -267,7 +267,7 @@ def _last(state: State, arch: str, name: str) -> int:
     return last
 
 
-def _kernel(state: State, key: str, arch: str, name: str) -> torch.Tensor:
+def _kernel(state: StateDict, key: str, arch: str, name: str) -> torch.Tensor:
     tensor = state.get(key)
     if tensor is None or tensor.ndim != 4:
         raise _misfit(name, arch, key, tensor, "a kernel of 4 dimensions")

@@ -37,7 +37,7 @@ def ensure(model: Model, weights: Path, told: Progress | None = None) -> Source:
     Raises WeightsUnavailable when the file is absent and no address answers, and BadWeights when its sha256
     is wrong: such a file is renamed to `<name>.bad` and never loaded.
     """
-    source = sources.own(model, weights)
+    source = sources.in_folder(model, weights)
     path = source.path
     if not model.sha256:
         if not path.is_file():

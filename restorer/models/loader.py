@@ -11,7 +11,7 @@ import torch
 
 from ..errors import BadWeights
 from . import architectures
-from .architectures import State
+from .architectures import StateDict
 from .sources import Packaged, Source
 
 _HALF_PRECISION = struct.pack("<I", 0x01306B47)  # ncnn's mark before a convolution's float16 weights
@@ -21,7 +21,7 @@ _HALF_PRECISION = struct.pack("<I", 0x01306B47)  # ncnn's mark before a convolut
 class Weights:
     """The tensors of a file in float32, its sha256, and the kind of its source."""
 
-    state: State
+    state: StateDict
     sha256: str
     kind: str
 
@@ -47,7 +47,7 @@ def load(source: Source) -> Weights:
     return Weights(state, sha256, source.kind)
 
 
-def _read_packaged(path: Path, packaged: Packaged) -> tuple[State, str]:
+def _read_packaged(path: Path, packaged: Packaged) -> tuple[StateDict, str]:
     """The tensors of an ncnn .bin file, which holds the network's layers in the order of its modules.
 
     A convolution is a mark, float16 weights (out, in, 3, 3) padded to 4 bytes, and float32 biases; a PReLU is
@@ -55,7 +55,7 @@ def _read_packaged(path: Path, packaged: Packaged) -> tuple[State, str]:
     """
     expected = architectures.create(packaged.arch, packaged.parameters).state_dict()
     digest = hashlib.sha256()
-    state: State = {}
+    state: StateDict = {}
     with path.open("rb") as file:
         for key, tensor in expected.items():
             if tensor.ndim == 4:

@@ -70,7 +70,7 @@ class Source:
     packaged: Packaged | None = None
 
 
-def own(model: Model, weights: Path) -> Source:
+def in_folder(model: Model, weights: Path) -> Source:
     """The model's file as a source, below `weights` or, built in, beside the package; it may be absent."""
     kind = CUSTOM if not model.sha256 else FOLDER if model.url else BUILT_IN
     return Source(registry.path(model, weights), kind, model.bytes, model.sha256)
@@ -93,7 +93,7 @@ def locate(model: Model, weights: Path) -> Source | None:
     A file of the wrong size, say one that is still being copied, counts as absent. The hash is checked
     when the file is loaded.
     """
-    source = own(model, weights)
+    source = in_folder(model, weights)
     return source if _size(source.path) == model.bytes else installed(model)
 
 

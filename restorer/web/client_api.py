@@ -44,7 +44,7 @@ _MODELS = "Every model: name, kind, what for, licence, bytes, and whether its fi
 def add_endpoints(service: Service) -> None:
     """Add the endpoints to the Blocks that are being built."""
     own = {"long_side": 0, **vars(service.restorer.options)}
-    waits: dict[str, Any] = {"concurrency_limit": None}  # in the workshop's line
+    waits: dict[str, Any] = {"concurrency_limit": None}  # in the worker's line
 
     def add(
         run: Callable, name: str, files: dict[str, Any], names: Iterable[str], answer: object, **more: object
@@ -91,7 +91,7 @@ async def _batch(service: Service, photos: object, given: dict) -> tuple:
         def tell(step: Step, rest: list = rest, which: str = which) -> None:
             _tell(service, progress, which, step)
             waiting = (photo["path"] for photo in rest if isinstance(photo, dict) and "path" in photo)
-            service.still_needed(*map(str, waiting), *(file["path"] for file in files))
+            service.touch(*map(str, waiting), *(file["path"] for file in files))
 
         try:
             result, shown = await _made(service, photo, given, tell)
@@ -103,7 +103,7 @@ async def _batch(service: Service, photos: object, given: dict) -> tuple:
 
 
 async def _quote(service: Service, photo: object, given: dict) -> dict:
-    with service.in_words():
+    with service.user_errors():
         data = await asyncio.to_thread(service.upload, _path(photo))
         return await asyncio.to_thread(service.quote, data, given)
 
@@ -117,11 +117,11 @@ async def _made(
 ) -> tuple[Result, previews.ResultFiles]:
     """The result and what is shown of it. Raises gr.Error, in the user's words."""
     path = _path(photo)
-    with service.in_words():
-        async for step in service.workshop.steps(partial(service.made, path, given)):
+    with service.user_errors():
+        async for step in service.worker.steps(partial(service.restore_upload, path, given)):
             if not isinstance(step, Step):
                 return step
-            service.still_needed(path)
+            service.touch(path)
             tell(step)
     raise AssertionError("a line without an end")
 

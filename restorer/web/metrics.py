@@ -32,7 +32,7 @@ class Metrics:
     free  bytes left on the disk with the results
     """
 
-    def __init__(self, workshop: Worker, free: Callable[[], int]) -> None:
+    def __init__(self, worker: Worker, free: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
         self._photos = Counter("restorer_photos", "Photos by how they ended", ["state"], registry=registry)
         self._seconds = Histogram(
@@ -46,9 +46,9 @@ class Metrics:
         )
         self._jobs = Gauge("restorer_jobs", "REST jobs that are kept, by state", ["state"], registry=registry)
         for name, text, function in (
-            ("restorer_queue_length", "Waiting or worked on", lambda: workshop.waiting),
+            ("restorer_queue_length", "Waiting or worked on", lambda: worker.waiting),
             ("restorer_disk_free_bytes", "Left on the disk with the results", free),
-            ("restorer_worker_silent_seconds", "Since the worker told of a step", lambda: workshop.silent),
+            ("restorer_worker_silent_seconds", "Since the worker told of a step", lambda: worker.silent),
         ):
             Gauge(name, text, registry=registry).set_function(function)
 

@@ -52,7 +52,7 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         for folder in (settings.jobs_folder, settings.processed_folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self.settings, self.workshop = settings, Worker(settings.max_queue, settings.watchdog_timeout)
+        self.settings, self.worker = settings, Worker(settings.max_queue, settings.watchdog_timeout)
         self.restorer = _restorer_class()(
             weights=settings.restorer_weights or None,
             device=settings.device or None,
@@ -62,8 +62,8 @@ class Server:
             model=settings.model,
         )
         free = partial(metrics.free_bytes, settings.processed_folder)
-        told = metrics.Metrics(self.workshop, free)
-        service = Service(settings, self.restorer, self.workshop, told)
+        told = metrics.Metrics(self.worker, free)
+        service = Service(settings, self.restorer, self.worker, told)
         self._lock = filelock.FileLock(settings.jobs_folder / ".lock", thread_local=False)
         try:
             self._lock.acquire(timeout=_LOCK)  # one that was killed may still be at work for the disk
@@ -118,7 +118,7 @@ class Server:
                     Middleware(
                         middleware.RouteAllowlist, ours=partial(_matched, own), calls=client_api.NAMES
                     ),
-                    Middleware(forms.QueueFullMiddleware, workshop=self.workshop),
+                    Middleware(forms.QueueFullMiddleware, worker=self.worker),
                 ],
                 "exception_handlers": {
                     forms.Refusal: _refused,
@@ -168,11 +168,11 @@ class Server:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(1)
-            self.workshop.watch()
+            self.worker.watch()
 
     def close(self) -> None:
         """Stop what is worked on, put it back for the next process, and take nothing any more."""
-        self.workshop.close(_PATIENCE)  # new jobs are answered with 503 meanwhile
+        self.worker.close(_PATIENCE)  # new jobs are answered with 503 meanwhile
         self.jobs.put_back()
         closing = threading.Thread(target=self.blocks.close, kwargs={"verbose": False}, daemon=True)
         closing.start()
@@ -204,7 +204,7 @@ def serve(settings: Settings) -> None:
         prevent_thread_lock=True,
         **server.options(),
     )
-    while not stopping and not server.workshop.stuck.wait(0.2):
+    while not stopping and not server.worker.stuck.wait(0.2):
         pass
     server.close()
     if stopping:
@@ -244,7 +244,7 @@ def _warm(restorer: Restorer) -> None:
 
 def _not_stored(_request: Request, error: OSError) -> Response:
     """What could not be written down is not accepted."""
-    if not atomic.no_room(error):
+    if not atomic.is_disk_full(error):
         raise error
     logging.getLogger(__name__).error("an upload was not stored", exc_info=error)
     return forms.Refusal(507, FULL).response()

@@ -34,30 +34,32 @@ _WRONG = "something went wrong; the server's log says what"
 class Service:
     """Everything of a server that outlives a request."""
 
-    def __init__(self, settings: Settings, restorer: Restorer, workshop: Worker, ledger: Metrics) -> None:
-        self.settings, self.restorer, self.workshop, self.ledger = settings, restorer, workshop, ledger
+    def __init__(self, settings: Settings, restorer: Restorer, worker: Worker, metrics: Metrics) -> None:
+        self.settings, self.restorer, self.worker, self.metrics = settings, restorer, worker, metrics
 
-    def restored(
+    def restore_to_file(
         self, data: bytes, given: dict[str, object], progress: Progress, *, name: str, place: Path
     ) -> tuple[Result, Path]:
         """A photo restored, and its file in the folder `place`, named after the upload's `name`."""
         folder, *parts = place.relative_to(self.settings.processed_folder).parts
-        with self.ledger.photo("/".join([folder[:12], *parts])) as told:  # a whole id opens a job
-            self.check_room()
-            options = self.options(given, lambda: self.decoded(data))
+        with self.metrics.photo("/".join([folder[:12], *parts])) as told:  # a whole id opens a job
+            self.check_disk_space()
+            options = self.options(given, lambda: self.decode(data))
             result = self.restorer.restore(data, progress=progress, **vars(options))
             file = previews.write(result, name, place, long_side=given.get("long_side"))
             told(result)
         return result, file
 
-    def made(
+    def restore_upload(
         self, path: str, given: dict[str, object], progress: Progress
     ) -> tuple[Result, previews.ResultFiles]:
         """An upload restored, and what of it is on disk for a browser."""
-        result, file = self.restored(self.upload(path), given, progress, name=path, place=self.place())
+        result, file = self.restore_to_file(
+            self.upload(path), given, progress, name=path, place=self.new_folder()
+        )
         return result, previews.write_files(result, path, file)
 
-    def place(self) -> Path:
+    def new_folder(self) -> Path:
         """A new folder for results, not made yet."""
         return self.settings.processed_folder / uuid.uuid4().hex
 
@@ -84,7 +86,7 @@ class Service:
             raise InvalidOption(f"tile is {options.tile}; a server takes at most {_TILE}")
         return options
 
-    def check_room(self) -> None:
+    def check_disk_space(self) -> None:
         """Raise DiskFull where the disk for the results is as good as full."""
         floor = self.settings.min_free_disk_mb
         if free_bytes(self.settings.processed_folder) < floor * 2**20:
@@ -97,7 +99,7 @@ class Service:
 
     def quote(self, data: bytes, given: dict[str, object]) -> dict[str, object]:
         """What restoring a photo will take. Raises what restoring it would raise at its start."""
-        before = self.decoded(data)
+        before = self.decode(data)
         options = self.options(given, before)
         self.restorer.measure(before.width * before.height, **vars(options))
         plan = self.restorer.plan(before, **vars(options))
@@ -130,7 +132,7 @@ class Service:
             "sha256": self.restorer.sha256(model) or (source.sha256 if source else model.sha256),
         }
 
-    def decoded(self, data: bytes) -> Photo:
+    def decode(self, data: bytes) -> Photo:
         return self.restorer.decode(data)
 
     def upload(self, path: str | None) -> bytes:
@@ -142,7 +144,7 @@ class Service:
         except OSError as error:
             raise UnsupportedImage("the upload is no longer there; choose the photo again") from error
 
-    def still_needed(self, *paths: str | Path) -> None:
+    def touch(self, *paths: str | Path) -> None:
         """Let the hour of uploads and results begin anew."""
         for path in paths:
             with suppress(OSError, ValueError):
@@ -161,23 +163,23 @@ class Service:
         return real if real.is_relative_to(self.settings.upload_folder) else None
 
     @contextmanager
-    def in_words(self) -> Iterator[None]:
+    def user_errors(self) -> Iterator[None]:
         """What cannot be done is an error of Gradio's, in the user's words."""
         try:
             yield
         except gr.Error:
             raise
         except Exception as error:  # whoever waits must hear of it
-            raise gr.Error(self.words(error), print_exception=False) from error
+            raise gr.Error(self.user_message(error), print_exception=False) from error
 
-    def words(self, error: Exception) -> str:
+    def user_message(self, error: Exception) -> str:
         """What went wrong, without what is for the server's owner alone: addresses, and places of folders.
 
         What nobody expected is written to the log.
         """
         if not isinstance(error, RestoreError):
             logging.getLogger(__name__).error("a restoration failed", exc_info=error)
-            return FULL if atomic.no_room(error) else _WRONG
+            return FULL if atomic.is_disk_full(error) else _WRONG
         if isinstance(error, WeightsUnavailable):
             logging.getLogger(__name__).warning("%s", error)
             return str(error).partition(" (")[0] + ": choose another model, or try again with a network"

@@ -40,7 +40,7 @@ class Worker:
     longest  how many may wait while one is worked on
     patience seconds without a step after which the one at work is given up, and the device with it: a thread
              inside of it cannot be ended
-    stuck    set when that has happened; the workshop is closed then, and only a new process helps
+    stuck    set when that has happened; the worker is closed then, and only a new process helps
     """
 
     def __init__(self, longest: int = 20, patience: float = math.inf) -> None:

@@ -74,11 +74,11 @@ def test_gpus_are_known_by_what_their_driver_calls_them(device, name):
 def test_estimates_follow_the_slower_of_arithmetic_and_memory():
     gpu = Price("X", 0.001, 100, 1000, "", "")
     arithmetic, traffic = Work(35e12, 1e9), Work(1e12, 700e9)
-    assert pricing.estimated_seconds(arithmetic, gpu, elsewhere=0.5) == pytest.approx(1.5)
-    assert pricing.estimated_seconds(traffic, gpu, elsewhere=0.5) == pytest.approx(1.5)
-    assert pricing.estimated_seconds(arithmetic * 2 + traffic, gpu, elsewhere=0) == pytest.approx(71 / 35)
+    assert pricing.estimate_seconds(arithmetic, gpu, elsewhere=0.5) == pytest.approx(1.5)
+    assert pricing.estimate_seconds(traffic, gpu, elsewhere=0.5) == pytest.approx(1.5)
+    assert pricing.estimate_seconds(arithmetic * 2 + traffic, gpu, elsewhere=0) == pytest.approx(71 / 35)
     twice = Price("Y", 0.001, 200, 2000, "", "")
-    assert pricing.estimated_seconds(arithmetic, twice, elsewhere=0.5) == pytest.approx(1.0)
+    assert pricing.estimate_seconds(arithmetic, twice, elsewhere=0.5) == pytest.approx(1.0)
 
 
 def test_work_is_what_the_shapes_say():
@@ -152,7 +152,7 @@ def test_rows_say_what_was_measured_and_what_was_not():
     assert {row["device"] for row in cpu[1:]} == set(prices) - {"CPU"}
     for row in cpu[1:]:
         price = prices[row["device"]]
-        seconds = pricing.estimated_seconds(done.work, price, elsewhere=0.1)
+        seconds = pricing.estimate_seconds(done.work, price, elsewhere=0.1)
         assert (row["how"], row["seconds"], row["first"]) == ("estimated", seconds, None)
         assert row["images_per_usd"] * row["usd_per_image"] == pytest.approx(1)
     gpu = report.Report("Tesla T4", 0, {}, [done], []).rows(prices)

@@ -97,7 +97,7 @@ def differing() -> Iterator[str]:
         here = next(one for one in RUN if one["width"] == str(width) and "general" in one["model"])
         _, seen = tiles_needed(width, height, engine, outscale=4, tile=256)
         for gpu in THEN:
-            seconds = pricing.estimated_seconds(
+            seconds = pricing.estimate_seconds(
                 told_work() * seen, PRICES[gpu], elsewhere=float(here["elsewhere"])
             )
             fast, slow = SECONDS[gpu, photo]
@@ -125,7 +125,7 @@ def test_the_runs_own_figures_follow_from_what_was_measured():
         if one["how"] == "estimated":
             work = Work(float(one["teraflop"]) * 1e12, float(one["gigabytes"]) * 1e9)
             assert seconds == pytest.approx(
-                pricing.estimated_seconds(work, price, elsewhere=float(one["elsewhere"]))
+                pricing.estimate_seconds(work, price, elsewhere=float(one["elsewhere"]))
             )
         paid = float(one["usd_per_second"])
         assert paid == pytest.approx(price.usd_per_second * (2 if one["device"] == "CPU" else 1))
@@ -168,7 +168,7 @@ def test_the_scale_page_follows_from_the_cost_page():
     expected = []
     for price in PRICES.values():
         if price.fp16_tflops:
-            seconds = pricing.estimated_seconds(work, price, elsewhere=elsewhere)
+            seconds = pricing.estimate_seconds(work, price, elsewhere=elsewhere)
             expected.append(
                 row(
                     price.name,
@@ -178,7 +178,7 @@ def test_the_scale_page_follows_from_the_cost_page():
                     f"{1e6 * pricing.dollars(seconds, price.usd_per_second):,.0f}",
                 )
             )
-    t4 = pricing.estimated_seconds(work, PRICES["T4"], elsewhere=elsewhere)
+    t4 = pricing.estimate_seconds(work, PRICES["T4"], elsewhere=elsewhere)
     cores = f"{elsewhere:.3f} core seconds | {t4 / elsewhere:.0f}"
     expected += [
         f"| what | per photo of 720 x 540 | room for, with t = {t4:.2f} s on a T4 |",

@@ -228,7 +228,7 @@ def as_it_was_trained(network):
 @pytest.fixture(scope="module")
 def retina(shared) -> RetinaFace:
     state = architectures.read_state(shared / MOBILENET)
-    network = architectures.build(architectures.recognise_face(state, "detect", "x"), state, "x")
+    network = architectures.build(architectures.detect_face_network(state, "detect", "x"), state, "x")
     return RetinaFace(as_it_was_trained(network), device=torch.device("cpu"))
 
 

@@ -40,7 +40,7 @@ def seeded(module: str, name: str, **arguments: object) -> torch.nn.Module:
 def test_a_crop_is_what_the_package_makes_of_it_and_twice_the_same(module, name, arguments, asked, rng):
     theirs = seeded(module, name, **arguments)
     state = theirs.state_dict()
-    shape = architectures.recognise_face(state, "face", name)
+    shape = architectures.detect_face_network(state, "face", name)
     assert shape.arch == name
     crop = photo_like(rng, 512, 512)
     batch = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255 * 2 - 1
@@ -55,13 +55,13 @@ def test_a_crop_is_what_the_package_makes_of_it_and_twice_the_same(module, name,
 def test_parsing_tells_face_from_the_rest(rng):
     network = seeded("facexlib.parsing.parsenet", "ParseNet", in_size=512, out_size=512, parsing_ch=19)
     state = network.state_dict()
-    assert architectures.recognise_face(state, "parse", "x").arch == "ParseNet"
+    assert architectures.detect_face_network(state, "parse", "x").arch == "ParseNet"
     crop = photo_like(rng, 512, 512)
     batch = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
         classes = network(batch)[0].argmax(1)[0].numpy()
     mask = ParseNet(
-        architectures.build(architectures.recognise_face(state, "parse", "x"), state, "x"), device=CPU
+        architectures.build(architectures.detect_face_network(state, "parse", "x"), state, "x"), device=CPU
     )(crop)
     share = np.isin(classes, range(1, 13)).mean()
     assert mask.dtype == np.float32 and mask.min() >= 0 and mask.max() <= 1 + 1e-5
@@ -71,4 +71,4 @@ def test_parsing_tells_face_from_the_rest(rng):
 def test_a_network_of_another_kind_is_named(rng):
     state = {"body.0.weight": torch.zeros(1)}
     with pytest.raises(BadWeights, match="no face network of the kind 'face'.*body.0.weight"):
-        architectures.recognise_face(state, "face", "custom")
+        architectures.detect_face_network(state, "face", "custom")

@@ -135,7 +135,7 @@ def test_curve_and_its_inverse():
     ],
 )
 def test_what_a_profile_is(profile, space, linear):
-    assert (icc.space(profile), icc.is_linear(profile)) == (space, linear)
+    assert (icc.color_space(profile), icc.is_linear(profile)) == (space, linear)
 
 
 # Grey

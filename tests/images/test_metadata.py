@@ -250,7 +250,7 @@ def test_place_can_be_removed(form, to, rng):
     ],
 )
 def test_every_way_to_write_a_place_in_xmp(packet):
-    left = xmp.corrected(packet, width=1, height=1, remove_gps=True)
+    left = xmp.update(packet, width=1, height=1, remove_gps=True)
     assert b"1,2N" not in left
     assert b"gps" not in left.lower()
     assert re.search(rb"b=['\"]2", left)
@@ -259,7 +259,7 @@ def test_every_way_to_write_a_place_in_xmp(packet):
 
 def test_what_only_looks_like_an_element_stays():
     packet = b"<a><!-- <exif:GPS> " + b"<exif:GPS> " * 50_000 + b"--><b exif:GPSx='1,2N' c='a > b'/></a>"
-    left = xmp.corrected(packet, width=1, height=1, remove_gps=True)
+    left = xmp.update(packet, width=1, height=1, remove_gps=True)
     assert left == packet.replace(b" exif:GPSx='1,2N'", b"")
 
 
@@ -320,7 +320,7 @@ def test_a_packet_that_is_not_carried_is_not_announced(rng):
     for announced in (b" xmpNote:HasExtendedXMP='0123'", b""):
         inner = b"" if announced else b"<xmpNote:HasExtendedXMP>0123</xmpNote:HasExtendedXMP>"
         packet = b"<a%s>%s<b/></a>" % (announced, inner)
-        assert xmp.corrected(packet, width=1, height=1, remove_gps=False) == b"<a><b/></a>"
+        assert xmp.update(packet, width=1, height=1, remove_gps=False) == b"<a><b/></a>"
 
 
 def test_tags_of_storage_do_not_reach_another_format(rng):
@@ -427,7 +427,7 @@ def test_a_damaged_xmp_packet_is_dropped_and_said(form, packet, rng):
 def test_a_swarm_of_unwanted_elements_is_taken_out():
     one = b"<a:thumbnails>x</a:thumbnails>kept<a:b a:thumbnails='1' c='2'/>"
     packet = b"<x xmlns:a='u'>" + one * 20_000 + b"</x>"
-    cut = xmp.corrected(packet, width=3, height=4, remove_gps=False)
+    cut = xmp.update(packet, width=3, height=4, remove_gps=False)
     assert cut == b"<x xmlns:a='u'>" + b"kept<a:b c='2'/>" * 20_000 + b"</x>"
 
 

@@ -379,8 +379,8 @@ def test_a_server_opens_what_was_sent_elsewhere(server, tmp_path, monkeypatch, r
     monkeypatch.setattr(photo, "size", forbidden)
     data = upload.read_bytes()
     service = server.rest.service
-    assert service.decoded(data).width == 7
-    forms.check(service, [("a.png", upload)], {})
+    assert service.decode(data).width == 7
+    forms.validate(service, [("a.png", upload)], {})
     assert service.quote(data, {"outscale": 2})["width"] == 14
     values = ["auto", 2, 0, "", 1, False, "GFPGANv1.3", 1, "same", 90, True, False]
     assert restore_tab.RestoreTab(service).picked(str(upload), *values)[0].outline.width == 7

@@ -77,7 +77,7 @@ def test_every_way_gives_the_same_picture(kind, way):
 def real(name):
     """An installed network, a photo, and PyTorch's result in float32."""
     state = loader.load(sources.installed(registry.find(name, Path("absent")))).state
-    shape = architectures.recognise(state, name)
+    shape = architectures.detect(state, name)
     pixels = np.ascontiguousarray(photos()["chelsea"].transpose(2, 0, 1))
     batch = torch.from_numpy(pixels)[None] / 255
     with torch.inference_mode():

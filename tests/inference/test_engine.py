@@ -50,7 +50,7 @@ def video() -> nn.Module:
     """realesr-animevideov3, the quickest of the installed networks."""
     name = "realesr-animevideov3"
     state = loader.load(sources.installed(registry.find(name, Path("absent")))).state
-    return architectures.build(architectures.recognise(state, name), state, name)
+    return architectures.build(architectures.detect(state, name), state, name)
 
 
 def test_the_same_tile_gives_the_same_bytes(video):

@@ -20,7 +20,7 @@ FILE = Path(__file__).parents[2] / "weights/restore-lite-x4.safetensors"
 
 def engine_on(device, *, half):
     state = architectures.read_state(FILE)
-    shape = architectures.recognise(state, FILE.name)
+    shape = architectures.detect(state, FILE.name)
     network = architectures.build(shape, state, FILE.name)
     return engine.Engine(network, scale=4, device=device, half=half, pad=shape.pad)
 

@@ -53,7 +53,7 @@ def test_a_photo_takes_little_more_than_its_result(form, channels, depth, monkey
 def test_a_tile_is_chosen_by_what_its_backend_takes(backend, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(backends, "has_bfloat16_kernels", lambda: True)
     save_network(tmp_path / "custom/tiny.pth", seed=1)
-    shape = architectures.recognise(architectures.read_state(tmp_path / "custom/tiny.pth"), "tiny")
+    shape = architectures.detect(architectures.read_state(tmp_path / "custom/tiny.pth"), "tiny")
     model = find("custom/tiny", tmp_path)
     run = engine.load(model, tmp_path, device=backend, half=None, lock=threading.Lock())
     assert run.bytes == round(shape.bytes * backends.MEMORY_FACTOR.get(backend, 1))

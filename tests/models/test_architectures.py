@@ -57,7 +57,7 @@ def saved(state: Any, path: Path) -> Path:
 
 def loaded(path: Path) -> tuple[architectures.NetworkSpec, nn.Module]:
     state = architectures.read_state(path)
-    shape = architectures.recognise(state, path.stem)
+    shape = architectures.detect(state, path.stem)
     return shape, architectures.build(shape, state, path.stem).eval()
 
 
@@ -246,7 +246,7 @@ def without(state: dict, key: str) -> dict:
 
 
 def rebuilt(state: dict) -> nn.Module:
-    return architectures.build(architectures.recognise(state, "net"), state, "net")
+    return architectures.build(architectures.detect(state, "net"), state, "net")
 
 
 @pytest.mark.parametrize(
@@ -454,14 +454,14 @@ def test_header_of_safetensors_that_promises_too_much_is_refused(tmp_path):
 
 def test_blend_is_the_mix_computed_by_hand():
     first, second = (dict(network("SRVGGNetCompact", COMPACT, seed).state_dict()) for seed in (1, 2))
-    mixed = architectures.blend(first, second, 0.3)
+    mixed = architectures.interpolate(first, second, 0.3)
     assert list(mixed) == list(first)
     for key in first:
         np.testing.assert_allclose(mixed[key], 0.3 * first[key] + 0.7 * second[key], atol=1e-7)
     for share, alone in ((1, first), (0, second)):
         assert all(
             torch.equal(tensor, alone[key])
-            for key, tensor in architectures.blend(first, second, share).items()
+            for key, tensor in architectures.interpolate(first, second, share).items()
         )
 
 
@@ -474,7 +474,7 @@ def test_blend_of_two_kinds_of_network_is_refused(change):
     if change == "shape":  # one that could be broadcast
         second["body.3.weight"] = torch.ones(1)
     with pytest.raises(BadWeights, match=r"body\.3\.weight"):
-        architectures.blend(first, second, 0.5)
+        architectures.interpolate(first, second, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -496,9 +496,9 @@ def test_denoise_one_is_the_general_model_and_zero_the_other(shared):
         architectures.read_state(shared / "weights" / f"realesr-general-{name}.pth")
         for name in ("x4v3", "wdn-x4v3")
     )
-    shape = architectures.recognise(general, "general")
+    shape = architectures.detect(general, "general")
     mixes = {
-        share: architectures.build(shape, architectures.blend(general, wdn, share), "blend")
+        share: architectures.build(shape, architectures.interpolate(general, wdn, share), "blend")
         for share in (0, 0.5, 1)
     }
     assert_same_output(mixes[1], architectures.build(shape, general, "general"))

@@ -65,7 +65,7 @@ def test_a_file_is_its_network_to_the_last_byte(name):
         assert tensor.dtype == torch.float32 and tensor.isfinite().all()
         assert not weight or tensor.half().float().equal(tensor), key
     assert size == len(data)
-    shape = architectures.recognise(weights.state, name)
+    shape = architectures.detect(weights.state, name)
     assert (shape.arch, shape.parameters) == (source.packaged.arch, source.packaged.parameters)
     architectures.build(shape, weights.state, name)  # strict
 

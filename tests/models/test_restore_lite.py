@@ -90,7 +90,7 @@ def test_it_is_nearer_to_its_teacher_than_bicubic(lite, shared):
     from restorer.models import architectures
 
     state = architectures.read_state(shared / "weights/realesr-general-x4v3.pth")
-    shape = architectures.recognise(state, "teacher")
+    shape = architectures.detect(state, "teacher")
     run = engine.Engine(architectures.build(shape, state, "teacher"), scale=4, device=torch.device("cpu"))
     found = []
     for number in (3, 7, 15, 20, 23):

@@ -51,7 +51,7 @@ def test_exchanged_neighbours_in_photos():
     """How often a tile's answer is told from its neighbour's, with the built-in network and random ones."""
     weights = Path(__file__).parents[2] / "weights/restore-lite-x4.safetensors"
     state = architectures.read_state(weights)
-    shape = architectures.recognise(state, weights.name)
+    shape = architectures.detect(state, weights.name)
     engine = Engine(architectures.build(shape, state, weights.name), scale=4, device=torch.device("cpu"))
     found = alike = false = seen = 0
     sets = Path(os.environ.get("RESTORER_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "sets"
@@ -161,7 +161,7 @@ def test_altered_files_of_ones_own_are_loaded_whole_or_not_at_all(tmp_path):
             (tmp_path / name).write_bytes(data)
             try:
                 state = architectures.read_state(tmp_path / name)
-                architectures.build(architectures.recognise(state, name), state, name)
+                architectures.build(architectures.detect(state, name), state, name)
             except BadWeights:
                 ends["refused"] += 1
             else:

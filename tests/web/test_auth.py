@@ -96,7 +96,7 @@ def test_wrong_keys_wait_longer_each_time_and_right_ones_do_not(monkeypatch):
     async def sleep(seconds):
         waits.append(seconds)
 
-    monkeypatch.setattr(middleware.asyncio, "sleep", sleep)
+    monkeypatch.setattr(auth.asyncio, "sleep", sleep)
     one = client()
     for _ in range(14):
         assert one.get("/config", headers={"X-API-KEY": "wrong"}).status_code == 401
@@ -112,7 +112,7 @@ def test_many_wrong_keys_at_once_are_not_even_looked_at(monkeypatch):
 
     async def run():
         over = asyncio.Event()  # of all waits
-        monkeypatch.setattr(middleware.asyncio, "sleep", lambda seconds: over.wait())
+        monkeypatch.setattr(auth.asyncio, "sleep", lambda seconds: over.wait())
         app = Starlette(routes=[Route("/", secret)], middleware=[Middleware(ApiKeyMiddleware, key=KEY)])
         transport = httpx.ASGITransport(app=app, client=("10.0.0.1", 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as attacker:

@@ -28,7 +28,7 @@ def result_of(before: Photo, after: Photo, **options: object) -> Result:
         *(before, after, (), ""),
         options=Options(**options),
         strengths={},
-        under=(),
+        paste_backup=(),
         stages={},
     )
 

@@ -316,7 +316,7 @@ def test_each_photo_is_a_line_of_the_log_without_its_name(tmp_path, rng, caplog)
         files = [("my wedding.png", png(photo_like(rng, 20, 30))), ("broken wedding.png", b"no")]
         job = posted(client, *files)["job_id"]
         ended(client, job)
-    records = [record for record in caplog.records if record.name.endswith("ledger")]
+    records = [record for record in caplog.records if record.name.endswith("metrics")]
     lines = [json.loads(metrics.JsonFormatter().format(record)) for record in records]
     assert " state=completed" in records[0].getMessage() and " state=failed" in records[1].getMessage()
     assert [line["state"] for line in lines] == ["completed", "failed"]

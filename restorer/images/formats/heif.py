@@ -12,7 +12,7 @@ import pillow_heif
 from PIL import Image
 
 from .metadata import AS_SRGB, RawMetadata
-from .tiff import divided, scaled
+from .tiff import to_16_bits, unpremultiply
 
 _BRANDS = {
     "avif": {b"avif", b"avis"},
@@ -57,7 +57,7 @@ def read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
     if samples.shape[:2] != (image.height, image.width):
         raise ValueError("two readers see two sizes")
     if samples.dtype != np.uint8:
-        samples = scaled(samples, _av1_bits(data))
+        samples = to_16_bits(samples, _av1_bits(data))
     return samples, _blocks(data, image.info, warnings)
 
 
@@ -68,9 +68,9 @@ def read_heic(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
     check(*image.size)
     samples, bits = np.asarray(image), image.info["bit_depth"]
     if samples.dtype != np.uint8:
-        samples = scaled(samples >> (16 - bits), bits)  # they come shifted, so that white would be grey
+        samples = to_16_bits(samples >> (16 - bits), bits)  # they come shifted, so that white would be grey
     if image.premultiplied_alpha:
-        samples = np.dstack([divided(samples[..., :-1], samples[..., -1:]), samples[..., -1]])
+        samples = np.dstack([unpremultiply(samples[..., :-1], samples[..., -1:]), samples[..., -1]])
     return samples, _blocks(data, image.info, warnings)
 
 

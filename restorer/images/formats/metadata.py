@@ -70,7 +70,7 @@ def read_exif(block: bytes, warnings: list[str]) -> Block:
     return read
 
 
-def carry_exif(read: Block) -> bytes:
+def serialize_exif(read: Block) -> bytes:
     """The part of a block that says what the photo is, as a block; b"" when nothing is left."""
     tags = {tag: value for tag, value in read.tags.items() if tag not in _STORAGE and not _shape(tag, value)}
     nested = tags.get(exif.EXIF)
@@ -108,7 +108,7 @@ def plausible_dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None
     return dpi if dpi and all(1 < value < 1e5 for value in dpi) else None
 
 
-def corrected_exif(
+def update_exif(
     block: bytes,
     dpi: tuple[float, float] | None,
     *,

@@ -10,7 +10,7 @@ import numpy as np
 from ..resample import Rows
 from . import png_encoder
 from .metadata import AS_SRGB, RawMetadata
-from .png_encoder import framed
+from .png_encoder import make_chunk
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 _SIGNATURE = len(_MAGIC)
@@ -52,7 +52,7 @@ def split(data: bytes, warnings: list[str]) -> tuple[bytes, RawMetadata]:
     if unlike and not blocks.icc:
         warnings.append(AS_SRGB)
     blocks.text = b"".join(text)
-    return b"".join([*kept, framed(b"IEND", b"")]), blocks
+    return b"".join([*kept, make_chunk(b"IEND", b"")]), blocks
 
 
 def _like_srgb(kind: bytes, body: bytes) -> bool:
@@ -81,10 +81,10 @@ def encode(rows: Rows, height: int, blocks: RawMetadata) -> bytes:
     _, width, channels = np.atleast_3d(top := rows(slice(1))).shape
     header = struct.pack(">IIBBBBB", width, height, top.itemsize * 8, _KINDS[channels], 0, 0, 0)
     file = io.BytesIO()
-    file.write(_MAGIC + framed(b"IHDR", header))
+    file.write(_MAGIC + make_chunk(b"IHDR", header))
     file.writelines(_written(blocks))  # a profile must precede the pixels
     file.writelines(png_encoder.chunks(rows, height))
-    file.write(framed(b"IEND", b""))
+    file.write(make_chunk(b"IEND", b""))
     return file.getvalue()
 
 
@@ -147,12 +147,12 @@ def _from_text(body: bytes, unfold: _Unfolding | None) -> bytes:
 
 def _written(blocks: RawMetadata) -> Iterator[bytes]:
     if blocks.icc:
-        yield framed(b"iCCP", b"ICC profile\0\0" + zlib.compress(blocks.icc))
+        yield make_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(blocks.icc))
     if blocks.dpi:
         per_metre = [round(dpi / _INCH) for dpi in blocks.dpi]
-        yield framed(b"pHYs", struct.pack(">IIB", *per_metre, 1))
+        yield make_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1))
     if blocks.exif:
-        yield framed(b"eXIf", blocks.exif)
+        yield make_chunk(b"eXIf", blocks.exif)
     if blocks.xmp:
-        yield framed(b"iTXt", _XMP + bytes(4) + blocks.xmp)
+        yield make_chunk(b"iTXt", _XMP + bytes(4) + blocks.xmp)
     yield blocks.text

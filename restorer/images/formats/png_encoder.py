@@ -43,10 +43,10 @@ def chunks(rows: Rows, height: int) -> Iterator[bytes]:
     for stripe in map_stripes(partial(_stripe, rows, width * height), height, max(1, _STRIPE // width)):
         total = _joined(total, stripe)
         yield stripe.chunk
-    yield framed(b"IDAT", _END + struct.pack(">I", total))
+    yield make_chunk(b"IDAT", _END + struct.pack(">I", total))
 
 
-def framed(kind: bytes, body: bytes) -> bytes:
+def make_chunk(kind: bytes, body: bytes) -> bytes:
     head = struct.pack(">I", len(body)) + kind
     return b"".join([head, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))])
 
@@ -57,7 +57,7 @@ def _stripe(rows: Rows, size: int, part: slice) -> _Stripe:
     deflate = _deflater(size)
     begin = _HEADER if first else b""
     body = b"".join([begin, deflate.compress(lines.data), deflate.flush(zlib.Z_SYNC_FLUSH)])
-    return _Stripe(framed(b"IDAT", body), zlib.adler32(lines.data), lines.nbytes)
+    return _Stripe(make_chunk(b"IDAT", body), zlib.adler32(lines.data), lines.nbytes)
 
 
 def _deflater(size: int):  # noqa: ANN202  the two libraries' types have no name

@@ -135,7 +135,7 @@ def samples(data: bytes, directory: Directory) -> np.ndarray | None:
     if stored.dtype.kind != "u" or stored.shape[2] < (3 if directory.photometric == _RGB else 1):
         raise ValueError("the samples are not what the directory says")
     if bits not in (8, 16):
-        stored = scaled(stored, bits)
+        stored = to_16_bits(stored, bits)
     return _colour_and_alpha(stored, directory)
 
 
@@ -148,7 +148,7 @@ def _stored(data: bytes, width: int, height: int) -> np.ndarray:
     return (np.moveaxis(stored, 0, -1) if axes.startswith("S") else stored).reshape(height, width, -1)
 
 
-def scaled(stored: np.ndarray, bits: int) -> np.ndarray:
+def to_16_bits(stored: np.ndarray, bits: int) -> np.ndarray:
     """Samples of 9 to 15 bits stretched to the 16 of uint16."""
     top = 2**bits - 1
     table = np.rint(np.arange(top + 1) * (65535 / top)).astype(np.uint16)
@@ -164,11 +164,11 @@ def _colour_and_alpha(stored: np.ndarray, directory: Directory) -> np.ndarray:
     if directory.photometric == _WHITE_IS_ZERO:
         colour = np.iinfo(colour.dtype).max - colour
     if extra == [_ASSOCIATED]:
-        colour = divided(colour, alpha)
+        colour = unpremultiply(colour, alpha)
     return np.dstack([colour, alpha]) if extra in ([_ASSOCIATED], [_UNASSOCIATED]) else colour
 
 
-def divided(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def unpremultiply(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Colour that is stored times alpha, without it: rounded, and 0 where alpha is."""
     top = np.iinfo(colour.dtype).max
     out = np.empty_like(colour)

@@ -30,7 +30,7 @@ def read(packet: bytes, warnings: list[str]) -> bytes:
     return packet
 
 
-def corrected(packet: bytes, *, width: int, height: int, remove_gps: bool) -> bytes:
+def update(packet: bytes, *, width: int, height: int, remove_gps: bool) -> bytes:
     """A packet with size and orientation of the new picture, and no embedded thumbnails."""
     if not packet:
         return b""

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...errors import InvalidOption
 from ...models import architectures
-from ...models.architectures import NetworkSpec, State
+from ...models.architectures import NetworkSpec, StateDict
 from ...options import BFLOAT16, DEVICES, VULKAN
 from .winograd import WinogradNetwork
 
@@ -71,7 +71,7 @@ def has_bfloat16_kernels() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def build(device: str, shape: NetworkSpec, state: State, name: str) -> tuple[Network, str]:
+def build(device: str, shape: NetworkSpec, state: StateDict, name: str) -> tuple[Network, str]:
     """The network as `device` runs it ("cpu": as the fastest way does), and the name of that way.
 
     Raises BadWeights, and InvalidOption where a package or a GPU that is asked for is absent.
@@ -84,7 +84,7 @@ def build(device: str, shape: NetworkSpec, state: State, name: str) -> tuple[Net
     return _made(device, shape, state, plain), device
 
 
-def _made(device: str, shape: NetworkSpec, state: State, plain: nn.Module) -> Network:
+def _made(device: str, shape: NetworkSpec, state: StateDict, plain: nn.Module) -> Network:
     """The network as `device` runs it, `plain` being what torch does."""
     if device in ("cpu:torch", BFLOAT16):
         dtype = torch.bfloat16 if device == BFLOAT16 else torch.float32
@@ -116,7 +116,7 @@ class _Bfloat16:
         return self._network(batch.bfloat16()).float()
 
 
-def _sample(shape: NetworkSpec, state: State) -> tuple[NetworkSpec, State]:
+def _sample(shape: NetworkSpec, state: StateDict) -> tuple[NetworkSpec, StateDict]:
     """The network with few of the parts that follow one another and are all alike: as telling, and quick."""
     name = {"RRDBNet": "num_block", "SRVGGNetCompact": "num_conv"}[shape.arch]
     count = shape.parameters[name]
@@ -134,7 +134,7 @@ def _sample(shape: NetworkSpec, state: State) -> tuple[NetworkSpec, State]:
     return shape._replace(parameters={**shape.parameters, name: left}), kept
 
 
-def _fastest(shape: NetworkSpec, state: State) -> str:
+def _fastest(shape: NetworkSpec, state: StateDict) -> str:
     """The preferred way, or the fastest where that is clearly faster. They take turns, on one machine."""
     ways = [way for way in _PREFERRED[shape.arch] if way not in _PACKAGES or _has(_PACKAGES[way])]
     plain = architectures.build(shape, state, "a sample")

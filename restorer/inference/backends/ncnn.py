@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from ncnn import ncnn  # type: ignore[attr-defined]
 
-from ...models.architectures import NetworkSpec, State
+from ...models.architectures import NetworkSpec, StateDict
 
 _MAGIC = "7767517"
 _PLAIN_FLOATS = struct.pack("<I", 0)  # before a convolution's weights: they are float32
@@ -28,7 +28,7 @@ class NcnnNetwork:
     vulkan        compute on the first GPU that Vulkan drives
     """
 
-    def __init__(self, shape: NetworkSpec, state: State, *, vulkan: bool = False) -> None:
+    def __init__(self, shape: NetworkSpec, state: StateDict, *, vulkan: bool = False) -> None:
         layers = _Layers(state)
         self._unshuffle = shape.align
         self._input = layers.add("Input", [])
@@ -71,7 +71,7 @@ class _Layer(NamedTuple):
 class _Layers:
     """Layers of ncnn, each with one result, named for it."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: StateDict) -> None:
         self.weights: list[bytes] = []
         self._state, self._layers = state, list[_Layer]()
 

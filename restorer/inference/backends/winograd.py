@@ -11,7 +11,7 @@ import math
 import torch
 from torch.nn import functional
 
-from ...models.architectures import NetworkSpec, State
+from ...models.architectures import NetworkSpec, StateDict
 
 _AT_ONCE = 256  # windows: what so many take stays in the cache
 _INPUT = torch.tensor(
@@ -80,7 +80,7 @@ class WinogradNetwork:
     shape, state  as networks.recognise() and networks.read_state() tell them
     """
 
-    def __init__(self, shape: NetworkSpec, state: State) -> None:
+    def __init__(self, shape: NetworkSpec, state: StateDict) -> None:
         self._shape, self._state = shape, state
         self._kernels = {
             key.removesuffix(".weight"): _transformed(kernel)

@@ -40,7 +40,7 @@ class Refusal(Exception):
 
 
 @contextmanager
-def refusing(status: int, kind: type[RestoreError], **limit: int) -> Iterator[None]:
+def refuse_with(status: int, kind: type[RestoreError], **limit: int) -> Iterator[None]:
     """What there is no room for is refused with that status, and with the limit if there is one."""
     try:
         yield
@@ -51,8 +51,8 @@ def refusing(status: int, kind: type[RestoreError], **limit: int) -> Iterator[No
 class QueueFullMiddleware:
     """ASGI middleware that refuses a job before anything is read or done where the line is full: cheaply."""
 
-    def __init__(self, app: ASGIApp, workshop: Worker) -> None:
-        self.app, self._workshop = app, workshop
+    def __init__(self, app: ASGIApp, worker: Worker) -> None:
+        self.app, self._workshop = app, worker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/enhance"):
@@ -114,13 +114,13 @@ async def _copied(field: str, upload: UploadFile, path: Path, largest: int) -> t
     return name, path
 
 
-def check(service: Service, files: list[tuple[str, Path]], given: dict[str, object]) -> None:
+def validate(service: Service, files: list[tuple[str, Path]], given: dict[str, object]) -> None:
     """Refuse what is seen to be wrong or too large before any of it is worked on."""
     limits = service.settings.limits
     try:
         service.restorer.model(service.options(given, None))
     except (UnknownModel, InvalidOption) as error:
-        raise Refusal(422, service.words(error)) from error
+        raise Refusal(422, service.user_message(error)) from error
     for name, path in files:
         try:
             size = sandbox.size(path.read_bytes(), max_pixels=limits.input_pixels)

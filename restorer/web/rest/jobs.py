@@ -64,7 +64,7 @@ class Job:
         return next((item for item in self.items if item.waiting), None)
 
     @property
-    def outcome(self) -> str:
+    def final_state(self) -> str:
         """How it ends once all of its files have."""
         return "completed" if any(item.result for item in self.items) else "failed"
 

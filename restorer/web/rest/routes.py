@@ -21,7 +21,7 @@ from ...progress import Progress
 from ..service import Service, receipt
 from ..worker import QueueEntry, Step
 from . import forms
-from .forms import Refusal, refusing
+from .forms import Refusal, refuse_with
 from .jobs import STATES, Job, Jobs
 
 _TYPES = {
@@ -62,12 +62,12 @@ class RestApi:
         self._live: dict[str, _Live] = {}
         self._accepting = asyncio.Semaphore(_AT_ONCE)
         for state in STATES:
-            service.ledger.count_jobs(state, partial(jobs.count, state))
+            service.metrics.count_jobs(state, partial(jobs.count, state))
 
     def resume(self) -> None:
         """Put the jobs of an earlier process into the line, in their order. In the server's event loop."""
         for job in self.jobs.waiting():
-            self._start(job, self.service.workshop.join(always=True))
+            self._start(job, self.service.worker.join(always=True))
 
     def _start(self, job: Job, ticket: QueueEntry) -> None:
         live = self._live[job.id] = _Live(ticket)
@@ -76,12 +76,12 @@ class RestApi:
 
     def _left(self, job: Job) -> None:
         live = self._live.pop(job.id)
-        self.service.workshop.leave(live.ticket)  # a task that is cancelled before it began never did
+        self.service.worker.leave(live.ticket)  # a task that is cancelled before it began never did
         live.tell()
 
     async def _run(self, job: Job, live: _Live) -> None:
         try:
-            async for step in self.service.workshop.steps(partial(self._work, job, live), live.ticket):
+            async for step in self.service.worker.steps(partial(self._work, job, live), live.ticket):
                 if isinstance(step, Step):
                     live.tell()
         except Cancelled:  # by the client, who has the answer, or by the server's end, for the next process
@@ -97,16 +97,16 @@ class RestApi:
         if job.next:
             self.jobs.note(job, job.next, error=why)
         if not job.next:
-            self.jobs.end(job, job.outcome)
+            self.jobs.end(job, job.final_state)
 
     def _work(self, job: Job, live: _Live, progress: Progress) -> None:
-        """All files of a job that are not done yet, in the workshop's thread."""
+        """All files of a job that are not done yet, in the worker's thread."""
         if not _written(partial(self.jobs.begin, job), progress):
             return
         for index, item in enumerate(job.items):
             if item.waiting:
                 self._one(job, index, live, progress)
-        _written(partial(self.jobs.end, job, job.outcome), progress)
+        _written(partial(self.jobs.end, job, job.final_state), progress)
 
     def _one(self, job: Job, index: int, live: _Live, progress: Progress) -> None:
         item, place = job.items[index], self.jobs.result_folder(job, index)
@@ -116,33 +116,33 @@ class RestApi:
             progress(done, total)
 
         try:
-            result, file = self.service.restored(
+            result, file = self.service.restore_to_file(
                 self.jobs.input(job, index), job.options, noted, name=item.name, place=place
             )
             outcome = {"result": {"file": file.name, **receipt(result)}}
         except Cancelled:
             raise
         except Exception as error:  # noqa: BLE001  one file of a batch
-            outcome = {"error": self.service.words(error)}
+            outcome = {"error": self.service.user_message(error)}
         if not _written(partial(self.jobs.note, job, item, **outcome), progress):
             shutil.rmtree(place, ignore_errors=True)
             raise Cancelled("the job has ended")
 
     async def enhance(self, request: Request) -> Response:
         """Take a job."""
-        line, tickets = self.service.workshop, []
+        line, tickets = self.service.worker, []
 
         @asynccontextmanager
         async def admitted() -> AsyncIterator[None]:
-            with refusing(503, QueueFull, limit=self.settings.max_queue):
+            with refuse_with(503, QueueFull, limit=self.settings.max_queue):
                 tickets.append(line.join())
             async with self._accepting:
                 yield
 
-        with refusing(503, QueueFull, limit=self.settings.max_queue):
+        with refuse_with(503, QueueFull, limit=self.settings.max_queue):
             line.check()  # before the form is read, and again when it has been
-        with refusing(507, DiskFull, limit=self.settings.min_free_disk_mb):
-            self.service.check_room()
+        with refuse_with(507, DiskFull, limit=self.settings.min_free_disk_mb):
+            self.service.check_disk_space()
         try:
             async with self._form(request, self.settings.max_files_per_job, admitted()) as (files, given):
                 job = await asyncio.to_thread(self.jobs.add, files, given)
@@ -160,7 +160,7 @@ class RestApi:
         try:
             return JSONResponse(await asyncio.to_thread(self.service.quote, data, given))
         except RestoreError as error:
-            raise Refusal(422, self.service.words(error)) from error
+            raise Refusal(422, self.service.user_message(error)) from error
 
     async def status(self, request: Request) -> Response:
         """How far a job is."""
@@ -182,7 +182,7 @@ class RestApi:
                 elif time.monotonic() - spoke > _PING:  # else what stands between would think it has gone
                     spoke = time.monotonic()
                     yield ": still here\n\n"
-                if ended or self.service.workshop.closed:
+                if ended or self.service.worker.closed:
                     return
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(news.wait(), _LOOK)
@@ -213,7 +213,7 @@ class RestApi:
         if await asyncio.to_thread(self.jobs.end, job, "cancelled"):
             if (live := self._live.get(job.id)) and live.task:
                 live.task.cancel()
-                self.service.workshop.leave(live.ticket)  # now: the answer tells that the next ones moved up
+                self.service.worker.leave(live.ticket)  # now: the answer tells that the next ones moved up
             return JSONResponse({"job_id": job.id, "status": "cancelled"})
         await asyncio.to_thread(self.jobs.delete, job)
         return JSONResponse({"job_id": job.id, "status": "deleted"})
@@ -224,25 +224,25 @@ class RestApi:
 
     async def health(self, _request: Request) -> Response:
         """The loop answers, and the device was not given up."""
-        if self.service.workshop.stuck.is_set():
+        if self.service.worker.stuck.is_set():
             raise Refusal(503, "the device hangs: the server must be started anew")
         return JSONResponse({"status": "ok"})
 
     async def ready(self, _request: Request) -> Response:
         """Whether a job would be worked on."""
-        workshop, restorer = self.service.workshop, self.service.restorer
-        with refusing(503, QueueFull):
-            workshop.check(always=True)
-        with refusing(503, DiskFull, limit=self.settings.min_free_disk_mb):
-            self.service.check_room()
+        worker, restorer = self.service.worker, self.service.restorer
+        with refuse_with(503, QueueFull):
+            worker.check(always=True)
+        with refuse_with(503, DiskFull, limit=self.settings.min_free_disk_mb):
+            self.service.check_disk_space()
         model = restorer.model(restorer.options)
         if not sources.is_present(model, restorer.weights) and not model.url:
             raise Refusal(503, f"the model {model.name} is not here and cannot be fetched")
-        return JSONResponse({"status": "ready", "model": model.name, "queue_length": workshop.waiting})
+        return JSONResponse({"status": "ready", "model": model.name, "queue_length": worker.waiting})
 
     async def metrics(self, _request: Request) -> Response:
         """Numbers for Prometheus."""
-        return Response(self.service.ledger.metrics(), media_type="text/plain; version=0.0.4")
+        return Response(self.service.metrics.metrics(), media_type="text/plain; version=0.0.4")
 
     @asynccontextmanager
     async def _form(
@@ -254,7 +254,7 @@ class RestApi:
             files,
             given,
         ):
-            await asyncio.to_thread(forms.check, self.service, files, given)
+            await asyncio.to_thread(forms.validate, self.service, files, given)
             yield files, given
 
     def _known(self, request: Request) -> Job:
@@ -265,7 +265,7 @@ class RestApi:
 
     def _place(self, job: Job) -> int:
         live = self._live.get(job.id)
-        return self.service.workshop.place(live.ticket) if live else 0
+        return self.service.worker.place(live.ticket) if live else 0
 
     def _told(self, job: Job, request: Request) -> dict[str, Any]:
         root = get_root_url(request=request, route_path=request.url.path, root_path=None)

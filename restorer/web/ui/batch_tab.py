@@ -26,11 +26,11 @@ class BatchTab:
         for row, path in zip(rows, paths or (), strict=True):
             row[1] = "preparing"
             try:
-                async for step in service.workshop.steps(
-                    partial(service.made, path, self.page.given(values))
+                async for step in service.worker.steps(
+                    partial(service.restore_upload, path, self.page.given(values))
                 ):
                     # those of a long batch stay until its end
-                    service.still_needed(*(paths or ()), *(one.file for one in done))
+                    service.touch(*(paths or ()), *(one.file for one in done))
                     if isinstance(step, Step):
                         row[1] = _state(step, service.restorer.downloading)
                     else:
@@ -38,7 +38,7 @@ class BatchTab:
                         row[1], done = _summary(result), (*done, shown)
                     yield rows, done
             except Exception as error:  # noqa: BLE001  the others must have their turn
-                row[1] = f"failed: {service.words(error)}"
+                row[1] = f"failed: {service.user_message(error)}"
         yield rows, done
 
     def archive(self, done: Sequence[previews.ResultFiles], rows: list[list[str]]) -> tuple:

@@ -74,10 +74,10 @@ class CropPreview:
         return made
 
     def _part(self, spot: str, asked: SelectedPhoto) -> Photo:
-        return previews.detail(self.page.service.decoded(self.page.service.upload(asked.path)), spot_of(spot))
+        return previews.detail(self.page.service.decode(self.page.service.upload(asked.path)), spot_of(spot))
 
     def _previews(self, result: Result) -> tuple[str, str]:
-        before, after = previews.previews(result, self.page.service.place())
+        before, after = previews.previews(result, self.page.service.new_folder())
         return str(before), str(after)
 
     async def _watched(
@@ -86,8 +86,8 @@ class CropPreview:
         """What `make` makes of the photo that was chosen, if one was; what stops this, stops it."""
         if asked is None:
             return
-        with self.page.service.in_words():
-            async for step in self.page.service.workshop.steps(partial(make, spot, asked, values)):
+        with self.page.service.user_errors():
+            async for step in self.page.service.worker.steps(partial(make, spot, asked, values)):
                 if not isinstance(step, Step):
                     yield step
 

@@ -18,7 +18,7 @@ from .result_view import ResultView
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
 TITLE = "Neural Image Restore"
-# Everything that computes waits in the workshop's one line
+# Everything that computes waits in the worker's one line
 _DEVICE: dict[str, Any] = {"concurrency_limit": None}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _LATEST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}

@@ -88,11 +88,11 @@ class RestoreTab:
         asked, shown, why = None, None, START
         if path:
             try:
-                found = self.service.decoded(self.service.upload(path))
+                found = self.service.decode(self.service.upload(path))
                 shown = previews.preview(found, self.settings.processed_folder)
                 asked = SelectedPhoto(path, _outline(found))
             except RestoreError as error:
-                why = f"⚠ {self.service.words(error)}"
+                why = f"⚠ {self.service.user_message(error)}"
         said, fine = self._foretold(asked, values) if asked else (why, False)
         presets = self._presets(asked, values) if asked else gr.Radio(choices=preset_choices())
         picture = gr.Image(str(shown) if shown else None, visible=bool(shown))
@@ -146,7 +146,7 @@ class RestoreTab:
                 said += f"\n\n{plan.reason[0].upper()}{plan.reason[1:]}; choose Best for more detail{about}."
             return said, True
         except RestoreError as error:
-            return f"⚠ {self.service.words(error)}", False
+            return f"⚠ {self.service.user_message(error)}", False
 
     def _quote(self, before: Photo, plan: Plan, options: Options) -> str:
         apart = ", and faces" if options.face_enhance != "off" and not self._faces_missing() else ""
@@ -218,11 +218,11 @@ class RestoreTab:
         since = None
         expected = self._seconds(asked, values, str(self.given(values)["model"])) if asked else None
         try:
-            async for step in self.service.workshop.steps(partial(self._kept, path, self.given(values))):
+            async for step in self.service.worker.steps(partial(self._kept, path, self.given(values))):
                 if not isinstance(step, Step):
                     yield step
                     return
-                self.service.still_needed(path)
+                self.service.touch(path)
                 if step.place:
                     progress(None, desc=f"Waiting, {step.place} before you")
                 elif step.total:
@@ -236,10 +236,10 @@ class RestoreTab:
                     progress(None, desc="Preparing")  # its turn, the photo, the model
                 yield gr.skip()
         except Exception as error:  # noqa: BLE001  one job of the queue: the next one must have its turn
-            yield _failed(self.service.words(error))
+            yield _failed(self.service.user_message(error))
 
     def _kept(self, path: str, given: dict[str, object], progress: Progress) -> previews.ResultFiles:
-        result, shown = self.service.made(path, given, progress)
+        result, shown = self.service.restore_upload(path, given, progress)
         previews.cache_result(result, shown)
         return shown
 

@@ -20,7 +20,7 @@ class ResultView:
         """A new result, and the spot of it that is looked at closely: the first face, or the middle."""
         if not isinstance(made, previews.ResultFiles):
             return None, gr.skip()
-        with self.page.service.in_words():
+        with self.page.service.user_errors():
             result = previews.cached_result(made)
         x = y = 0.5
         if result.faces:
@@ -32,7 +32,7 @@ class ResultView:
         """The result in the photo's place: the slider, the line under it, the download and the receipt."""
         if shown is None or not isinstance(made, previews.ResultFiles) or shown.name != made.name:
             return tuple(gr.skip() for _ in range(9))  # another photo was chosen meanwhile
-        with self.page.service.in_words():
+        with self.page.service.user_errors():
             result = previews.cached_result(shown)
         said = f"**{result.width} × {result.height}** · {result.model}"
         if shown == made:  # a recomposition takes next to none
@@ -66,9 +66,9 @@ class ResultView:
             index: float(strength) if tick else 0.0
             for index, (tick, strength) in enumerate(zip(ticks, strengths, strict=True))
         }
-        with self.page.service.in_words():
+        with self.page.service.user_errors():
             result = self.page.restorer.recompose(previews.cached_result(made), strengths=chosen)
-            file = self.page.service.place() / made.file.name
+            file = self.page.service.new_folder() / made.file.name
             write_atomic(file, result.data)
             again = previews.write_files(result, made.name, file)
             previews.cache_result(result, again)
@@ -80,7 +80,7 @@ class ResultView:
         """The two pictures of the closer look."""
         if shown is None or not spot:
             return gr.skip()
-        with self.page.service.in_words():
+        with self.page.service.user_errors():
             before, after = previews.zoomed_pair(previews.cached_result(shown), spot_of(spot), shown)
         return str(before), str(after)
 
@@ -88,7 +88,7 @@ class ResultView:
         """The spot half of what is seen (frame: its width and height in pixels) further."""
         if shown is None or not spot:
             return gr.skip()
-        with self.page.service.in_words():
+        with self.page.service.user_errors():
             result = previews.cached_result(shown)
         seen = _frame(frame)
         return ",".join(
