@@ -1,11 +1,11 @@
-# The server, without weights and secrets. See docs/hosting.md.
+# Image of the server, without secrets. See docs/hosting.md.
 #   docker build -t restorer .                                   for CPUs
-#   docker build -t restorer --build-arg TORCH_BACKEND= .        with CUDA (PyTorch's packages on PyPI bring it)
+#   docker build -t restorer --build-arg TORCH_BACKEND= .        with CUDA, which PyTorch on PyPI includes
 #   docker build -t restorer --build-arg WEIGHTS="GFPGANv1.3 yunet" .
 FROM python:3.12-slim
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# OpenCV needs libgl1 and libglib2.0-0; tini ends the server's children and passes signals on
+# OpenCV needs libgl1 and libglib2.0-0; tini reaps child processes and forwards signals
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 tini \
@@ -13,7 +13,7 @@ RUN apt-get update \
     && useradd --uid 1000 --create-home restorer \
     && install --directory --owner restorer /data
 
-# uv's name for the build of PyTorch: cpu; cu130 and others; empty for that of PyPI
+# PyTorch build as uv names it: cpu, cu130, ...; empty: the build on PyPI
 ARG TORCH_BACKEND=cpu
 WORKDIR /app
 COPY requirements.txt requirements.lock ./
@@ -27,12 +27,12 @@ COPY restorer restorer
 COPY weights weights
 COPY assets assets
 
-# Models to carry in the image, by name: a new volume begins with them. Others are fetched when first asked for
+# Models to include by name; a new volume starts with them. Others are downloaded on first use
 ARG WEIGHTS=""
 RUN if [ -n "${WEIGHTS}" ]; then /opt/venv/bin/python -m restorer models --weights-dir /data/weights --fetch ${WEIGHTS}; fi \
     && chown --recursive restorer /data
 
-# Everything that is written lies below /data and /tmp: the rest may be read-only
+# The server writes only below /data and /tmp; the rest may be read-only
 ENV HOST=0.0.0.0 \
     PORT=7860 \
     UPLOAD_FOLDER=/data/uploads \

@@ -1,6 +1,6 @@
 # make run      start the web page (also what a bare "make" does)
 # make setup    only create .venv; every other target does this first
-# make test     run the tests
+# make test     run the tests; FAST=1: without browser, servers and Ray
 # make stress   run the long tests of faults, kills, full disks and load: an hour
 # make lint     check style, formatting and types
 # make fix      repair what style and formatting checks can repair
@@ -21,10 +21,11 @@ run: setup
 setup: .venv/.installed
 
 test: setup
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n auto --dist loadfile $(if $(FAST),-m "not slow")
 
 stress: setup
 	@$(PYTHON) -m pytest tests/stress -o python_files='stress_*.py' -s
+	@SWEEP=all $(PYTHON) -m pytest tests/inference/test_reference.py
 
 lint: setup
 	@$(PYTHON) -m ruff check .

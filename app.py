@@ -8,19 +8,19 @@ from restorer.web import settings
 
 
 def main() -> None:
-    """Read the settings, set what Gradio reads from the environment when imported, and serve."""
+    """Read the settings and serve; print expected errors without a traceback."""
     try:
         serve(settings.read(Path(__file__).resolve().parent))
     except (RestoreError, OSError) as error:
         sys.exit(f"app: {error}")
 
 
-def serve(found: settings.Settings) -> None:
-    """Serve with these settings until somebody ends it."""
-    settings.prepare_gradio(found)
+def serve(values: settings.Settings) -> None:
+    """Serve with these settings until the process is stopped."""
+    settings.prepare_gradio(values)  # before Gradio is imported
     from restorer.web import server
 
-    server.serve(found)
+    server.serve(values)
 
 
 if __name__ == "__main__":

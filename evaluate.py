@@ -1,6 +1,6 @@
 """Evaluate restorations: `python evaluate.py` writes a report on test_inputs/ to test_results/.
 
-Each photo is degraded by a seeded recipe, restored, and compared with the original, beside bicubic.
+Each photo is degraded by a seeded recipe, restored, and compared with the original and with bicubic.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""The restorer on Modal.
+"""Run the restorer on Modal.
 
-    modal deploy modal_app.py                                # page, REST and gradio_client; a key: see below
-    modal run modal_app.py --input scans --output restored   # a folder over many GPU containers
+    modal deploy modal_app.py                                # page, REST, gradio_client; see below for a key
+    modal run modal_app.py --input scans --output restored   # a folder on many GPU containers
     modal run --write-result t.csv modal_app.py::benchmark --gpus T4,A10G   # for `restorer cost --measured`
 
-A key for the server: `modal secret create restorer API_KEY=...`, and RESTORER_SECRET=restorer when deploying.
+To require a key: `modal secret create restorer API_KEY=...`, and set RESTORER_SECRET=restorer when deploying.
 """
 
 import os
@@ -12,26 +12,26 @@ from pathlib import Path
 
 import modal
 
-GPU = os.environ.get("RESTORER_GPU", "L4")  # named: what "any" is may change, and with it price and speed
+GPU = os.environ.get("RESTORER_GPU", "L4")  # not "any", whose price and speed may change
 MODEL, FACES = "RealESRGAN_x4plus", ("GFPGANv1.3", "yunet")
 WEIGHTS, JOBS = "/weights", "/jobs"
-# The second so that a container, which imports this file too, counts the same secrets
+# RESTORER_SECRET because the container imports this file too and must define the same secrets
 IN_IMAGE = {"RESTORER_WEIGHTS": WEIGHTS, "RESTORER_SECRET": os.environ.get("RESTORER_SECRET", "")}
 _HERE = Path(__file__).resolve().parent
-_KEPT = ("app.py", "assets", "restorer", "weights/README.md", "weights/restore-lite-x4.safetensors")
+_FILES = ("app.py", "assets", "restorer", "weights/README.md", "weights/restore-lite-x4.safetensors")
 
 app = modal.App("neural-image-restore")
 weights = modal.Volume.from_name("neural-image-restore-weights", create_if_missing=True)
-# Jobs of the REST interface, uploads and results: so that what was accepted outlives a container
+# REST jobs, uploads and results, so that accepted jobs survive the container
 jobs = modal.Volume.from_name("neural-image-restore-jobs", create_if_missing=True)
 
 
 def fetch_weights() -> None:
-    """Download the models into the volume; done while the image is built, not when a user waits."""
+    """Download the models into the volume while the image is built."""
     from restorer.__main__ import main
 
     if main(["models", "--weights-dir", WEIGHTS, "--fetch", *FACES]):
-        raise RuntimeError("the models could not be fetched")
+        raise RuntimeError("downloading the models failed")
     weights.commit()
 
 
@@ -39,7 +39,7 @@ def _image() -> modal.Image:
     image = (
         modal.Image.debian_slim(python_version="3.12")
         .apt_install("libgl1", "libglib2.0-0")
-        # the set that was tested; PyPI's PyTorch brings CUDA
+        # the tested versions; PyPI's PyTorch includes CUDA
         .add_local_file(_HERE / "requirements.txt", "/root/requirements.txt", copy=True)
         .add_local_file(_HERE / "requirements.lock", "/root/requirements.lock", copy=True)
         .run_commands(
@@ -48,7 +48,7 @@ def _image() -> modal.Image:
         )
         .env(IN_IMAGE)
     )
-    for name in _KEPT:
+    for name in _FILES:
         add = image.add_local_dir if (_HERE / name).is_dir() else image.add_local_file
         image = add(_HERE / name, f"/root/{name}", copy=True)
     return image.run_function(fetch_weights, volumes={WEIGHTS: weights})
@@ -63,29 +63,29 @@ secrets = [modal.Secret.from_name(name)] if (name := os.environ.get("RESTORER_SE
     gpu=GPU,
     secrets=secrets,
     volumes={WEIGHTS: weights, JOBS: jobs},
-    timeout=3600,  # of one request: a large photo, and the line before it
-    scaledown_window=300,  # seconds that an idle container is kept, and paid for
-    max_containers=1,  # line and jobs are one container's; more of them is what the batch below is for
+    timeout=3600,  # of one request: a large photo and its wait in the queue
+    scaledown_window=300,  # seconds that an idle container stays up and is billed
+    max_containers=1,  # queue and jobs belong to one container; use the batch below for more
 )
-@modal.concurrent(max_inputs=100)  # requests wait inside the server, for one GPU works on one photo at a time
+@modal.concurrent(max_inputs=100)  # requests queue in the server, which computes one photo at a time
 @modal.asgi_app()
 def web():  # noqa: ANN201  an ASGI application
-    """Page, REST and gradio_client."""
+    """Serve the page, REST and gradio_client."""
     from restorer.web import settings
 
     os.environ.setdefault("UPLOAD_FOLDER", f"{JOBS}/uploads")
     os.environ.setdefault("PROCESSED_FOLDER", f"{JOBS}/results")
-    os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")  # Modal's proxy is the only way in
-    found = settings.read(Path("/root"))
-    settings.prepare_gradio(found)
+    os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")  # only Modal's proxy can connect
+    values = settings.read(Path("/root"))
+    settings.prepare_gradio(values)
     from restorer.web import server
 
-    return server.asgi(found)
+    return server.asgi(values)
 
 
 @app.cls(image=image, gpu=GPU, volumes={WEIGHTS: weights}, timeout=3600, max_containers=10, retries=2)
 class Restoring:
-    """One container of a batch: it keeps its models loaded from photo to photo."""
+    """A container of a batch; its models stay loaded between photos."""
 
     @modal.enter()
     def load(self) -> None:
@@ -95,7 +95,7 @@ class Restoring:
 
     @modal.method()
     def restore(self, name: str, data: bytes, options: dict) -> tuple[str, bytes, str, str]:
-        """A photo's name, its result with the format, and why there is none."""
+        """Return the photo's name, the result's bytes and format ("" after an error), and the error."""
         import restorer
 
         try:
@@ -107,23 +107,23 @@ class Restoring:
 
 @app.local_entrypoint()
 def main(input: str, output: str = "restored", outscale: float = 4.0, model: str = "auto") -> None:
-    """Restore a folder of this machine over GPU containers; what is there already is skipped."""
+    """Restore a local folder on GPU containers; existing results are skipped."""
     from restorer import atomic, output_paths
 
     tasks = output_paths.plan([Path(input)], Path(output), outscale=outscale)
     todo = [task for task in tasks if not task.existing()]
     by_name = {str(task.source): task for task in todo}
     options = {"outscale": outscale, "model": model}
-    given = ((name, Path(name).read_bytes(), options) for name in by_name)
+    inputs = ((name, Path(name).read_bytes(), options) for name in by_name)
     done = 0
-    answers = Restoring().restore.starmap(given, order_outputs=False, return_exceptions=True)
-    for answer in answers:
-        if isinstance(answer, BaseException):  # a container that was lost again and again
+    for answer in Restoring().restore.starmap(inputs, order_outputs=False, return_exceptions=True):
+        if isinstance(answer, BaseException):  # the container failed on every retry
             print(f"failed, {answer}")
-        elif answer[3]:
-            print(f"{answer[0]}: failed, {answer[3]}")
+            continue
+        name, data, form, error = answer
+        if error:
+            print(f"{name}: failed, {error}")
         else:
-            name, data, form, _ = answer
             atomic.write_atomic(by_name[name].path(form), data)
             done += 1
     failed = len(todo) - done
@@ -134,7 +134,7 @@ def main(input: str, output: str = "restored", outscale: float = 4.0, model: str
 
 @app.function(image=image, gpu=GPU, volumes={WEIGHTS: weights}, timeout=3600)
 def timed(models: list[str], sizes: list[tuple[int, int]], repeats: int) -> list[dict[str, object]]:
-    """The rows that `restorer cost` measures, of this container's GPU; all seconds are logged."""
+    """Return the rows that `restorer cost` measures on this container's GPU; log every time."""
     from restorer.cost import pricing, report
 
     measured = report.time_models(models, sizes, repeats=repeats, log=print, weights=WEIGHTS)
@@ -145,12 +145,12 @@ def timed(models: list[str], sizes: list[tuple[int, int]], repeats: int) -> list
 
 @app.function(image=image, volumes={JOBS: jobs}, timeout=7200)
 def benchmark(gpus: str = "T4,A10G", models: str = MODEL, sizes: str = "720x540,1254x940") -> str:
-    """The same photos on each of these GPUs: measured rows as CSV, for `restorer cost --measured FILE`."""
+    """Time the same photos on each GPU; return rows as CSV for `restorer cost --measured FILE`."""
     from restorer import tables
 
-    sides = (size.partition("x") for size in sizes.split(","))
-    asked = [(int(width), int(height)) for width, _, height in sides]
-    calls = [timed.with_options(gpu=gpu).spawn(models.split(","), asked, 5) for gpu in gpus.split(",")]
+    parts = (size.partition("x") for size in sizes.split(","))
+    sides = [(int(width), int(height)) for width, _, height in parts]
+    calls = [timed.with_options(gpu=gpu).spawn(models.split(","), sides, 5) for gpu in gpus.split(",")]
     table = tables.to_csv([row for call in calls for row in call.get()]).decode()
     Path(JOBS, "cost-gpus.csv").write_text(table)
     print(f"modal volume get {jobs.name} cost-gpus.csv")

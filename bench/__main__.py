@@ -1,6 +1,6 @@
-"""`make bench`: this project and its peers side by side, the same weights and pictures, in turn, in one run.
+"""`make bench`: this project and its peers, with the same weights and pictures, interleaved in one run.
 
-Prints every line as it comes, then the tables; writes bench/results.json. bench/README.md tells the method.
+Prints each line when it is measured, then the tables; writes bench/results.json. See bench/README.md.
 """
 
 import argparse
@@ -29,14 +29,14 @@ def main() -> int:
     parser.add_argument("--sizes", type=_positive, nargs="+", help=sizes)
     parser.add_argument("--networks", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--rounds", type=_positive, help="of each line (as many as a minute holds, 2 to 15)")
-    parser.add_argument("--device", choices=("cuda", "mps", "cpu"), help="(the fastest there is)")
+    parser.add_argument("--device", choices=("cuda", "mps", "cpu"), help="(the fastest available)")
     parser.add_argument("--table", action="store_true", help="only print the tables of the last results")
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        device = backends.pick_device(told.device)
+        device = backends.pick_device(arguments.device)
     except errors.InvalidOption as error:
         parser.error(str(error))
-    results = json.loads(RESULTS.read_text()) if told.table else measured(told, device)
+    results = json.loads(RESULTS.read_text()) if arguments.table else measure(arguments, device)
     print("\n" + table.markdown(results))
     gpu = not results["machine"]["cores"]
     short = [(line, why) for line in results["lines"] for why in lines.missed(line, gpu=gpu)]
@@ -51,60 +51,60 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def measured(told: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What results.json has; it is written, line by line, unless only a part was asked for."""
-    whole = not (told.sizes or told.rounds or told.networks != NAMES)
-    found: dict[str, Any] = {"machine": machine.described(device), "lines": [], "memory": [], "left_out": {}}
+def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Return the contents of results.json, written line by line unless only a part was selected."""
+    complete = not (arguments.sizes or arguments.rounds or arguments.networks != NAMES)
+    results: dict[str, Any] = {"machine": machine.describe(device), "lines": [], "memory": [], "left_out": {}}
     chosen = lines.QUICK
-    if told.full or told.sizes or device.type == "cuda":
-        chosen = lines.every(tuple(told.sizes) if told.sizes else lines.SIZES)
+    if arguments.full or arguments.sizes or device.type == "cuda":
+        chosen = lines.every(tuple(arguments.sizes) if arguments.sizes else lines.SIZES)
     with tempfile.TemporaryDirectory() as folder:
-        for name in told.networks:
+        for name in arguments.networks:
             own = subject(name, Path(folder))
             contestants = lines.Contestants(own, device)
             for line in (line for line in chosen if line.network == name):
-                found["lines"].append(lines.run(line, contestants, told.rounds))
-                show(found["lines"][-1])
-                _note(found, whole)
-                _tell(contestants.left_out, found["left_out"])
-            for line in () if told.sizes else memory.FULL if told.full else memory.QUICK:
+                results["lines"].append(lines.run(line, contestants, arguments.rounds))
+                show(results["lines"][-1])
+                _save(results, complete)
+                _print_left_out(contestants.left_out, results["left_out"])
+            for line in () if arguments.sizes else memory.FULL if arguments.full else memory.QUICK:
                 if line.network == name:
-                    found["memory"].append(memory.line(line, own, device, contestants.names))
+                    results["memory"].append(memory.line(line, own, device, contestants.names))
     try:
-        given = (2, 1) if told.sizes else (8, 8 if device.type == "cuda" else 4)
-        found["lines"] += faces.lines(*given, rounds=told.rounds or 2, device=device)
+        size = (2, 1) if arguments.sizes else (8, 8 if device.type == "cuda" else 4)
+        results["lines"] += faces.lines(*size, rounds=arguments.rounds or 2, device=device)
     except errors.RestoreError as error:
-        _tell({"GFPGANer": str(error)}, found["left_out"])
-    _note(found, whole)
-    return found
+        _print_left_out({"GFPGANer": str(error)}, results["left_out"])
+    _save(results, complete)
+    return results
 
 
-def _note(found: dict[str, Any], whole: bool) -> None:
-    rates = [line["matrix_gflops"] for line in found["lines"] if "matrix_gflops" in line]
-    found["machine"]["matrix_gflops"] = max(rates)
-    if whole:
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+def _save(results: dict[str, Any], complete: bool) -> None:
+    rates = [line["matrix_gflops"] for line in results["lines"] if "matrix_gflops" in line]
+    results["machine"]["matrix_gflops"] = max(rates)
+    if complete:
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _tell(reasons: dict[str, str], told: dict[str, str]) -> None:
-    """Print once who is left out."""
+def _print_left_out(reasons: dict[str, str], printed: dict[str, str]) -> None:
+    """Print each contestant that is left out, once."""
     for name, reason in reasons.items():
-        if name not in told:
+        if name not in printed:
             print(f"{name} is left out: {reason}", flush=True)
-            told[name] = reason
+            printed[name] = reason
 
 
 def show(line: dict[str, Any]) -> None:
     """Print one line of the results."""
     print(f"\n{line['network']}, {line['photo']}, {line['figure']}, {line['rounds']} rounds")
-    for name, told in line["contestants"].items():
-        cells = f"  {name:22} {told['min']:8.3f} / {told['median']:8.3f} s"
+    for name, seconds in line["contestants"].items():
+        cells = f"  {name:22} {seconds['min']:8.3f} / {seconds['median']:8.3f} s"
         if name != OURS:
-            cells += f"  {told['ratio']:5.2f} times ours"
-        if told["gflops"]:
-            cells += f"  {told['gflops']:6.0f} GFLOP/s"
-        if told["psnr"] is not None:
-            cells += f"  {told['psnr']:5.1f} dB{'  OTHER PIXELS' if name in lines.wrong(line) else ''}"
+            cells += f"  {seconds['ratio']:5.2f} times ours"
+        if seconds["gflops"]:
+            cells += f"  {seconds['gflops']:6.0f} GFLOP/s"
+        if seconds["psnr"] is not None:
+            cells += f"  {seconds['psnr']:5.1f} dB{'  OTHER PIXELS' if name in lines.wrong(line) else ''}"
         print(cells, flush=True)
 
 

@@ -1,8 +1,7 @@
-"""`python -m bench.backends`: each backend of a CPU and each 16-bit type beside PyTorch in float32.
+"""`python -m bench.backends`: compare CPU backends and 16-bit types with PyTorch in float32.
 
-One network's real weights on photos. Prints how far the results are apart over all photos: PSNR of the float
-output and of the 8-bit result, and the largest difference in levels of 255. With --rounds also the seconds
-that a megapixel takes, the backends in turn.
+One network's real weights on photos. Prints PSNR of the float output and of the 8-bit result over all photos,
+and the largest difference in levels of 255. With --rounds also seconds per megapixel, interleaved.
 """
 
 import argparse
@@ -39,11 +38,11 @@ def main() -> int:
     arguments = parser.parse_args()
     pixels = [photo.decode(path.read_bytes()).pixels.copy() for path in arguments.photos]
     runs = _networks(arguments.network)
-    head = ["backend", "float, dB", "8 bits, dB", "levels at most"]
+    head = ["backend", "float, dB", "8 bits, dB", "largest difference, levels"]
     print(rows([head, *_distances(runs, [middle(one, arguments.side) for one in pixels])]))
     if arguments.rounds:
         print("\n" + rows(_seconds(runs, middle(pixels[0], 128), arguments.rounds)))
-        cpu = machine.described(torch.device("cpu"))
+        cpu = machine.describe(torch.device("cpu"))
         print(f"\n{cpu['device']}, {cpu['threads']} threads; load {os.getloadavg()[0]:.1f} at the end.")
     return 0
 
@@ -57,13 +56,13 @@ def _networks(name: str) -> dict[str, Network]:
 
 
 def _distances(runs: dict[str, Network], photos: list[np.ndarray]) -> list[list[str]]:
-    """A row for each but the reference: all samples of all photos together."""
+    """Return a row per backend except the reference, over all samples of all photos."""
     results = {name: [_result(run, pixels) for pixels in photos] for name, run in runs.items()}
     reference = results.pop(_REFERENCE)
-    return [[name, *_apart(outs, reference)] for name, outs in results.items()]
+    return [[name, *_compare(outs, reference)] for name, outs in results.items()]
 
 
-def _apart(outs: list[torch.Tensor], reference: list[torch.Tensor]) -> tuple[str, str, str]:
+def _compare(outs: list[torch.Tensor], reference: list[torch.Tensor]) -> tuple[str, str, str]:
     pairs = list(zip(outs, reference, strict=True))
     floats = np.concatenate([(out.double() - same).numpy().ravel() for out, same in pairs])
     levels = np.concatenate(
@@ -78,7 +77,7 @@ def _result(run: Network, pixels: np.ndarray) -> torch.Tensor:
 
 
 def _decibels(differences: np.ndarray) -> str:
-    """PSNR of values of which 1 is the peak."""
+    """Return the PSNR in dB for a peak value of 1."""
     mean = np.mean(differences**2)
     return f"{-10 * np.log10(mean):.1f}" if mean else "equal"
 

@@ -1,6 +1,6 @@
-"""`python -m bench.faces`: what faces cost, beside GFPGANer and facexlib as shipped.
+"""`python -m bench.faces`: the time that faces take, compared with GFPGANer and facexlib as shipped.
 
-Same photo, landmarks and restored crops; detection, cutting out and putting back are timed in turn, in one
+Same photo, landmarks and restored crops; detection, cropping and pasting are timed interleaved, in one
 run. The reference finds faces with RetinaFace (ResNet50) on the whole photo and masks them with ParseNet.
 Both have seeded random weights here, which cost what trained ones do; the landmarks they would find are given
 to it. Then the restoration itself, by one GFPGAN of seeded random weights, whatever the photo's size. Prints
@@ -58,8 +58,8 @@ def main() -> int:
             compare(ready, case(megapixels, count), arguments.rounds, f"{megapixels:g} MP, {count} faces")
     del ready
     for count in arguments.faces:
-        told = _restored(count, arguments.rounds, device)["contestants"]
-        ours, theirs = told[OURS], told[THEIRS]
+        contestants = _restored(count, arguments.rounds, device)["contestants"]
+        ours, theirs = contestants[OURS], contestants[THEIRS]
         times = f"{ours['median']:.1f} / {theirs['median']:.1f} s ({theirs['ratio']:.2f}x)"
         print(f"restoration of {count} faces  {times}", flush=True)
     for name in sides:
@@ -84,16 +84,16 @@ def case(megapixels: float, count: int) -> Case:
     tile = cv2.resize(face, (cell, cell), interpolation=cv2.INTER_AREA)
     pixels = np.full((side, side, 3), 90, np.uint8)
     landmarks = np.array([(107, 107), (144, 105), (126, 132), (113, 148), (143, 147)]) * cell / 256
-    found = []
+    detections = []
     for index in range(count):
         top, left = index // grid * cell, index % grid * cell
         pixels[top : top + cell, left : left + cell] = tile
         moved = landmarks + (left, top)
         (left, top), (right, bottom) = moved.min(0) - cell / 8, moved.max(0) + cell / 8
         box = float(left), float(top), float(right), float(bottom)
-        found.append(detect.Detection(box, 0.9, moved))
+        detections.append(detect.Detection(box, 0.9, moved))
     large = cv2.resize(pixels, None, fx=OUTSCALE, fy=OUTSCALE, interpolation=cv2.INTER_CUBIC)
-    return pixels, large, found
+    return pixels, large, detections
 
 
 class Side(abc.ABC):
@@ -102,20 +102,20 @@ class Side(abc.ABC):
     steps = ("detection", "cutting out", "putting back")
 
     @abc.abstractmethod
-    def detect(self, photo: np.ndarray, large: np.ndarray, found: list) -> None: ...
+    def detect(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None: ...
 
     @abc.abstractmethod
-    def cut_out(self, photo: np.ndarray, large: np.ndarray, found: list) -> None: ...
+    def crop(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None: ...
 
     @abc.abstractmethod
-    def put_back(self, photo: np.ndarray, large: np.ndarray, found: list) -> None: ...
+    def paste(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None: ...
 
-    def run(self, given: Case) -> dict[str, float]:
+    def run(self, faces: Case) -> dict[str, float]:
         """Seconds of each step."""
         times = {}
-        for step, call in zip(self.steps, (self.detect, self.cut_out, self.put_back), strict=True):
+        for step, call in zip(self.steps, (self.detect, self.crop, self.paste), strict=True):
             start = time.perf_counter()
-            call(*given)
+            call(*faces)
             times[step] = time.perf_counter() - start
         return times
 
@@ -128,14 +128,14 @@ class Ours(Side):
             raise WeightsUnavailable(f"{model.file} is not in the weights folder")
         self.detector = detect.YuNet(file)
 
-    def detect(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
+    def detect(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None:
         detect.find(photo, self.detector)
 
-    def cut_out(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
-        cut = pipeline.crop_faces(photo, found, large=True)
+    def crop(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None:
+        cut = pipeline.crop_faces(photo, detections, large=True)
         self.faces = pipeline.restore(cut, lambda crops: [255 - crop for crop in crops])
 
-    def put_back(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
+    def paste(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None:
         paste.paste(large.copy(), self.faces, outscale=OUTSCALE, strength=1)
 
 
@@ -159,20 +159,20 @@ class Theirs(Side):
                 OUTSCALE, face_size=512, crop_ratio=(1, 1), save_ext="png", use_parse=True, device=device
             )
 
-    def detect(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
+    def detect(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None:
         self.helper.clean_all()
         self.helper.read_image(photo[..., ::-1])
         self.helper.get_face_landmarks_5(only_center_face=False, eye_dist_threshold=5)
 
-    def cut_out(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
+    def crop(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None:
         self.helper.clean_all()
-        self.helper.all_landmarks_5 = [face.landmarks for face in found]
-        self.helper.det_faces = [np.array([*face.box, face.score]) for face in found]
+        self.helper.all_landmarks_5 = [face.landmarks for face in detections]
+        self.helper.det_faces = [np.array([*face.box, face.score]) for face in detections]
         self.helper.align_warp_face()
         for crop in self.helper.cropped_faces:
             self.helper.add_restored_face(255 - crop)
 
-    def put_back(self, photo: np.ndarray, large: np.ndarray, found: list) -> None:
+    def paste(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None:
         self.helper.get_inverse_affine(None)
         self.helper.paste_faces_to_input_image(upsample_img=large[..., ::-1])
 
@@ -195,13 +195,13 @@ def restoration(count: int, device: torch.device) -> dict[str, Callable[[], list
 
     @torch.no_grad()
     def theirs() -> list[np.ndarray]:
-        found = []
+        restored = []
         for _ in range(count):
-            given: Any = img2tensor(crop / 255.0, bgr2rgb=False, float32=True)
-            given = ((given - 0.5) / 0.5)[None].to(device)
-            out = network(given, return_rgb=False, randomize_noise=False)[0]
-            found.append(tensor2img(out.squeeze(0), rgb2bgr=False, min_max=(-1, 1)))
-        return found
+            batch: Any = img2tensor(crop / 255.0, bgr2rgb=False, float32=True)
+            batch = ((batch - 0.5) / 0.5)[None].to(device)
+            out = network(batch, return_rgb=False, randomize_noise=False)[0]
+            restored.append(tensor2img(out.squeeze(0), rgb2bgr=False, min_max=(-1, 1)))
+        return restored
 
     return {OURS: lambda: ours([crop] * count), THEIRS: theirs}
 
@@ -222,32 +222,32 @@ def _restored(count: int, rounds: int, device: torch.device) -> dict[str, Any]:
     runs = restoration(count, device)
     for run in runs.values():
         run()
-    seconds, kept = interleaved(runs, rounds=rounds)
-    alike = psnr(np.concatenate(kept[THEIRS]), np.concatenate(kept[OURS]))
+    seconds, outputs = interleaved(runs, rounds=rounds)
+    alike = psnr(np.concatenate(outputs[THEIRS]), np.concatenate(outputs[OURS]))
     return _line(f"{count} faces, the network", seconds, {OURS: min(alike, EQUAL)})
 
 
 def _line(photo: str, seconds: dict[str, list[float]], alike: dict[str, float]) -> dict[str, Any]:
-    told = {"figure": "faces", "network": "GFPGAN", "seeded": True, "photo": photo}
-    told |= {"rounds": len(seconds[OURS]), "same_from": 60.0}
-    found: dict[str, dict[str, Any]] = {**summary(seconds)}
+    line = {"figure": "faces", "network": "GFPGAN", "seeded": True, "photo": photo}
+    line |= {"rounds": len(seconds[OURS]), "same_from": 60.0}
+    contestants: dict[str, dict[str, Any]] = {**summary(seconds)}
     return {
-        **told,
-        "contestants": {n: {**one, "gflops": None, "psnr": alike.get(n)} for n, one in found.items()},
+        **line,
+        "contestants": {n: {**one, "gflops": None, "psnr": alike.get(n)} for n, one in contestants.items()},
     }
 
 
-def _steps(sides: dict[str, Any], given: Case, rounds: int) -> dict[str, list[dict[str, float]]]:
+def _steps(sides: dict[str, Any], faces: Case, rounds: int) -> dict[str, list[dict[str, float]]]:
     """Seconds of every step, round by round, both sides in turn."""
     times: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    runs = {name: lambda n=name: times[n].append(sides[n].run(given)) for name in sides}
+    runs = {name: lambda n=name: times[n].append(sides[n].run(faces)) for name in sides}
     interleaved(runs, rounds=rounds)
     return times
 
 
-def compare(sides: dict[str, Any], given: Case, rounds: int, title: str) -> None:
+def compare(sides: dict[str, Any], faces: Case, rounds: int, title: str) -> None:
     """Print the medians of every step."""
-    times = _steps(sides, given, rounds)
+    times = _steps(sides, faces, rounds)
     cells = []
     for step in (*Side.steps, "all"):
         ours, theirs = (

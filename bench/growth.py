@@ -1,12 +1,11 @@
-"""`python -m bench.growth`: how time and memory of the command line grow with the result, and a plot of it.
+"""`python -m bench.growth`: time and memory of the command line against the size of the result, as a plot.
 
 Each point is one `python -m restorer PHOTO -o RESULT.png` with the built-in model, in a process of its own:
-seconds from its start to its end, and its memory at most. The libraries' own memory is taken off: that of a
-process that has imported all that such a run imports and loaded the model, before any photo. Last comes 4 MP
-in and 64 MP out, which is to stay within 1.2 GB. Linux only.
+seconds from start to end, and peak memory, less that of a process that has imported the libraries and loaded
+the model. The last run is 4 MP in and 64 MP out, with a goal of 1.2 GB. Linux only.
 
-Memory is what is resident and no file's (RssAnon, looked at every 5 ms): the kernel drops pages of the
-libraries' files when they have not been used for a while, so a long run's whole RSS tells too little.
+Memory is RssAnon, sampled every 5 ms: the kernel drops unused pages of the libraries' files, so the full RSS
+of a long run is too low.
 """
 
 import argparse
@@ -60,20 +59,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.growth", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--megapixels", type=float, nargs="+", default=_MEGAPIXELS, help="of the results")
     parser.add_argument("--plot", type=Path, default=_PLOT, help="file of the plot")
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     own = libraries()
-    print(f"libraries and model: {own.resident / 1e6:.0f} MB, {own.anonymous / 1e6:.0f} of them no file's")
-    points = [measured(megapixels, own) for megapixels in told.megapixels]
-    large = measured(_LARGE, own)
+    print(f"libraries and model: {own.resident / 1e6:.0f} MB, {own.anonymous / 1e6:.0f} of them anonymous")
+    points = [measure(megapixels, own) for megapixels in arguments.megapixels]
+    large = measure(_LARGE, own)
     most = max(large.memory, large.resident)
-    told_of = f"{large.memory / 1e9:.2f} GB beyond the libraries (by RSS {large.resident / 1e9:.2f})"
-    print(f"{_LARGE} MP: {told_of}; the aim is {_AIM / 1e9:g} GB")
+    summary = f"{large.memory / 1e9:.2f} GB beyond the libraries (by RSS {large.resident / 1e9:.2f})"
+    print(f"{_LARGE} MP: {summary}; the goal is {_AIM / 1e9:g} GB")
     memory, time_ = fitted([*points, large])
     print(f"memory: {memory[0] / 1e6:.0f} MB + {memory[1]:.2f} bytes for each byte of the result's pixels")
     print(f"time: {time_[0]:.1f} s + {time_[1]:.2f} s for each megapixel of the result")
     results: dict[str, Any] = {"libraries": own, "points": points, "large": large}
     _RESULTS.write_text(json.dumps({**results, "memory": memory, "time": time_}, indent=1) + "\n")
-    plot([*points, large], memory, time_, told.plot)
+    plot([*points, large], memory, time_, arguments.plot)
     return 0 if most < _AIM else 1
 
 
@@ -83,14 +82,14 @@ def libraries() -> Held:
     return Held(*(int(kilobytes) * 1024 for kilobytes in done.stdout.split()))
 
 
-def measured(megapixels: float, own: Held) -> Point:
+def measure(megapixels: float, own: Held) -> Point:
     """One run of the command line for a result of so many megapixels.
 
     own  the libraries', which is taken off
     """
     side = round((megapixels * 1e6) ** 0.5 / SCALE)
-    with tempfile.TemporaryDirectory() as made:
-        source, target = Path(made, "photo.png"), Path(made, "result.png")
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "photo.png"), Path(folder, "result.png")
         _write(source, side)
         options = ["-o", str(target), "--model", MODEL, "--face-enhance", "off"]
         start = time.perf_counter()
@@ -110,8 +109,8 @@ def measured(megapixels: float, own: Held) -> Point:
 
 def _anonymous(pid: int) -> int:
     """Bytes; none of a process that has ended and was not waited for."""
-    found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) * 1024 if found else 0
+    match = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(match[1]) * 1024 if match else 0
 
 
 def fitted(points: Sequence[Point]) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -43,7 +43,7 @@ class Line(NamedTuple):
     network  by name
     side     of the square photo in pixels
     alpha    the photo has an opaque alpha channel
-    twice    2x is asked, and RealESRGAN_x2plus is there
+    twice    2x instead of 4x, with RealESRGAN_x2plus
     """
 
     figure: str
@@ -56,7 +56,7 @@ class Line(NamedTuple):
     def photo(self) -> str:
         kind = ", opaque RGBA" if self.alpha else ""
         count = f"{_PHOTOS} of " if self.figure == FOLDER else ""
-        return f"{count}{self.side} x {self.side}{kind}{', 2x asked' if self.twice else ''}"
+        return f"{count}{self.side} x {self.side}{kind}{', 2x' if self.twice else ''}"
 
 
 SIZES = (256, 512, 1024, 2048)  # 1024 x 1024 is 1 MP, 2048 x 2048 is 4 MP
@@ -76,21 +76,21 @@ _FOLDERS = 1024  # side of a folder's photos, where every size is measured
 
 def every(sides: tuple[int, ...]) -> tuple[Line, ...]:
     """Every kind of line at every size, network by network."""
-    found = []
+    lines = []
     for name in NAMES:
         for side in sides:
-            found += [Line(NETWORK, name, side), Line(FILE, name, side), Line(FILE, name, side, alpha=True)]
+            lines += [Line(NETWORK, name, side), Line(FILE, name, side), Line(FILE, name, side, alpha=True)]
             if name == X4PLUS:
-                found.append(Line(FILE, name, side, twice=True))
+                lines.append(Line(FILE, name, side, twice=True))
             if side == _FOLDERS:
-                found.append(Line(FOLDER, name, side))
-    return tuple(found)
+                lines.append(Line(FOLDER, name, side))
+    return tuple(lines)
 
 
 class Contestants:
-    """Those who run one network, made when the first of its lines comes.
+    """The contestants for one network, created for the first of its lines.
 
-    left_out  why one is not there, by name
+    left_out  why a contestant is missing, by name
     """
 
     def __init__(self, own: Subject, device: torch.device) -> None:
@@ -111,7 +111,7 @@ class Contestants:
             try:
                 if name not in self._ready:
                     ready = peers.make(name, self.own, self.device)
-                    if name != peers.COMPILED:  # it is made for one size, and has run at that
+                    if name != peers.COMPILED:  # compiled for one size, at which it has run
                         ready(_small(pixels))()
                     self._ready[name] = ready
                 runs[name] = self._ready[name](pixels)
@@ -129,7 +129,7 @@ class Contestants:
             runs[TWICE] = file_by_realesrganer(own, self.device, outscale)
         runs[OURS] = file_by_ours(own, self.device, outscale)
         runs[SHIPPED] = file_by_realesrganer(self.own, self.device, outscale)
-        small, data = (png(given, alpha=line.alpha) for given in (_small(pixels), pixels))
+        small, data = (png(image, alpha=line.alpha) for image in (_small(pixels), pixels))
         for run in runs.values():
             run(small)
         return {name: lambda run=run: run(data) for name, run in runs.items()}
@@ -165,22 +165,22 @@ def _run(line: Line, contestants: Contestants, rounds: int | None, place: Path) 
         runs = contestants.folder(pixels, place)
     product, product_gflop = matrix_product(device)
     product()
-    seconds, kept = interleaved(
+    seconds, outputs = interleaved(
         {MATRIX: lambda: product() or synchronise(device), **runs},
         rounds=rounds,
         keep=lambda out: out if out is None else levels(out) if of_network else decoded(out),
     )
     products = seconds.pop(MATRIX)
-    found: dict[str, dict[str, Any]] = {**summary(seconds)}
+    results: dict[str, dict[str, Any]] = {**summary(seconds)}
     gflop = own.flops * line.side**2 / 1e9
-    same, like = _reference(line, contestants, pixels, kept)
-    for name, told in found.items():
+    same, like = _reference(line, contestants, pixels, outputs)
+    for name, result in results.items():
         # RealESRGANer puts 10 reflected pixels at two edges, which are seen as far as the network looks
         seen = min(_EDGE.get(own.shape.arch, own.shape.pad), line.side * 3 // 8)
         edge = 0 if of_network and name != SHIPPED else seen
-        told["gflops"] = gflop / told["min"] if of_network else None
-        alike = min(psnr(same, kept[name], border=edge * len(same) // line.side), EQUAL)
-        told["psnr"] = None if line.twice and name == SHIPPED else alike
+        result["gflops"] = gflop / result["min"] if of_network else None
+        alike = min(psnr(same, outputs[name], border=edge * len(same) // line.side), EQUAL)
+        result["psnr"] = None if line.twice and name == SHIPPED else alike
     return {
         "figure": line.figure,
         "network": line.network,
@@ -191,19 +191,19 @@ def _run(line: Line, contestants: Contestants, rounds: int | None, place: Path) 
         "matrix_gflops": product_gflop / min(products),
         "same_from": _SAME.get(device.type, _SAME_IN_HALF),
         "like": like,
-        "contestants": found,
+        "contestants": results,
     }
 
 
 def _reference(
-    line: Line, contestants: Contestants, pixels: np.ndarray, kept: Mapping[str, np.ndarray]
+    line: Line, contestants: Contestants, pixels: np.ndarray, outputs: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, str]:
     """The picture that the others must equal, and whose it is."""
     if line.figure != NETWORK:
         name = TWICE if line.twice else SHIPPED
-        return kept[name], name
+        return outputs[name], name
     if contestants.device.type == "cpu":
-        return kept[REFERENCE], REFERENCE
+        return outputs[REFERENCE], REFERENCE
     return peers.in_float32(contestants.own, contestants.device, pixels), f"{REFERENCE} in float32"
 
 
@@ -211,26 +211,26 @@ def wrong(line: Mapping[str, Any]) -> list[str]:
     """The contestants whose pixels are not those of the line's reference."""
     return [
         name
-        for name, told in line["contestants"].items()
-        if told.get("psnr") is not None and told["psnr"] < line["same_from"]
+        for name, result in line["contestants"].items()
+        if result.get("psnr") is not None and result["psnr"] < line["same_from"]
     ]
 
 
 def missed(line: Mapping[str, Any], *, gpu: bool) -> list[str]:
     """What a line does not reach of what is aimed at, in words."""
-    figure, told = line["figure"], line["contestants"]
-    found = []
+    figure, result = line["figure"], line["contestants"]
+    goals = []
     most = _ON_GPU.get((line["network"], line["photo"])) if gpu and figure == NETWORK else None
-    if most and told[OURS]["median"] > most:
-        found.append(f"{told[OURS]['median']} s; at most {most} are aimed at")
+    if most and result[OURS]["median"] > most:
+        goals.append(f"{result[OURS]['median']} s; the goal is {most} s")
     least, shipped = _times(line, gpu=gpu), faces.THEIRS if figure == FACES else SHIPPED
-    if least and shipped in told and told[shipped]["ratio"] < least:
-        found.append(f"{shipped} takes {told[shipped]['ratio']:.2f} times as long; {least} are aimed at")
+    if least and shipped in result and result[shipped]["ratio"] < least:
+        goals.append(f"{shipped} takes {result[shipped]['ratio']:.2f} times as long; the goal is {least}")
     if figure == FACES:
-        return found
-    return found + [
+        return goals
+    return goals + [
         f"{name} takes {one['ratio']:.2f} times as long: it is faster"
-        for name, one in told.items()
+        for name, one in result.items()
         if one["ratio"] < 1
     ]
 
@@ -266,13 +266,13 @@ def file_by_realesrganer(own: Subject, device: torch.device, outscale: int) -> C
 
 
 def folder_by_ours(own: Subject, device: torch.device, source: Path) -> bytes:
-    """The first result, made as `restorer batch` does."""
+    """Restore a folder as `restorer batch` does; return the first result."""
     options = Options(model=f"custom/{own.name}", outscale=4, format="png", face_enhance="off")
-    found: list[manifest.Record] = []
+    records: list[manifest.Record] = []
     with tempfile.TemporaryDirectory(dir=source.parent) as output:
-        asked = runner.prepare(str(source), output, options, weights=str(own.weights), device=str(device))
-        runner.run(asked, runner.entries(asked, runner.photos(asked), ()), found.append)
-        return (Path(output) / found[0].output).read_bytes()
+        batch = runner.prepare(str(source), output, options, weights=str(own.weights), device=str(device))
+        runner.run(batch, runner.entries(batch, runner.photos(batch), ()), records.append)
+        return (Path(output) / records[0].output).read_bytes()
 
 
 def folder_by_realesrganer(own: Subject, device: torch.device, source: Path) -> bytes:

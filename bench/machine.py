@@ -1,4 +1,4 @@
-"""What the figures were measured on: processor, packages, and its rate of matrix products."""
+"""Describe the machine: processor, packages, and its rate of matrix products."""
 
 import importlib.metadata
 import re
@@ -17,7 +17,7 @@ _SIDES = {"cpu": 2048}  # a GPU needs more to show what it can
 _SIDE = 8192
 
 
-def described(device: torch.device) -> dict[str, Any]:
+def describe(device: torch.device) -> dict[str, Any]:
     """The machine and the packages, for results.json."""
     name, cores = benchmark.device_name(str(device))
     versions = {}
@@ -26,15 +26,15 @@ def described(device: torch.device) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    told = {"device": name, "cores": cores, "threads": torch.get_num_threads()}
-    return {**told, "instructions": _instructions(), "versions": versions}
+    machine = {"device": name, "cores": cores, "threads": torch.get_num_threads()}
+    return {**machine, "instructions": _instructions(), "versions": versions}
 
 
 def _instructions() -> list[str]:
     listed = Path("/proc/cpuinfo")
     text = listed.read_text() if listed.is_file() else ""
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    flags = set(found[1].split()) if found else set()
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    flags = set(match[1].split()) if match else set()
     return [name for name in _INSTRUCTIONS if name in flags]
 
 
@@ -53,7 +53,7 @@ def matrix_product(device: torch.device) -> tuple[Callable[[], None], float]:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done all that it was given."""
+    """Wait for all work on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,7 +1,6 @@
-"""`python -m bench.memory`: how much memory a contestant takes for one photo, in a process of its own.
+"""`python -m bench.memory`: peak memory of a contestant for one photo, in a process of its own.
 
-Beyond what the process holds with its packages imported and the photo made: the network, whatever is made of
-its weights, and the work. On a GPU, what PyTorch held there at most.
+Memory beyond the imported packages and the photo. On a GPU, the peak of PyTorch's allocator.
 """
 
 import argparse
@@ -33,19 +32,19 @@ def main() -> int:
     parser.add_argument("--network", choices=NAMES, default=LITE)
     parser.add_argument("--side", type=int, default=512, help="of the photo in pixels")
     parser.add_argument("--weights", type=Path, required=True, help="folder for the contestants' files")
-    parser.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
-    told = parser.parse_args()
-    device = backends.pick_device(told.device)
-    peers.imported(told.contestant)
-    own = subject(told.network, told.weights)
-    pixels = lines.picture(told.side)
+    parser.add_argument("--device", help="cuda, mps or cpu (the fastest available)")
+    arguments = parser.parse_args()
+    device = backends.pick_device(arguments.device)
+    peers.imported(arguments.contestant)
+    own = subject(arguments.network, arguments.weights)
+    pixels = lines.picture(arguments.side)
     data = lines.png(pixels)
 
     def run() -> None:
-        if told.figure == lines.NETWORK:
-            peers.make(told.contestant, own, device)(pixels)()
+        if arguments.figure == lines.NETWORK:
+            peers.make(arguments.contestant, own, device)(pixels)()
         else:
-            ours = told.contestant == OURS
+            ours = arguments.contestant == OURS
             (lines.file_by_ours if ours else lines.file_by_realesrganer)(own, device, 4)(data)
 
     print(f"{peak(run, device):.0f}")
@@ -64,17 +63,17 @@ def peak(run: Callable[[], None], device: torch.device) -> float:
     return (resident("VmHWM") - before) / 1024
 
 
-def line(given: lines.Line, own: Subject, device: torch.device, names: Iterable[str]) -> dict[str, Any]:
+def line(spec: lines.Line, own: Subject, device: torch.device, names: Iterable[str]) -> dict[str, Any]:
     """MiB of each contestant for one line, as results.json has it."""
-    found = {}
-    names = names if given.figure == lines.NETWORK else (OURS, peers.SHIPPED)
+    mebibytes = {}
+    names = names if spec.figure == lines.NETWORK else (OURS, peers.SHIPPED)
     for name in names:
-        command = [sys.executable, "-m", "bench.memory", name, "--figure", given.figure]
-        command += ["--network", own.name, "--side", str(given.side)]
+        command = [sys.executable, "-m", "bench.memory", name, "--figure", spec.figure]
+        command += ["--network", own.name, "--side", str(spec.side)]
         command += ["--weights", str(own.weights), "--device", str(device)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[name] = float(done.stdout.splitlines()[-1])
-    return {"network": own.name, "photo": f"{given.photo}, {given.figure}", "contestants": found}
+        mebibytes[name] = float(done.stdout.splitlines()[-1])
+    return {"network": own.name, "photo": f"{spec.photo}, {spec.figure}", "contestants": mebibytes}
 
 
 def resident(kind: str) -> int:

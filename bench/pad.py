@@ -1,4 +1,4 @@
-"""`python -m bench.pad`: how far tiles differ from the whole picture, for several contexts (pad) of a tile.
+"""`python -m bench.pad`: compare tiled and untiled results for several contexts (pad) of a tile.
 
 Photos by each network's real weights, in tiles as the app cuts them and whole. Prints a Markdown table: the
 largest difference of all samples in levels of 255, and the mean. About ten minutes on two cores, nearly all

@@ -120,8 +120,8 @@ def _shipped(subject: Subject, device: torch.device) -> Ready:
     theirs = upsampler(subject, device)
 
     def ready(pixels: np.ndarray) -> Callable[[], np.ndarray]:
-        given = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-        return lambda: theirs.enhance(given)[0][..., ::-1]
+        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        return lambda: theirs.enhance(bgr)[0][..., ::-1]
 
     return ready
 

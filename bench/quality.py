@@ -1,6 +1,6 @@
 """`python -m bench.quality`: the built-in model beside its teacher and bicubic.
 
-Photographs of SETS/kodak24 and SETS/set14, made small by evaluate.py's default recipe, and the real ones of
+Photographs of SETS/kodak24 and SETS/set14, degraded by evaluate.py's default recipe, and the real ones of
 SETS/realsrset as they are. Prints, a set: how many decibels nearer to the teacher's picture ours is than
 bicubic is; gradient energy beside the teacher's; PSNR to the truth, ours less the teacher's; NIQE (lower is
 better), ours over the teacher's. Writes OUT/sheet-SET.png: bicubic, ours and teacher, 12 crops at 200 %.
@@ -46,7 +46,7 @@ def main() -> int:
     ours, teacher = network(OURS, arguments.model), network(TEACHER)
     arguments.out.mkdir(parents=True, exist_ok=True)
     print(f"{'set':10}  dB nearer  energy  PSNR to truth  NIQE")
-    for name, pattern, made_small in (
+    for name, pattern, degraded in (
         ("kodak24", "*.png", True),
         ("set14", "*HR.png", True),
         ("realsrset", "*", False),
@@ -55,17 +55,15 @@ def main() -> int:
         if not files:
             print(f"bench.quality: no pictures in {arguments.sets / name}", file=sys.stderr)
             return 2
-        found, crops = [], []
+        rows, crops = [], []
         for number, file in enumerate(files):
             truth = _read(file)
-            small = degradation.degrade(_even(truth), _RECIPE, seed=number) if made_small else truth
+            small = degradation.degrade(_even(truth), _RECIPE, seed=number) if degraded else truth
             one, two, plain = ours(small), teacher(small), _bicubic(small)
-            found.append(
-                figures(one, two, plain, _even(truth) if made_small else None, not arguments.no_niqe)
-            )
-            print(f"  {file.name:22} {_row(found[-1])}")
+            rows.append(figures(one, two, plain, _even(truth) if degraded else None, not arguments.no_niqe))
+            print(f"  {file.name:22} {_row(rows[-1])}")
             crops += _crops(plain, one, two)
-        print(f"{name:10}  {_row(Figures(*np.array(found).mean(axis=0)))}", flush=True)
+        print(f"{name:10}  {_row(Figures(*np.array(rows).mean(axis=0)))}", flush=True)
         _sheet(crops, arguments.out / f"sheet-{name}.png")
     return 0
 
@@ -102,8 +100,8 @@ def _even(image: np.ndarray) -> np.ndarray:
     return image[: image.shape[0] // 4 * 4, : image.shape[1] // 4 * 4]
 
 
-def _row(found: Figures) -> str:
-    return f"{found.nearer:9.2f} {found.energy:7.2f} {found.truth:+14.2f} {found.niqe:5.2f}"
+def _row(figures: Figures) -> str:
+    return f"{figures.nearer:9.2f} {figures.energy:7.2f} {figures.truth:+14.2f} {figures.niqe:5.2f}"
 
 
 def _crops(*pictures: np.ndarray) -> list[np.ndarray]:

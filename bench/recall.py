@@ -1,4 +1,4 @@
-"""`python -m bench.recall SETS`: how many known faces are found in copies of which size.
+"""`python -m bench.recall SETS`: faces found at several image sizes.
 
 SETS holds gfpgan_inputs/ and old_photos/; scikit-image's astronaut is the last photograph. Each is looked at
 as it is, as a large scan (long side 4,000 pixels), and as a part of a crowd, all of them beside one another.

@@ -28,21 +28,21 @@ def interleaved(
     rounds  None: 2 to 15, until a minute is over
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    kept: dict[str, Any] = {}
-    begun = time.perf_counter()
+    outputs: dict[str, Any] = {}
+    begin = time.perf_counter()
     number = 0
     while number < (rounds or _LEAST) or (
-        rounds is None and number < _MOST and time.perf_counter() - begun < _SECONDS
+        rounds is None and number < _MOST and time.perf_counter() - begin < _SECONDS
     ):
         for name in turns(list(runs), number):
             start = time.perf_counter()
             out = runs[name]()
             seconds[name].append(time.perf_counter() - start)
             if number == 0:
-                kept[name] = keep(out)
+                outputs[name] = keep(out)
             del out  # before the next one needs the memory
         number += 1
-    return seconds, kept
+    return seconds, outputs
 
 
 def summary(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
@@ -50,10 +50,10 @@ def summary(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float
 
     It is taken within each round, both having met the same machine; then the median of the rounds.
     """
-    found = {}
+    result = {}
     for name, own in seconds.items():
-        found[name] = {"min": min(own), "median": statistics.median(own)}
+        result[name] = {"min": min(own), "median": statistics.median(own)}
         if OURS in seconds:
             ratios = [theirs / ours for theirs, ours in zip(own, seconds[OURS], strict=True)]
-            found[name]["ratio"] = statistics.median(ratios)
-    return found
+            result[name]["ratio"] = statistics.median(ratios)
+    return result

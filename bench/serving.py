@@ -34,10 +34,10 @@ for line in sys.stdin:
     job = client.post("/enhance", files={"files": ("a.png", photo)}, data=options).json()["job_id"]
     with client.stream("GET", f"/status/{job}/events") as events:
         last = [line for line in events.iter_lines() if line.startswith("data: ")][-1]
-    told = json.loads(last[6:])
-    assert told["status"] == "completed", told
-    size = len(client.get(told["results"][0]["url"]).content)
-    print(time.perf_counter() - start, told["results"][0]["seconds"], size, flush=True)
+    status = json.loads(last[6:])
+    assert status["status"] == "completed", status
+    size = len(client.get(status["results"][0]["url"]).content)
+    print(time.perf_counter() - start, status["results"][0]["seconds"], size, flush=True)
 """
 _GRADIO = """
 import os, sys, time
@@ -52,8 +52,8 @@ for line in sys.stdin:
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         address, restorer, probe = _served(folder)
@@ -63,27 +63,27 @@ def main() -> int:
         large.write_bytes(_photo(rng, 2500, 2500))
         data = small.read_bytes()
         restorer.restore(data, face_enhance="off")
-        ways: dict[str, Callable[[], float]] = {
+        interfaces: dict[str, Callable[[], float]] = {
             "REST": _client(_REST, address, small),
             "gradio_client": _client(_GRADIO, address, small),
         }
-        over: dict[str, list[float]] = {name: [] for name in ways}
+        over: dict[str, list[float]] = {name: [] for name in interfaces}
         for _ in range(ROUNDS):
-            for name, run in ways.items():
+            for name, run in interfaces.items():
                 over[name].append(run())
-        told: dict[str, Any] = {
+        results: dict[str, Any] = {
             "overhead_ms": {name: round(1000 * statistics.median(took[1:]), 1) for name, took in over.items()}
         }
         big = _client(_REST, address, large)
         probe.clear()
         big()
-        told["loop_lag_ms"] = {
+        results["loop_lag_ms"] = {
             "longest": round(1000 * max(probe), 1),
             "p99": round(1000 * float(np.percentile(probe, 99)), 1),
         }
-        missed = [name for name, median in told["overhead_ms"].items() if median > _OVERHEAD]
-        missed += ["loop_lag"] if told["loop_lag_ms"]["longest"] > _LAG else []
-        print(json.dumps({**told, "aims_ms": {"overhead": _OVERHEAD, "loop_lag": _LAG}, "missed": missed}))
+        missed = [name for name, median in results["overhead_ms"].items() if median > _OVERHEAD]
+        missed += ["loop_lag"] if results["loop_lag_ms"]["longest"] > _LAG else []
+        print(json.dumps({**results, "aims_ms": {"overhead": _OVERHEAD, "loop_lag": _LAG}, "missed": missed}))
         sys.stdout.flush()
         os._exit(1 if missed else 0)  # the server's threads need no orderly end
 
@@ -126,7 +126,7 @@ def _served(folder: Path) -> tuple[str, Any, list[float]]:
 
 
 def _client(script: str, address: str, photo: Path) -> Callable[[], float]:
-    """Runs one request in a process that is kept; the seconds beyond what restore() itself took."""
+    """Return a function that runs one request in a client process, in seconds beyond restore()'s."""
     process = subprocess.Popen(
         [sys.executable, "-c", script, address, str(photo)],
         stdin=subprocess.PIPE,

@@ -79,19 +79,19 @@ def _seeded(name: str) -> architectures.StateDict:
     if arch == "RRDBNet":  # SRVGGNetCompact adds the picture by itself
         for layer in (network.conv_first, network.conv_up1, network.conv_up2, network.conv_hr):
             layer.weight[:3] = layer.bias[:3] = 0
-            _hand_on(layer)
+            _pass_through(layer)
         network.conv_body.weight[:3] = network.conv_body.bias[:3] = 0
     added = network(torch.rand(1, 3, 16, 16))
     last.weight *= _LITTLE / added.std()
     last.bias -= added.mean(dim=(0, 2, 3))
     last.bias *= _LITTLE / added.std()
     if arch == "RRDBNet":
-        _hand_on(last)
+        _pass_through(last)
     return network.state_dict()
 
 
-def _hand_on(layer: nn.Conv2d) -> None:
-    """Add red, green and blue, the first features that a layer is given, to the first three that it makes."""
-    given = layer.in_channels // 3 if layer.in_channels in (3, 12) else 1  # pixels of a colour: unshuffled
+def _pass_through(layer: nn.Conv2d) -> None:
+    """Add the first three input features (red, green, blue) to the first three output features."""
+    inputs = layer.in_channels // 3 if layer.in_channels in (3, 12) else 1  # pixels of a colour: unshuffled
     for colour in range(3):
-        layer.weight[colour, colour * given : (colour + 1) * given, 1, 1] += 1 / given
+        layer.weight[colour, colour * inputs : (colour + 1) * inputs, 1, 1] += 1 / inputs

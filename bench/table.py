@@ -23,7 +23,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     of_network = [line for line in lines if line["figure"] == "network"]
     rate = results["machine"]["matrix_gflops"]
     title = f"GFLOP/s, and part of the matrix product's {rate:.0f} GFLOP/s"
-    parts += _section(title, of_network, lambda told: _rate(told, rate))
+    parts += _section(title, of_network, lambda result: _rate(result, rate))
     parts += _section("Peak memory beyond the imported libraries, MiB", results.get("memory", []), _mebibytes)
     parts += [f"Left out: {name} ({why})" for name, why in results.get("left_out", {}).items()]
     return "\n\n".join(parts) + "\n"
@@ -41,23 +41,23 @@ def _section(title: str, lines: Sequence[Mapping[str, Any]], cell: Callable[[Any
     names = list(dict.fromkeys([OURS, *(name for line in lines for name in line["contestants"])]))
     body = []
     for line in lines:
-        told = [line["contestants"].get(name) for name in names]
-        body.append([line["network"], line["photo"], *("" if one is None else cell(one) for one in told)])
+        result = [line["contestants"].get(name) for name in names]
+        body.append([line["network"], line["photo"], *("" if one is None else cell(one) for one in result)])
     return [f"**{title}**", rows([["network", "photo", *names], *body])]
 
 
-def _seconds(told: Mapping[str, Any]) -> str:
+def _seconds(result: Mapping[str, Any]) -> str:
     """Three digits, and the ratio where there is one that is not ours to ourselves."""
-    shown = f"{told['median']:#.3g}".rstrip(".")
-    return shown if told.get("ratio", 1.0) == 1.0 else f"{shown} ({told['ratio']:.2f})"
+    shown = f"{result['median']:#.3g}".rstrip(".")
+    return shown if result.get("ratio", 1.0) == 1.0 else f"{shown} ({result['ratio']:.2f})"
 
 
-def _rate(told: Mapping[str, Any], rate: float) -> str:
-    return f"{told['gflops']:.0f} ({told['gflops'] / rate:.0%})"
+def _rate(result: Mapping[str, Any], rate: float) -> str:
+    return f"{result['gflops']:.0f} ({result['gflops'] / rate:.0%})"
 
 
-def _mebibytes(told: float) -> str:
-    return f"{told:.0f}"
+def _mebibytes(result: float) -> str:
+    return f"{result:.0f}"
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""`python -m bench.tiles`: the memory that a tile takes on each CPU backend, over the memory reckoned for it.
+"""`python -m bench.tiles`: measured over estimated memory of a tile on each CPU backend.
 
-The reckoned bytes choose the size of tiles, so each ratio should be from 0.3 to 1.5; the exit status is 1
-otherwise. Each backend runs one tile through a short RRDBNet in a process of its own. Linux only.
+The estimate chooses the size of tiles; the exit status is 1 unless each ratio is from 0.3 to 1.5. Each
+backend runs one tile through a short RRDBNet in a process of its own. Linux only.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> int:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             ratios[backend] = float(done.stdout.splitlines()[-1])
             print(f"{backend:14} {ratios[backend]:.2f}")
-    return 0 if all(_LOWEST < found < _HIGHEST for found in ratios.values()) else 1
+    return 0 if all(_LOWEST < ratio < _HIGHEST for ratio in ratios.values()) else 1
 
 
 def ratio(backend: str, weights: Path) -> float:

@@ -1,11 +1,11 @@
-"""Neural Image Restore: old, small and damaged photos made large and clear.
+"""Neural Image Restore: upscale and restore old, small and damaged photos.
 
     import restorer
     r = restorer.load()
     result = r.restore(open("old.jpg", "rb").read(), outscale=4)
     open("new.jpg", "wb").write(result.data)
 
-Importing this package imports nothing heavy; torch comes with the first photo.
+Importing this package is cheap; torch is imported when the first model is loaded.
 """
 
 import importlib
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from .pipeline import Plan, Restorer, load
     from .result import Result
 
-# Threads that wait for each other spin for microseconds, not milliseconds: torch and ncnn have some each, and
-# where anything else runs on the machine a tile could take twenty times as long. Read when torch is imported.
+# Let OpenMP threads spin for microseconds, not milliseconds: torch and ncnn each have a thread pool, and on a
+# busy machine a tile could take twenty times as long. Read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __all__ = [
@@ -61,10 +61,14 @@ __all__ = [
     "load",
 ]
 
-_LATER = {"Photo": "photo", **dict.fromkeys(("Plan", "Restorer", "load"), "pipeline"), "Result": "result"}
+_LAZY = {
+    "Photo": "images.photo",
+    **dict.fromkeys(("Plan", "Restorer", "load"), "pipeline"),
+    "Result": "result",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

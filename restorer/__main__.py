@@ -1,4 +1,4 @@
-"""`python -m restorer`: see cli/main.py."""
+"""Entry point of `python -m restorer`, see cli/main.py."""
 
 import sys
 

@@ -1,28 +1,28 @@
-"""Everything this package raises on purpose.
+"""Every error that this package raises on purpose.
 
     RestoreError
         InvalidOption        an option's value is outside its range
-        UnsupportedImage     not an image, or of a kind that is not read
-            DamagedImage     of a kind that is read, but cut off or broken
-        ImageTooLarge        more pixels, in or out, than a limit or a format allows
+        UnsupportedImage     not an image, or of an unsupported format
+            DamagedImage     of a supported format, but truncated or corrupt
+        ImageTooLarge        more input or output pixels than a limit or a format allows
         UnknownModel         no model of that name
-        WeightsUnavailable   the model's file is absent and could not be fetched
-        BadWeights           the model's file is there, but is not what it should be
-        OutOfMemory          not even the smallest tile fits
-        DeviceLost           the GPU failed: this process can use it no more
-        InvalidOutput        a network gave NaN, a wrong shape, or a tile is missing
-        Cancelled            the caller asked to stop
-        TimedOut             the device told of no step for longer than it may: it is given up
-        QueueFull            too many are waiting, or the server is ending
-        DiskFull             what comes in or goes out finds no room on the server's disk
+        WeightsUnavailable   the model's file is absent and could not be downloaded
+        BadWeights           the model's file is present but invalid
+        OutOfMemory          not even the smallest tile fits into memory
+        DeviceLost           the GPU failed; this process cannot use it any longer
+        InvalidOutput        a network returned NaN or a wrong shape, or a tile is missing
+        Cancelled            the caller stopped the work
+        TimedOut             no progress for too long; the job was aborted
+        QueueFull            the queue is full, or the server is shutting down
+        DiskFull             the server's disk has no room for an upload or a result
 
-A message names the value, the limit and what to do. It holds no path of a server but where
-the path is the point (weights), so a door may show it to a stranger.
+A message names the value, the limit and what to do. It contains no server path except where the path is
+the point (weights), so interfaces may show it to untrusted clients.
 """
 
 
 class RestoreError(Exception):
-    """The root: catch this to catch every expected failure."""
+    """Base class of every expected error."""
 
 
 class InvalidOption(RestoreError, ValueError):
@@ -78,4 +78,4 @@ class DiskFull(RestoreError):
 
 
 class Cancelled(RestoreError):
-    """Raise it from a progress callback to stop a restoration within one tile."""
+    """Raise this in a progress callback to stop a restoration within one tile."""

@@ -11,14 +11,14 @@ from .errors import InvalidOption, RestoreError, UnknownModel
 def exit_status(program: str, command: Callable[[], int], *, interrupted: str) -> int:
     """Run a command and return its exit status: 1 after a RestoreError or OSError, 2 for wrong usage.
 
-    interrupted  what to say after Ctrl-C, which exits with 130
+    interrupted  message after Ctrl-C, which exits with 130
     """
     try:
         return command()
     except RestoreError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2 if isinstance(error, (InvalidOption, UnknownModel)) else 1
-    except BrokenPipeError:  # from "| head"; Python would report the unwritten rest at exit
+    except BrokenPipeError:  # from "| head"; Python would report the unwritten output at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

@@ -16,8 +16,8 @@ from .images.file_types import FORMAT_OF, AnyPath, format_of, result_formats, su
 class OutputTask:
     """One photo to restore.
 
-    target  where to; without the ending where the result's format decides it
-    forms   the formats the result may have, empty where `target` has its ending
+    target  output path, without a suffix if `forms` is not empty
+    forms   formats that the result may have; its suffix is added to `target`. Empty if `target` is complete
     """
 
     source: Path
@@ -25,27 +25,27 @@ class OutputTask:
     forms: tuple[str, ...] = ()
 
     def path(self, form: str) -> Path:
-        """Where a result of that format goes."""
+        """Return the path of a result in that format."""
         return suffixed(self.target, form) if self.forms else self.target
 
     def existing(self) -> Path | None:
-        """The output that is already there, if any."""
+        """Return the existing output, if any."""
         paths = map(self.path, self.forms) if self.forms else [self.target]
         return next((path for path in paths if exists(path)), None)
 
 
 def exists(path: Path) -> bool:
-    """As path.exists(), but False where even asking is refused: the error comes with the photo's own turn."""
+    """Return whether a path exists; False without permission, which fails later, for that photo only."""
     return os.path.exists(path)
 
 
 def result_stem(stem: str, outscale: float) -> str:
-    """A result's name without its ending: "holiday" at 4 becomes "holiday_4x"."""
+    """Return a result's name without suffix: "holiday" at 4 becomes "holiday_4x"."""
     return f"{stem}_{outscale:g}x"
 
 
 def skip_reason(target: Path, *, overwrite: bool, originals: set[Path]) -> str:
-    """Return why an existing file must stay as it is, "" where there is none or it may be replaced."""
+    """Return why an existing file must not be replaced; "" if there is none or it may be."""
     if not exists(target):
         return ""
     if target.resolve() in originals:
@@ -56,66 +56,64 @@ def skip_reason(target: Path, *, overwrite: bool, originals: set[Path]) -> str:
 def plan(
     photos: Sequence[Path], output: Path | None, *, outscale: float = 1, mark: str = "", form: str = "same"
 ) -> list[OutputTask]:
-    """One Task for each photo in `photos` (files and folders), no two with the same target.
+    """Return a task for each photo in `photos` (files and folders), with distinct targets.
 
-    output  a folder, below which the folders' own structure is kept; or, for a single photo, a file
-            with a known ending; or None: beside each photo
-    mark    what is added to a photo's name; left out it is "_4x" for an outscale of 4
-    form    the format that is asked for, or "same"
+    output  a folder, which gets the same subfolders as the input; for a single photo also a file with a
+            known suffix; None writes beside each photo
+    mark    added to the photo's name; default: "_4x" for an outscale of 4
+    form    format of the results, or "same"
 
-    A path that does not exist gets a Task, so that its failure is told like any other's.
-    Raises InvalidOption where results would be the next run's photos, or `output` cannot be meant.
+    A path that does not exist gets a task too, so that it fails like any other photo. Raises InvalidOption
+    if the next run would take the results for photos, or if `output` is not valid.
     """
     for photo in photos:
         if os.path.isdir(photo) and (output is None or output.resolve() == photo.resolve()):
-            raise InvalidOption(f"{photo} is a folder: give another folder for its results with -o")
+            raise InvalidOption(f"{photo} is a folder; name another folder for its results with -o")
     if output is not None and not os.path.isdir(output):
         if len(photos) == 1 and not os.path.isdir(photos[0]):
             if format_of(output):
                 return [_to_file(photos[0], output)]
             if output.suffix:
-                raise InvalidOption(
-                    f"{output} ends with {output.suffix}, which is not written; use {written_suffixes()}"
-                )
+                raise InvalidOption(f"{output}: cannot write {output.suffix} files; use {written_suffixes()}")
         elif exists(output) or format_of(output):
-            raise InvalidOption(f"{output} is a file: several photos need a folder after -o")
-    return _named(list(_sources(photos, output)), mark or result_stem("", outscale), form)
+            raise InvalidOption(f"{output} is a file; name a folder with -o for several photos")
+    return _tasks(list(_sources(photos, output)), mark or result_stem("", outscale), form)
 
 
 def _to_file(photo: Path, output: Path) -> OutputTask:
     if photo.resolve() == output.resolve():
-        raise InvalidOption(f"{output} is the photo itself: give another name, or a folder, after -o")
+        raise InvalidOption(f"{output} is the photo itself; name another file or a folder with -o")
     return OutputTask(photo, output)
 
 
 def _sources(photos: Sequence[Path], output: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Each photo once, with the folder its result goes to: as below the folder that was named."""
+    """Yield each photo once, with the folder for its result; subfolders are mirrored."""
     seen: set[Path] = set()
-    for named in photos:
-        folder = os.path.isdir(named)
-        for source in sorted(_below(named, output)) if folder else [named]:
+    for path in photos:
+        is_folder = os.path.isdir(path)
+        for source in sorted(_photos_in(path, output)) if is_folder else [path]:
             if (real := source.resolve()) in seen:
                 continue
             seen.add(real)
             if output is None:
                 yield source, source.parent
             else:
-                yield source, output / source.parent.relative_to(named) if folder else output
+                yield source, output / source.parent.relative_to(path) if is_folder else output
 
 
-def _below(folder: Path, output: Path | None) -> Iterator[Path]:
-    """The photos in a folder, without hidden ones and without the results in an output folder inside it."""
-    inside = [output.resolve()] if output and output.resolve().is_relative_to(folder.resolve()) else []
+def _photos_in(folder: Path, output: Path | None) -> Iterator[Path]:
+    """Yield the photos in a folder, except hidden ones and results in an output folder inside it."""
+    results = output.resolve() if output and output.resolve().is_relative_to(folder.resolve()) else None
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or path.suffix.lower() not in FORMAT_OF or not os.path.isfile(path):
             continue
-        if not any(path.resolve().is_relative_to(results) for results in inside):
+        if results is None or not path.resolve().is_relative_to(results):
             yield path
 
 
-def _named(sources: list[tuple[Path, Path]], mark: str, form: str) -> list[OutputTask]:
-    """Targets no two of which are the same: "a_4x", for a.jpg and a.png "a_jpg_4x" and "a_png_4x"."""
+def _tasks(sources: list[tuple[Path, Path]], mark: str, form: str) -> list[OutputTask]:
+    """Return tasks with distinct targets: "a_4x", or "a_jpg_4x" and "a_png_4x" for a.jpg and a.png."""
     targets = unique_names([folder / source.name for source, folder in sources], mark)
     return [
         OutputTask(source, target, result_formats(source, form))
@@ -124,9 +122,9 @@ def _named(sources: list[tuple[Path, Path]], mark: str, form: str) -> list[Outpu
 
 
 def unique_names(photos: Sequence[AnyPath], mark: str, others: Iterable[AnyPath] = ()) -> list[AnyPath]:
-    """For each photo's path one of a result, without an ending, no two the same.
+    """Return a distinct result path without suffix for each photo.
 
-    others  paths, without an ending too, that are results of other photos
+    others  result paths of other photos, also without suffix
     """
     targets: list[AnyPath] = []
     wanted = Counter(_key(photo.with_name(photo.stem)) for photo in photos)
@@ -144,6 +142,6 @@ def unique_names(photos: Sequence[AnyPath], mark: str, others: Iterable[AnyPath]
 
 
 def _key(path: PurePath) -> str:
-    """Equal for two paths that some file system takes for one: A and a, composed and decomposed accents."""
-    whole = path.resolve() if isinstance(path, Path) else path
-    return unicodedata.normalize("NFC", str(whole)).casefold()
+    """Return a key that is equal for paths that a file system may treat as one: A and a, NFC and NFD."""
+    full = path.resolve() if isinstance(path, Path) else path
+    return unicodedata.normalize("NFC", str(full)).casefold()

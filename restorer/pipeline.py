@@ -1,4 +1,4 @@
-"""The order of the rooms: decode, restore faces, enlarge, put the faces in, encode. Read this first."""
+"""The stages of a restoration in order: decode, detect faces, upscale, restore faces, paste, encode."""
 
 import functools
 import math
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from .inference.engine import Engine
 
 T = TypeVar("T")
-_RETRY_SECONDS = 600  # in which a model that could not be fetched is not tried again
-_NO_MEMORY = "photo and result do not fit into memory: choose a smaller scale"
-_OF_THE_FILE = {"face_strength", "format", "quality", "keep_metadata", "remove_gps"}
+_RETRY_SECONDS = 600  # before a failed download is tried again
+_OUT_OF_MEMORY = "photo and result do not fit into memory; choose a smaller scale"
+_RECOMPOSE_OPTIONS = {"face_strength", "format", "quality", "keep_metadata", "remove_gps"}
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Plan:
     """What restoring a photo will take.
 
     width, height  of the result in pixels
-    model          the one that will be used
-    reason         why "auto" does not take the best one, in the user's words; "" where it does
-    tiles          how many the network will run; None while the model is not loaded
-    seconds        expected on this machine without faces; None as long as nothing was measured
-    warnings       what of the photo the chosen format cannot hold, in the user's words
+    model          the model that will be used
+    reason         why "auto" does not use the best model, in words for users; "" if it does
+    tiles          number of tiles; None while the model is not loaded
+    seconds        estimate for this machine without faces; None before anything was measured
+    warnings       what the output format cannot hold, in words for users
     """
 
     width: int
@@ -59,21 +59,20 @@ class Plan:
 
 
 class Restorer:
-    """Owns the networks, the device and the one lock around the device.
+    """Restore photos; owns the networks, the device and the lock around the device.
 
     weights  folder of the model files (default: RESTORER_WEIGHTS, else weights/ beside the package)
-    device   "cuda", "mps", "cpu", or None for the fastest there is. On a CPU the fastest way to compute is
-             found by trying; "cpu:winograd", "cpu:openvino", "cpu:ncnn" and "cpu:torch" fix it,
-             "cpu:bfloat16" has 16 bits, for processors with AMX, and "vulkan" is ncnn on a GPU
-    half     compute in 16 bit; None: on CUDA only
-    limits   how large photos may be
-    auto_cpu_megapixels  photos up to this size are restored by the best model on a CPU where model="auto";
-             larger ones by a faster model (default: AUTO_CPU_MEGAPIXELS in the environment, else 0.5)
-    decoder  reads a file's bytes, as photo.decode does; contained.decode is for files of strangers
+    device   "cuda", "mps", "cpu", or None for the fastest available. "cpu" measures which backend is fastest;
+             "cpu:winograd", "cpu:openvino", "cpu:ncnn" and "cpu:torch" fix it, "cpu:bfloat16" computes in
+             16 bits, for processors with AMX, and "vulkan" is ncnn on a GPU
+    half     compute in 16 bits; None: on CUDA only
+    limits   largest photo and result
+    auto_cpu_megapixels  on a CPU, model="auto" uses the best model for photos up to this size and a faster
+             one for larger photos (default: AUTO_CPU_MEGAPIXELS in the environment, else 0.5)
+    decoder  decodes a file's bytes like photo.decode; use sandbox.decode for untrusted files
     options  defaults for restore(), see Options
 
-    Nothing is loaded until it is needed. One Restorer serves any number of threads; no two tiles are
-    ever computed at once.
+    Networks are loaded when first needed. A Restorer is thread-safe and computes one tile at a time.
     """
 
     def __init__(
@@ -89,8 +88,8 @@ class Restorer:
     ) -> None:
         self._decoder, self._device = decoder, device
         self.auto_cpu_megapixels = selection.auto_cpu_megapixels(auto_cpu_megapixels)
-        self.downloading: tuple[str, int, int] | None = None  # model, bytes here, bytes in all
-        self._fetch_failed = -math.inf  # when "auto" last could not fetch its model, by time.monotonic()
+        self.downloading: tuple[str, int, int] | None = None  # model, bytes so far, total bytes
+        self._download_failed = -math.inf  # time.monotonic() when "auto" last failed to download its model
         self.weights = registry.weights_folder(weights)
         self.limits = limits or Limits()
         self.options = Options().changed(options)
@@ -99,51 +98,49 @@ class Restorer:
         self._throughput = ThroughputEstimator()
 
     def restore(self, data: bytes | Photo, *, progress: Progress | None = None, **options: object) -> Result:
-        """Restore the photo in `data` (a file's bytes, or what photo.decode() made of them).
+        """Restore the photo in `data` (a file's bytes or a decoded Photo).
 
-        options   see Options; what is not given is as it was given to the Restorer
-        progress  is told (steps done, steps in all), a step being a tile or a face, before the first and
-                  after each one, and (0, 0) while there is no total yet: while a model is downloaded, of
-                  which self.downloading tells the bytes. When it raises (Cancelled, say), the work stops
-                  within one step
+        options   see Options; default: the options of the Restorer
+        progress  called with (steps done, total steps) before the first step and after each; a step is a
+                  tile or a face. (0, 0) while a model is downloaded; self.downloading has the bytes. If it
+                  raises, Cancelled for example, the work stops within one step
 
-        Raises any RestoreError; see errors.py.
+        Raises any RestoreError, see errors.py.
         """
         try:
-            with _enough_memory():
+            with _translate_memory_errors():
                 return self._restore(data, progress, options)
         finally:
             self.downloading = None
 
     def decode(self, data: bytes) -> Photo:
-        """The photo in a file's bytes. Raises UnsupportedImage, DamagedImage and ImageTooLarge."""
+        """Decode a file's bytes. Raises UnsupportedImage, DamagedImage and ImageTooLarge."""
         if not isinstance(data, bytes):
-            raise TypeError(f"a photo's bytes are needed, not {type(data).__name__}: Path(name).read_bytes()")
+            raise TypeError(f"data is {type(data).__name__}; it must be bytes: Path(name).read_bytes()")
         return self._decoder(data, max_pixels=self.limits.input_pixels)
 
     def _restore(self, data: bytes | Photo, progress: Progress | None, options: dict[str, object]) -> Result:
         timer = StageTimer()
         chosen = self.options.changed(options)
-        decoded = isinstance(data, Photo)
-        before = data if decoded else self.decode(data)
+        before = data if isinstance(data, Photo) else self.decode(data)
         self.result_size(before, chosen)
         timer.lap("decode")
-        waiting = self._told_of_downloads(progress)
+        on_download = self._download_progress(progress)
         model, engine = self.resolve(
             chosen,
             before.width * before.height,
-            lambda model: self._upscaler(model, chosen.denoise, partial(waiting, model.name)),
+            lambda model: self._upscaler(model, chosen.denoise, partial(on_download, model.name)),
         )
         timer.lap("load")
-        faces, unseen = self._found(before, chosen, waiting)
+        faces, detection_note = self._detect_faces(before, chosen, on_download)
         timer.lap("faces")
-        count = _Count(progress, pipeline.count_pending(faces))
+        total = _TotalProgress(progress, pipeline.count_pending(faces))
         tile = chosen.tile or engine.best_tile()
-        plain = upscale(before, engine, outscale=chosen.outscale, tile=tile, progress=count.tiles)
+        plain = upscale(before, engine, outscale=chosen.outscale, tile=tile, progress=total.tiles)
         timer.lap("enlarge")
         if pipeline.count_pending(faces):
-            network, masks = self._face_stage(chosen, waiting)
-            faces = pipeline.restore(faces, network, masks, batch=network.batch, progress=count.faces)
+            network, masks = self._face_networks(chosen, on_download)
+            faces = pipeline.restore(faces, network, masks, batch=network.batch, progress=total.faces)
         timer.lap("faces")
         result = finish(
             before,
@@ -154,40 +151,39 @@ class Restorer:
             sha256=engine.sha256,
             source=engine.source,
             device=engine.device,
-            unseen=unseen,
+            detection_note=detection_note,
             timer=timer,
             retries=engine.retries,
         )
-        self._throughput.learn(
-            model.name, result.stages["enlarge"], _needed(before, engine, chosen.outscale, tile)[1]
-        )
+        _, pixels = _tiles_and_pixels(before, engine, chosen.outscale, tile)
+        self._throughput.learn(model.name, result.stages["enlarge"], pixels)
         self._throughput.learn(result.format, result.stages["encode"], result.width * result.height)
         return result
 
     def recompose(
         self, result: Result, *, strengths: Mapping[int, float] | None = None, **options: object
     ) -> Result:
-        """The result with other choices for its faces or its file, without running a network again.
+        """Change how a result blends its faces or encodes its file, without running a network.
 
-        strengths  of single faces, 0 (as upscaled) to 1, by their index in result.faces; face_strength
-                   multiplies them; what is not given is as it was
-        options    face_strength, format, quality, keep_metadata, remove_gps; what is not given is as it was
+        strengths  of single faces, 0 (as upscaled) to 1, by index in result.faces; multiplied by
+                   face_strength; default: unchanged
+        options    face_strength, format, quality, keep_metadata, remove_gps; default: unchanged
 
-        Raises InvalidOption for anything else: that needs the photo restored again.
+        Raises InvalidOption for any other option, which would need another restoration.
         """
-        with _enough_memory():
+        with _translate_memory_errors():
             return self._recompose(result, strengths or {}, options)
 
     def _recompose(
         self, result: Result, strengths: Mapping[int, float], options: dict[str, object]
     ) -> Result:
         timer = StageTimer()
-        if fixed := sorted(set(options) & set(Options.names()) - _OF_THE_FILE):
-            raise InvalidOption(f"{fixed[0]} cannot be changed in a result: restore the photo again")
+        if fixed := sorted(set(options) & set(Options.names()) - _RECOMPOSE_OPTIONS):
+            raise InvalidOption(f"{fixed[0]} cannot be changed in a result; restore the photo again")
         for index, strength in strengths.items():
             if index not in range(len(result.faces)):
-                raise InvalidOption(f"there is no face {index}; the result has {len(result.faces)}")
-            Options(face_strength=strength)  # raises for what is not from 0 to 1
+                raise InvalidOption(f"no face {index}; the result has {len(result.faces)}")
+            Options(face_strength=strength)  # checks the range
         chosen = result.options.changed(options)
         encode.check_fits(
             result.before, result.width, result.height, encode.output_format(result.before, chosen.format)
@@ -203,34 +199,36 @@ class Restorer:
             sha256=result.sha256,
             source=result.source,
             device=result.device,
-            unseen=result.face_note,
+            detection_note=result.face_note,
             timer=timer,
         )
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
-        """The photo in `data` (a file's bytes) and its faces, the largest first. Raises any RestoreError."""
-        with _enough_memory():
-            seen = self.decode(data)
+        """Return the decoded photo and its faces, largest first. Raises any RestoreError."""
+        with _translate_memory_errors():
+            decoded = self.decode(data)
             detector = self._face_network(self.options.face_detector, "detect")
-            return seen, detect.find(_visible(seen), detector)
+            return decoded, detect.find(_visible_pixels(decoded), detector)
 
-    def _found(self, before: Photo, chosen: Options, waiting: "_Waiting") -> tuple[list[Face], str]:
-        """The faces, cut out, or why none was looked for."""
+    def _detect_faces(
+        self, before: Photo, chosen: Options, on_download: "_DownloadProgress"
+    ) -> tuple[list[Face], str]:
+        """Return the cropped faces, or why detection was skipped."""
         auto = chosen.face_enhance == "auto"
         if chosen.face_enhance == "off":
             return [], ""
         try:
-            told = partial(waiting, chosen.face_detector)
-            detector = self._face_network(chosen.face_detector, "detect", backoff=auto, progress=told)
+            progress = partial(on_download, chosen.face_detector)
+            detector = self._face_network(chosen.face_detector, "detect", backoff=auto, progress=progress)
         except (WeightsUnavailable, BadWeights) as error:
             if not auto:
                 raise
-            return [], f"faces were not looked for: {_absent(error, chosen.face_detector)}"
-        seen = _visible(before)
-        faces = pipeline.crop_faces(seen, detect.find(seen, detector), large=chosen.face_large)
+            return [], f"face detection skipped: {_failure_reason(error, chosen.face_detector)}"
+        pixels = _visible_pixels(before)
+        faces = pipeline.crop_faces(pixels, detect.find(pixels, detector), large=chosen.face_large)
         if pipeline.count_pending(faces):
             try:
-                self._face_stage(chosen, waiting)  # what is missing is told before the photo is enlarged
+                self._face_networks(chosen, on_download)  # fail before the photo is upscaled
             except (WeightsUnavailable, BadWeights) as error:
                 if not auto:
                     raise
@@ -238,15 +236,17 @@ class Restorer:
                 if chosen.face_mask == "parsing":
                     needed.append(registry.find("parsenet", self.weights, "parse"))
                 absent = [model.name for model in needed if not sources.is_present(model, self.weights)]
-                faces = pipeline.mark_skipped(faces, _absent(error, " and ".join(absent)))
+                faces = pipeline.mark_skipped(faces, _failure_reason(error, " and ".join(absent)))
         return faces, ""
 
-    def _face_stage(self, chosen: Options, waiting: "_Waiting") -> tuple[LockedEngine, LockedEngine | None]:
-        """The network that restores faces, and the one that outlines them if that was asked for."""
+    def _face_networks(
+        self, chosen: Options, on_download: "_DownloadProgress"
+    ) -> tuple[LockedEngine, LockedEngine | None]:
+        """Return the network that restores faces and, for face_mask="parsing", the one that outlines them."""
 
         def get(name: str, kind: str) -> LockedEngine:
             backoff = chosen.face_enhance == "auto"
-            return self._face_network(name, kind, backoff=backoff, progress=partial(waiting, name))
+            return self._face_network(name, kind, backoff=backoff, progress=partial(on_download, name))
 
         masks = get("parsenet", "parse") if chosen.face_mask == "parsing" else None
         return get(chosen.face_model, "face"), masks
@@ -270,7 +270,7 @@ class Restorer:
         return LockedUpscaler(self._models.get(model, load, variant=denoise), self._lock)
 
     def _loaded_upscaler(self, model: registry.Model) -> LockedUpscaler | None:
-        """The model's network with any denoise strength, if it is loaded."""
+        """Return the model's network if it is loaded, with any denoise strength."""
         engine = self._models.peek(model)
         return LockedUpscaler(engine, self._lock) if engine else None
 
@@ -289,9 +289,9 @@ class Restorer:
         return LockedEngine(self._models.get(model, load, backoff=backoff), self._lock)
 
     def plan(self, before: Photo, **options: object) -> Plan:
-        """What restoring this photo will take, told at once: tiles and seconds after measure() only.
+        """Estimate what restoring this photo will take, without computing; tiles and seconds need measure().
 
-        Raises UnknownModel, ImageTooLarge and InvalidOption, as restore() will.
+        Raises UnknownModel, ImageTooLarge and InvalidOption, as restore() does.
         """
         chosen = self.options.changed(options)
         width, height = self.result_size(before, chosen)
@@ -305,53 +305,53 @@ class Restorer:
         if engine is None or model.name not in self._throughput:
             return Plan(width, height, model, reason, None, None, losses)
         tile = chosen.tile or engine.best_tile()
-        tiles, pixels = _needed(before, engine, chosen.outscale, tile)
+        tiles, pixels = _tiles_and_pixels(before, engine, chosen.outscale, tile)
         seconds = self._throughput.expected(model.name, pixels) + self._throughput.expected(
             form, width * height
         )
         return Plan(width, height, model, reason, tiles, seconds, losses)
 
     def measure(self, pixels: int = 0, **options: object) -> None:
-        """Load and time the model that these options mean, if it is present and that was not done yet.
+        """Load and time the model of these options, unless it is absent or was timed before.
 
         pixels  of the photo, see model()
         """
         chosen = self.options.changed(options)
         model = self.model(chosen, pixels)
         if model.name not in self._throughput and sources.is_present(model, self.weights):
-            # whatever the denoise strength, it takes as long; and nothing is downloaded to be timed
+            # the denoise strength does not change the time
             self._throughput.time(model.name, self._loaded_upscaler(model) or self._upscaler(model, 1.0))
             self._throughput.time_writers()
 
     def result_size(self, before: Photo, options: Options) -> tuple[int, int]:
-        """Width and height of the result. Raises ImageTooLarge beyond the limit or what the format holds."""
+        """Return the result's width and height. Raises ImageTooLarge beyond the limit or the format's."""
         width, height = self.enlarged(before.width, before.height, options.outscale)
         encode.check_fits(before, width, height, encode.output_format(before, options.format))
         return width, height
 
     def enlarged(self, width: int, height: int, outscale: float) -> tuple[int, int]:
-        """Width and height of the result of a photo of that size. Raises ImageTooLarge beyond the limit."""
+        """Return the upscaled width and height of a photo. Raises ImageTooLarge beyond the limit."""
         width, height = output_size(width, height, outscale)
         if width * height > self.limits.output_pixels:
             raise ImageTooLarge(
                 f"the result would have {width} x {height} = {width * height / 1e6:.1f} megapixels; "
-                f"the limit is {self.limits.output_pixels / 1e6:.1f}: choose a smaller scale"
+                f"the limit is {self.limits.output_pixels / 1e6:.1f}; choose a smaller scale"
             )
         return width, height
 
     def model(self, options: Options, pixels: int = 0) -> registry.Model:
-        """The model that these options enlarge with.
+        """Return the model that these options upscale with.
 
-        pixels  of the photo: "auto" takes another model for a large one on a CPU
+        pixels  of the photo; on a CPU, "auto" uses a faster model for large photos
 
-        Raises UnknownModel, for names of face models too, and InvalidOption for a denoise that it lacks.
+        Raises UnknownModel, also for the face models, and InvalidOption if it does not support denoise.
         """
         registry.find(options.face_model, self.weights, "face")
         registry.find(options.face_detector, self.weights, "detect")
         if options.model == "fast":
             return selection.fast(self.weights, options)
         if self._is_large(options, pixels):
-            fetch = time.monotonic() - self._fetch_failed > _RETRY_SECONDS and not download.offline()
+            fetch = time.monotonic() - self._download_failed > _RETRY_SECONDS and not download.offline()
             return selection.for_large(self.weights, options, fetch=fetch)
         if options.model in ("auto", "best"):
             return selection.best(self.weights, options, fetch=options.model == "best")
@@ -363,10 +363,10 @@ class Restorer:
     def resolve(
         self, options: Options, pixels: int, load: Callable[[registry.Model], T]
     ) -> tuple[registry.Model, T]:
-        """The model that these options mean and what `load` makes of it.
+        """Return the model of these options and what `load` returns for it.
 
-        Where "auto" would take a model that cannot be fetched, it takes the built-in one, and does not try
-        to fetch the other for ten minutes. Raises what model() and `load` raise.
+        If the model of "auto" cannot be downloaded, it uses the built-in one and does not try again for ten
+        minutes. Raises what model() and `load` raise.
         """
         model = self.model(options, pixels)
         try:
@@ -374,14 +374,14 @@ class Restorer:
         except (WeightsUnavailable, BadWeights):
             if not self._is_large(options, pixels):
                 raise
-            self._fetch_failed = time.monotonic()
-            other = self.model(options, pixels)
-            if other == model:
+            self._download_failed = time.monotonic()
+            fallback = self.model(options, pixels)
+            if fallback == model:
                 raise
-            return other, load(other)
+            return fallback, load(fallback)
 
     def _is_large(self, options: Options, pixels: int) -> bool:
-        """Whether "auto" takes a faster model because of the photo's size."""
+        """Return whether "auto" uses a faster model because of the photo's size."""
         large = options.model == "auto" and pixels > self.auto_cpu_megapixels * 1e6
         return large and not self._on_gpu
 
@@ -394,7 +394,7 @@ class Restorer:
         return self._device == VULKAN or backends.pick_device(self._device).type != "cpu"
 
     def load(self, pixels: int = 0) -> "Restorer":
-        """Load the default model now, so that the first photo need not wait for it. Returns itself.
+        """Load the model of the default options and return self, so that the first photo need not wait.
 
         pixels  of that photo, see model()
         """
@@ -402,55 +402,55 @@ class Restorer:
         return self
 
     def backend(self, model: registry.Model) -> str:
-        """The device and the backend of a model that is loaded: "cuda" or "cpu:ncnn"; "" where it is not."""
+        """Return device and backend of a loaded model: "cuda" or "cpu:ncnn"; "" if it is not loaded."""
         engine = self._loaded_upscaler(model)
         return engine.device if engine else ""
 
     def sha256(self, model: registry.Model) -> str:
-        """Of the bytes that a loaded model's weights were read from; "" where it is not loaded."""
+        """Return the SHA-256 of a loaded model's weights; "" if it is not loaded."""
         engine = self._loaded_upscaler(model)
         return engine.sha256 if engine else ""
 
-    def _told_of_downloads(self, progress: Progress | None) -> "_Waiting":
-        def waiting(name: str, done: int, total: int) -> None:
+    def _download_progress(self, progress: Progress | None) -> "_DownloadProgress":
+        def update(name: str, done: int, total: int) -> None:
             self.downloading = (name, done, total) if done < total else None
             if progress:
                 progress(0, 0)
 
-        return waiting
+        return update
 
 
 @contextmanager
-def _enough_memory() -> Iterator[None]:
+def _translate_memory_errors() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise OutOfMemory(_NO_MEMORY) from error
+        raise OutOfMemory(_OUT_OF_MEMORY) from error
     except cv2.error as error:
         if error.code != cv2.Error.StsNoMem:
             raise
-        raise OutOfMemory(_NO_MEMORY) from error
+        raise OutOfMemory(_OUT_OF_MEMORY) from error
 
 
-def _visible(before: Photo) -> np.ndarray:
-    """The photo's pixels with what is wholly transparent filled from around it: nothing hidden is found."""
+def _visible_pixels(before: Photo) -> np.ndarray:
+    """Return the pixels with transparent areas filled in, so that no hidden face is detected."""
     if before.alpha is None or is_opaque(before.alpha):
         return before.pixels
     return fill_transparent(before.pixels, before.alpha)
 
 
-def _needed(before: Photo, engine: LockedUpscaler, outscale: float, tile: int) -> tuple[int, int]:
-    """Tiles, and pixels in them, transparency included."""
+def _tiles_and_pixels(before: Photo, engine: LockedUpscaler, outscale: float, tile: int) -> tuple[int, int]:
+    """Return the number of tiles and of the pixels in them, including those of the alpha channel."""
     tiles, pixels = tiles_needed(before.width, before.height, engine, outscale=outscale, tile=tile)
     planes = 1 if before.alpha is None or is_opaque(before.alpha) else 2
     return planes * tiles, planes * pixels
 
 
-_Waiting = Callable[[str, int, int], None]  # is told the model, its bytes here and its bytes in all
+_DownloadProgress = Callable[[str, int, int], None]  # model, bytes so far, total bytes
 
 
-class _Count:
-    """Tiles and then faces, told as one count."""
+class _TotalProgress:
+    """Report tiles and then faces as one sequence of steps."""
 
     def __init__(self, progress: Progress | None, faces: int) -> None:
         self._progress, self._faces, self._tiles = progress, faces, 0
@@ -465,9 +465,11 @@ class _Count:
             self._progress(self._tiles + done, self._tiles + self._faces)
 
 
-def _absent(error: WeightsUnavailable | BadWeights, names: str) -> str:
-    """Why faces were left, in a warning's words: the error's own tell an owner where to put the file."""
-    return str(error) if isinstance(error, BadWeights) else f"{names} is not here and could not be fetched"
+def _failure_reason(error: WeightsUnavailable | BadWeights, names: str) -> str:
+    """Return why faces were not restored, for a warning; WeightsUnavailable itself contains server paths."""
+    if isinstance(error, BadWeights):
+        return str(error)
+    return f"{names} is not present and could not be downloaded"
 
 
 def load(
@@ -480,6 +482,13 @@ def load(
     decoder: Callable[..., Photo] = photo.decode,
     **options: object,
 ) -> Restorer:
-    """A Restorer with its model loaded. The arguments are those of Restorer; options those of Options."""
-    given = {"weights": weights, "device": device, "half": half, "limits": limits, "decoder": decoder}
-    return Restorer(**given, model=model, **options).load()  # type: ignore[arg-type]
+    """Return a Restorer with its model loaded. See Restorer for the arguments and Options for the options."""
+    return Restorer(
+        weights=weights,
+        device=device,
+        half=half,
+        limits=limits,
+        decoder=decoder,
+        model=model,
+        **options,  # type: ignore[arg-type]
+    ).load()

@@ -3,18 +3,18 @@
 import time
 from collections.abc import Callable
 
-Progress = Callable[[int, int], None]  # steps done, steps in all; (0, 0) while the total is unknown
+Progress = Callable[[int, int], None]  # steps done, total steps; (0, 0) while the total is unknown
 
 
 class StageTimer:
-    """The seconds of one stage after the other, by name."""
+    """Measure the seconds of consecutive stages by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """The stage of that name ends here, and the next begins."""
+        """End the stage `name` and start the next one."""
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now

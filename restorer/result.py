@@ -1,4 +1,4 @@
-"""What comes out: faces into the enlarged photo, and that into a file."""
+"""Paste the faces into the upscaled photo and encode the result."""
 
 import json
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ class Result:
 
     data           the file's bytes, in `format` ("png", "jpeg", ...)
     width, height  in pixels
-    model          the one that was used, by name
+    model          name of the model that was used
     sha256         of the bytes that its weights were read from
     source         of the weights: "weights folder", "installed, fp16 copy", "built in" or "custom file"
-    device         that ran it, and in which way: "cuda" or "cpu:ncnn"
-    seconds        from bytes to bytes, loading the model included where it was not loaded yet
-    warnings       what could not be kept or was decided on the way, in the user's words
-    before, after  the decoded input and the picture that `data` holds
-    faces          every face that was found, the largest first, restored or not
-    face_note      how many were found and restored, or why none was looked for; "" without a face
-    options        what was asked for
-    strengths      of single faces, by index, where recompose() was given any
-    under          what lies under the faces, for Restorer.recompose()
-    stages         of `seconds`, by name: decode, load, enlarge, faces, encode; of recompose() encode alone
-    retries        how often a tile was tried at half the size for want of memory
+    device         device and backend: "cuda" or "cpu:ncnn"
+    seconds        from bytes to bytes, including the time to load the model if it was not loaded yet
+    warnings       what could not be kept or done, in words for users
+    before, after  the decoded input and the image in `data`
+    faces          every detected face, largest first, restored or not
+    face_note      how many faces were detected and restored, or why detection was skipped; "" without faces
+    options        the options of this result
+    strengths      of single faces by index, if set by Restorer.recompose()
+    paste_backup   the pixels under the faces, for Restorer.recompose()
+    stages         `seconds` by stage: decode, load, enlarge, faces, encode; only encode after recompose()
+    retries        how often tiles ran out of memory and were computed again at half the size
     """
 
     data: bytes
@@ -56,7 +56,7 @@ class Result:
 
     @property
     def receipt(self) -> dict[str, object]:
-        """What made the picture: software, model, its weights, device, options. Its metadata hold it too."""
+        """Software, model, weights, device and options; also stored in the file's metadata."""
         return _receipt(self.model, self.sha256, self.source, self.device, self.options, self.strengths)
 
 
@@ -70,17 +70,17 @@ def finish(
     sha256: str,
     source: str,
     device: str,
-    unseen: str,
+    detection_note: str,
     timer: StageTimer,
     retries: int = 0,
     strengths: dict[int, float] | None = None,
 ) -> Result:
-    """Faces into the enlarged photo, whose pixels are used up, and all of it into a file.
+    """Paste faces into the upscaled photo `plain`, whose pixels are overwritten, and encode it.
 
-    unseen  why no face was looked for
+    detection_note  why face detection was skipped, "" if it was not
     """
     strengths = strengths or {}
-    under = paste(
+    backup = paste(
         plain.pixels,
         faces,
         outscale=options.outscale,
@@ -89,11 +89,11 @@ def finish(
         grey=before.meta.grey,
     )
     if plain.alpha is not None:
-        for part in under:
+        for part in backup:
             hidden = plain.alpha[part.rows, part.columns] == 0
             plain.pixels[part.rows, part.columns][hidden] = part.pixels[hidden]
-    face_note = pipeline.summary(faces, off=[index for index, strength in strengths.items() if strength == 0])
-    face_note = face_note or unseen
+    switched_off = [index for index, strength in strengths.items() if strength == 0]
+    face_note = pipeline.summary(faces, off=switched_off) or detection_note
     encoded = encode.encode(
         plain,
         encode.output_format(before, options.format),
@@ -103,7 +103,8 @@ def finish(
         history=json.dumps(_receipt(model, sha256, source, device, options, strengths)),
     )
     timer.lap("encode")
-    amiss = () if faces and all(face.restored for face in faces) else tuple(filter(None, [face_note]))
+    all_restored = faces and all(face.restored for face in faces)
+    face_warnings = (face_note,) if face_note and not all_restored else ()
     return Result(
         data=encoded.data,
         format=encoded.format,
@@ -114,14 +115,14 @@ def finish(
         source=source,
         device=device,
         seconds=sum(timer.seconds.values()),
-        warnings=before.meta.warnings + amiss + encoded.warnings,
+        warnings=before.meta.warnings + face_warnings + encoded.warnings,
         before=before,
         after=plain,
         faces=faces,
         face_note=face_note,
         options=options,
         strengths=strengths,
-        paste_backup=under,
+        paste_backup=backup,
         stages=timer.seconds,
         retries=retries,
     )
@@ -130,14 +131,14 @@ def finish(
 def _receipt(
     model: str, sha256: str, source: str, device: str, options: Options, strengths: dict[int, float]
 ) -> dict[str, object]:
-    software = f"Neural Image Restore {__version__}"
-    told = {
-        "software": software,
+    receipt: dict[str, object] = {
+        "software": f"Neural Image Restore {__version__}",
         "model": model,
         "sha256": sha256,
         "source": source,
         "device": device,
         "options": vars(options),
     }
-    chosen = {str(index): strength for index, strength in strengths.items() if strength != 1}
-    return {**told, "strengths": chosen} if chosen else told
+    if changed := {str(index): strength for index, strength in strengths.items() if strength != 1}:
+        receipt["strengths"] = changed
+    return receipt

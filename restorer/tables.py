@@ -1,4 +1,4 @@
-"""Rows as people and spreadsheets read them."""
+"""Format rows as CSV and as aligned text."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ Row = Mapping[str, object]
 
 
 def to_csv(rows: Sequence[Row]) -> bytes:
-    """A file with a line for each row; what a row does not have is empty."""
+    """Return the rows as a CSV file in UTF-8; columns that a row lacks stay empty."""
     out = io.StringIO(newline="")
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(out, names, lineterminator="\n")
@@ -18,13 +18,13 @@ def to_csv(rows: Sequence[Row]) -> bytes:
 
 
 def align_columns(rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """Rows of cells as lines whose columns stand below each other, the first `left` of them to the left."""
+    """Return lines with aligned columns: the first `left` columns left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = (
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

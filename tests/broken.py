@@ -1,4 +1,4 @@
-"""Broken files for tests: seeded mutations of good ones, and bombs, which unfold to far more."""
+"""Broken files for tests: seeded mutations of intact files, and decompression bombs."""
 
 import re
 import struct
@@ -13,15 +13,15 @@ from tests import pictures
 
 
 def mutations(data: bytes, count: int, rng: np.random.Generator) -> Iterator[bytes]:
-    """A file cut at every hundredth, then as many as are missing: flipped, swapped, wrong lengths."""
-    for part in range(min(count, 100)):
-        yield data[: len(data) * part // 100]
+    """Yield `count` mutations: truncated at each percent, then with bits, parts and lengths changed."""
+    for percent in range(min(count, 100)):
+        yield data[: len(data) * percent // 100]
     for index in range(100, count):
-        yield _CHANGES[index % len(_CHANGES)](data, rng)
+        yield _MUTATIONS[index % len(_MUTATIONS)](data, rng)
 
 
-def _flipped(data: bytes, rng: np.random.Generator) -> bytes:
-    """Up to 32 bits; every second time near the start, where what matters is said."""
+def _flip_bits(data: bytes, rng: np.random.Generator) -> bytes:
+    """Flip up to 32 bits, half of the time only in the headers near the start."""
     out = bytearray(data)
     reach = len(data) if rng.integers(2) else min(len(data), 512)
     for bit in rng.integers(0, reach * 8, rng.integers(1, 33)):
@@ -29,23 +29,23 @@ def _flipped(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(out)
 
 
-def _swapped(data: bytes, rng: np.random.Generator) -> bytes:
+def _swap_parts(data: bytes, rng: np.random.Generator) -> bytes:
     a, b, c, d = sorted(int(at) for at in rng.integers(0, len(data), 4))
     return data[:a] + data[c:d] + data[b:c] + data[a:b] + data[d:]
 
 
-def _doubled(data: bytes, rng: np.random.Generator) -> bytes:
+def _repeat_part(data: bytes, rng: np.random.Generator) -> bytes:
     a, b = sorted(int(at) for at in rng.integers(0, len(data), 2))
     return data[:b] + data[a:]
 
 
-def _left_out(data: bytes, rng: np.random.Generator) -> bytes:
+def _remove_part(data: bytes, rng: np.random.Generator) -> bytes:
     a, b = sorted(int(at) for at in rng.integers(0, len(data), 2))
     return data[:a] + data[b:]
 
 
-def _odd_numbers(data: bytes, rng: np.random.Generator) -> bytes:
-    """Numbers where a file keeps its lengths, offsets and sizes: at even places, mostly near its start."""
+def _overwrite_numbers(data: bytes, rng: np.random.Generator) -> bytes:
+    """Write edge-case numbers at even offsets, mostly near the start, where lengths and sizes are stored."""
     out = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         reach = len(data) if rng.integers(4) == 0 else min(len(data), 256)
@@ -56,8 +56,8 @@ def _odd_numbers(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(out)
 
 
-def _swapped_chunks(data: bytes, rng: np.random.Generator) -> bytes:
-    """PNG's chunks in another order, each whole; of other formats, JPEG's segments or 64 bytes each."""
+def _swap_chunks(data: bytes, rng: np.random.Generator) -> bytes:
+    """Swap two PNG chunks or JPEG segments, or two runs of 64 bytes in other formats."""
     if data.startswith(b"\x89PNG"):
         parts, at = [], 8
         while at < len(data):
@@ -74,11 +74,20 @@ def _swapped_chunks(data: bytes, rng: np.random.Generator) -> bytes:
     return start + b"".join(parts)
 
 
-_CHANGES = (_flipped, _odd_numbers, _flipped, _swapped_chunks, _swapped, _odd_numbers, _doubled, _left_out)
+_MUTATIONS = (
+    _flip_bits,
+    _overwrite_numbers,
+    _flip_bits,
+    _swap_chunks,
+    _swap_parts,
+    _overwrite_numbers,
+    _repeat_part,
+    _remove_part,
+)
 
 
 def huge(form: str) -> bytes:
-    """A small file whose header claims 50,000 x 50,000 pixels (16,383 in a WebP, which holds no more)."""
+    """Return a small file whose header claims 50,000 x 50,000 pixels (WebP: 16,383, its maximum)."""
     small = Image.new("RGB", (64, 64))
     if form == "png":
         return pictures.raw_png(50_000, 50_000, 8, 2, b"")
@@ -86,9 +95,9 @@ def huge(form: str) -> bytes:
         return pictures.raw_png(50_000, 50_000, 16, 6, b"")
     if form in ("jpeg", "progressive"):
         data = pictures.pillow(small, "JPEG", progressive=form == "progressive")
-        found = re.search(rb"\xff[\xc0\xc2]\0\x11\x08", data)
-        assert found
-        return data[: found.end()] + struct.pack(">HH", 50_000, 50_000) + data[found.end() + 4 :]
+        header = re.search(rb"\xff[\xc0\xc2]\0\x11\x08", data)
+        assert header
+        return data[: header.end()] + struct.pack(">HH", 50_000, 50_000) + data[header.end() + 4 :]
     if form == "webp":
         body = b"VP8L" + struct.pack("<IBI", 5, 0x2F, 16382 | 16382 << 14) + bytes(1)
         return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
@@ -109,7 +118,7 @@ def huge(form: str) -> bytes:
 
 
 def png_50_000() -> bytes:
-    """2,500 megapixels of one colour: 7.5 GB from 7 MB."""
+    """Return 7 MB that decompress to 7.5 GB: 2,500 megapixels of one colour."""
     packed = zlib.compressobj(9)
     row = bytes(1 + 3 * 50_000)
     return pictures.raw_png(50_000, 50_000, 8, 2, b"").replace(
@@ -119,7 +128,7 @@ def png_50_000() -> bytes:
 
 
 def tiles(side: int, tile: int) -> bytes:
-    """A TIFF of `side` pixels squared in tiles that all share 9 bytes."""
+    """Return a TIFF of `side` pixels squared whose tiles all share 9 bytes."""
     count = (-(-side // tile)) ** 2
     tags = {256: (4, [side]), 257: (4, [side]), 258: (3, [8]), 259: (3, [8]), 262: (3, [1]), 277: (3, [1])}
     tags |= {322: (4, [tile]), 323: (4, [tile]), 324: (4, [8] * count), 325: (4, [9] * count)}
@@ -139,8 +148,8 @@ def webp(frames: int) -> bytes:
     frame = b"ANMF" + struct.pack("<I", len(body)) + body
     head = b"VP8X" + struct.pack("<I", 10) + bytes([2, 0, 0, 0, 7, 0, 0, 7, 0, 0])
     head += b"ANIM" + struct.pack("<I", 6) + bytes(6)
-    whole = b"WEBP" + head + frame * frames
-    return b"RIFF" + struct.pack("<I", len(whole)) + whole
+    contents = b"WEBP" + head + frame * frames
+    return b"RIFF" + struct.pack("<I", len(contents)) + contents
 
 
 def apng(frames: int) -> bytes:
@@ -155,13 +164,13 @@ def apng(frames: int) -> bytes:
 
 
 def scans(count: int, side: int = 4000) -> bytes:
-    """A progressive JPEG of `side` pixels squared whose last scan comes again and again."""
+    """Return a progressive JPEG of `side` pixels squared that repeats its last scan `count` times."""
     data = pictures.pillow(Image.new("L", (side, side), 90), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * count + data[-2:]
 
 
-def _beside(*chunks: tuple[bytes, bytes]) -> bytes:
+def _with_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
     return pictures.png(np.zeros((8, 9, 3), np.uint8), *chunks)
 
 
@@ -172,20 +181,20 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "png of 50,000 squared": png_50_000,
     "tiff of 50,000 squared in tiles": lambda: tiles(50_000, 1024),
     "tiff of tiles of one pixel": lambda: tiles(900, 1),
-    "tiff of a tile far larger than the picture": lambda: tiles(64, 4_000_000),
-    "apng of 100,000 pictures": lambda: apng(100_000),
-    "webp of 100,000 pictures": lambda: webp(100_000),
+    "tiff of a tile far larger than the image": lambda: tiles(64, 4_000_000),
+    "apng of 100,000 frames": lambda: apng(100_000),
+    "webp of 100,000 frames": lambda: webp(100_000),
     "progressive jpeg of 1,000 scans": lambda: scans(1000),
-    "png of 800,000 text chunks": lambda: _beside(*[(b"tEXt", b"")] * 800_000),
+    "png of 800,000 text chunks": lambda: _with_chunks(*[(b"tEXt", b"")] * 800_000),
     "jpeg of 800,000 segments": lambda: pictures.pillow(Image.new("L", (8, 8)), "JPEG").replace(
         b"\xff\xd8", b"\xff\xd8" + b"\xff\xfe\0\2" * 800_000, 1
     ),
 }
-# The picture is good, what is beside it is not: it is read, whatever is left out
+# The image is intact, only what comes with it is huge: it must decode
 WEIGHTS: dict[str, Callable[[], bytes]] = {
-    "gif of 100,000 pictures": lambda: gif(100_000),
-    "png with text": lambda: _beside(*[(b"zTXt", b"Comment\0\0" + _ZEROS)] * 100),
-    "png with exif in text": lambda: _beside(*[(b"zTXt", b"Raw profile type exif\0\0" + _ZEROS)] * 100),
-    "png with xmp": lambda: _beside(*[(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + _ZEROS)] * 100),
-    "png with a profile": lambda: _beside(*[(b"iCCP", b"ICC\0\0" + _ZEROS)] * 100),
+    "gif of 100,000 frames": lambda: gif(100_000),
+    "png with text": lambda: _with_chunks(*[(b"zTXt", b"Comment\0\0" + _ZEROS)] * 100),
+    "png with exif in text": lambda: _with_chunks(*[(b"zTXt", b"Raw profile type exif\0\0" + _ZEROS)] * 100),
+    "png with xmp": lambda: _with_chunks(*[(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + _ZEROS)] * 100),
+    "png with a profile": lambda: _with_chunks(*[(b"iCCP", b"ICC\0\0" + _ZEROS)] * 100),
 }

@@ -1,8 +1,9 @@
-"""What several test files share."""
+"""Fixtures and helpers that several test files share."""
 
 import asyncio
 import io
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,27 +12,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# As restorer sets it, which comes too late where a test imports torch first: threads that wait for each other
-# then spin for so long that a busy machine takes several times as long
+# restorer/__init__.py sets this too, but too late if a test imports torch first
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches a model; those of the download ask a server of their own
-os.environ["AUTO_CPU_MEGAPIXELS"] = (
-    "0"  # "auto" is the built-in model, which is quick, but where it is tested
-)
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests of downloads use a local server
+os.environ["AUTO_CPU_MEGAPIXELS"] = "0"  # "auto" is the built-in model, which is fast, unless a test sets it
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real weights and pictures that lies beside some checkouts."""
+    """The folder of real weights and images that some checkouts have beside them."""
     folder = Path(os.environ.get("RESTORER_SHARED", Path(__file__).resolve().parents[2] / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"needs the real weights and pictures in {folder} (or RESTORER_SHARED)")
+        pytest.skip(f"needs real weights and images in {folder} (or RESTORER_SHARED)")
     return folder
 
 
 @pytest.fixture(scope="session")
 def servers():
-    """Starts servers that fail at a step."""
+    """Start servers that fail at a chosen step."""
     from tests.crashing import Servers
 
     servers = Servers()
@@ -45,7 +43,7 @@ def rng() -> np.random.Generator:
 
 
 def photo_like(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """(height, width, 3) uint8 with smooth areas, edges and a little noise, as a photo has."""
+    """Return (height, width, 3) uint8 with smooth areas, edges and a little noise."""
     y, x = np.mgrid[0:height, 0:width]
     base = np.stack([128 + 90 * np.sin(x / 9 + c) * np.cos(y / 7 - c) for c in range(3)], axis=2)
     base[height // 3 : height // 2, width // 4 : width // 2] = rng.integers(0, 256, 3)
@@ -53,14 +51,14 @@ def photo_like(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """A file of (height, width, channels) pixels."""
+    """Encode (height, width, channels) uint8 pixels as PNG."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Wait for a condition that holds sooner or later on any machine, however busy."""
+    """Wait until a condition holds; the timeout is long enough for a busy machine."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{condition} did not hold within {seconds:g} s"
@@ -68,22 +66,29 @@ def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 def taken(steps: AsyncIterator) -> list:
-    """All that an asynchronous generator yields."""
+    """Return everything that an asynchronous generator yields."""
 
-    async def take() -> list:
+    async def collect() -> list:
         return [step async for step in steps]
 
-    return asyncio.run(take())
+    return asyncio.run(collect())
+
+
+def sampled(items: list, count: int) -> list:
+    """Return a seeded sample of a long sweep; all of it with SWEEP=all, which `make stress` sets."""
+    if os.environ.get("SWEEP") == "all" or len(items) <= count:
+        return items
+    return random.Random(7).sample(items, count)
 
 
 def save_quick_and_slow(folder: Path) -> None:
-    """Two networks of one's own below a server's folder: custom/quick and custom/slow."""
+    """Write the models custom/quick and custom/slow below a server's folder."""
     save_network(folder / "weights/custom/quick.safetensors", seed=1)
     save_network(folder / "weights/custom/slow.safetensors", seed=2, features=64, convs=16)
 
 
 def save_network(path: Path, *, seed: int, scale: int = 4, features: int = 8, convs: int = 2) -> None:
-    """Write a seeded SRVGGNetCompact as .pth or .safetensors: small, quick, and like no other seed's."""
+    """Write a small SRVGGNetCompact with seeded weights as .pth or .safetensors."""
     import safetensors.torch
     import torch
 

@@ -1,9 +1,15 @@
-"""`python tests/crashing.py`: servers that die or find no room at a step, forked from one that is imported.
+"""`python tests/crashing.py`: fork servers that are killed, hang or run out of disk space at a step.
 
-Each line of standard input is a JSON object: folder, port, and how it fails: at the step of that number it
-is killed ("kill"), finds the disk full once ("once") or as long as the file "full" is there ("full"), or
-at the tile of that number it hangs ("hang", with "patience" for the deadline).
-"file" limits the bytes of a file. The process number is answered; the steps are written to folder/steps.
+Each line of standard input is a JSON object with
+
+    folder, port
+    fault           "kill": die at step number `at`; "once": find the disk full at that step; "full": find it
+                    full from that step on while the file folder/full exists; "hang": hang at tile number `at`
+    timeout         of the watchdog in seconds
+    queue           how many jobs may wait
+    max_file_bytes  limit on the size of a file
+
+The process id is written to standard output, the steps to folder/steps.
 """
 
 import errno
@@ -22,15 +28,15 @@ from pathlib import Path
 
 import httpx
 
-_FILE_STEPS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
+_FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 
 
 class Steps:
-    """Counts what a server does with its files, its tiles, and the beginnings of its stages."""
+    """Count a server's file operations, tiles and stages, and fail at one of them."""
 
     def __init__(self, folder: Path, fault: str, at: int) -> None:
         self.fault, self.at, self.count, self.folder = fault, at, 0, folder
-        self.places = [str(folder / name) for name in ("uploads", "processed")]
+        self.watched = tuple(str(folder / name) for name in ("uploads", "processed"))
         self.log = os.open(folder / "steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def step(self, name: str) -> None:
@@ -44,18 +50,18 @@ class Steps:
         if full or (self.fault == "once" and self.count == self.at):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def audit(self, event: str, given: tuple) -> None:
-        if event not in _FILE_STEPS or not str(given[0]).startswith(tuple(self.places)):
+    def audit(self, event: str, arguments: tuple) -> None:
+        if event not in _FILE_EVENTS or not str(arguments[0]).startswith(self.watched):
             return
-        if event == "open" and not (isinstance(given[1], str) and set(given[1]) & set("wax+")):
+        if event == "open" and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
             return
         if event in ("os.remove", "os.rmdir") and self.fault in ("once", "full"):
-            return  # there is always room to delete
-        name = Path(str(given[0])).name
+            return  # deleting needs no space
+        name = Path(str(arguments[0])).name
         self.step(f"{event} {'.part' if name.endswith('.part') else name if len(name) < 30 else 'id'}")
 
 
-def serve(asked: dict) -> None:
+def serve(request: dict) -> None:
     import gradio
     import uvicorn
 
@@ -67,12 +73,12 @@ def serve(asked: dict) -> None:
     from restorer.web.settings import Settings
     from restorer.web.ui import layout
 
-    folder = Path(asked["folder"])
+    folder = Path(request["folder"])
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
-    layout.build = lambda service: gradio.Blocks()  # the page has tests of its own
+    layout.build = lambda service: gradio.Blocks()  # the page is not tested here
     settings = Settings(
         upload_folder=folder / "uploads",
         processed_folder=folder / "processed",
@@ -80,36 +86,36 @@ def serve(asked: dict) -> None:
         model="custom/quick",
         device="cpu:torch",
         min_free_disk_mb=0,
-        watchdog_timeout=asked.get("patience", 900),
-        max_queue=asked.get("queue", 20),
+        watchdog_timeout=request.get("timeout", 900),
+        max_queue=request.get("queue", 20),
     )
     app = server.asgi(settings)
-    steps = Steps(folder, asked.get("fault", ""), asked.get("at", 0))
+    steps = Steps(folder, request.get("fault", ""), request.get("at", 0))
 
-    def before(module: object, name: str, said: str) -> None:
-        really = getattr(module, name)
+    def count_calls(owner: object, function: str, step: str) -> None:
+        real = getattr(owner, function)
 
-        def stepped(*given, **options):
-            steps.step(said)
-            return really(*given, **options)
+        def counted(*args, **kwargs):
+            steps.step(step)
+            return real(*args, **kwargs)
 
-        setattr(module, name, stepped)
+        setattr(owner, function, counted)
 
     if steps.fault in ("", "kill", "hang"):
-        before(sandbox, "_photo", "decode")
-        before(result.encode, "encode", "encode")
-        before(tiling._Watched, "_answers", "tile")
-        before(jobs.Jobs, "begin", "begin")
-    before(os, "fsync", "fsync")  # a full disk may be told of as late as this
+        count_calls(sandbox, "_read_photo", "decode")
+        count_calls(result.encode, "encode", "encode")
+        count_calls(tiling._Watched, "_answers", "tile")
+        count_calls(jobs.Jobs, "begin", "begin")
+    count_calls(os, "fsync", "fsync")  # which may be the first to report a full disk
     assert result.encode is encode
     sys.addaudithook(steps.audit)
-    if limit := asked.get("file"):
+    if limit := request.get("max_file_bytes"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    uvicorn.run(app, host="127.0.0.1", port=asked["port"], log_level="warning")
+    uvicorn.run(app, host="127.0.0.1", port=request["port"], log_level="warning")
 
 
 class Servers:
-    """Starts such servers; those still running are killed at the end."""
+    """Start such servers; each is killed when its context exits."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -122,14 +128,14 @@ class Servers:
         )
 
     @contextmanager
-    def running(self, folder: Path, **fault: object) -> Iterator["Served"]:
+    def running(self, folder: Path, **options: object) -> Iterator["Served"]:
         import socket
 
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         assert self._parent.stdin and self._parent.stdout
-        self._parent.stdin.write(json.dumps({"folder": str(folder), "port": port, **fault}) + "\n")
+        self._parent.stdin.write(json.dumps({"folder": str(folder), "port": port, **options}) + "\n")
         self._parent.stdin.flush()
         served = Served(int(self._parent.stdout.readline()), f"http://127.0.0.1:{port}", folder)
         try:
@@ -144,6 +150,8 @@ class Servers:
 
 
 class Served:
+    """A running server and a client of it."""
+
     def __init__(self, pid: int, address: str, folder: Path) -> None:
         self.pid, self.folder = pid, folder
         self.client = httpx.Client(base_url=address, timeout=60)
@@ -161,7 +169,7 @@ class Served:
 
     def kill(self) -> None:
         self.kill_now()
-        while Path(f"/proc/{self.pid}").exists():  # its threads too, which may be at work for the disk
+        while Path(f"/proc/{self.pid}").exists():  # its threads may still be writing to the disk
             time.sleep(0.01)
         self.client.close()
 
@@ -174,44 +182,44 @@ class Served:
             except httpx.HTTPError:
                 time.sleep(0.02)
         if self.alive:
-            raise AssertionError("the server did not come up")
+            raise AssertionError("the server did not start")
 
     def post(self, *files: tuple[str, bytes], **options: str) -> httpx.Response | None:
-        """The answer to a job; None from a server that died meanwhile."""
+        """Submit a job and return the answer; None if the server died meanwhile."""
         try:
             return self.client.post("/enhance", files=[("files", file) for file in files], data=options)
         except httpx.HTTPError:
             return None
 
     def ended(self, job_id: str, seconds: float = 60) -> dict | None:
-        """What is told of a job that has ended; None from a server that died meanwhile."""
+        """Wait for a job to end and return its status; None if the server died meanwhile."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
-                told = self.client.get(f"/status/{job_id}").json()
+                status = self.client.get(f"/status/{job_id}").json()
             except httpx.HTTPError:
                 return None
-            if told["status"] not in ("queued", "processing"):
-                return told
+            if status["status"] not in ("queued", "processing"):
+                return status
             time.sleep(0.02)
-        raise AssertionError(f"not ended: {told}\n{(self.folder / 'log').read_text()[-3000:]}")
+        raise AssertionError(f"not ended: {status}\n{(self.folder / 'log').read_text()[-3000:]}")
 
 
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    import torch  # noqa: F401  what takes seconds, once
+    import torch  # noqa: F401  imported once, as it takes seconds
 
     from restorer.models import architectures  # noqa: F401
     from restorer.web import server  # noqa: F401
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are nobody's to wait for
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped automatically
     for line in sys.stdin:
         pid = os.fork()
         if not pid:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try:
                 serve(json.loads(line))
-            except BaseException:  # noqa: BLE001  this is no parent's to see: to the log, and out
+            except BaseException:  # noqa: BLE001  must not reach the parent's loop
                 traceback.print_exc()
             os._exit(1)
         print(pid, flush=True)  # noqa: T201

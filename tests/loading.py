@@ -1,15 +1,19 @@
-"""Clients by the hundred, in bare asyncio: they cost less than what they ask for."""
+"""Hundreds of HTTP clients in bare asyncio, which cost less than the server they load."""
 
 import asyncio
 import json
 import time
 from typing import NamedTuple
 
-_BITS = 60  # in which a slow body comes
+_CHUNKS = 60  # of a slow body
 
 
 class Answer(NamedTuple):
-    """seconds  from the first byte sent to the last one received; status 0: closed without an answer."""
+    """An HTTP response.
+
+    status   0 if the connection was closed without one
+    seconds  from the first byte sent to the last one received
+    """
 
     status: int
     headers: dict[str, str]
@@ -18,7 +22,7 @@ class Answer(NamedTuple):
 
 
 def form(data: bytes, name: str = "a.png", **options: str) -> tuple[bytes, bytes]:
-    """The head and the body of a POST to /enhance."""
+    """Return head and body of a POST to /enhance."""
     parts = [
         f'Content-Disposition: form-data; name="{key}"\r\n\r\n{text}'.encode()
         for key, text in options.items()
@@ -37,21 +41,21 @@ def get(path: str) -> tuple[bytes, bytes]:
 
 
 async def ask(port: int, request: tuple[bytes, bytes], *, slowly: float = 0) -> Answer:
-    """One request; `slowly` seconds pass while its body is sent in bits."""
+    """Send a request, its body in chunks over `slowly` seconds, and return the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head, body = request
     start = time.perf_counter()
     writer.write(head if slowly else head + body)
     sending = asyncio.create_task(_drip(writer, body, slowly)) if slowly else None
     try:
-        got = await reader.read()
+        received = await reader.read()
     except ConnectionError:
-        got = b""
+        received = b""
     seconds = time.perf_counter() - start
     if sending:
         sending.cancel()
     writer.close()
-    lines, _, rest = got.partition(b"\r\n\r\n")
+    lines, _, rest = received.partition(b"\r\n\r\n")
     first, *more = lines.decode("latin-1").split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in more)}
     return Answer(int(first.split()[1]) if first else 0, headers, rest, seconds)
@@ -59,18 +63,19 @@ async def ask(port: int, request: tuple[bytes, bytes], *, slowly: float = 0) -> 
 
 async def _drip(writer: asyncio.StreamWriter, body: bytes, seconds: float) -> None:
     try:
-        step = -(-len(body) // _BITS)
+        step = -(-len(body) // _CHUNKS)
         for start in range(0, len(body), step):
             writer.write(body[start : start + step])
             await writer.drain()
-            await asyncio.sleep(seconds / _BITS)
+            await asyncio.sleep(seconds / _CHUNKS)
     except ConnectionError:
         return
 
 
 async def ended(port: int, job: str) -> dict:
+    """Wait for a job to end and return its status."""
     while True:
-        told = json.loads((await ask(port, get(f"/status/{job}"))).body)
-        if told["status"] not in ("queued", "processing"):
-            return told
+        status = json.loads((await ask(port, get(f"/status/{job}"))).body)
+        if status["status"] not in ("queued", "processing"):
+            return status
         await asyncio.sleep(0.1)

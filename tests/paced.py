@@ -1,6 +1,6 @@
-"""`python tests/paced.py`: the app, whose steps with custom/slow take at least PACE seconds on any processor.
+"""`python tests/paced.py`: the app, with at least PACE seconds per step of custom/slow on any processor.
 
-PACE is "inf" for a first tile that never ends. A step is a tile or a face; one more precedes the first.
+With PACE=inf the first step never ends. A step is a tile or a face; one more precedes the first.
 """
 
 import os
@@ -29,9 +29,9 @@ def restore(
         time.sleep(PACE)
 
     slow = options.get("model", self.options.model) == "custom/slow"
-    return really(self, data, progress=paced if slow else progress, **options)
+    return real_restore(self, data, progress=paced if slow else progress, **options)
 
 
 if __name__ == "__main__":
-    really, Restorer.restore = Restorer.restore, restore
+    real_restore, Restorer.restore = Restorer.restore, restore
     app.main()

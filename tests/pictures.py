@@ -1,4 +1,4 @@
-"""Picture files for tests, made by other libraries' writers or byte by byte, never by ours."""
+"""Image files for tests, written by other libraries or byte by byte, never by our own encoders."""
 
 import io
 import struct
@@ -30,7 +30,7 @@ GPS_MARKS = (b"52,31", b"13,24", b"3141/100", b"GPSMARK")
 def noise(
     rng: np.random.Generator, height: int, width: int, channels: int = 3, deep: bool = False
 ) -> np.ndarray:
-    """(H, W) for one channel, else (H, W, channels); uint8 or uint16 over the whole range."""
+    """Return (H, W) for one channel, else (H, W, channels); uint8 or uint16 over the full range."""
     shape = (height, width) if channels == 1 else (height, width, channels)
     return rng.integers(0, 65536 if deep else 256, shape, dtype=np.uint16 if deep else np.uint8)
 
@@ -55,10 +55,10 @@ def heic(image: Image.Image, **options: object) -> bytes:
 
 
 def deep_heic(samples: np.ndarray, bits: int, **options: object) -> bytes:
-    """Of (H, W, 3) uint16 samples of `bits` bits, without loss."""
+    """Encode (H, W, 3) uint16 samples of `bits` bits losslessly."""
     out = io.BytesIO()
     source = pillow_heif.from_bytes(f"RGB;{bits}", samples.shape[1::-1], samples.tobytes())
-    # Matrix 0: the samples are RGB
+    # Matrix coefficients 0: no conversion to YCbCr
     source.save(out, quality=-1, chroma=444, matrix_coefficients=0, **options)
     return out.getvalue()
 
@@ -68,7 +68,7 @@ def deep_avif(samples: np.ndarray, bits: int) -> bytes:
 
 
 def png(samples: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG with further chunks before the pixels."""
+    """Encode a PNG with extra chunks before the pixels."""
     plain = imagecodecs.png_encode(np.ascontiguousarray(samples))
     return plain[:33] + b"".join(chunk(*one) for one in chunks) + plain[33:]
 
@@ -80,14 +80,14 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 def raw_png(
     width: int, height: int, bits: int, kind: int, rows: bytes, *chunks: tuple[bytes, bytes]
 ) -> bytes:
-    """A PNG of filtered rows as they are given."""
+    """Build a PNG from rows that are already filtered, each after its filter type."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
     body = b"".join(chunk(*one) for one in chunks) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + head + body
 
 
 def segment(data: bytes, marker: int, body: bytes) -> bytes:
-    """A JPEG with a further segment right after its beginning."""
+    """Insert a segment right after the start of a JPEG."""
     return data[:2] + struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body + data[2:]
 
 
@@ -104,12 +104,12 @@ def exif_block(
     *,
     thumbnail: bytes = b"",
 ) -> bytes:
-    """An EXIF block; each dict maps a tag to (kind, values), where values are bytes or numbers.
+    """Build an EXIF block; each dict maps a tag to (type, values), where values are bytes or numbers.
 
-    A thumbnail makes a second directory, as cameras write it.
+    A thumbnail goes into a second directory, as in camera files.
     """
     first, exif = dict(first), dict(exif or {})
-    # Pointers have a fixed length: lay everything out with zeros, then again with the offsets found
+    # Pointers have a fixed length: the first pass finds the offsets, the second writes them
     offsets = {"exif": 0, "gps": 0, "interop": 0, "next": 0, "jpeg": 0}
     for _ in range(2):
         if interop:
@@ -153,7 +153,7 @@ def directory(order: str, tags: dict, at: int, following: int) -> bytes:
 
 
 def camera_exif(order: str = "<", orientation: int = 1, *, width: int = 40, height: int = 30) -> bytes:
-    """What a camera writes, with a place, notes of its maker and a thumbnail."""
+    """Return a block such as cameras write, with GPS position, maker note and thumbnail."""
     return exif_block(
         order,
         {

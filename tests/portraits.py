@@ -1,4 +1,4 @@
-"""Faces whose place is known, photos to put them in, and networks with answers that can be foretold."""
+"""Faces at known positions, photos to hold them, and stand-in networks with predictable outputs."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from restorer.faces import align, pipeline
 from restorer.faces.detect import Detection
 from restorer.faces.paste import Face
 
-WAVE = 170  # pixels from crest to crest: slow enough to survive every interpolation within a level
+WAVE = 170  # pixels per period: long enough that interpolation changes no sample by more than a level
 
 
 def landmarks(x: float, y: float, side: float, angle: float = 0.0) -> np.ndarray:
-    """The template's face with the middle of its crop at (x, y), the crop `side` wide, turned by degrees."""
+    """The template's landmarks for a crop centred at (x, y), `side` wide, rotated by `angle` degrees."""
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-    turn = np.array([(cos, -sin), (sin, cos)]) * side / align.SIDE
-    return (align.TEMPLATE - (align.SIDE - 1) / 2) @ turn.T + (x, y)
+    linear = np.array([(cos, -sin), (sin, cos)]) * side / align.SIDE
+    return (align.TEMPLATE - (align.SIDE - 1) / 2) @ linear.T + (x, y)
 
 
 def detection(x: float, y: float, side: float, angle: float = 0.0, score: float = 0.9) -> Detection:
@@ -25,7 +25,7 @@ def detection(x: float, y: float, side: float, angle: float = 0.0, score: float 
 
 
 def smooth(height: int, width: int, *, dtype: type = np.uint8, outscale: float = 1, wave: float = WAVE):
-    """A photo of slow waves, or the same one enlarged: sampled there, at pixel centres, not interpolated."""
+    """A photo of slow waves, or the same enlarged: sampled at its pixel centres, not interpolated."""
     y, x = (
         (np.mgrid[: round(height * outscale), : round(width * outscale)] + 0.5) / outscale * 2 * np.pi / wave
     )
@@ -34,22 +34,22 @@ def smooth(height: int, width: int, *, dtype: type = np.uint8, outscale: float =
 
 
 def stripes(crop: np.ndarray, *, down: bool = False, height: float = 0.12) -> np.ndarray:
-    """The crop with fine stripes, which have no colour of their own: detail such as a network adds."""
+    """The crop with fine colourless stripes: detail such as a network adds."""
     along = np.arange(align.SIDE) // 8 % 2 * 2 - 1.0
-    added = (along[:, None, None] if down else along[None, :, None]) * height * np.iinfo(crop.dtype).max
-    return shifted(crop, added)
+    detail = (along[:, None, None] if down else along[None, :, None]) * height * np.iinfo(crop.dtype).max
+    return shifted(crop, detail)
 
 
 def shifted(crop: np.ndarray, by: np.ndarray | Sequence[float]) -> np.ndarray:
     return np.clip(np.rint(crop + np.asarray(by, float)), 0, np.iinfo(crop.dtype).max).astype(crop.dtype)
 
 
-def restored(pixels: np.ndarray, places: Sequence[tuple], change=lambda crop: crop.copy()) -> list[Face]:
-    """Faces at (x, y, side[, angle]) of the photo, each crop changed by a function."""
-    faces = pipeline.crop_faces(pixels, [detection(*place) for place in places], large=True)
+def restored(pixels: np.ndarray, positions: Sequence[tuple], change=lambda crop: crop.copy()) -> list[Face]:
+    """Faces at (x, y, side[, angle]) in the photo, each crop restored by `change`."""
+    faces = pipeline.crop_faces(pixels, [detection(*position) for position in positions], large=True)
     return list(pipeline.restore(faces, lambda crops: [change(crop) for crop in crops]))
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(H, W): how many levels apart, in the channel where it is most."""
+    """(H, W): the largest difference of any channel, in levels."""
     return np.abs(one.astype(int) - other.astype(int)).max(2)

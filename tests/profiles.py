@@ -1,4 +1,4 @@
-"""Colour profiles for tests, built byte by byte (ICC.1:2001-04, version 2), and what their values mean."""
+"""Colour profiles for tests, built byte by byte (ICC.1:2001-04, version 2), and their CIE Lab values."""
 
 import struct
 
@@ -14,12 +14,12 @@ _PRIMARIES = {
     "linear": [(0.640, 0.330), (0.300, 0.600), (0.150, 0.060)],
 }
 _ADOBE_GAMMA = 563 / 256
-# Light that each ink lets through, in linear sRGB: mild enough for every mixture to lie within sRGB
+# Transmittance of each ink in linear sRGB: high enough for every mixture to lie within sRGB
 _INKS = np.array([[0.10, 0.35, 0.55], [0.55, 0.08, 0.25], [0.75, 0.55, 0.08], [0.06, 0.06, 0.06]])
 
 
 def rgb(name: str) -> bytes:
-    """A display profile: "srgb", "p3", "adobe" or "linear" (linear light with the primaries of sRGB)."""
+    """Build a display profile: "srgb", "p3", "adobe" or "linear" (linear light with sRGB primaries)."""
     red, green, blue = _colorants(name).T
     curve = {"adobe": _gamma(563), "linear": _curve([])}.get(name, _curve(_srgb_table()))
     tags = {b"rXYZ": _xyz(red), b"gXYZ": _xyz(green), b"bXYZ": _xyz(blue)}
@@ -27,29 +27,29 @@ def rgb(name: str) -> bytes:
 
 
 def grey(*, linear: bool = False) -> bytes:
-    """A grey profile of gamma 1.8 or of linear light."""
+    """Build a grey profile of gamma 1.8 or of linear light."""
     return _profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": _curve([]) if linear else _gamma(round(1.8 * 256))})
 
 
 def cmyk() -> bytes:
-    """A printer profile of two steps an ink, to Lab."""
+    """Build a printer profile to Lab with two nodes per ink."""
     nodes = np.stack(np.meshgrid(*[[0, 1]] * 4, indexing="ij"), axis=-1).reshape(-1, 4)
     measured = _node_lab(nodes)
-    # The table for "perceptual" is another one, as in real profiles
+    # The perceptual table differs from the colorimetric one, as in real profiles
     return _profile(b"prtr", b"CMYK", b"Lab ", {b"A2B0": _lut(measured // 2 + 64), b"A2B1": _lut(measured)})
 
 
 def cmyk_lab(inks: np.ndarray) -> np.ndarray:
-    """CIE Lab of (..., 4) uint8 inks in cmyk(), by interpolation in its table."""
-    share = inks[..., None, :] / 255
+    """Return CIE Lab of (..., 4) uint8 inks in cmyk(), interpolated in its table."""
+    coverage = inks[..., None, :] / 255
     nodes = np.stack(np.meshgrid(*[[0, 1]] * 4, indexing="ij"), axis=-1).reshape(-1, 4)
-    weights = np.where(nodes == 1, share, 1 - share).prod(axis=-1)
+    weights = np.where(nodes == 1, coverage, 1 - coverage).prod(axis=-1)
     table = _node_lab(nodes).astype(float)
     return weights @ np.column_stack([table[:, 0] / 2.55, table[:, 1] - 128, table[:, 2] - 128])
 
 
 def rgb_lab(values: np.ndarray, name: str) -> np.ndarray:
-    """CIE Lab (D50) of (..., 3) values in [0, 1] of the profile rgb(name)."""
+    """Return CIE Lab (D50) of (..., 3) values in [0, 1] in the profile rgb(name)."""
     if name == "adobe":
         light = values**_ADOBE_GAMMA
     elif name == "linear":
@@ -67,14 +67,14 @@ def _lab(xyz: np.ndarray) -> np.ndarray:
 
 
 def _node_lab(nodes: np.ndarray) -> np.ndarray:
-    """Lab in the eight-bit encoding of lut8 at the table's nodes."""
+    """Return Lab at the table's nodes, in the 8-bit encoding of lut8Type."""
     light = np.where(nodes[..., None] == 1, _INKS, 1).prod(axis=-2)
     lab = _lab(light @ _colorants("srgb").T)
     return np.rint(lab * [2.55, 1, 1] + [0, 128, 128]).clip(0, 255).astype(np.uint8)
 
 
 def _colorants(name: str) -> np.ndarray:
-    """Linear RGB to XYZ adapted to D50, (3, 3)."""
+    """Return the (3, 3) matrix from linear RGB to XYZ, adapted to D50."""
     x, y = np.array(_PRIMARIES[name]).T
     columns = np.array([x / y, np.ones(3), (1 - x - y) / y])
     white = np.array([_D65[0] / _D65[1], 1, (1 - _D65.sum()) / _D65[1]])
@@ -90,7 +90,7 @@ def _srgb_table() -> list[int]:
 
 
 def _lut(lab: np.ndarray) -> bytes:
-    """A lut8Type of four channels, two steps each, to Lab."""
+    """Build a lut8Type from four channels, two nodes each, to Lab."""
     ramp = bytes(range(256))
     matrix = struct.pack(">9i", *(65536 if i in (0, 4, 8) else 0 for i in range(9)))
     return b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix + ramp * 4 + lab.tobytes() + ramp * 3

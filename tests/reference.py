@@ -1,4 +1,4 @@
-"""RealESRGANer as installed, and photos that every checkout has, for tests that compare pixels with it."""
+"""The installed RealESRGANer, and photos of every checkout, for pixel comparisons."""
 
 import warnings
 from pathlib import Path
@@ -17,19 +17,19 @@ _NOISY = Path(__file__).parents[1] / "assets/benchmark"
 
 
 def realesrganer(arch: str, parameters: dict, path: Path) -> "RealESRGANer":
-    """It on a .pth file of that network: whole pictures, float32, no extra padding."""
+    """RealESRGANer with the .pth file of a network: untiled, float32, without padding."""
     compat.install()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from realesrgan import RealESRGANer
 
-    module, fixed = architectures._CLASSES[arch]
-    network = compat.load(module, arch)(**fixed, **parameters)
+    module, fixed_parameters = architectures._CLASSES[arch]
+    network = compat.load(module, arch)(**fixed_parameters, **parameters)
     return RealESRGANer(4, str(path), model=network, tile=0, pre_pad=0, half=False, device="cpu")
 
 
 def by_reference(reference: "RealESRGANer", file: Path) -> np.ndarray:
-    """(H, W, C) as RGB or RGBA, or (H, W) grey."""
+    """The upscaled file, (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) grey."""
     out, _ = reference.enhance(cv2.imread(str(file), cv2.IMREAD_UNCHANGED), outscale=4)
     return out if out.ndim == 2 else np.dstack([out[..., 2::-1], out[..., 3:]])
 

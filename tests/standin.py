@@ -1,6 +1,6 @@
-"""`python tests/standin.py`: the app with stand-ins for the models of faces, for tests and pictures.
+"""`python tests/standin.py`: the app with stand-ins for the face models, for tests and screenshots.
 
-An unsharp mask in place of GFPGAN, and, where YuNet is absent, a detector that sees two faces in every photo.
+An unsharp mask replaces GFPGAN; without YuNet, a fake detector returns two faces for every photo.
 """
 
 import sys
@@ -17,7 +17,7 @@ from restorer.faces.engine import FaceEngine
 from restorer.models import registry, sources
 from restorer.progress import Progress
 
-FACES = ((0.3, 0.5, 0.3), (0.7, 0.5, 0.25))  # middle and side of each, in parts of the photo's sides
+FACES = ((0.3, 0.5, 0.3), (0.7, 0.5, 0.25))  # centre x, y and side of each, as fractions of the photo
 
 
 class Sharpen(torch.nn.Module):
@@ -33,8 +33,8 @@ class Sharpen(torch.nn.Module):
 def two_faces(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     height, width = pixels.shape[:2]
     size = np.array([(side * min(height, width) / align.SIDE,) for _, _, side in FACES])
-    middle = np.array([(x * width, y * height) for x, y, _ in FACES])
-    landmarks = (align.TEMPLATE - align.SIDE / 2)[None] * size[..., None] + middle[:, None]
+    centre = np.array([(x * width, y * height) for x, y, _ in FACES])
+    landmarks = (align.TEMPLATE - align.SIDE / 2)[None] * size[..., None] + centre[:, None]
     boxes = np.concatenate([landmarks.min(1) - 60 * size, landmarks.max(1) + 60 * size], axis=1)
     return boxes, np.array([0.9, 0.8]), landmarks
 
@@ -46,9 +46,9 @@ def load(
         return FaceEngine(Sharpen(), device=torch.device("cpu"))
     if model.kind == "detect" and not sources.is_present(model, weights):
         return two_faces
-    return really(model, weights, progress=progress, **options)
+    return real_load(model, weights, progress=progress, **options)
 
 
 if __name__ == "__main__":
-    really, networks.load = networks.load, load
+    real_load, networks.load = networks.load, load
     app.main()

@@ -8,38 +8,38 @@ from torch import nn
 from bench import growth, lines, peers, rounds, subjects, table
 
 
-def test_rounds_interleave_and_each_begins_one_further():
+def test_rounds_are_interleaved_with_a_rotating_start():
     called = []
     runs = {name: lambda name=name: called.append(name) or name.upper() for name in "abc"}
-    seconds, kept = rounds.interleaved(runs, rounds=4, keep=lambda out: out * 2)
+    seconds, outputs = rounds.interleaved(runs, rounds=4, keep=lambda out: out * 2)
     assert "".join(called) == "abcbcacababc"
-    assert kept == {"a": "AA", "b": "BB", "c": "CC"}
+    assert outputs == {"a": "AA", "b": "BB", "c": "CC"}
     assert {name: len(own) for name, own in seconds.items()} == {"a": 4, "b": 4, "c": 4}
 
 
-def test_a_ratio_is_taken_within_each_round():
-    found = rounds.summary({"restorer": [1.0, 10.0, 2.0], "peer": [2.0, 30.0, 2.0]})
-    assert found["peer"] == {"min": 2.0, "median": 2.0, "ratio": 2.0}  # medians alone would say 1
-    assert found["restorer"] == {"min": 1.0, "median": 2.0, "ratio": 1.0}
+def test_ratio_is_the_median_of_the_rounds():
+    result = rounds.summary({"restorer": [1.0, 10.0, 2.0], "peer": [2.0, 30.0, 2.0]})
+    assert result["peer"] == {"min": 2.0, "median": 2.0, "ratio": 2.0}  # medians alone would say 1
+    assert result["restorer"] == {"min": 1.0, "median": 2.0, "ratio": 1.0}
 
 
-def test_work_is_that_of_the_facts():
+def test_flops_of_known_networks():
     compact = subjects._SHAPES[subjects.GENERAL]
     network = _network(*compact)
     assert subjects.flops(network) == pytest.approx(2.418e6, rel=1e-3)
     assert subjects.flops(nn.Conv2d(3, 8, 3, padding=1)) == 2 * 3 * 8 * 9
 
 
-def test_levels_are_clipped_rounded_and_turned():
+def test_levels_are_clipped_rounded_and_transposed():
     planes = torch.tensor([[[[-1.0, 0.5]], [[0.1, 2.0]], [[1.0, 0.0]]]])
     assert np.array_equal(peers.levels(planes), [[[0, 26, 255], [128, 255, 0]]])
     done = np.zeros((2, 2, 3), np.uint8)
     assert peers.levels(done) is done
 
 
-def test_wrong_pixels_are_found():
-    told = {"good": {"psnr": 61.0}, "bad": {"psnr": 59.0}, "unlike": {"psnr": None}}
-    assert lines.wrong({"same_from": 60.0, "contestants": told}) == ["bad"]
+def test_wrong_pixels_are_reported():
+    contestants = {"good": {"psnr": 61.0}, "bad": {"psnr": 59.0}, "unlike": {"psnr": None}}
+    assert lines.wrong({"same_from": 60.0, "contestants": contestants}) == ["bad"]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_wrong_pixels_are_found():
         (("network", subjects.LITE, "128 x 128"), {"RealESRGANer": 1.1}, False, 0),
         (("file", subjects.GENERAL, "256 x 256"), {"RealESRGANer": 1.49}, False, 1),
         (("file", subjects.GENERAL, "256 x 256, opaque RGBA"), {"RealESRGANer": 2.9}, False, 1),
-        (("file", subjects.X4PLUS, "128 x 128, 2x asked"), {"RealESRGANer": 3.4}, False, 1),
+        (("file", subjects.X4PLUS, "128 x 128, 2x"), {"RealESRGANer": 3.4}, False, 1),
         (("folder", subjects.GENERAL, "8 of 1024 x 1024"), {"RealESRGANer": 4.9}, True, 1),
         (("folder", subjects.GENERAL, "8 of 1024 x 1024"), {"RealESRGANer": 4.9}, False, 0),
         (("network", subjects.X4PLUS, "512 x 512"), {"RealESRGANer": 1.3}, True, 1),
@@ -58,15 +58,15 @@ def test_wrong_pixels_are_found():
         (("faces", "GFPGAN", "8 faces"), {"GFPGANer": 3.9}, True, 1),
     ],
 )
-def test_what_is_aimed_at_and_not_reached_is_told(line, ratios, gpu, missed):
-    told = {"restorer": {"median": 0.027, "ratio": 1.0}}
-    told |= {name: {"median": 0.027 * ratio, "ratio": ratio} for name, ratio in ratios.items()}
+def test_missed_goals_are_listed(line, ratios, gpu, missed):
+    contestants = {"restorer": {"median": 0.027, "ratio": 1.0}}
+    contestants |= {name: {"median": 0.027 * ratio, "ratio": ratio} for name, ratio in ratios.items()}
     figure, network, photo = line
-    found = lines.missed({"figure": figure, "network": network, "photo": photo, "contestants": told}, gpu=gpu)
-    assert len(found) == missed
+    line = {"figure": figure, "network": network, "photo": photo, "contestants": contestants}
+    assert len(lines.missed(line, gpu=gpu)) == missed
 
 
-def test_a_full_run_has_every_size_of_every_network():
+def test_full_run_has_every_size_of_every_network():
     full = lines.every((256, 512))
     assert len(set(full)) == len(full)
     for name in subjects.NAMES:
@@ -74,7 +74,7 @@ def test_a_full_run_has_every_size_of_every_network():
     assert {line.network for line in full if line.twice} == {subjects.X4PLUS}
 
 
-def test_tables_have_a_row_a_line_and_a_column_a_contestant():
+def test_tables_have_a_row_per_line_and_a_column_per_contestant():
     ours = {"median": 0.5, "min": 0.25, "ratio": 1.0, "gflops": 80.0}
     peer = {"median": 1.25, "min": 1.0, "ratio": 2.5, "gflops": 20.0}
     network = {"figure": "network", "network": "n", "photo": "8 x 8"}
@@ -103,7 +103,7 @@ def test_tables_have_a_row_a_line_and_a_column_a_contestant():
     assert "Left out: other (not here)" in text
 
 
-def test_growth_is_fitted_where_tiles_have_their_full_size():
+def test_growth_is_fitted_to_full_size_tiles():
     def point(megapixels, memory):
         return growth.Point(megapixels, 2 + 0.5 * megapixels, round(memory), 0)
 

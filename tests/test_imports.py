@@ -1,4 +1,4 @@
-"""The direction of imports: lower layers never import higher ones, and torch stays out of most of them."""
+"""Lower layers never import higher ones, and most of them do not import torch."""
 
 import ast
 import subprocess
@@ -6,10 +6,12 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import restorer
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "restorer"
 
-# From the bottom up; a module imports from its own layer and the ones above it in this list
+# From the bottom up; a module imports only from its own layer and from earlier ones in this list
 LAYERS = [
     {"errors", "options", "progress", "atomic", "tables", "version", "exit_status"},
     {"images"},
@@ -36,22 +38,22 @@ WITHOUT_TORCH = {
 
 
 def modules() -> dict[str, Path]:
-    """The modules of the package by name below it, the package's own __init__ left out."""
-    found = {}
+    """The package's modules by their name without "restorer."; the package itself is omitted."""
+    paths = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         if name := ".".join(parts[:-1] if parts[-1] == "__init__" else parts):
-            found[name] = path
-    return found
+            paths[name] = path
+    return paths
 
 
 def imported(name: str, path: Path, *, deferred: bool = True) -> set[str]:
-    """The modules of this package that a file imports, below the package.
+    """The modules of this package that a module imports.
 
     deferred  include imports inside functions and under TYPE_CHECKING
     """
     tree = ast.parse(path.read_text())
-    known, found = modules(), set()
+    known, names = modules(), set()
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(tree) if deferred else tree.body:
         if not isinstance(node, ast.ImportFrom) or not node.level:
@@ -59,11 +61,11 @@ def imported(name: str, path: Path, *, deferred: bool = True) -> set[str]:
         base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
         for alias in node.names:
             full = ".".join(filter(None, [*base, alias.name]))
-            found.add(full if full in known else ".".join(filter(None, base)))
-    return found - {"", name}
+            names.add(full if full in known else ".".join(filter(None, base)))
+    return names - {"", name}
 
 
-def test_every_package_has_a_layer():
+def test_every_module_has_a_layer():
     assert {name.partition(".")[0] for name in modules()} == set().union(*LAYERS)
 
 
@@ -74,13 +76,13 @@ def test_lower_layers_never_import_higher_ones():
             assert layer[other.partition(".")[0]] <= layer[name.partition(".")[0]], f"{name} imports {other}"
 
 
-def test_no_module_imports_itself_through_others():
+def test_imports_have_no_cycles():
     TopologicalSorter(
         {name: imported(name, path, deferred=False) for name, path in modules().items()}
     ).prepare()
 
 
-def test_the_bottom_layer_needs_the_standard_library_only():
+def test_bottom_layer_imports_only_the_standard_library():
     for name in LAYERS[0]:
         for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
             if isinstance(node, ast.Import):
@@ -89,13 +91,17 @@ def test_the_bottom_layer_needs_the_standard_library_only():
                 assert (node.module or "").partition(".")[0] in sys.stdlib_module_names
 
 
-def test_torch_is_not_imported_before_it_is_needed():
+def test_importing_the_package_does_not_import_torch():
     names = [f"restorer.{name}" for name in modules() if name.partition(".")[0] in WITHOUT_TORCH]
     code = f"import importlib, sys, restorer\nfor name in {names}: importlib.import_module(name)\n"
     code += "restorer.Restorer, restorer.load\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_entry_points_hold_no_logic():
+def test_entry_points_are_short():
     for name in ("app.py", "evaluate.py"):
         assert len((ROOT / name).read_text().splitlines()) < 80
+
+
+def test_every_public_name_can_be_imported():
+    assert all(getattr(restorer, name) is not None for name in restorer.__all__)

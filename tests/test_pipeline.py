@@ -3,7 +3,6 @@ import io
 import json
 import threading
 import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ def weights(tmp_path):
     return tmp_path
 
 
-def test_a_photo_goes_in_and_a_larger_one_comes_out(weights, rng):
+def test_result_is_larger_and_its_file_holds_its_pixels(weights, rng):
     data = png(photo_like(rng, 30, 41))
     result = restorer.load("custom/tiny", weights=weights).restore(data, outscale=4)
     assert (result.width, result.height, result.format) == (164, 120, "png")
@@ -34,14 +33,14 @@ def test_a_photo_goes_in_and_a_larger_one_comes_out(weights, rng):
     np.testing.assert_array_equal(result.before.pixels, np.asarray(Image.open(io.BytesIO(data))))
 
 
-def test_the_same_bytes_and_options_give_the_same_bytes(weights, rng):
+def test_same_bytes_and_options_give_the_same_bytes(weights, rng):
     data = png(photo_like(rng, 40, 40))
     first = restorer.load("custom/tiny", weights=weights).restore(data)
     second = restorer.load("custom/tiny", weights=weights).restore(data)
     assert first.data == second.data
 
 
-def test_exactly_the_model_that_was_named_is_used_or_it_is_an_error(weights, rng):
+def test_named_model_is_used_or_unknown_model_is_raised(weights, rng):
     data = png(photo_like(rng, 20, 20))
     run = restorer.Restorer(weights=weights)
     results = {name: run.restore(data, model=name) for name in ("custom/tiny", "custom/other")}
@@ -54,7 +53,7 @@ def test_exactly_the_model_that_was_named_is_used_or_it_is_an_error(weights, rng
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"outscale": 0.5}, "outscale is 0.5; it must be from 1 to 8"),
         ({"outscale": float("nan")}, "outscale is nan"),
@@ -63,23 +62,22 @@ def test_exactly_the_model_that_was_named_is_used_or_it_is_an_error(weights, rng
         ({"tile": 31}, "from 32"),
         ({"format": "gif"}, "'gif'"),
         ({"denoise": -0.1}, "from 0 to 1"),
-        ({"denoise": 0.5}, "custom/tiny does not support denoise"),
+        ({"denoise": 0.5}, "custom/tiny does not support denoise 0.5; use 1"),
         ({"outscale": "4"}, "outscale is '4'; it must be a number"),
         ({"outscale": None}, "it must be a number"),
         ({"quality": 90.5}, "it must be a whole number"),
         ({"keep_metadata": "no"}, "true or false"),
-        ({"model": None}, "model is None; it must be a text"),
-        ({"sharpen": 1}, "no option 'sharpen'"),
+        ({"model": None}, "model is None; it must be a string"),
+        ({"sharpen": 1}, "unknown option 'sharpen'"),
     ],
 )
-def test_a_bad_option_is_named_with_its_range(weights, rng, options, words):
+def test_invalid_option_message_has_value_and_range(weights, rng, options, message):
     run = restorer.Restorer(weights=weights, model="custom/tiny")
-    with pytest.raises(InvalidOption, match=words):
+    with pytest.raises(InvalidOption, match=message):
         run.restore(png(photo_like(rng, 20, 20)), **options)
 
 
 def test_every_option_changes_the_result(weights, rng):
-    """No dead control: each one, moved alone, gives other bytes."""
     save_network(weights / "custom/realesr-general-x4v3.pth", seed=4)
     save_network(weights / "custom/realesr-general-wdn-x4v3.pth", seed=5)
     run = restorer.Restorer(weights=weights, model="custom/realesr-general-x4v3", format="jpeg")
@@ -98,49 +96,54 @@ def test_every_option_changes_the_result(weights, rng):
         "keep_metadata": False,
         "remove_gps": True,
     }
-    elsewhere = {"tile"} | {name for name in restorer.Options.names() if name.startswith("face_")}
-    assert set(changes) | elsewhere == set(restorer.Options.names())
+    # tile is tested below, the face options in test_pipeline_faces.py
+    others = {"tile"} | {name for name in restorer.Options.names() if name.startswith("face_")}
+    assert set(changes) | others == set(restorer.Options.names())
     for name, value in changes.items():
-        assert _told(run.restore(photo.getvalue(), **{name: value})) != _told(plain), name
-    tiles = [_tiles(run, photo.getvalue(), tile=tile) for tile in (32, 64, 0)]
+        assert _contents(run.restore(photo.getvalue(), **{name: value})) != _contents(plain), name
+    tiles = [_tile_count(run, photo.getvalue(), tile=tile) for tile in (32, 64, 0)]
     assert tiles[0] > tiles[1] > tiles[2]
 
 
-def _told(result):
-    """What the file says but its own history, in which every option is written."""
+def _contents(result):
+    """Pixels and metadata of a result without its history, which contains every option."""
     image = Image.open(io.BytesIO(result.data))
     exif = image.getexif()
     details = {tag: value for tag, value in exif.get_ifd(0x8769).items() if tag != 0x9213}
-    place = dict(exif.get_ifd(0x8825))
-    return image.format, image.size, image.tobytes(), exif.get(0x010F), details, place
+    gps = dict(exif.get_ifd(0x8825))
+    return image.format, image.size, image.tobytes(), exif.get(0x010F), details, gps
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp", "tiff", "avif"])
-def test_the_file_says_what_made_it(weights, rng, form):
+def test_receipt_is_stored_in_the_file(weights, rng, form):
     run = restorer.Restorer(weights=weights, model="custom/tiny", format=form)
     photo = png(photo_like(rng, 40, 50))
     result = run.restore(photo, quality=90)
-    history = Image.open(io.BytesIO(result.data)).getexif().get_ifd(0x8769)[0x9213]
-    told = json.loads(history)
-    assert told == result.receipt
-    assert told["sha256"] == hashlib.sha256((weights / "custom/tiny.safetensors").read_bytes()).hexdigest()
-    assert (told["model"], told["options"]["quality"]) == ("custom/tiny", 90)
-    assert told["software"] == f"Neural Image Restore {restorer.__version__}"
-    again = Image.open(io.BytesIO(run.restore(result.data).data)).getexif().get_ifd(0x8769)[0x9213]
-    assert again.splitlines()[0] == history and len(again.splitlines()) == 2, "what was done before stays"
+    history = _history(result.data)
+    receipt = json.loads(history)
+    assert receipt == result.receipt
+    assert receipt["sha256"] == hashlib.sha256((weights / "custom/tiny.safetensors").read_bytes()).hexdigest()
+    assert (receipt["model"], receipt["options"]["quality"]) == ("custom/tiny", 90)
+    assert receipt["software"] == f"Neural Image Restore {restorer.__version__}"
+    twice = _history(run.restore(result.data).data).splitlines()
+    assert twice[0] == history and len(twice) == 2, "the history of the input is preserved"
     without = run.restore(photo, keep_metadata=False).data
     assert not Image.open(io.BytesIO(without)).getexif().get_ifd(0x8769)
 
 
-def test_stages_add_up_and_a_tile_that_did_not_fit_is_counted(weights, rng):
+def _history(data):
+    return Image.open(io.BytesIO(data)).getexif().get_ifd(0x8769)[0x9213]
+
+
+def test_stages_add_up_and_retries_are_counted(weights, rng):
     run = restorer.Restorer(weights=weights, model="custom/tiny")
     data = png(photo_like(rng, 90, 80))
-    whole = run.restore(data, face_enhance="off")
-    assert set(whole.stages) == {"decode", "load", "faces", "enlarge", "encode"} and whole.retries == 0
-    assert whole.seconds == pytest.approx(sum(whole.stages.values()))
+    plain = run.restore(data, face_enhance="off")
+    assert set(plain.stages) == {"decode", "load", "faces", "enlarge", "encode"} and plain.retries == 0
+    assert plain.seconds == pytest.approx(sum(plain.stages.values()))
     denoise, engine = run._models.loaded["custom/tiny"]
 
-    class Small:
+    class SmallMemory:
         name, scale, align, pad = "cpu:torch", engine.scale, engine.align, engine.pad
         best_tile, asynchronous = engine.best_tile, engine.asynchronous
         sha256, source = engine.sha256, engine.source
@@ -150,21 +153,22 @@ def test_stages_add_up_and_a_tile_that_did_not_fit_is_counted(weights, rng):
                 raise OutOfMemory("no room")
             return engine.start(tiles)
 
-    run._models.loaded["custom/tiny"] = denoise, Small()
-    again = run.restore(data, face_enhance="off")
-    assert again.retries > 0
-    assert np.abs(again.after.pixels.astype(int) - whole.after.pixels).max() <= 1
+    run._models.loaded["custom/tiny"] = denoise, SmallMemory()
+    retried = run.restore(data, face_enhance="off")
+    assert retried.retries > 0
+    assert np.abs(retried.after.pixels.astype(int) - plain.after.pixels).max() <= 1
 
 
-def _tiles(run, data, **options):
-    told = []
-    run.restore(data, progress=lambda done, total: told.append((done, total)), **options)
-    assert told[0][0] == 0
-    assert told[-1] == (told[-1][1],) * 2
-    return told[-1][1]
+def _tile_count(run, data, **options):
+    steps = []
+    run.restore(data, progress=lambda done, total: steps.append((done, total)), **options)
+    assert steps[0][0] == 0
+    done, total = steps[-1]
+    assert done == total
+    return total
 
 
-def test_a_decoded_photo_is_as_good_as_its_bytes(weights, rng):
+def test_decoded_photo_gives_the_same_result_as_its_bytes(weights, rng):
     data = png(photo_like(rng, 20, 20))
     run = restorer.load("custom/tiny", weights=weights)
     assert run.restore(photo.decode(data)).data == run.restore(data).data
@@ -172,8 +176,8 @@ def test_a_decoded_photo_is_as_good_as_its_bytes(weights, rng):
         restorer.Restorer(weights=weights, limits=Limits(100, 100)).restore(photo.decode(data))
 
 
-def test_a_path_is_no_photo(weights):
-    with pytest.raises(TypeError, match="bytes are needed, not str"):
+def test_path_instead_of_bytes_raises_type_error(weights):
+    with pytest.raises(TypeError, match="data is str; it must be bytes"):
         restorer.load("custom/tiny", weights=weights).restore("cat.png")
 
 
@@ -181,13 +185,13 @@ def test_a_path_is_no_photo(weights):
     ("device", "half"),
     [("cpu:torch", True), ("vulkan", True), ("cpu:bfloat16", True), ("cpu:bfloat16", False)],
 )
-def test_a_way_and_a_precision_that_contradict_each_other_are_refused(weights, device, half, monkeypatch):
+def test_half_precision_of_a_backend_with_its_own_is_rejected(weights, device, half, monkeypatch):
     monkeypatch.setattr(backends, "has_bfloat16_kernels", lambda: True)
-    with pytest.raises(InvalidOption, match=f"{device} has a precision of its own"):
+    with pytest.raises(InvalidOption, match=device):
         restorer.load("custom/tiny", weights=weights, device=device, half=half)
 
 
-def test_numbers_may_be_numpys(weights, rng):
+def test_numpy_scalars_are_accepted_as_options(weights, rng):
     data = png(photo_like(rng, 20, 20))
     run = restorer.load("custom/tiny", weights=weights)
     plain = run.restore(data, outscale=2, quality=80)
@@ -198,56 +202,51 @@ def test_numbers_may_be_numpys(weights, rng):
             run.restore(data, **options)
 
 
-def test_a_plan_is_what_restoring_then_takes(weights, rng):
+def test_plan_predicts_size_model_and_tiles(weights, rng):
     pixels = photo_like(rng, 150, 90)
     alpha = np.dstack([pixels, np.full((150, 90), 99, np.uint8)])
     run = restorer.Restorer(weights=weights, model="custom/tiny", tile=32)
     before = photo.decode(png(pixels))
     first = run.plan(before)
-
-    def told(steps, *step):
-        steps.append(step)
-
     assert (first.width, first.height, first.tiles, first.seconds) == (360, 600, None, None), "not loaded"
     run.measure()
-    for made in (pixels, alpha):
+    for image in (pixels, alpha):
         for outscale in (2, 4):
-            steps = []
-            plan = run.plan(photo.decode(png(made)), outscale=outscale)
-            result = run.restore(png(made), outscale=outscale, progress=partial(told, steps))
-            assert steps[-1] == (plan.tiles, plan.tiles)
+            plan = run.plan(photo.decode(png(image)), outscale=outscale)
+            result = run.restore(png(image), outscale=outscale)
+            assert _tile_count(run, png(image), outscale=outscale) == plan.tiles
             assert (plan.width, plan.height, plan.model.name) == (result.width, result.height, result.model)
             assert plan.seconds > 0
     absent = run.plan(before, model="RealESRGAN_x4plus")
     assert absent.tiles is None and absent.seconds is None and absent.model.name == "RealESRGAN_x4plus"
 
 
-def test_the_pace_follows_what_was_measured(weights, rng):
+def test_estimate_follows_measured_photos(weights, rng):
     run = restorer.load("custom/tiny", weights=weights)
     before = photo.decode(png(photo_like(rng, 100, 100)))
     run._throughput.learn("custom/tiny", 3.0, 1000)
     assert run.plan(before).seconds == pytest.approx(30)
     run._throughput.learn("custom/tiny", 10.0, 10_000)
-    assert 10 < run.plan(before).seconds < 11, "a large photo tells more than a small tile"
+    assert 10 < run.plan(before).seconds < 11, "a large photo weighs more than a small tile"
     seconds, _ = run._throughput._seen["custom/tiny"]
     result = run.restore(png(photo_like(rng, 100, 100)))
     assert run._throughput._seen["custom/tiny"][0] == pytest.approx(result.stages["enlarge"] + seconds / 4)
 
 
-def test_the_first_quote_counts_writing_the_file(weights, rng):
+def test_first_estimate_includes_encoding(weights, rng):
     run = restorer.Restorer(weights=weights, model="custom/tiny")
     before = photo.decode(png(photo_like(rng, 100, 100)))
     run.measure()
     network = run._throughput.expected("custom/tiny", 100 * 100)
     for form in ("png", "jpeg", "webp", "tiff", "avif"):
         plan = run.plan(before, format=form)
-        writing = run._throughput.expected(form, plan.width * plan.height)
-        assert 0 < writing == pytest.approx(plan.seconds - network), form
+        encoding = run._throughput.expected(form, plan.width * plan.height)
+        assert 0 < encoding == pytest.approx(plan.seconds - network), form
     run._throughput.learn("png", 50.0, 400 * 400)
-    assert run.plan(before).seconds > 5, "a photo that took long to write"
+    assert run.plan(before).seconds > 5
 
 
-def test_too_large_is_refused_before_any_network_is_loaded(tmp_path, rng):
+def test_too_large_photos_are_rejected_before_a_model_is_loaded(tmp_path, rng):
     data = png(photo_like(rng, 50, 50))
     run = restorer.Restorer(weights=tmp_path, limits=Limits(input_pixels=2499))
     with pytest.raises(ImageTooLarge, match="50 x 50"):
@@ -260,31 +259,31 @@ def test_too_large_is_refused_before_any_network_is_loaded(tmp_path, rng):
         restorer.Restorer(weights=tmp_path).restore(wide, format="webp", outscale=2)
 
 
-def test_cancel_is_noticed_within_one_tile(weights, rng):
+def test_cancelled_stops_within_one_tile(weights, rng):
     data = png(photo_like(rng, 200, 200))
-    told = []
+    steps = []
 
     def stop(done, total):
-        told.append(done)
+        steps.append(done)
         if done == 1:
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
         restorer.Restorer(weights=weights, model="custom/tiny").restore(data, tile=32, progress=stop)
-    assert told == [0, 1]
+    assert steps == [0, 1]
 
 
-def test_threads_never_mix_photos_and_never_run_two_tiles_at_once(weights, rng, monkeypatch):
-    inside, most = 0, 0
-    true = engine.Engine.start
+def test_threads_get_their_own_results_and_never_compute_two_tiles_at_once(weights, rng, monkeypatch):
+    running, most = 0, 0
+    start = engine.Engine.start
 
     def watched(self, tiles):
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
         time.sleep(0.002)
-        out = true(self, tiles)
-        inside -= 1
+        out = start(self, tiles)
+        running -= 1
         return out
 
     monkeypatch.setattr(engine.Engine, "start", watched)
@@ -293,28 +292,28 @@ def test_threads_never_mix_photos_and_never_run_two_tiles_at_once(weights, rng, 
         (png(photo_like(rng, 60 + 7 * i, 90 - 5 * i)), ("custom/tiny", "custom/other", "custom/twice")[i % 3])
         for i in range(6)
     ]
-    alone = [run.restore(data, model=name, tile=32).data for data, name in jobs]
-    together = [None] * len(jobs)
+    sequential = [run.restore(data, model=name, tile=32).data for data, name in jobs]
+    concurrent = [None] * len(jobs)
 
     def work(i):
-        together[i] = run.restore(jobs[i][0], model=jobs[i][1], tile=32).data
+        concurrent[i] = run.restore(jobs[i][0], model=jobs[i][1], tile=32).data
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert together == alone
+    assert concurrent == sequential
     assert most == 1
 
 
-def test_a_model_is_loaded_once(weights, rng, monkeypatch):
+def test_model_is_loaded_once(weights, rng, monkeypatch):
     from restorer.models import loader
 
-    read = []
-    true = loader.load
-    monkeypatch.setattr(loader, "load", lambda source: read.append(source) or true(source))
+    loaded = []
+    load = loader.load
+    monkeypatch.setattr(loader, "load", lambda source: loaded.append(source) or load(source))
     run = restorer.load("custom/tiny", weights=weights)
     for _ in range(3):
         run.restore(png(photo_like(rng, 20, 20)))
-    assert len(read) == 1
+    assert len(loaded) == 1

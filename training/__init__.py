@@ -1,1 +1,1 @@
-"""How the built-in model was made: `python -m training --help`."""
+"""Train the built-in model: see `python -m training --help`."""

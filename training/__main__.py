@@ -1,8 +1,8 @@
-"""`python -m training PHOTOS`: make restore-lite-x4 from a folder of photographs and a teacher.
+"""`python -m training PHOTOS`: distil restore-lite-x4 from a teacher network and a folder of photographs.
 
-First pictures are made small and worse, and the teacher's answers to them kept; then the student learns from
-these. Both go on where they stopped, in OUT, and repeat exactly: same arguments, same device, same network.
-Writes OUT/restore-lite-x4.safetensors with every checkpoint.
+Degrades crops of the photographs, saves the teacher's output for each, and trains the student on these pairs.
+Both steps resume from the files in OUT and are deterministic: the same arguments and device give the same
+network. Writes OUT/restore-lite-x4.safetensors at every checkpoint.
 """
 
 import argparse
@@ -18,19 +18,21 @@ from restorer.models import architectures, download, loader, registry
 
 from . import learn, pairs
 
-_HELD = 1  # shards that are only looked at
+_VALIDATION_SHARDS = 1
 
 
 def main() -> int:
     plan = learn.Plan()
     parser = argparse.ArgumentParser(prog="training", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("photos", type=Path, help="folder of 8-bit photographs, searched with its subfolders")
+    parser.add_argument("photos", type=Path, help="folder of 8-bit photographs, searched recursively")
     parser.add_argument(
-        "--teacher", default="realesr-general-x4v3", help="a model of the table, or custom/NAME"
+        "--teacher", default="realesr-general-x4v3", help="a registered model, or custom/NAME (%(default)s)"
     )
     parser.add_argument("--out", type=Path, default=Path("out/training"))
-    parser.add_argument("--device", help="cuda, mps or cpu (the fastest there is)")
-    parser.add_argument("--shards", type=int, default=112, help=f"of {pairs.SHARD} pairs (%(default)s)")
+    parser.add_argument("--device", help="cuda, mps or cpu (the fastest available)")
+    parser.add_argument(
+        "--shards", type=int, default=112, help=f"number of files of {pairs.SHARD} pairs (%(default)s)"
+    )
     for field in dataclasses.fields(plan):
         parser.add_argument(
             f"--{field.name}", type=type(field.default), default=field.default, help="%(default)s"
@@ -39,7 +41,7 @@ def main() -> int:
     plan = learn.Plan(**{field.name: arguments[field.name] for field in dataclasses.fields(plan)})
     device = backends.pick_device(arguments["device"])
     out: Path = arguments["out"]
-    shards = pairs.make(
+    shards = pairs.create(
         out / "pairs",
         arguments["photos"],
         _teacher(arguments["teacher"], device),
@@ -47,9 +49,9 @@ def main() -> int:
         seed=plan.seed,
     )
     run = learn.Run(plan, device, out / "checkpoint.pt")
-    for line in learn.learn(run, shards[_HELD:], shards[:_HELD]):
+    for message in learn.train(run, shards[_VALIDATION_SHARDS:], shards[:_VALIDATION_SHARDS]):
         safetensors.torch.save_file(run.state(), out / "restore-lite-x4.safetensors")
-        print(line, flush=True)
+        print(message, flush=True)
     return 0
 
 

@@ -16,23 +16,26 @@ import filelock
 from ..errors import InvalidOption
 from .storage import Storage, StoredFile
 
-_RECORDS, _MANIFEST = ".records", ".manifest"  # hidden: no folder of photos has such a name
-_LINES = 1000  # of a manifest's file
-RESTORED, FAILED, BEGUN = "restored", "failed", "begun"
+_RECORDS, _MANIFEST = ".records", ".manifest"  # hidden, so they never clash with a folder of photos
+_LINES_PER_FILE = 1000
+STARTED, RESTORED, FAILED = "started", "restored", "failed"
+_FINISHED = (RESTORED, FAILED)
 
 
 @dataclass(frozen=True)
 class Record:
-    """What became of a photo.
+    """The state of one photo.
 
-    state   "restored" or "failed"
-    digest  Batch.digest
-    key     sha256 of the photo's bytes and the digest: the same input and options have the same key
-    output  of the result below the output, "" for a photo that failed
-    error   why it failed
-    seconds from bytes to bytes
-    warnings  what the result says could not be kept or done
-    tries   how often the photo was begun
+    path      of the photo below the source
+    stamp     Entry.stamp
+    digest    Batch.digest
+    state     "started", "restored" or "failed"
+    key       sha256 of the photo's bytes and the digest: the same input and options have the same key
+    output    path of the result below the output, "" for a photo that failed
+    error     why it failed
+    seconds   from bytes to bytes
+    warnings  of the result
+    tries     how often the photo was started
     """
 
     path: str
@@ -46,52 +49,58 @@ class Record:
     warnings: str = ""
     tries: int = 1
 
+    @property
+    def finished(self) -> bool:
+        return self.state in _FINISHED
+
 
 class Manifest:
-    """What became of the photos of earlier runs, and of this one. One process at a time writes it."""
+    """The finished photos of this run and earlier ones. Only one process may write it at a time."""
 
     def __init__(self, output: Storage) -> None:
         self._output = output
         self._seen: dict[str, tuple[int, str, str]] = {}  # by path: hash of stamp and digest, state, output
         self._pending: list[Record] = []
-        for path in output.below(_MANIFEST):
+        for path in output.paths(_MANIFEST):
             if path.endswith(".jsonl"):
                 for line in output.read(path).splitlines():
-                    if record := _parsed(line, path):
-                        self._know(record)
-        self._take_over()
+                    if record := _parse(line, path):
+                        self._remember(record)
+        self._recover()
 
-    def _take_over(self) -> None:
-        """What an earlier run did not come to write down."""
-        for path, data in self._output.read_all(self._output.below(_RECORDS)).items():
-            record = _parsed(data, path)
-            if record and record.state != BEGUN and not self.has(record):
+    def _recover(self) -> None:
+        """Add the records that an interrupted run left behind."""
+        for path, data in self._output.read_all(self._output.paths(_RECORDS)).items():
+            record = _parse(data, path)
+            if record and record.finished and not self.has(record):
                 self.note(record)
         self.flush()
 
-    def _know(self, record: Record) -> None:
+    def _remember(self, record: Record) -> None:
         self._seen[record.path] = hash((record.stamp, record.digest)), record.state, record.output
 
     def has(self, record: Record) -> bool:
-        """Whether that photo, as it was, is recorded for those options."""
+        """Return whether there is a record of this version of the photo with these options."""
         return self._seen.get(record.path, (None,))[0] == hash((record.stamp, record.digest))
 
     def done(self, photo: StoredFile, digest: str) -> tuple[str, str]:
-        """How that photo ended with those options, and its result; "" where it is still to be done."""
-        known, state, output = self._seen.get(photo.path, (None, "", ""))
-        return (state, output) if known == hash((photo.stamp, digest)) else ("", "")
+        """Return the photo's state and result with these options; both "" if it was not processed."""
+        version, state, output = self._seen.get(photo.path, (None, "", ""))
+        return (state, output) if version == hash((photo.stamp, digest)) else ("", "")
 
     def note(self, record: Record) -> None:
-        self._know(record)
+        """Add a record; it is written by the next flush()."""
+        self._remember(record)
         self._pending.append(record)
-        if len(self._pending) >= _LINES:
+        if len(self._pending) >= _LINES_PER_FILE:
             self.flush()
 
     def flush(self) -> None:
-        """Into the manifest for good."""
+        """Write pending records to the manifest and delete their record files."""
         if self._pending:
             lines = "".join(json.dumps(asdict(record)) + "\n" for record in self._pending)
-            name = f"{_MANIFEST}/{time.time_ns():020}-{uuid.uuid4().hex[:8]}.jsonl"  # the last one counts
+            # named by time: of two lines about a photo the later one counts
+            name = f"{_MANIFEST}/{time.time_ns():020}-{uuid.uuid4().hex[:8]}.jsonl"
             self._output.write(name, lines.encode())
             self._output.remove_all([record_path(record.path) for record in self._pending])
         self._pending = []
@@ -99,58 +108,55 @@ class Manifest:
 
 @contextmanager
 def open_manifest(output: Storage) -> Iterator[Manifest]:
-    """The manifest of a folder, written down at the end however that comes.
+    """Open the manifest of a folder and flush it on exit.
 
-    Raises InvalidOption where another run on this machine writes that folder.
+    Raises InvalidOption if another run on this machine is writing to the folder.
     """
-    with _alone(output):
-        opened = Manifest(output)
+    with _lock(output):
+        manifest = Manifest(output)
         try:
-            yield opened
+            yield manifest
         finally:
-            opened.flush()
-        _tidy(output)
+            manifest.flush()
+        output.remove_partial_files()
+        output.remove(_RECORDS)  # the records of photos that were started and not finished
 
 
 @contextmanager
-def _alone(output: Storage) -> Iterator[None]:
+def _lock(output: Storage) -> Iterator[None]:
     if not output.local:
         yield
         return
-    place = Path(output.root, _MANIFEST, ".lock")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    file = Path(output.root, _MANIFEST, ".lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(place, timeout=0):
+        with filelock.FileLock(file, timeout=0):
             yield
     except filelock.Timeout as error:
-        raise InvalidOption(f"another run writes {output.root}: wait for its end") from error
-
-
-def _tidy(output: Storage) -> None:
-    output.sweep()
-    output.remove(_RECORDS)  # else what was begun and not ended stays told there
+        raise InvalidOption(f"another run is writing to {output.root}; wait until it ends") from error
 
 
 def record_path(path: str) -> str:
+    """Return where the record of a photo is, below the output."""
     name = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:32]
     return posixpath.join(_RECORDS, name[:2], f"{name}.json")
 
 
-def read_record(store: Storage, place: str) -> Record | None:
+def read_record(storage: Storage, path: str) -> Record | None:
     try:
-        return _parsed(store.read(place), place)
+        return _parse(storage.read(path), path)
     except FileNotFoundError:
         return None
 
 
-def _parsed(line: bytes, path: str) -> Record | None:
-    """A record; None for what a crash or another version left: that photo is done again."""
+def _parse(line: bytes, path: str) -> Record | None:
+    """Parse a record; return None for one that a crash cut off or another version wrote."""
     try:
         return Record(**json.loads(line))
     except (ValueError, TypeError):
-        logging.getLogger(__name__).warning("%s holds no record; its photo is done again", path)
+        logging.getLogger(__name__).warning("%s: invalid record; its photo is restored again", path)
         return None
 
 
-def write_record(store: Storage, place: str, record: Record) -> None:
-    store.write(place, json.dumps(asdict(record)).encode())
+def write_record(storage: Storage, path: str, record: Record) -> None:
+    storage.write(path, json.dumps(asdict(record)).encode())

@@ -1,4 +1,4 @@
-"""A batch on many machines: Ray Data streams the photos through workers that each hold one Restorer."""
+"""Run a batch on many machines: Ray Data streams the photos through workers with one Restorer each."""
 
 import json
 import logging
@@ -12,98 +12,101 @@ from ..errors import DeviceLost, InvalidOption, RestoreError
 from .manifest import Record
 from .runner import Batch, Entry, Worker
 
-_BLOCK = 8  # photos that a worker takes at once; when it dies they are looked at again, and done ones told
-_LOUD = logging.ERROR  # less than this Ray says for those who debug it
+_BLOCK = 8  # photos per task; if its worker dies, the finished ones are recognised by their records
+_LOG_LEVEL = logging.ERROR  # everything below is for debugging Ray itself
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
 class _RayWorker:
-    """A Worker as Ray Data calls it: with a row, for a row."""
+    """Adapt Worker to the rows of Ray Data."""
 
-    def __init__(self, asked: Batch) -> None:
-        self._work = Worker(asked)
+    def __init__(self, job: Batch) -> None:
+        self._worker = Worker(job)
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         try:
-            return {"record": json.dumps(asdict(self._work(Entry(**row))))}
+            return {"record": json.dumps(asdict(self._worker(Entry(**row))))}
         except DeviceLost:
-            logging.getLogger(__name__).exception("this worker is replaced")
+            logging.getLogger(__name__).exception("replacing this worker")
             os._exit(1)  # Ray starts another process, which can use the GPU
 
 
 def connect(address: str) -> Any:  # noqa: ANN401  the package, which has no types of its own
-    """Ray, connected to a cluster. Raises InvalidOption where it is not installed or no cluster answers."""
+    """Connect to a cluster and return Ray. Raises InvalidOption without Ray or a cluster at that address."""
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise InvalidOption("Ray is not installed: pip install -r requirements-ray.txt") from error
-    logging.getLogger("ray.data").setLevel(_LOUD)
+    logging.getLogger("ray.data").setLevel(_LOG_LEVEL)
     if ray.is_initialized():
         return ray
-    here = {"env_vars": {"PYTHONPATH": str(_PROJECT)}}
-    there = {"working_dir": str(_PROJECT), "excludes": [".git"]}  # and what .gitignore names
+    local_env = {"env_vars": {"PYTHONPATH": str(_PROJECT)}}
+    cluster_env = {"working_dir": str(_PROJECT), "excludes": [".git"]}  # Ray also excludes .gitignore's
     try:
         if address == "local":
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=_LOUD, runtime_env=here)
+            ray.init(
+                include_dashboard=False, log_to_driver=False, logging_level=_LOG_LEVEL, runtime_env=local_env
+            )
         else:
-            ray.init(address, log_to_driver=False, logging_level=_LOUD, runtime_env=there)
+            ray.init(address, log_to_driver=False, logging_level=_LOG_LEVEL, runtime_env=cluster_env)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InvalidOption(f"no Ray cluster answers at {address!r}: {error}") from error
     return ray
 
 
-def default_gpus(device: str | None, machines: Sequence[Mapping[str, float]]) -> int:
-    """GPUs that a worker on that device needs by default: one where there are any, on a processor none."""
-    return int(any(one.get("GPU") for one in machines) and not (device or "").startswith("cpu"))
+def default_gpus(device: str | None, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return the GPUs per worker: 1 if any node has GPUs and the device is not a CPU, else 0."""
+    return int(any(node.get("GPU") for node in nodes) and not (device or "").startswith("cpu"))
 
 
 def worker_slots(resources: Mapping[str, float], gpus: float, cpus: int) -> int:
-    """How many workers a machine has room for."""
+    """Return how many workers fit on a node."""
     by_cpu = int(resources.get("CPU", 0) // cpus)
     return min(by_cpu, int(resources.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cpu
 
 
 def run(
-    asked: Batch,
-    todo: Sequence[Entry],
-    noted: Callable[[Record], object],
+    job: Batch,
+    entries: Sequence[Entry],
+    on_record: Callable[[Record], object],
     *,
     address: str,
     gpus: float | None = None,
     cpus: int = 1,
     workers: int = 0,
 ) -> None:
-    """Restore photos on a Ray cluster. A worker or machine that dies is replaced, and its photos done again.
+    """Restore photos on a Ray cluster. Workers and nodes that die are replaced, and their photos retried.
 
-    address  "local" for this machine alone, "auto" for the cluster it belongs to, or a cluster's own
-    gpus     that each worker needs, and cpus; None for one where the cluster has any
-    workers  how many; 0 for as many as there is room for
-    noted    is told, here, of each photo that ended
+    address    "local" for this machine, "auto" for the cluster it belongs to, or a cluster's address
+    gpus       per worker; None: 1 if the cluster has any, else 0
+    cpus       per worker
+    workers    number of workers; 0: as many as fit
+    on_record  called in this process with the record of each finished photo
 
-    Raises InvalidOption where Ray is not installed, or there is no room for one worker.
+    Raises InvalidOption if Ray is not installed or no node has room for a worker.
     """
     ray = connect(address)
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus is None:
-        gpus = default_gpus(asked.device, machines)
-    room = sum(worker_slots(one, gpus, cpus) for one in machines)
-    if not room:
-        wanted = f"{gpus:g} GPUs and {cpus} processors" if gpus else f"{cpus} processors"
-        raise InvalidOption(f"no machine of the cluster has the {wanted} that a worker needs")
+        gpus = default_gpus(job.device, nodes)
+    slots = sum(worker_slots(node, gpus, cpus) for node in nodes)
+    if not slots:
+        needed = f"{gpus:g} GPUs and {cpus} CPUs" if gpus else f"{cpus} CPUs"
+        raise InvalidOption(f"no node of the cluster has the {needed} that a worker needs")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    rows = ray.data.from_items([asdict(entry) for entry in todo], override_num_blocks=-(-len(todo) // _BLOCK))
-    done = rows.map(
+    blocks = -(-len(entries) // _BLOCK)
+    records = ray.data.from_items([asdict(entry) for entry in entries], override_num_blocks=blocks).map(
         _RayWorker,
-        fn_constructor_args=(asked,),
-        compute=ray.data.ActorPoolStrategy(size=min(workers or room, room, len(todo))),
+        fn_constructor_args=(job,),
+        compute=ray.data.ActorPoolStrategy(size=min(workers or slots, slots, len(entries))),
         num_gpus=gpus,
         num_cpus=cpus,
     )
     try:
-        for row in done.iter_rows():
-            noted(Record(**json.loads(row["record"])))
+        for row in records.iter_rows():
+            on_record(Record(**json.loads(row["record"])))
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, (RestoreError, OSError)):

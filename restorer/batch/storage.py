@@ -12,11 +12,16 @@ import fsspec
 from .. import atomic
 from ..errors import InvalidOption
 
-_CHANGES = ("ETag", "etag", "mtime", "LastModified", "blob_id", "md5Hash", "created")
+# where fsspec's file systems put the version or time of the last change
+_VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "blob_id", "md5Hash", "created")
 
 
 class StoredFile(NamedTuple):
-    """A file: its path below the folder with "/" between the parts, and what changes when its bytes do."""
+    """A file of a Storage.
+
+    path   below its root, with "/" between the parts
+    stamp  changes when the file's bytes change
+    """
 
     path: str
     stamp: str
@@ -41,24 +46,24 @@ class Storage:
     def exists(self, path: str = "") -> bool:
         return self._fs.exists(self._full(path))
 
-    def files(self, *, without: str = "") -> Iterator[StoredFile]:
-        """Every file, hidden ones and those below the folder `without` left out, in order of their names.
+    def files(self, *, exclude: str = "") -> Iterator[StoredFile]:
+        """Yield every file in order of name, except hidden ones and those in the folder `exclude`.
 
-        without  a full path, as another Store's root
+        exclude  a full path, as the root of another Storage
 
         Raises OSError for a folder that cannot be listed.
         """
-        yield from self._below(self.root, without)
+        yield from self._walk(self.root, exclude)
 
-    def _below(self, folder: str, without: str) -> Iterator[StoredFile]:
-        # fsspec's own walk() leaves out what it cannot list
+    def _walk(self, folder: str, exclude: str) -> Iterator[StoredFile]:
+        # fsspec's own walk() silently skips folders that it cannot list
         for info in sorted(self._fs.ls(folder, detail=True), key=lambda info: info["name"]):
             full = info["name"].rstrip("/")
             name = posixpath.basename(full)
-            if name.startswith(".") or full in (without, folder):
+            if name.startswith(".") or full in (exclude, folder):
                 continue
             if info["type"] == "directory":
-                yield from self._below(full, without)
+                yield from self._walk(full, exclude)
             elif self._is_file(info):
                 yield StoredFile(posixpath.relpath(full, self.root), _stamp(info))
 
@@ -66,16 +71,16 @@ class Storage:
         return info["type"] == "file" or (bool(info.get("islink")) and self._fs.isfile(info["name"]))
 
     def same(self, other: "Storage") -> bool:
-        """Whether both are one folder."""
+        """Return whether both are the same folder."""
         return (self._fs, self.root.rstrip("/")) == (other._fs, other.root.rstrip("/"))
 
     def read_all(self, paths: list[str]) -> dict[str, bytes]:
-        """Many files at once, which some storages do much faster."""
+        """Read several files at once, which is much faster on object stores."""
         full = {self._full(path): path for path in paths}
         return {full[path]: data for path, data in self._fs.cat(list(full)).items()} if full else {}
 
     def remove_all(self, paths: list[str]) -> None:
-        """Many files at once; what is not there is no error."""
+        """Remove several files at once; absent ones are ignored."""
         if self.local:
             for path in paths:
                 Path(self._full(path)).unlink(missing_ok=True)
@@ -84,39 +89,39 @@ class Storage:
                 self._fs.rm([self._full(path) for path in paths])
 
     def read(self, path: str) -> bytes:
-        """Raises OSError."""
+        """Read a file. Raises OSError."""
         return self._fs.cat_file(self._full(path))
 
     def write(self, path: str, data: bytes) -> None:
-        """So that nobody ever sees a part of it. Raises OSError."""
+        """Write a file atomically. Raises OSError."""
         if self.local:
             atomic.write_atomic(Path(self._full(path)), data)
         else:
-            self._fs.pipe_file(self._full(path), data)  # object stores show nothing before all is there
+            self._fs.pipe_file(self._full(path), data)  # object stores show a file once it is complete
 
-    def sweep(self) -> None:
-        """Remove what processes that were killed left of the files they were writing."""
+    def remove_partial_files(self) -> None:
+        """Remove the temporary files of writers that were killed."""
         if self.local:
             for part in Path(self.root).rglob(".*.part"):
                 if atomic.is_partial(part.name):
                     part.unlink(missing_ok=True)
 
     def remove(self, path: str) -> None:
-        """A file or a folder with all that is in it; nothing where there is none."""
+        """Remove a file, or a folder and its contents; ignored if absent."""
         if self.exists(path):
             self._fs.rm(self._full(path), recursive=True)
 
-    def below(self, path: str) -> list[str]:
-        """The paths of the files in a folder, hidden ones too; none where there is no folder."""
-        if not self.exists(path):
+    def paths(self, folder: str) -> list[str]:
+        """Return the paths of all files in a folder, hidden ones included; [] if it is absent."""
+        if not self.exists(folder):
             return []
-        return [posixpath.relpath(found, self.root) for found in sorted(self._fs.find(self._full(path)))]
+        return [posixpath.relpath(path, self.root) for path in sorted(self._fs.find(self._full(folder)))]
 
     def _full(self, path: str) -> str:
         return posixpath.join(self.root, path) if path else self.root
 
 
 def _stamp(info: dict) -> str:
-    """Size and, by whatever name the storage has it, time or tag of the last change."""
-    changed = next((info[name] for name in _CHANGES if info.get(name)), None) or sorted(info.items(), key=str)
-    return f"{info.get('size')} {changed}"
+    """Return the size with the time or version of the last change, whatever the file system calls it."""
+    version = next((info[key] for key in _VERSION_KEYS if info.get(key)), None)
+    return f"{info.get('size')} {version or sorted(info.items(), key=str)}"

@@ -1,11 +1,13 @@
 """Parse the command line and run its command."""
 
+import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from ..exit_status import exit_status
 from . import batch, cost, faces, models, restore
-from .parser import parser
+from .parser import device_name, parser
 
 COMMANDS = {
     "restore": restore.run,
@@ -22,8 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and words[0] not in (*COMMANDS, "-h", "--help", "--version"):
         words.insert(0, "restore")
     parsed = parser().parse_args(words or ["--help"])
-    return exit_status(
-        "restorer",
-        lambda: COMMANDS[parsed.command](parsed),
-        interrupted="stopped; finished photos are kept",
-    )
+    return exit_status("restorer", partial(_run, parsed), interrupted="stopped; finished photos are kept")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if "device" in parsed:
+        parsed.device = device_name(parsed.device, parsed.backend)
+    return COMMANDS[parsed.command](parsed)

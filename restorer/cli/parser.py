@@ -1,60 +1,165 @@
-"""What the command line takes. What it does is in __main__.py."""
+"""The command line's arguments; the commands are in the other modules of this package."""
 
 import argparse
 from pathlib import Path
 
-from ..options import DEVICE_HELP, FACE_ENHANCE, FACE_MASKS, FORMATS, PRESETS, Options
+from ..errors import InvalidOption
+from ..options import CPU_BACKENDS, FACE_ENHANCE, FACE_MASKS, FORMATS, PRESETS, VULKAN, Options
 from ..version import __version__
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of every command; `command` is the one that was given."""
-    made = argparse.ArgumentParser(
+    """Return the parser of all commands; the parsed `command` is the name of one."""
+    parser = argparse.ArgumentParser(
         prog="python -m restorer",
         description="Restore old, small and damaged photos.",
-        epilog="'restore' may be left out: python -m restorer photo.jpg scans/ -o out/. "
-        "For its options: python -m restorer restore --help",
+        epilog="'restore' may be omitted: python -m restorer photo.jpg scans/ -o out/. "
+        "Its options: python -m restorer restore --help",
     )
-    made.add_argument("--version", action="version", version=__version__)
-    commands = made.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    weights = argparse.ArgumentParser(add_help=False)
-    weights.add_argument("--weights-dir", metavar="DIR", help="where the models' files are (weights/)")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    weights, device = _weights_options(), _device_options()
+    restoring = [weights, _restore_options(), device]
+    _add_restore(
+        commands.add_parser("restore", parents=restoring, help="restore photos and folders of photos")
+    )
+    _add_faces(
+        commands.add_parser(
+            "faces", parents=[weights, device], help="detect faces, print a JSON line for each"
+        )
+    )
+    _add_batch(
+        commands.add_parser(
+            "batch", parents=restoring, help="restore a folder of any size, on one machine or many; resumable"
+        )
+    )
+    command = commands.add_parser("models", parents=[weights], help="list the models")
+    command.add_argument("--fetch", nargs="+", default=[], metavar="NAME", help="download these models first")
+    _add_cost(
+        commands.add_parser(
+            "cost", parents=[weights, device], help="time photos on this machine and estimate their cost"
+        )
+    )
+    return parser
 
-    asked = [weights, _options()]
-    command = commands.add_parser("restore", parents=asked, help="restore photos and folders of photos")
-    command.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
+
+def device_name(device: str | None, backend: str) -> str | None:
+    """Return the device name of Restorer for the options --device and --backend: "cpu:ncnn" for cpu and ncnn.
+
+    Raises InvalidOption if the device does not compute with that backend.
+    """
+    if backend == "auto" or (device, backend) == (VULKAN, "ncnn"):
+        return device
+    name = f"cpu:{backend}"
+    if device in (None, "cpu", name):
+        return name
+    raise InvalidOption(f"backend {backend} does not run on device {device!r}; use --device cpu")
+
+
+def _weights_options() -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(add_help=False)
+    command.add_argument("--weights-dir", metavar="DIR", help="folder of the model files (weights/)")
+    return command
+
+
+def _device_options() -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(add_help=False)
+    command.add_argument("--device", help="cuda, mps, cpu or vulkan (the fastest available)")
     command.add_argument(
-        "-o", "--output", type=Path, metavar="OUT", help="folder, or file for one photo (beside the photo)"
+        "--backend",
+        choices=("auto", *CPU_BACKENDS),
+        default="auto",
+        help="how a CPU computes; auto measures which is fastest, bfloat16 is less exact (%(default)s)",
     )
-    command.add_argument("--overwrite", action="store_true", help="restore again what is there already")
+    return command
 
-    command = commands.add_parser("faces", parents=[weights], help="find faces: a JSON line for each")
-    command.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
-    command.add_argument("--draw", type=Path, metavar="OUT", help="folder for copies with the faces drawn in")
+
+def _restore_options() -> argparse.ArgumentParser:
+    """Return the options that restore and batch share."""
+    command = argparse.ArgumentParser(add_help=False)
+    command.add_argument(
+        "--model",
+        default=Options.model,
+        help=f"{', '.join(PRESETS)}, or a name listed by 'models' (%(default)s)",
+    )
+    command.add_argument("--outscale", type=float, default=Options.outscale, help="1 to 8 (%(default)s)")
+    command.add_argument("--format", choices=FORMATS, default=Options.format, help="(%(default)s)")
+    command.add_argument(
+        "--quality", type=int, default=Options.quality, help="1 to 100, for JPEG, WebP and AVIF (%(default)s)"
+    )
+    command.add_argument(
+        "--denoise",
+        type=float,
+        default=Options.denoise,
+        help="0 to 1, for realesr-general-x4v3: how much noise to remove (%(default)s)",
+    )
+    command.add_argument(
+        "--no-metadata", dest="keep_metadata", action="store_false", help="drop EXIF, XMP and DPI"
+    )
+    command.add_argument("--remove-gps", action="store_true", help="remove where the photo was taken")
+    command.add_argument(
+        "--face-enhance",
+        type=_face_enhance,
+        choices=FACE_ENHANCE,
+        default=Options.face_enhance,
+        help="true and false are accepted too (%(default)s)",
+    )
+    command.add_argument(
+        "--face-model", default=Options.face_model, help="a name listed by 'models' (%(default)s)"
+    )
+    _add_face_detector(command)
+    command.add_argument(
+        "--face-strength",
+        type=float,
+        default=Options.face_strength,
+        help="0 to 1: blend of upscaled and restored face (%(default)s)",
+    )
+    command.add_argument("--face-mask", choices=FACE_MASKS, default=Options.face_mask, help="(%(default)s)")
+    command.add_argument("--face-large", action="store_true", help="also restore faces above 512 pixels")
+    command.add_argument(
+        "--tile", type=int, default=Options.tile, help="side in pixels; 0: by free memory (%(default)s)"
+    )
+    command.add_argument("--fp32", action="store_true", help="use full precision on a GPU too")
+    return command
+
+
+def _add_photos(command: argparse.ArgumentParser) -> None:
+    command.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files or folders")
+
+
+def _add_face_detector(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
     )
-    command.add_argument("--device", help=DEVICE_HELP)
 
-    command = commands.add_parser(
-        "batch",
-        parents=asked,
-        help="restore a folder of any size, on one machine or many; goes on where it was ended",
-    )
+
+def _add_restore(command: argparse.ArgumentParser) -> None:
+    _add_photos(command)
     command.add_argument(
-        "source", metavar="IN", help="a folder, or a URL that fsspec knows: s3://bucket/scans"
+        "-o", "--output", type=Path, metavar="OUT", help="folder, or file for one photo (beside the photo)"
     )
-    command.add_argument("output", metavar="OUT", help="the same, for the results")
+    command.add_argument("--overwrite", action="store_true", help="replace existing results")
+
+
+def _add_faces(command: argparse.ArgumentParser) -> None:
+    _add_photos(command)
+    command.add_argument("--draw", type=Path, metavar="OUT", help="folder for copies with the faces drawn in")
+    _add_face_detector(command)
+
+
+def _add_batch(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", metavar="IN", help="a folder or an fsspec URL: s3://bucket/scans")
+    command.add_argument("output", metavar="OUT", help="folder or URL for the results")
     command.add_argument("--ray", metavar="ADDRESS", help="local, auto, or a cluster's address (without Ray)")
-    command.add_argument("--workers", type=int, default=0, help="with Ray; 0: as many as there is room for")
+    command.add_argument("--workers", type=int, default=0, help="with Ray; 0: as many as fit (%(default)s)")
     command.add_argument("--gpus-per-worker", type=float, metavar="N", help="(1 if there are GPUs, else 0)")
     command.add_argument("--cpus-per-worker", type=int, default=1, metavar="N", help="(%(default)s)")
-    command.add_argument("--retry-failed", action="store_true", help="try what failed in earlier runs again")
+    command.add_argument(
+        "--retry-failed", action="store_true", help="retry photos that failed in earlier runs"
+    )
 
-    command = commands.add_parser("models", parents=[weights], help="list the models")
-    command.add_argument("--fetch", nargs="+", default=[], metavar="NAME", help="download these first")
 
-    command = commands.add_parser("cost", parents=[weights], help="time photos here, and tell what they cost")
+def _add_cost(command: argparse.ArgumentParser) -> None:
     command.add_argument("--models", default=Options.model, metavar="A,B", help="(%(default)s)")
     command.add_argument(
         "--sizes", default="256x256,512x512,1024x1024", metavar="WxH,WxH", help="of the photos (%(default)s)"
@@ -65,64 +170,13 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="T4=USD",
-        help="dollars a second of a device of assets/gpu_prices.csv; without a name, of this machine",
+        help="dollars a second of a device in assets/gpu_prices.csv; without a name, of this machine",
     )
     command.add_argument(
         "--measured", action="append", type=Path, default=[], metavar="FILE", help="--csv of another machine"
     )
-    command.add_argument("--csv", type=Path, metavar="FILE", help="the table as a file")
-    command.add_argument("--plot", type=Path, metavar="FILE", help="a picture of it: .png or .svg")
-    command.add_argument("--device", help=DEVICE_HELP)
-    return made
-
-
-def _options() -> argparse.ArgumentParser:
-    """What restore and batch both take."""
-    command = argparse.ArgumentParser(add_help=False)
-    command.add_argument(
-        "--model",
-        default=Options.model,
-        help=f"{', '.join(PRESETS)}, or a name that 'models' lists (%(default)s)",
-    )
-    command.add_argument("--outscale", type=float, default=Options.outscale, help="1 to 8 (%(default)s)")
-    command.add_argument("--format", choices=FORMATS, default=Options.format, help="(%(default)s)")
-    command.add_argument(
-        "--quality", type=int, default=Options.quality, help="1 to 100, of JPEG, WebP and AVIF (%(default)s)"
-    )
-    command.add_argument(
-        "--denoise",
-        type=float,
-        default=Options.denoise,
-        help="0 to 1, for realesr-general-x4v3: how much noise to remove (%(default)s)",
-    )
-    command.add_argument(
-        "--no-metadata", dest="keep_metadata", action="store_false", help="leave EXIF, XMP and DPI out"
-    )
-    command.add_argument("--remove-gps", action="store_true", help="leave out where the photo was taken")
-    command.add_argument(
-        "--face-enhance",
-        type=_face_enhance,
-        choices=FACE_ENHANCE,
-        default=Options.face_enhance,
-        help="true and false are understood too (%(default)s)",
-    )
-    command.add_argument(
-        "--face-model", default=Options.face_model, help="a name that 'models' lists (%(default)s)"
-    )
-    command.add_argument(
-        "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
-    )
-    command.add_argument(
-        "--face-strength", type=float, default=Options.face_strength, help="0 to 1: a blend (%(default)s)"
-    )
-    command.add_argument("--face-mask", choices=FACE_MASKS, default=Options.face_mask, help="(%(default)s)")
-    command.add_argument("--face-large", action="store_true", help="also faces of more than 512 pixels")
-    command.add_argument(
-        "--tile", type=int, default=Options.tile, help="side in pixels; 0: by free memory (%(default)s)"
-    )
-    command.add_argument("--device", help=DEVICE_HELP)
-    command.add_argument("--fp32", action="store_true", help="full precision on a GPU too")
-    return command
+    command.add_argument("--csv", type=Path, metavar="FILE", help="write the table to a file")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="plot the table: .png or .svg")
 
 
 def _face_enhance(text: str) -> str:

@@ -1,1 +1,1 @@
-"""Measure and estimate what a photo costs."""
+"""Measure and estimate the cost of a photo."""

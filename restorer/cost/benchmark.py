@@ -1,4 +1,4 @@
-"""How long photos take on this machine, and what work they are: what `python -m restorer cost` measures."""
+"""Measure how long photos take on this machine, and the work of the networks, for `restorer cost`."""
 
 import io
 import json
@@ -27,16 +27,16 @@ _PHOTOS = _PROJECT / "assets/benchmark"
 
 @dataclass(frozen=True)
 class Timing:
-    """One kind of photo, timed.
+    """Timings of one photo and model.
 
-    width, height  of the photo in pixels
-    bytes          of its file, a JPEG
-    faces          that were restored
-    first          seconds of the first photo, the model being loaded; face models are loaded meanwhile
-    following      seconds of each of the ones that follow
-    elsewhere      seconds of those in decoding and encoding, which no GPU does
-    quoted         seconds that Restorer.plan() told after the first photo, without faces
-    work           of the networks
+    width, height  size of the photo in pixels
+    bytes          size of its JPEG file
+    faces          number of restored faces
+    first          seconds of the first photo: the model is loaded, but face models are loaded meanwhile
+    warm           seconds of each photo after the first
+    codec_seconds  seconds of decoding and encoding in `warm`, always on the CPU; the median
+    plan_seconds   estimate of Restorer.plan() after the first photo, without faces
+    work           work of the networks
     """
 
     model: str
@@ -45,19 +45,22 @@ class Timing:
     bytes: int
     faces: int
     first: float
-    following: tuple[float, ...]
-    elsewhere: float
-    quoted: float | None
+    warm: tuple[float, ...]
+    codec_seconds: float
+    plan_seconds: float | None
     work: Work
 
     @property
-    def steady(self) -> float:
-        """Seconds, the median of the photos that follow."""
-        return statistics.median(self.following)
+    def seconds(self) -> float:
+        """Seconds of a photo after the first; the median."""
+        return statistics.median(self.warm)
 
 
 def sample(width: int, height: int, *, face: bool) -> bytes:
-    """A JPEG of that size, quality 90, of the project's benchmark photos mirrored, with or without a face."""
+    """Return a width x height JPEG of quality 90 from the project's benchmark photos, mirrored to that size.
+
+    face  paste a portrait into the top left corner
+    """
     picture = np.asarray(Image.open(_PHOTOS / "coffee.jpg").convert("RGB"))
     rows, columns = (max(0, side - own) for side, own in zip((height, width), picture.shape, strict=False))
     canvas = np.pad(picture, ((0, rows), (0, columns), (0, 0)), "symmetric")[:height, :width].copy()
@@ -71,55 +74,57 @@ def sample(width: int, height: int, *, face: bool) -> bytes:
 
 
 def measure(
-    loaded: Callable[..., Restorer], width: int, height: int, *, face: bool = False, repeats: int = 3
+    load: Callable[..., Restorer], width: int, height: int, *, face: bool = False, repeats: int = 3
 ) -> Timing:
-    """Time a photo of that size.
+    """Time a photo of width x height pixels.
 
-    loaded  gives a Restorer with its model loaded that restored nothing yet, of another device on request
+    load  returns a fresh Restorer with its model loaded; takes an optional `device`
 
-    Raises any RestoreError; WeightsUnavailable for `face` where the face models are not here.
+    Raises any RestoreError; WeightsUnavailable if `face` is set and the face models are absent.
     """
     data = sample(width, height, face=face)
-    restorer = loaded()
-    wanted = "on" if face else "off"
-    first = restorer.restore(data, face_enhance=wanted)
-    quoted = restorer.plan(photo.decode(data), face_enhance=wanted).seconds
-    results = [restorer.restore(data, face_enhance=wanted) for _ in range(repeats)]
-    # what is not torch's own way is not seen by its counter, and a quicker way does the same work
-    seen = restorer if first.device.startswith("cuda") else loaded(device="cpu:torch")
+    restorer = load()
+    face_enhance = "on" if face else "off"
+    first = restorer.restore(data, face_enhance=face_enhance)
+    plan_seconds = restorer.plan(photo.decode(data), face_enhance=face_enhance).seconds
+    warm = [restorer.restore(data, face_enhance=face_enhance) for _ in range(repeats)]
+    # The counter sees only PyTorch's operations. Other backends compute the same network
+    counted = restorer if first.device.startswith("cuda") else load(device="cpu:torch")
     with count_work() as work:
-        seen.restore(data, face_enhance=wanted)
+        counted.restore(data, face_enhance=face_enhance)
     return Timing(
         model=first.model,
         width=width,
         height=height,
         bytes=len(data),
-        faces=sum(one.restored for one in first.faces),
+        faces=sum(detected.restored for detected in first.faces),
         first=first.seconds,
-        following=tuple(one.seconds for one in results),
-        elsewhere=statistics.median(one.stages["decode"] + one.stages["encode"] for one in results),
-        quoted=quoted,
+        warm=tuple(result.seconds for result in warm),
+        codec_seconds=statistics.median(result.stages["decode"] + result.stages["encode"] for result in warm),
+        plan_seconds=plan_seconds,
         work=work(),
     )
 
 
 def cold_start(model: str, *, weights: str | None, device: str | None) -> float:
-    """Seconds from starting Python to a loaded model, files in the system's cache.
+    """Return the seconds from starting Python to a loaded model, with its files in the system's cache.
 
-    Raises RestoreError where that fails.
+    Raises RestoreError if the process fails.
     """
     script = "import json, sys, restorer; restorer.load(**json.loads(sys.argv[1]))"
-    given = json.dumps({"model": model, "weights": weights, "device": device})
-    known = {**os.environ, "PYTHONPATH": str(_PROJECT)}
+    arguments = json.dumps({"model": model, "weights": weights, "device": device})
+    env = {**os.environ, "PYTHONPATH": str(_PROJECT)}
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", script, given], env=known, capture_output=True, text=True)
-    if done.returncode:
-        raise RestoreError(f"a process of its own could not load {model}: {done.stderr.strip()[-300:]}")
+    process = subprocess.run(
+        [sys.executable, "-c", script, arguments], env=env, capture_output=True, text=True
+    )
+    if process.returncode:
+        raise RestoreError(f"a new process could not load {model}: {process.stderr.strip()[-300:]}")
     return time.perf_counter() - start
 
 
 def device_name(device: str | None) -> tuple[str, int]:
-    """What computes, as its maker calls it, and how many physical cores that is: 0 for a GPU."""
+    """Return the hardware name of the device, and its number of physical cores, 0 for a GPU."""
     import torch
 
     from ..inference import backends
@@ -137,9 +142,9 @@ def device_name(device: str | None) -> tuple[str, int]:
 def _processor() -> str:
     import platform
 
-    listed = Path("/proc/cpuinfo")
-    if listed.is_file():
-        for line in listed.read_text().splitlines():
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -147,10 +152,10 @@ def _processor() -> str:
 
 @contextmanager
 def count_work() -> Iterator[Callable[[], Work]]:
-    """Count what PyTorch does meanwhile in this thread.
+    """Count the work of PyTorch in this thread; yields a function that returns the work so far.
 
-    Floating-point operations as torch.utils.flop_counter has them, matrix products and convolutions; and
-    the elements that every operation reads and writes, as if each had two bytes.
+    Floating-point operations are those of matrix products and convolutions, by the formulas of
+    torch.utils.flop_counter. Bytes are two for each element that an operation reads or writes.
     """
     from torch import Tensor
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -161,7 +166,7 @@ def count_work() -> Iterator[Callable[[], Work]]:
         flops = elements = 0
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-            with self:  # without gradients, operations come as they were called: a conv2d holds a convolution
+            with self:  # in inference mode conv2d arrives undecomposed, and only convolution has a formula
                 out = func.decompose(*args, **(kwargs or {}))
             if out is not NotImplemented:
                 return out

@@ -4,24 +4,24 @@ import csv
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InvalidOption
 
 TABLE = Path(__file__).resolve().parents[2] / "assets/gpu_prices.csv"
 CPU = "CPU"
-# Of a GPU's peak: what 3 x 3 convolutions of 64 channels in 16 bits are taken to reach. Assumed, not measured
+# Share of a GPU's peak that 3 x 3 convolutions of 64 channels reach in 16 bits. Assumed, not measured
 _OF_PEAK, _OF_BANDWIDTH = 0.35, 0.7
 
 
 @dataclass(frozen=True)
 class Price:
-    """A row of the table.
+    """A row of the price table.
 
-    usd_per_second  of one GPU, or of one physical core of a CPU
-    fp16_tflops     peak of dense 16-bit matrix arithmetic in 10^12 operations a second, 0 for the CPU
-    gb_per_second   peak of its memory in 10^9 bytes a second, 0 for the CPU
+    usd_per_second  price of one GPU, or of one physical CPU core
+    fp16_tflops     peak of dense 16-bit matrix arithmetic in 10^12 operations per second, 0 for the CPU
+    gb_per_second   peak memory bandwidth in 10^9 bytes per second, 0 for the CPU
     date, source    when and where the price was read
     """
 
@@ -35,7 +35,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Work:
-    """What a network does for one photo: floating-point operations, and bytes read and written in 16 bits."""
+    """Work of a network on one photo: floating-point operations, and bytes read and written in 16 bits."""
 
     flops: float
     bytes: float
@@ -48,14 +48,16 @@ class Work:
 
 
 def prices(overrides: Mapping[str, float] | None = None, table: Path = TABLE) -> dict[str, Price]:
-    """The table by name, with other dollars a second for the names in `overrides`.
+    """Return the price table by name.
 
-    Raises InvalidOption for a name that is not in it, and for a price that is not above 0.
+    overrides  dollars per second by name, in place of the table's
+
+    Raises InvalidOption for a name that is not in the table, and for a price that is not above 0.
     """
-    found = {}
+    result = {}
     with table.open(newline="") as file:
         for row in csv.DictReader(file):
-            found[row["name"]] = Price(
+            result[row["name"]] = Price(
                 row["name"],
                 float(row["usd_per_second"]),
                 float(row["fp16_tflops"] or 0),
@@ -64,46 +66,39 @@ def prices(overrides: Mapping[str, float] | None = None, table: Path = TABLE) ->
                 row["source"],
             )
     for name, dollars in (overrides or {}).items():
-        is_known_gpu(name, found)
+        if name not in result:
+            raise InvalidOption(f"no price for {name!r}; use one of {', '.join(result)}")
         if not 0 < dollars < math.inf:
-            raise InvalidOption(f"the price of {name} is {dollars}; it must be above 0 dollars a second")
-        own = found[name]
-        found[name] = Price(name, dollars, own.fp16_tflops, own.gb_per_second, "now", "given by the caller")
-    return found
+            raise InvalidOption(f"price of {name} is {dollars}; it must be above 0 dollars a second")
+        result[name] = replace(result[name], usd_per_second=dollars, date="now", source="set by the caller")
+    return result
 
 
-def is_known_gpu(name: str, table: Mapping[str, Price]) -> Price:
-    """The price of that name. Raises InvalidOption with the names there are."""
-    if name not in table:
-        raise InvalidOption(f"there is no price for {name!r}; there are prices for {', '.join(table)}")
-    return table[name]
-
-
-def find_price(device: str, table: Mapping[str, Price]) -> str | None:
-    """The table's name for a GPU as its driver calls it ("NVIDIA A100-SXM4-80GB": "A100-80GB"), or None."""
+def match_gpu(device: str, table: Mapping[str, Price]) -> str | None:
+    """Return the table's name of a GPU from its driver's: "A100-80GB" for "NVIDIA A100-SXM4-80GB"."""
     words = set(re.split(r"[\s\-]+", device.upper()))
-    fitting = [name for name in table if set(name.upper().split("-")) <= words]
-    return max(fitting, key=len, default=None)
+    matches = [name for name in table if set(name.upper().split("-")) <= words]
+    return max(matches, key=len, default=None)
 
 
 def dollars(seconds: float, usd_per_second: float) -> float:
-    """What so many seconds of a device cost."""
+    """Return the cost of `seconds` of a device."""
     return seconds * usd_per_second
 
 
 def images_per_dollar(seconds: float, usd_per_second: float) -> float:
-    """How many images of so many seconds each a dollar buys."""
+    """Return how many images a dollar buys, at `seconds` each."""
     return 1 / dollars(seconds, usd_per_second)
 
 
-def estimate_seconds(work: Work, price: Price, *, elsewhere: float) -> float:
-    """Seconds that a photo would take on a GPU of the table (roofline model; Williams et al., 2009).
+def estimate_seconds(work: Work, price: Price, *, codec_seconds: float) -> float:
+    """Estimate the seconds of a photo on a GPU of the table (roofline model; Williams et al., 2009).
 
-    elsewhere  seconds of decoding and encoding, which are the processor's, wherever the network runs
+    codec_seconds  seconds of decoding and encoding, which run on the CPU
 
-    The network takes as long as its arithmetic or its memory traffic, whichever is longer, each at an
-    assumed part of the GPU's peak: 35 % and 70 %.
+    The network takes the longer of its arithmetic and its memory traffic, at an assumed 35 % and 70 % of the
+    GPU's peaks.
     """
     arithmetic = work.flops / (price.fp16_tflops * 1e12 * _OF_PEAK)
     traffic = work.bytes / (price.gb_per_second * 1e9 * _OF_BANDWIDTH)
-    return elsewhere + max(arithmetic, traffic)
+    return codec_seconds + max(arithmetic, traffic)

@@ -1,4 +1,4 @@
-"""What photos cost, as a report: timings here, estimates elsewhere, as a table, CSV and a plot."""
+"""Report the cost of photos: timings of this machine and estimates for GPUs, as a table and a plot."""
 
 import csv
 import io
@@ -17,45 +17,47 @@ from .pricing import Price
 
 @dataclass(frozen=True)
 class Report:
-    """Every timing, and where it was made.
+    """Timings of one machine.
 
-    device  what computed, as its maker calls it
-    cores   physical cores of it that are paid for, 0 for a GPU
-    cold    by model, seconds from starting Python to a loaded model
-    left    what could not be timed, and why
+    device       hardware name
+    cores        number of physical CPU cores to pay for, 0 for a GPU
+    cold_starts  seconds from starting Python to a loaded model, by model
+    skipped      why some photos were not timed
     """
 
     device: str
     cores: int
-    cold: dict[str, float]
+    cold_starts: dict[str, float]
     timings: list[Timing]
-    left: list[str]
+    skipped: list[str]
 
     def rows(self, prices: Mapping[str, Price], own_price: float | None = None) -> list[dict[str, object]]:
-        """A row for each timing: on this machine ("measured"), and on each other GPU ("estimated").
+        """Return a "measured" row for each timing, and an "estimated" one for each other GPU.
 
-        own_price  dollars a second of this machine, in place of the table's
+        own_price  dollars per second of this machine, in place of the table's
         """
-        name = pricing.CPU if self.cores else pricing.find_price(self.device, prices)
+        name = pricing.CPU if self.cores else pricing.match_gpu(self.device, prices)
         if own_price is None and name:
             own_price = prices[name].usd_per_second * (self.cores or 1)
-        found = []
+        rows = []
         for timing in self.timings:
-            here = _row(timing, name or self.device, timing.steady, own_price, "measured")
-            own = {"cold": self.cold.get(timing.model), "first": timing.first, "quoted": timing.quoted}
-            found.append(here | own)
+            row = _row(timing, name or self.device, timing.seconds, own_price, "measured")
+            row["cold"] = self.cold_starts.get(timing.model)
+            row["first"] = timing.first
+            row["quoted"] = timing.plan_seconds
+            rows.append(row)
             for price in prices.values():
                 if price.fp16_tflops and price.name != name:
-                    seconds = pricing.estimate_seconds(timing.work, price, elsewhere=timing.elsewhere)
-                    found.append(_row(timing, price.name, seconds, price.usd_per_second, "estimated"))
-        return found
+                    seconds = pricing.estimate_seconds(timing.work, price, codec_seconds=timing.codec_seconds)
+                    rows.append(_row(timing, price.name, seconds, price.usd_per_second, "estimated"))
+        return rows
 
     def text(self, rows: Sequence[Row], prices: Mapping[str, Price]) -> str:
-        """All of it for people."""
+        """Return the report as readable text; `rows` are those of rows()."""
         cores = f", {self.cores} physical core{'s' if self.cores > 1 else ''}" if self.cores else ""
         dates = ", ".join(sorted({price.date for price in prices.values()}))
         lines = [f"On {self.device}{cores}. Prices of {dates}."]
-        lines += [f"{model}: cold start {seconds:.1f} s" for model, seconds in self.cold.items()]
+        lines += [f"{model}: cold start {seconds:.1f} s" for model, seconds in self.cold_starts.items()]
         table = [["photo", "device", "faces", "first s", "seconds", "$/image", "images/$", "quoted s", ""]]
         for row in rows:
             measured = row["how"] == "measured"
@@ -73,11 +75,11 @@ class Report:
                     str(row["how"]),
                 ]
             )
-        return "\n".join([*lines, "", align_columns(table, left=2), *dict.fromkeys(self.left)])
+        return "\n".join([*lines, "", align_columns(table, left=2), *dict.fromkeys(self.skipped)])
 
 
-def _number(value: object, form: str) -> str:
-    return "" if value is None else form.format(value)
+def _number(value: object, template: str) -> str:
+    return "" if value is None else template.format(value)
 
 
 def _row(timing: Timing, device: str, seconds: float, price: float | None, how: str) -> dict[str, object]:
@@ -91,7 +93,7 @@ def _row(timing: Timing, device: str, seconds: float, price: float | None, how: 
         "cold": None,
         "first": None,
         "quoted": None,
-        "elsewhere": timing.elsewhere,
+        "elsewhere": timing.codec_seconds,
         "teraflop": timing.work.flops / 1e12,
         "gigabytes": timing.work.bytes / 1e9,
         "seconds": seconds,
@@ -111,24 +113,26 @@ def time_models(
     weights: str | None = None,
     device: str | None = None,
 ) -> Report:
-    """Time photos of these (width, height) with these models: without faces and, where possible, with one.
+    """Time photos of each (width, height) with each model, without a face and, where possible, with one.
 
-    log  is log what is being timed
+    log  called with a message before and after each measurement
+
+    Raises any RestoreError, except that absent face models only skip the photos with a face.
     """
     report = Report(*device_name(device), {}, [], [])
     for name in names:
         restorer = Restorer(weights=weights, device=device, model=name)
-        by_model: dict[str, list[tuple[int, int]]] = {}  # "auto" may take another one for large photos
+        by_model: dict[str, list[tuple[int, int]]] = {}  # "auto" may choose another one for large photos
         for width, height in sizes:
             restorer.load(width * height)
-            model = restorer.model(restorer.options, width * height)
-            by_model.setdefault(model.name, []).append((width, height))
-        for chosen, own in by_model.items():
-            log(f"{chosen}: cold start")
-            report.cold[chosen] = cold_start(chosen, weights=weights, device=device)
-            fresh = partial(load, chosen, weights=weights, device=device)
+            chosen = restorer.model(restorer.options, width * height)
+            by_model.setdefault(chosen.name, []).append((width, height))
+        for model, model_sizes in by_model.items():
+            log(f"{model}: cold start")
+            report.cold_starts[model] = cold_start(model, weights=weights, device=device)
+            load_model = partial(load, model, weights=weights, device=device)
             for face in (False, True):
-                _time_sizes(report, chosen, own, fresh, face=face, repeats=repeats, log=log)
+                _time_sizes(report, model, model_sizes, load_model, face=face, repeats=repeats, log=log)
     return report
 
 
@@ -136,7 +140,7 @@ def _time_sizes(
     report: Report,
     model: str,
     sizes: Sequence[tuple[int, int]],
-    fresh: Callable[..., Restorer],
+    load_model: Callable[..., Restorer],
     *,
     face: bool,
     repeats: int,
@@ -144,39 +148,38 @@ def _time_sizes(
 ) -> None:
     try:
         for width, height in sizes:
-            what = f"{model}: {width} x {height}{', with a face' if face else ''}"
-            log(what)
-            done = measure(fresh, width, height, face=face, repeats=repeats)
-            seconds = ", ".join(f"{one:.3f}" for one in (done.first, *done.following))
-            log(f"{what}: {seconds} s")
-            if face and not done.faces:  # it would pass for a second one without
-                report.left.append(f"No face was restored in {width} x {height} pixels.")
+            label = f"{model}: {width} x {height}{', with a face' if face else ''}"
+            log(label)
+            timing = measure(load_model, width, height, face=face, repeats=repeats)
+            log(f"{label}: {', '.join(f'{seconds:.3f}' for seconds in (timing.first, *timing.warm))} s")
+            if face and not timing.faces:  # would duplicate the photo without a face
+                report.skipped.append(f"No face was restored in {width} x {height} pixels.")
             else:
-                report.timings.append(done)
+                report.timings.append(timing)
     except (WeightsUnavailable, BadWeights) as error:
         if not face:
             raise
-        report.left.append(f"Faces were not timed: {str(error).partition(' (')[0]}")
+        report.skipped.append(f"Faces were not timed: {str(error).partition(' (')[0]}")
 
 
 def merge_measured(rows: Sequence[Row], measured: Sequence[Row]) -> list[Row]:
-    """The rows, with those that were measured elsewhere in place of what was estimated for the same."""
+    """Return `rows` with estimates replaced by the measurements of other machines, which come last."""
 
-    def subject(row: Row) -> tuple[object, ...]:
+    def key(row: Row) -> tuple[object, ...]:
         return tuple(str(row[name]) for name in ("model", "width", "height", "faces", "device"))
 
-    known = {subject(row) for row in measured}
-    return [row for row in rows if row["how"] == "measured" or subject(row) not in known] + list(measured)
+    keys = {key(row) for row in measured}
+    return [row for row in rows if row["how"] == "measured" or key(row) not in keys] + list(measured)
 
 
 def read_measured(file: Path) -> list[Row]:
-    """The measured rows of a file that columns.as_csv() wrote. Raises InvalidOption for any other."""
+    """Return the measured rows of a CSV file of `restorer cost`. Raises InvalidOption for any other file."""
     try:
         with file.open(newline="") as lines:
             rows = [row for row in csv.DictReader(lines) if row["how"] == "measured"]
         return [{name: _value(name, text) for name, text in row.items()} for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidOption(f"{file} is no table of costs: {error}") from error
+        raise InvalidOption(f"{file} is not a CSV file of `restorer cost`: {error}") from error
 
 
 def _value(name: str, text: str) -> object:
@@ -188,15 +191,15 @@ def _value(name: str, text: str) -> object:
 
 
 def plot(rows: Sequence[Row], suffix: str) -> bytes:
-    """Images for a dollar by size and device as a picture: ".png" or ".svg"."""
-    from matplotlib.figure import Figure  # no pyplot: no window, and nothing global
+    """Plot images per dollar by size and device; return the bytes of a ".png" or ".svg" file."""
+    from matplotlib.figure import Figure  # pyplot would open windows and keep global state
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
-    kinds = dict.fromkeys((row["model"], row["faces"], row["device"], row["how"]) for row in rows)
-    for kind in kinds:
-        model, faces, device, how = kind
-        own = [row for row in rows if (row["model"], row["faces"], row["device"], row["how"]) == kind]
+    curves = dict.fromkeys((row["model"], row["faces"], row["device"], row["how"]) for row in rows)
+    for curve in curves:
+        model, faces, device, how = curve
+        own = [row for row in rows if (row["model"], row["faces"], row["device"], row["how"]) == curve]
         points = [
             (row["width"] * row["height"] / 1e6, row["images_per_usd"])  # type: ignore[operator]
             for row in own
@@ -205,7 +208,7 @@ def plot(rows: Sequence[Row], suffix: str) -> bytes:
         if points:
             label = f"{device}, {model}{f', {faces} face' if faces else ''} ({how})"
             axes.plot(*zip(*points, strict=True), "o-" if how == "measured" else ".--", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="megapixels of the photo", ylabel="images for a dollar")
+    axes.set(xscale="log", yscale="log", xlabel="photo size in megapixels", ylabel="images per dollar")
     sizes = sorted({row["width"] * row["height"] / 1e6 for row in rows})  # type: ignore[operator]
     axes.set_xticks(sizes, [f"{size:.2g}" for size in sizes])
     axes.minorticks_off()

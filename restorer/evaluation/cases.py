@@ -1,4 +1,4 @@
-"""One photo judged: the input that is restored, the original it is compared with, and the figures."""
+"""Evaluate one photo: the input to restore, the original to compare with, and the metrics."""
 
 import math
 import re
@@ -25,20 +25,20 @@ from .summary import BICUBIC
 
 INPUT = "input"
 ORIGINAL = "original"
-# What sets apart the names of a pair: photo_LR.png and photo_HR.png, baby_x4.png and baby.png
-_MARKS = re.compile(r"(?i)(?<=[_\-. ])(lr|hr|gt|lq|hq|x\d|\d+x)(?=[_\-. ]|$)")
+# The part of a name that differs within a pair: photo_LR.png and photo_HR.png, baby_x4.png and baby.png
+_PAIR_SUFFIX = re.compile(r"(?i)(?<=[_\-. ])(lr|hr|gt|lq|hq|x\d|\d+x)(?=[_\-. ]|$)")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How photos are judged.
+    """How photos are evaluated. Raises InvalidOption for an unknown recipe or a scale out of range.
 
-    scale      what they are made smaller by, and enlarged by
-    recipe     a name of degrade.RECIPES
-    published  as papers do: made small and enlarged for comparison by MATLAB's bicubic, nothing else
-    degrades   make them worse first; else they are restored as they are, beside originals of their own
-    reference  False: there are no originals, the photos are judged by themselves
-    lpips      measure that too
+    scale      factor by which photos are downscaled, then upscaled; 1 to 8
+    recipe     a name in degradation.RECIPES
+    published  follow the protocol of papers: MATLAB's bicubic for the input and for the baseline, no recipe
+    degrades   degrade the photos first; otherwise restore them as they are and compare with their originals
+    reference  False: there are no originals; use no-reference metrics
+    lpips      also measure LPIPS
     """
 
     scale: float = Options.outscale
@@ -50,17 +50,18 @@ class Setup:
 
     def __post_init__(self) -> None:
         if self.recipe not in degradation.RECIPES:
-            known = ", ".join(degradation.RECIPES)
-            raise InvalidOption(f"recipe is {self.recipe!r}; it must be one of {known}")
+            raise InvalidOption(
+                f"unknown recipe {self.recipe!r}; use one of {', '.join(degradation.RECIPES)}"
+            )
         if not 1 <= self.scale <= 8:  # NaN fails this too
-            raise InvalidOption(f"scale is {self.scale}; it must be from 1 to 8")
+            raise InvalidOption(f"scale is {self.scale}; use 1 to 8")
         if self.degrades and self.scale != int(self.scale):
-            raise InvalidOption(f"scale is {self.scale}; photos are made smaller by a whole number only")
+            raise InvalidOption(f"scale is {self.scale}; use a whole number to downscale photos")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is judged, by the name the user gave it: a restorer, and options for each photo."""
+    """A restorer and options to evaluate, under the name the user typed."""
 
     name: str
     restorer: Restorer
@@ -68,147 +69,154 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """The name as one of a folder."""
+        """The name, safe for a folder."""
         return re.sub(r"[^\w.=-]+", "_", self.name).strip("._") or "restored"
 
 
 @dataclass(frozen=True)
 class Case:
-    """An input and, where there is one, its original: (h, w, 3), about `scale` times as large each way."""
+    """An input and its original, if any: (h, w, 3) uint8 or uint16 RGB, about `scale` times as large."""
 
     before: Photo
     truth: np.ndarray | None
     scale: float
 
 
-def case(source: Path, original: Path | None, setup: Setup, *, seed: int = 0) -> Case:
-    """Read a photo and make of it what is judged. Raises RestoreError and OSError.
+def load_case(source: Path, original: Path | None, setup: Setup, *, seed: int = 0) -> Case:
+    """Read a photo and build its case. Raises RestoreError and OSError.
 
-    original  where the setup does not degrade
-    seed      with the photo's name it decides how it is made worse
+    original  its original, where the setup does not degrade
+    seed      seeds the degradation, together with the photo's name
     """
-    seen = photo.decode(source.read_bytes())
+    before = photo.decode(source.read_bytes())
     if not setup.reference:
-        return Case(seen, None, setup.scale)
+        return Case(before, None, setup.scale)
     if original is not None:
-        return _paired(seen, _original(original), source)
+        return _paired(before, _read_original(original), source)
     scale = int(setup.scale)
-    height, width = (side // scale * scale for side in seen.pixels.shape[:2])
+    height, width = (side // scale * scale for side in before.pixels.shape[:2])
     if not height or not width:
-        raise InvalidOption(f"{seen.width} x {seen.height} pixels cannot be made {scale} times smaller")
-    truth = to_uint8(seen.pixels[:height, :width])
+        raise InvalidOption(f"{before.width} x {before.height} pixels are too few to downscale by {scale}")
+    truth = to_uint8(before.pixels[:height, :width])
     if setup.published:
         small = degradation.matlab_bicubic(truth, 1 / scale)
     else:
-        own = [seed, zlib.crc32(source.stem.encode(errors="surrogateescape"))]
-        small = degradation.degrade(truth, degradation.RECIPES[setup.recipe], scale=scale, seed=own)
+        seeds = [seed, zlib.crc32(source.stem.encode(errors="surrogateescape"))]
+        small = degradation.degrade(truth, degradation.RECIPES[setup.recipe], scale=scale, seed=seeds)
     return Case(Photo(small, None, Meta("png")), truth, scale)
 
 
 def find_original(source: Path, folder: Path) -> Path:
-    """The original of a photo: the file of its name, or of the same but for a mark such as LR or HR.
+    """Return the file in `folder` with the photo's name, stem, or stem apart from a suffix such as LR or HR.
 
-    Raises InvalidOption where there is none, or more than one.
+    Raises InvalidOption if there is none, or more than one.
     """
     others = [path for path in sorted(folder.iterdir()) if path.is_file()]
     others = [path for path in others if path.resolve() != source.resolve()]
-    for key in (lambda path: path.name, lambda path: path.stem, lambda path: _MARKS.sub("", path.stem)):
-        found = [path for path in others if key(path).strip("_-. ") == key(source).strip("_-. ")]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(path.name for path in found)
-            raise InvalidOption(f"there is more than one original in {folder}: {names}")
-    raise InvalidOption(f"there is no original in {folder}: it needs the same name")
+    for key in (lambda path: path.name, lambda path: path.stem, lambda path: _PAIR_SUFFIX.sub("", path.stem)):
+        matches = [path for path in others if key(path).strip("_-. ") == key(source).strip("_-. ")]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            names = ", ".join(path.name for path in matches)
+            raise InvalidOption(f"more than one original in {folder}: {names}")
+    raise InvalidOption(f"no original in {folder}; give it the photo's name")
 
 
 def _paired(before: Photo, truth: np.ndarray, source: Path) -> Case:
-    """An input and its original, whose sides may be up to a pixel of the input off a multiple."""
+    """Return the case of a pair. Each side may miss the exact multiple by less than one input pixel."""
     height, width = truth.shape[:2]
     scale = round(width / before.width)
-    off = [width - before.width * scale, height - before.height * scale]
-    if not 1 <= scale <= 8 or max(map(abs, off)) >= max(scale, 1):
+    excess = [width - before.width * scale, height - before.height * scale]
+    if not 1 <= scale <= 8 or max(map(abs, excess)) >= max(scale, 1):
         raise InvalidOption(
-            f"{source.name} has {before.width} x {before.height} pixels and its original {width} x {height}: "
-            "that must be the same whole number of times as many each way, from 1 to 8"
+            f"{source.name} is {before.width} x {before.height} pixels and its original {width} x {height}; "
+            "the original must be the same whole multiple, 1 to 8, in width and height"
         )
     return Case(before, truth, scale)
 
 
-def _original(path: Path) -> np.ndarray:
+def _read_original(path: Path) -> np.ndarray:
     try:
         return photo.decode(path.read_bytes()).pixels
     except RestoreError as error:
-        raise type(error)(f"its original {path.name}: {error}") from error
+        raise type(error)(f"original {path.name}: {error}") from error
 
 
 def compare(
-    one: Case, variants: list[Variant], setup: Setup, output: Path, name: str
+    case: Case, variants: list[Variant], setup: Setup, output: Path, name: str
 ) -> Iterator[dict[str, object]]:
-    """Restore a case with each variant; yields bicubic's figures, then each variant's, by name.
+    """Restore a case with each variant; yield the metrics of bicubic, then of each variant, by name.
 
-    Every picture goes into a folder of `output` on the way. Of a variant also "model", "seconds", how many
-    "faces" were found, and the result's "warnings". Raises RestoreError and OSError.
+    Writes each image to its folder in `output`. A variant's row also has "model", "seconds", the number of
+    detected "faces" and the result's "warnings". Raises RestoreError and OSError.
     """
-    before = one.before
+    before = case.before
     if setup.published:
-        plain = degradation.matlab_bicubic(before.pixels, one.scale)
+        plain = degradation.matlab_bicubic(before.pixels, case.scale)
     else:
-        plain = degradation.bicubic(before.pixels, *output_size(before.width, before.height, one.scale))
+        plain = degradation.bicubic(before.pixels, *output_size(before.width, before.height, case.scale))
     for folder, pixels in ((INPUT, before.pixels), (BICUBIC, plain)):
-        written = encode.encode(Photo(pixels, None, Meta("png")), "png", quality=Options.quality)
-        atomic.write_atomic(picture_path(output, folder, name), written.data)
-    yield {"variant": BICUBIC, **_figures(one, plain, setup)}
+        encoded = encode.encode(Photo(pixels, None, Meta("png")), "png", quality=Options.quality)
+        atomic.write_atomic(image_path(output, folder, name), encoded.data)
+    yield {"variant": BICUBIC, **_measure(case, plain, setup)}
     for variant in variants:
-        result = variant.restorer.restore(before, **variant.options, outscale=one.scale, format="png")
-        atomic.write_atomic(picture_path(output, variant.folder, name), result.data)
-        told = {"model": result.model, "seconds": round(result.seconds, 3), "faces": len(result.faces)}
-        told |= {"warnings": "; ".join(result.warnings)}
-        figures = _figures(one, result.after.pixels, setup)
-        yield {"variant": variant.name, **told, **figures, "drift": drift(result)}
+        result = variant.restorer.restore(before, **variant.options, outscale=case.scale, format="png")
+        atomic.write_atomic(image_path(output, variant.folder, name), result.data)
+        yield {
+            "variant": variant.name,
+            "model": result.model,
+            "seconds": round(result.seconds, 3),
+            "faces": len(result.faces),
+            "warnings": "; ".join(result.warnings),
+            **_measure(case, result.after.pixels, setup),
+            "drift": drift(result),
+        }
 
 
-def picture_path(output: Path, folder: str, name: str) -> Path:
-    """Where compared() wrote a picture: folder INPUT, PLAIN or a variant's."""
+def image_path(output: Path, folder: str, name: str) -> Path:
+    """Return where compare() writes an image; `folder` is INPUT, BICUBIC or a variant's."""
     return output / folder / f"{name}.png"
 
 
-def _figures(one: Case, image: np.ndarray, setup: Setup) -> dict[str, float]:
-    if one.truth is None:
-        before = one.before
+def _measure(case: Case, image: np.ndarray, setup: Setup) -> dict[str, float]:
+    if case.truth is None:
+        before = case.before
         return {
             "niqe": metrics.niqe(image),
             "sharpness": metrics.sharpness(image),
-            # JPEG's blocks are those of the input: at its size they can be told from what is there
+            # The input's JPEG blocks lie on the 8-pixel grid only at the input's size
             "blockiness": metrics.blockiness(resize(image, before.width, before.height)),
             "consistency": metrics.consistency(before.pixels, image),
         }
-    truth, image = _alike(one.truth, image)
-    border = round(one.scale)
-    found = {
+    truth, image = _align(case.truth, image)
+    border = round(case.scale)
+    values = {
         "psnr": metrics.psnr(truth, image, border=border),
         "ssim": metrics.ssim(truth, image, border=border),
         "psnr_y": metrics.psnr(truth, image, border=border, y=True),
         "ssim_y": metrics.ssim(truth, image, border=border, y=True),
     }
-    return {**found, "lpips": metrics.lpips(truth, image, border=border)} if setup.lpips else found
+    if setup.lpips:
+        values["lpips"] = metrics.lpips(truth, image, border=border)
+    return values
 
 
-def _alike(truth: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What both have of an original and a picture, in 8 bits where one has no more."""
+def _align(truth: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Crop both to their common size, and convert to 8 bits unless both have 16."""
     height, width = (min(sides) for sides in zip(truth.shape[:2], image.shape[:2], strict=True))
     truth, image = truth[:height, :width], image[:height, :width]
     return (truth, image) if truth.dtype == image.dtype else (to_uint8(truth), to_uint8(image))
 
 
 def drift(result: Result) -> float:
-    """Of the face that drifted most, see metrics.drift(); NaN without one."""
+    """Return the largest metrics.drift() of the result's faces; NaN without a face."""
     scale = result.width / result.before.width
-    found = [
+    drifts = [
         metrics.drift(
             face.before, align.crop(result.after.pixels, align.from_larger(face.affine, scale)), face.mask
         )
         for face in result.faces
         if face.mask.any()
     ]
-    return max(found, default=math.nan)
+    return max(drifts, default=math.nan)

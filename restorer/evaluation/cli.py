@@ -1,4 +1,4 @@
-"""Restore, compare and report: the command line of evaluate.py."""
+"""The command line of evaluate.py: restore, compare and report."""
 
 import argparse
 import sys
@@ -17,119 +17,121 @@ from ..tables import align_columns, to_csv
 from . import cases, html_report, metrics, parser, summary
 from .cases import Setup, Variant
 
-_WARNINGS = 9  # printed at most; the rows have all
+_MAX_WARNINGS = 9  # in the report's head; the rows have all of them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run evaluate.py; return 0, 1 if a photo failed or a metric is too low, 2 for wrong usage."""
-    parsed = parser.parser().parse_args(arguments)
+    """Run evaluate.py; return 0, 1 if a photo failed or a mean is below its threshold, 2 for wrong usage."""
+    parsed = parser.build_parser().parse_args(arguments)
     return exit_status("evaluate", lambda: evaluate(parsed), interrupted="stopped; no report was written")
 
 
 def evaluate(parsed: argparse.Namespace) -> int:
-    """Restore and compare everything, write the report and print its figures."""
-    parser.check_together(parsed)
-    floors = parser.thresholds(parsed.fail_under)
-    missing = "" if parsed.no_reference else metrics.lpips_missing()
+    """Restore and compare every photo, write the report, print the summary and return the exit status."""
+    parser.check_conflicts(parsed)
+    thresholds = parser.thresholds(parsed.fail_under)
+    lpips_missing = "" if parsed.no_reference else metrics.lpips_missing()
     setup = Setup(
         scale=Options.outscale if parsed.scale is None else parsed.scale,
         recipe=parsed.recipe or Setup.recipe,
         published=parsed.published,
         degrades=not parsed.no_reference and parsed.gt is None,
         reference=not parsed.no_reference,
-        lpips=not parsed.no_reference and not missing,
+        lpips=not parsed.no_reference and not lpips_missing,
     )
     seeds = parser.seeds(parsed.seeds or "0")
     variants = parser.variants(parsed)
-    photos = parser.photos(parsed.photos, parsed.output, parser.folder(parsed.gt))
-    for name in ("report.csv", "report.json", "report.html"):  # an older one would be taken for ours
+    photos = parser.photos(parsed.photos, parsed.output, parser.originals_folder(parsed.gt))
+    for name in ("report.csv", "report.json", "report.html"):  # a stale report would pass for this run's
         (parsed.output / name).unlink(missing_ok=True)
-    rows, failed = _all_compared(photos, variants, setup, seeds, parsed.output)
+    rows, failed = _compare_all(photos, variants, setup, seeds, parsed.output)
     if not rows:
         return 1
-    told = parser.provenance(parsed, setup, seeds, len(photos))
-    told |= {"LPIPS": f"left out, {missing}"} if missing else {}
-    told |= {"failed": [f"{name}: {why}" for name, why in failed.items()]} if failed else {}
-    warnings = dict.fromkeys(str(row["warnings"]) for row in rows if row.get("warnings"))
-    told |= {"warnings": list(warnings)[:_WARNINGS]} if warnings else {}
-    picture = partial(_picture, {one.name: one for one in photos}, variants, setup, seeds, parsed.output)
+    provenance = parser.provenance(parsed, setup, seeds, len(photos))
+    if lpips_missing:
+        provenance["LPIPS"] = f"skipped, {lpips_missing}"
+    if failed:
+        provenance["failed"] = [f"{name}: {reason}" for name, reason in failed.items()]
+    if warnings := dict.fromkeys(str(row["warnings"]) for row in rows if row.get("warnings")):
+        provenance["warnings"] = list(warnings)[:_MAX_WARNINGS]
+    read_images = partial(
+        _read_images, {one.name: one for one in photos}, variants, setup, seeds, parsed.output
+    )
     write_atomic(parsed.output / "report.csv", to_csv(rows))
-    write_atomic(parsed.output / "report.json", summary.as_json(rows, told))
-    page = html_report.page(rows, told, picture, variants[0].name)
+    write_atomic(parsed.output / "report.json", summary.to_json(rows, provenance))
+    page = html_report.page(rows, provenance, read_images, variants[0].name)
     write_atomic(parsed.output / "report.html", page)
     statistics = summary.summarise(rows)
     print(align_columns(summary.table(statistics), left=2))
     for name in ("LPIPS", "warnings", "failed"):
-        if name in told:
-            print(f"{name}: {told[name]}")
+        if name in provenance:
+            print(f"{name}: {provenance[name]}")
     print(f"report: {parsed.output / 'report.html'}")
-    low = list(_too_low(statistics, floors))
-    for line in low:
+    failures = list(_below_thresholds(statistics, thresholds))
+    for line in failures:
         print(f"evaluate: {line}", file=sys.stderr)
-    return 1 if failed or low else 0
+    return 1 if failed or failures else 0
 
 
-def _all_compared(
+def _compare_all(
     photos: list[parser.NamedPhoto], variants: list[Variant], setup: Setup, seeds: list[int], output: Path
 ) -> tuple[list[dict[str, object]], dict[str, str]]:
-    """A row for each photo, seed and variant; and why photos failed, by name."""
+    """Return a row for each photo, seed and variant, and the reasons of failed photos by name."""
     rows: list[dict[str, object]] = []
     failed: dict[str, str] = {}
     with tqdm(total=len(photos) * len(seeds) * len(variants), disable=None, leave=False) as bar:
-        for one_of in photos:
-            bar.set_description_str(one_of.name)
-            found = []
+        for named in photos:
+            bar.set_description_str(named.name)
+            own = []
             try:
-                if one_of.amiss:
-                    raise InvalidOption(one_of.amiss)
+                if named.problem:
+                    raise InvalidOption(named.problem)
                 for seed in seeds:
-                    one = cases.case(one_of.source, one_of.original, setup, seed=seed)
-                    place = _seeded(one_of.name, seed, seeds)
-                    for row in cases.compare(one, variants, setup, output, place):
-                        found.append({"photo": one_of.name, "seed": seed, **row})
+                    case = cases.load_case(named.source, named.original, setup, seed=seed)
+                    file_name = _with_seed(named.name, seed, seeds)
+                    for row in cases.compare(case, variants, setup, output, file_name):
+                        own.append({"photo": named.name, "seed": seed, **row})
                         bar.update(row["variant"] != summary.BICUBIC)
             except (WeightsUnavailable, BadWeights):
-                raise  # nothing would fare better
+                raise  # every photo would fail
             except (RestoreError, OSError) as error:
-                failed[one_of.name] = str(error)
-                bar.write(f"{one_of.source}: failed, {error}", file=sys.stderr)
+                failed[named.name] = str(error)
+                bar.write(f"{named.source}: failed, {error}", file=sys.stderr)
             else:
-                rows += found
+                rows += own
     return rows, failed
 
 
-def _seeded(name: str, seed: int, seeds: list[int]) -> str:
+def _with_seed(name: str, seed: int, seeds: list[int]) -> str:
     return f"{name}_seed{seed}" if len(seeds) > 1 else name
 
 
-def _picture(
+def _read_images(
     photos: Mapping[str, parser.NamedPhoto],
     variants: list[Variant],
     setup: Setup,
     seeds: list[int],
     output: Path,
     name: str,
-) -> html_report.Picture:
-    """What is to be seen of a photo, with the first seed."""
-    place = _seeded(name, seeds[0], seeds)
+) -> html_report.PhotoImages:
+    """Read back the images of a photo, those of the first seed."""
+    file_name = _with_seed(name, seeds[0], seeds)
     versions = {}
-    for folder, called in [(summary.BICUBIC, summary.BICUBIC), *((v.folder, v.name) for v in variants)]:
-        versions[called] = photo.decode(cases.picture_path(output, folder, place).read_bytes()).pixels
-    truth = cases.case(photos[name].source, photos[name].original, setup, seed=seeds[0]).truth
+    for folder, label in [(summary.BICUBIC, summary.BICUBIC), *((v.folder, v.name) for v in variants)]:
+        versions[label] = photo.decode(cases.image_path(output, folder, file_name).read_bytes()).pixels
+    truth = cases.load_case(photos[name].source, photos[name].original, setup, seed=seeds[0]).truth
     if truth is not None:
         height, width = versions[summary.BICUBIC].shape[:2]
         versions[cases.ORIGINAL] = truth[:height, :width]
-    return html_report.Picture(name, versions)
+    return html_report.PhotoImages(name, versions)
 
 
-def _too_low(
-    statistics: Mapping[str, Mapping[str, Mapping[str, float]]], floors: Mapping[str, float]
-) -> Iterator[str]:
-    """What is worse than asked for; of metrics that are better when they are lower, what is higher."""
+def _below_thresholds(statistics: summary.Summary, thresholds: Mapping[str, float]) -> Iterator[str]:
+    """Yield a message for each mean that is worse than its threshold, or absent."""
     for variant in [name for name in statistics if name != summary.BICUBIC]:
-        for name, floor in floors.items():
-            found = statistics[variant].get(name)
-            if found is None:
-                yield f"{variant} has no {name}, of which {floor:g} was asked for"
-            elif summary.METRICS[name].better * (found["mean"] - floor) < 0:
-                yield f"{variant} has a mean {name} of {found['mean']:.4g}, worse than {floor:g}"
+        for name, threshold in thresholds.items():
+            values = statistics[variant].get(name)
+            if values is None:
+                yield f"{variant} has no {name}; the threshold is {threshold:g}"
+            elif summary.METRICS[name].better * (values["mean"] - threshold) < 0:
+                yield f"{variant} has a mean {name} of {values['mean']:.4g}, worse than {threshold:g}"

@@ -1,4 +1,4 @@
-"""Good photographs made bad in known ways, so that what a restoration gains can be measured."""
+"""Degrade good photographs in known ways, to measure what a restoration recovers."""
 
 import io
 from collections.abc import Sequence
@@ -14,13 +14,11 @@ from ..models import compat
 
 @dataclass(frozen=True)
 class Recipe:
-    """Ranges that a seed draws from, evenly.
+    """Ranges that a seed draws from uniformly. An empty range skips the step.
 
-    blur   sigma in pixels of the original, before it is made smaller by area mean
-    noise  standard deviation in levels of 255, added afterwards
-    jpeg   quality, last
-
-    An empty range leaves that step out.
+    blur   sigma in pixels of the original, before downscaling by area averaging
+    noise  standard deviation in levels of 255, added after downscaling
+    jpeg   quality; the last step
     """
 
     about: str
@@ -30,16 +28,18 @@ class Recipe:
 
 
 RECIPES = {
-    "default": Recipe("light blur, smaller, some noise, JPEG", (0.6, 1.6), (3, 10), (50, 90)),
-    "heavy": Recipe("strong blur, smaller, much noise, poor JPEG", (1.5, 4.0), (10, 30), (20, 50)),
-    "small": Recipe("smaller, and nothing else"),
+    "default": Recipe("light blur, downscaling, some noise, JPEG", (0.6, 1.6), (3, 10), (50, 90)),
+    "heavy": Recipe("strong blur, downscaling, much noise, low-quality JPEG", (1.5, 4.0), (10, 30), (20, 50)),
+    "small": Recipe("downscaling only"),
 }
 
 
 def degrade(
     truth: np.ndarray, recipe: Recipe, *, scale: int = 4, seed: int | Sequence[int] = 0
 ) -> np.ndarray:
-    """A picture made worse, and smaller by a whole number; the same seed gives the same picture.
+    """Return the image degraded and `scale` times smaller, (h / scale, w / scale, 3) uint8.
+
+    The same seed gives the same image.
 
     truth  (h, w, 3) uint8 RGB, both sides multiples of `scale`
     """
@@ -59,23 +59,27 @@ def degrade(
 
 
 def bicubic(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """A uint8 or uint16 picture at another, larger size by OpenCV's bicubic interpolation."""
+    """Upscale a (H, W, 3) uint8 or uint16 image with OpenCV's bicubic interpolation."""
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def matlab_bicubic(image: np.ndarray, times: float) -> np.ndarray:
-    """(H, W, 3) uint8 or uint16 at `times` its size, as MATLAB's imresize makes it, and papers.
+    """Resize a (H, W, 3) uint8 or uint16 image to `times` its size as MATLAB's imresize does.
 
-    Raises InvalidOption for fewer than 4 pixels a side, before or after.
+    Papers publish their figures with this filter. Raises InvalidOption for fewer than 4 pixels a side, before
+    or after.
     """
-    if min(image.shape[:2]) * min(times, 1) < 4:  # its kernel mirrors as many at the edges
-        raise InvalidOption(f"{image.shape[1]} x {image.shape[0]} pixels are too few for MATLAB's bicubic")
+    if min(image.shape[:2]) * min(times, 1) < 4:  # the kernel mirrors 4 pixels at each edge
+        raise InvalidOption(
+            f"{image.shape[1]} x {image.shape[0]} pixels at scale {times:g} are too few for MATLAB's "
+            "bicubic; it needs 4 a side"
+        )
     resize = compat.load("basicsr.utils.matlab_functions", "imresize")
     top = np.iinfo(image.dtype).max
     return np.clip(np.rint(resize(image.astype(np.float64), times)), 0, top).astype(image.dtype)
 
 
 def _through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    coded = io.BytesIO()
-    Image.fromarray(image).save(coded, "JPEG", quality=quality)
-    return np.asarray(Image.open(coded))
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "JPEG", quality=quality)
+    return np.asarray(Image.open(encoded))

@@ -1,4 +1,4 @@
-"""The quality report as one page of HTML: the table, plots, and each photo with a before/after slider."""
+"""Render the quality report as one HTML page: table, plots, and a before/after slider for each photo."""
 
 import base64
 import html
@@ -17,13 +17,13 @@ from ..images.resample import luma, to_uint8
 from ..tables import Row
 from . import summary
 
-_PREVIEW = (1200, 800)  # of the page's pictures in pixels, turned for upright ones
+_PREVIEW = (1200, 800)  # largest image on the page in pixels; swapped for portrait images
 _TEMPLATE = Path(__file__).with_name("report.html")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What is shown of one photo: versions by name, (H, W, 3) uint8 or uint16 RGB of one size."""
+class PhotoImages:
+    """The images of one photo by variant: (H, W, 3) uint8 or uint16 RGB, all of one size."""
 
     name: str
     versions: dict[str, np.ndarray]
@@ -31,15 +31,15 @@ class Picture:
 
 def page(
     rows: Sequence[Row],
-    told: Mapping[str, object],
-    picture: Callable[[str], Picture],
+    provenance: Mapping[str, object],
+    read_images: Callable[[str], PhotoImages],
     variant: str,
 ) -> bytes:
-    """One page of HTML that needs no other file.
+    """Return a self-contained HTML page.
 
-    rows, told  see report.as_json()
-    picture     gives what is to be seen of a photo; asked for one after the other
-    variant     the one that the photos are ranked by, and that is seen first
+    rows, provenance  as for summary.to_json()
+    read_images       returns the images of a photo, called for one photo at a time
+    variant           the variant that photos are ranked by and that is shown first
     """
     statistics = summary.summarise(rows)
     head, *body = summary.table(statistics)
@@ -49,87 +49,89 @@ def page(
     return (
         string.Template(_TEMPLATE.read_text("utf-8"))
         .substitute(
-            told="".join(
-                f"<dt>{html.escape(name)}</dt><dd>{html.escape(_listed(value))}</dd>"
-                for name, value in told.items()
+            provenance="".join(
+                f"<dt>{html.escape(name)}</dt><dd>{html.escape(_join(value))}</dd>"
+                for name, value in provenance.items()
             ),
             head="".join(f"<th>{html.escape(cell)}</th>" for cell in head),
             rows=cells,
             plots=_plots(rows, statistics),
             ranked=html.escape(
-                f"Ranked by the gain of {variant} over bicubic: "
-                f"{summary.METRICS[summary.first_metric(rows)].label}. "
-                "Drag to compare; figures are means of all seeds."
+                f"Ranked by the gain of {variant} over bicubic in "
+                f"{summary.METRICS[summary.ranking_metric(rows)].label}. "
+                "Drag to compare. Metrics are means of all seeds."
             ),
             photos="".join(
-                _figure(picture(name), place, rows, variant) for name, place in summary.ranked(rows, variant)
+                _figure(read_images(name), rank, rows, variant)
+                for name, rank in summary.rank_photos(rows, variant)
             ),
         )
         .encode()
     )
 
 
-def _listed(value: object) -> str:
+def _join(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _figure(picture: Picture, place: str, rows: Sequence[Row], variant: str) -> str:
-    names = list(picture.versions)
+def _figure(images: PhotoImages, rank: str, rows: Sequence[Row], variant: str) -> str:
+    names = list(images.versions)
     right = variant if variant in names else names[-1]
-    corner = _liveliest(picture.versions[right])
-    note = "a part of it, at 100 %" if corner != (slice(None), slice(None)) else "at 100 %"
-    images = "".join(
-        f'<img data-name="{html.escape(name)}" alt="{html.escape(f"{picture.name}: {name}")}" '
-        f'src="data:image/webp;base64,{_webp(pixels[corner])}">'
-        for name, pixels in picture.versions.items()
+    crop = _most_detailed_crop(images.versions[right])
+    note = "crop at 100 %" if crop != (slice(None), slice(None)) else "at 100 %"
+    tags = "".join(
+        f'<img data-name="{html.escape(name)}" alt="{html.escape(f"{images.name}: {name}")}" '
+        f'src="data:image/webp;base64,{_webp(pixels[crop])}">'
+        for name, pixels in images.versions.items()
     )
     selects = "".join(
-        f'<select aria-label="{side}">'
+        f'<select aria-label="{label}">'
         + "".join(
-            f"<option{' selected' if name == chosen else ''}>{html.escape(name)}</option>" for name in names
+            f"<option{' selected' if name == selected else ''}>{html.escape(name)}</option>" for name in names
         )
         + "</select>"
-        for side, chosen in (("left picture", names[0]), ("right picture", right))
+        for label, selected in (("left image", names[0]), ("right image", right))
     )
     return (
-        f"<figure><figcaption><b>{html.escape(picture.name)}</b> {place}, {note}"
-        f"<span>{html.escape(_of_photo(rows, picture.name, variant))}</span></figcaption>"
-        f'<div class="pair"><div class="compare">{images}<input type="range" min="0" max="100" value="50" '
-        f'aria-label="how much of the left picture is seen, in percent"></div>'
+        f"<figure><figcaption><b>{html.escape(images.name)}</b> {rank}, {note}"
+        f"<span>{html.escape(_metrics_text(rows, images.name, variant))}</span></figcaption>"
+        f'<div class="pair"><div class="compare">{tags}<input type="range" min="0" max="100" value="50" '
+        f'aria-label="visible part of the left image in percent"></div>'
         f'<div class="choice">{selects}</div></div></figure>'
     )
 
 
-def _of_photo(rows: Sequence[Row], photo: str, variant: str) -> str:
+def _metrics_text(rows: Sequence[Row], photo: str, variant: str) -> str:
+    """Return a photo's mean metrics of bicubic and of the variant in one line."""
     parts = []
-    for of in dict.fromkeys((summary.BICUBIC, variant)):
-        own = [row for row in rows if (row["photo"], row["variant"]) == (photo, of)]
-        figures = [
-            f"{metric.label} {summary.formatted(name, found['mean'])}"
-            for name, metric in summary.METRICS.items()
-            if (found := summary.figures(own, name))
+    for name in dict.fromkeys((summary.BICUBIC, variant)):
+        own = [row for row in rows if (row["photo"], row["variant"]) == (photo, name)]
+        means = [
+            f"{metric.label} {summary.format_value(key, values['mean'])}"
+            for key, metric in summary.METRICS.items()
+            if (values := summary.metric_statistics(own, key))
         ]
-        if figures:
-            parts.append(f"{of}: {', '.join(figures)}")
+        if means:
+            parts.append(f"{name}: {', '.join(means)}")
     return "; ".join(parts)
 
 
-def _liveliest(pixels: np.ndarray) -> tuple[slice, slice]:
-    """Where to look in a picture too large to be shown whole: the part with the most edges."""
+def _most_detailed_crop(pixels: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and columns to show: everything if it fits _PREVIEW, else where most edges are."""
     height, width = pixels.shape[:2]
-    wide, high = sorted(_PREVIEW, reverse=width >= height)
-    if width <= wide and height <= high:
+    crop_width, crop_height = sorted(_PREVIEW, reverse=width >= height)
+    if width <= crop_width and height <= crop_height:
         return slice(None), slice(None)
-    wide, high = min(wide, width), min(high, height)
+    crop_width, crop_height = min(crop_width, width), min(crop_height, height)
     small = cv2.resize(luma(to_uint8(pixels)), None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA)
     energy = cv2.integral(np.abs(cv2.Laplacian(small, cv2.CV_32F)))
-    rows, columns = max(1, high // 8), max(1, wide // 8)
+    rows, columns = max(1, crop_height // 8), max(1, crop_width // 8)
     rows, columns = min(rows, len(small)), min(columns, small.shape[1])
     sums = energy[rows:] - energy[:-rows]
     sums = sums[:, columns:] - sums[:, :-columns]
-    top, left = (8 * int(at) for at in np.unravel_index(sums.argmax(), sums.shape))
-    top, left = min(top, height - high), min(left, width - wide)
-    return slice(top, top + high), slice(left, left + wide)
+    top, left = (8 * int(index) for index in np.unravel_index(sums.argmax(), sums.shape))
+    top, left = min(top, height - crop_height), min(left, width - crop_width)
+    return slice(top, top + crop_height), slice(left, left + crop_width)
 
 
 def _webp(pixels: np.ndarray) -> str:
@@ -138,15 +140,15 @@ def _webp(pixels: np.ndarray) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def _plots(rows: Sequence[Row], statistics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Each metric of each photo and seed, by variant, as SVG."""
-    from matplotlib.figure import Figure  # no pyplot: no window, and nothing global
+def _plots(rows: Sequence[Row], statistics: summary.Summary) -> str:
+    """Return an SVG with a box plot for each metric, by variant, with a dot for each photo and seed."""
+    from matplotlib.figure import Figure  # pyplot would open windows and keep global state
 
-    names = [name for name in summary.METRICS if any(name in found for found in statistics.values())]
+    names = [name for name in summary.METRICS if any(name in by_metric for by_metric in statistics.values())]
     variants = list(statistics)
     figure = Figure(figsize=(3.2 * max(1, len(names)), 0.8 + 0.5 * len(variants)), layout="constrained")
-    for place, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), place + 1)
+    for position, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), position + 1)
         values = [
             [
                 float(row[name])  # type: ignore[arg-type]
@@ -156,9 +158,9 @@ def _plots(rows: Sequence[Row], statistics: Mapping[str, Mapping[str, Mapping[st
             for variant in variants
         ]
         axes.boxplot(values, orientation="horizontal", showfliers=False, widths=0.6)
-        for height, own in enumerate(values):
-            axes.plot(own, [height + 1] * len(own), "o", markersize=3, alpha=0.5, color="#2b6cb0")
-        axes.set_yticks(range(1, len(variants) + 1), variants if place == 0 else [""] * len(variants))
+        for index, own in enumerate(values):
+            axes.plot(own, [index + 1] * len(own), "o", markersize=3, alpha=0.5, color="#2b6cb0")
+        axes.set_yticks(range(1, len(variants) + 1), variants if position == 0 else [""] * len(variants))
         axes.invert_yaxis()
         arrow = {1: " →", -1: " ←", 0: ""}[summary.METRICS[name].better]
         axes.set_title(summary.METRICS[name].label + arrow, fontsize=10)

@@ -1,4 +1,4 @@
-"""What evaluate.py is asked: its options, and what they mean."""
+"""Parse and validate the options of evaluate.py."""
 
 import argparse
 import dataclasses
@@ -18,202 +18,220 @@ from ..version import __version__
 from . import cases, degradation, summary
 from .cases import Setup, Variant
 
-_END = " \u2063"  # of names that files.plan() makes, to be taken off again: no file ends so
-_TRUTH_VALUES = {"true": True, "on": True, "false": False, "off": False}
+_END = " \u2063"  # ends the names of output_paths.plan(), to be removed again; no real file name ends so
+_BOOLEANS = {"true": True, "on": True, "false": False, "off": False}
 
 
-def check_together(parsed: argparse.Namespace) -> None:
-    """Raise InvalidOption for options of which one would make the other mean nothing."""
-    given = {name for name in ("gt", "recipe", "seeds", "scale") if getattr(parsed, name) is not None}
-    given |= {name for name in ("published", "no_reference") if getattr(parsed, name)}
-    for one, others in (
+def check_conflicts(parsed: argparse.Namespace) -> None:
+    """Raise InvalidOption if one option would make another meaningless."""
+    used = {name for name in ("gt", "recipe", "seeds", "scale") if getattr(parsed, name) is not None}
+    used |= {name for name in ("published", "no_reference") if getattr(parsed, name)}
+    for name, conflicting in (
         ("no_reference", {"gt", "recipe", "seeds", "published"}),
         ("gt", {"recipe", "seeds", "scale"}),
         ("published", {"recipe", "seeds"}),
     ):
-        if one in given and (useless := sorted(given & others)):
-            names = " and ".join(f"--{name}".replace("_", "-") for name in (one, useless[0]))
-            raise InvalidOption(f"{names} contradict each other: leave one away")
+        if name in used and (conflicts := sorted(used & conflicting)):
+            first, second = (f"--{option}".replace("_", "-") for option in (name, conflicts[0]))
+            raise InvalidOption(f"{first} and {second} contradict each other; use one of them")
 
 
 def variants(parsed: argparse.Namespace) -> list[Variant]:
-    """Of "a,b:denoise=0.5,folder": a model, one with settings, a weights folder.
+    """Parse "a,b:denoise=0.5,folder": models, optionally with settings, and weights folders.
 
-    Raises UnknownModel, and InvalidOption for settings that cannot be.
+    Raises UnknownModel, and InvalidOption for invalid settings and duplicate names.
     """
-    restorer = cache(lambda weights: Restorer(weights=weights, device=parsed.device))
+    restorer_for = cache(lambda weights: Restorer(weights=weights, device=parsed.device))
     variants = []
     for spec in map(str.strip, parsed.models.split(",")):
         name, *settings = re.split(r":(?=\w+=)", spec)
         is_folder = Path(name).is_dir()
         options = _options(settings) | ({} if is_folder else {"model": name})
-        made = restorer(name if is_folder else parsed.weights_dir)
-        made.model(made.options.changed(options))  # an unknown name ends the call
-        variants.append(Variant(spec, made, options))
-    taken = [cases.INPUT, summary.BICUBIC, cases.ORIGINAL]
-    folders = [*taken, *(variant.folder for variant in variants)]
+        restorer = restorer_for(name if is_folder else parsed.weights_dir)
+        restorer.model(restorer.options.changed(options))  # fail early for an unknown name
+        variants.append(Variant(spec, restorer, options))
+    folders = [cases.INPUT, summary.BICUBIC, cases.ORIGINAL, *(variant.folder for variant in variants)]
     if len(set(folders)) < len(folders):
-        raise InvalidOption(f"two of {parsed.models} would have one name, or one that is taken")
+        raise InvalidOption(
+            f"two of {parsed.models} have the same folder name, or one named "
+            f"{cases.INPUT}, {summary.BICUBIC} or {cases.ORIGINAL}; rename or remove one"
+        )
     return variants
 
 
 def _options(settings: list[str]) -> dict[str, object]:
-    """Texts like "denoise=0.5" as options, by name."""
+    """Parse settings such as "denoise=0.5" to options by name."""
     kinds = {field.name: type(field.default) for field in dataclasses.fields(Options)}
-    found: dict[str, object] = {}
+    options: dict[str, object] = {}
     for name, _, text in (setting.partition("=") for setting in settings):
         if name in ("outscale", "format"):
-            raise InvalidOption(f"{name} cannot be set for a model: use --scale; results are PNG files")
+            raise InvalidOption(f"{name} cannot be set for a model; use --scale; results are PNG files")
         kind = kinds.get(name, str)
         try:
-            found[name] = _TRUTH_VALUES[text.lower()] if kind is bool else kind(text)
+            options[name] = _BOOLEANS[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError) as error:
-            raise InvalidOption(f"{name} is {text!r}, which it cannot be") from error
-    return found
+            expected = " or ".join(_BOOLEANS) if kind is bool else "a number"
+            raise InvalidOption(f"{name} is {text!r}; use {expected}") from error
+    return options
 
 
 class NamedPhoto(NamedTuple):
-    """A photo, the name that its results bear, and its original or what is amiss with that."""
+    """A photo, the name of its results, and its original or the problem with that."""
 
     name: str
     source: Path
     original: Path | None = None
-    amiss: str = ""
+    problem: str = ""
 
 
-def photos(given: list[Path], output: Path, gt: Path | None) -> list[NamedPhoto]:
-    """Every photo; with a folder of originals, those that are none themselves. Raises InvalidOption."""
-    if missing := [str(named) for named in given if not named.exists()]:
-        raise InvalidOption(f"{missing[0]} does not exist: name photos, or a folder of them")
+def photos(paths: list[Path], output: Path, gt: Path | None) -> list[NamedPhoto]:
+    """Return every photo in `paths`; with a folder of originals, those that are not originals themselves.
+
+    Raises InvalidOption if a path does not exist, if there is no photo, or if two share an original.
+    """
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise InvalidOption(f"{missing[0]} does not exist; name photos or a folder of photos")
     output.mkdir(parents=True, exist_ok=True)
-    tasks = output_paths.plan(given, output, mark=_END, form="png")
+    tasks = output_paths.plan(paths, output, mark=_END, form="png")
     photos = [
         NamedPhoto(task.target.relative_to(output).as_posix().removesuffix(_END), task.source)
         for task in tasks
     ]
     if gt is not None:
-        photos = [one for one in (_with_original(one, gt) for one in photos) if not _is_original(one)]
-        originals = Counter(one.original.resolve() for one in photos if one.original)
-        for one in photos:
-            if one.original and originals[one.original.resolve()] > 1:
-                raise InvalidOption(f"{one.original} would be the original of more than one photo")
+        photos = [
+            named for named in (_with_original(named, gt) for named in photos) if not _is_original(named)
+        ]
+        originals = Counter(named.original.resolve() for named in photos if named.original)
+        for named in photos:
+            if named.original and originals[named.original.resolve()] > 1:
+                raise InvalidOption(f"{named.original} matches more than one photo; each needs its own")
     if not photos:
-        raise InvalidOption(f"no photos found in {', '.join(map(str, given))}")
+        raise InvalidOption(f"no photos found in {', '.join(map(str, paths))}")
     return photos
 
 
-def _with_original(one: NamedPhoto, gt: Path) -> NamedPhoto:
-    """Its original lies in the folder of its own name below `gt`, where there is one."""
-    below = gt / Path(one.name).parent
+def _with_original(named: NamedPhoto, gt: Path) -> NamedPhoto:
+    """Add the original from the subfolder of `gt` that mirrors the photo's if it exists, else from `gt`."""
+    mirrored = gt / Path(named.name).parent
     try:
-        return one._replace(original=cases.find_original(one.source, below if below.is_dir() else gt))
+        original = cases.find_original(named.source, mirrored if mirrored.is_dir() else gt)
     except InvalidOption as error:
-        return one._replace(amiss=str(error))
+        return named._replace(problem=str(error))
+    return named._replace(original=original)
 
 
-def _is_original(one: NamedPhoto) -> bool:
-    """Whether it is the larger one of a pair, found because both lie in one folder."""
-    if one.original is None:
+def _is_original(named: NamedPhoto) -> bool:
+    """Return whether this is the larger image of a pair, which happens if both are in one folder."""
+    if named.original is None:
         return False
     try:
-        own, other = (photo.size(path.read_bytes()) for path in (one.source, one.original))
+        own, other = (photo.size(path.read_bytes()) for path in (named.source, named.original))
     except (RestoreError, OSError):
-        return False  # told when its turn comes
+        return False  # reported when the photo is read
     return own.width * own.height > other.width * other.height
 
 
-def folder(given: Path | None) -> Path | None:
-    """The folder of originals. Raises InvalidOption where it is none."""
-    if given is not None and not given.is_dir():
-        raise InvalidOption(f"{given} is not a folder: name the one with the originals")
-    return given
+def originals_folder(path: Path | None) -> Path | None:
+    """Return the path. Raises InvalidOption if it is not a folder."""
+    if path is not None and not path.is_dir():
+        raise InvalidOption(f"{path} is not a folder; name the folder of originals")
+    return path
 
 
 def seeds(text: str) -> list[int]:
-    """Of "0,1". Raises InvalidOption."""
+    """Parse "0,1". Raises InvalidOption."""
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise InvalidOption(f"seeds is {text!r}; it must be whole numbers: 0,1,2") from error
+        raise InvalidOption(f"seeds is {text!r}; use whole numbers such as 0,1,2") from error
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise InvalidOption(f"seeds is {text!r}; no seed may be negative, or there twice")
+        raise InvalidOption(f"seeds is {text!r}; use distinct numbers of 0 or more")
     return seeds
 
 
-def thresholds(given: list[str]) -> dict[str, float]:
-    """Of ["ssim=0.8"], by metric. Raises InvalidOption."""
-    found = {}
-    for text in given:
+def thresholds(texts: list[str]) -> dict[str, float]:
+    """Parse ["ssim=0.8"] to thresholds by metric. Raises InvalidOption."""
+    result = {}
+    for text in texts:
         name, _, number = text.partition("=")
         metric = summary.METRICS.get(name)
         if metric is None or metric.better == 0:
             known = ", ".join(name for name, metric in summary.METRICS.items() if metric.better)
-            raise InvalidOption(f"{name!r} is no metric to fail for; they are {known}")
+            raise InvalidOption(f"no threshold for {name!r}; use one of {known}")
         try:
-            found[name] = float(number)
+            result[name] = float(number)
         except ValueError:
-            found[name] = math.nan
-        if not math.isfinite(found[name]):
-            raise InvalidOption(f"{text!r} should be like {name}=0.8")
-    return found
+            result[name] = math.nan
+        if not math.isfinite(result[name]):
+            raise InvalidOption(f"threshold is {text!r}; use {name}=0.8")
+    return result
 
 
 def provenance(parsed: argparse.Namespace, setup: Setup, seeds: list[int], count: int) -> dict[str, object]:
-    """How the figures came about."""
+    """Return how the results were obtained, for the head of the report."""
     if not setup.reference:
-        how = "as they are, without originals"
+        inputs = "the photos as they are, without originals"
     elif not setup.degrades:
-        how = f"as they are, beside their originals in {parsed.gt}"
+        inputs = f"the photos as they are, compared with originals in {parsed.gt}"
     elif setup.published:
-        how = f"made {setup.scale:g} times smaller by MATLAB's bicubic"
+        inputs = f"downscaled {setup.scale:g} times by MATLAB's bicubic"
     else:
-        how = f"{degradation.RECIPES[setup.recipe].about} ({setup.recipe}), {setup.scale:g} times smaller"
-    told: dict[str, object] = {
+        inputs = f"{degradation.RECIPES[setup.recipe].about} ({setup.recipe}), {setup.scale:g} times smaller"
+    result: dict[str, object] = {
         "photos": f"{count} of {', '.join(map(str, parsed.photos[:3]))}{' ...' if parsed.photos[3:] else ''}",
-        "judged": how,
+        "inputs": inputs,
         "bicubic": "MATLAB's" if setup.published else "OpenCV's",
         "models": parsed.models.split(","),
         "software": f"Neural Image Restore {__version__}",
     }
     if setup.degrades and not setup.published:
-        told["seeds"] = seeds
+        result["seeds"] = seeds
     if len(seeds) > 1:
-        told["pictures"] = f"of the photos, with seed {seeds[0]}; figures below them are means of all seeds"
+        result["images"] = f"those of seed {seeds[0]}; the metrics below them are means of all seeds"
     if setup.reference:
-        told["border"] = "as many pixels as the scale do not count; Y is BT.601 luma"
-    return told
+        result["border"] = "as many pixels as the scale are ignored at each edge; Y is BT.601 luma"
+    return result
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of evaluate.py."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the argument parser of evaluate.py."""
     recipes = "; ".join(f"{name}: {recipe.about}" for name, recipe in degradation.RECIPES.items())
-    parser = argparse.ArgumentParser(prog="evaluate.py", description="Judge restorations: figures, a page.")
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description="Evaluate restorations: quality metrics and an HTML report."
+    )
     parser.add_argument(
-        "photos", nargs="*", type=Path, default=[Path("test_inputs")], metavar="PHOTO", help="files, folders"
+        "photos",
+        nargs="*",
+        type=Path,
+        default=[Path("test_inputs")],
+        metavar="PHOTO",
+        help="files or folders",
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("test_results"), metavar="DIR")
     parser.add_argument(
         "--models",
         default=Options.model,
         metavar="A,B",
-        help="what is compared: names that 'python -m restorer models' lists, folders of weights, both with "
-        "settings: auto,realesr-general-x4v3:denoise=0.5:face_enhance=off,my/weights (%(default)s)",
+        help="what to compare: names listed by 'python -m restorer models', or folders of weights, with "
+        "optional settings: auto,realesr-general-x4v3:denoise=0.5:face_enhance=off,my/weights (%(default)s)",
     )
-    parser.add_argument("--recipe", help=f"what makes the photos worse: {recipes}")
-    parser.add_argument("--scale", type=float, help=f"how much smaller, then larger ({Options.outscale:g})")
-    parser.add_argument("--seeds", metavar="0,1", help="several give a spread (0)")
+    parser.add_argument("--recipe", help=f"how to degrade the photos: {recipes}")
+    parser.add_argument("--scale", type=float, help=f"downscale, then upscale by this ({Options.outscale:g})")
+    parser.add_argument("--seeds", metavar="0,1", help="seeds of the recipe; several also give a spread (0)")
     parser.add_argument(
         "--published",
         action="store_true",
-        help="the protocol of papers: smaller by MATLAB's bicubic alone, and that for comparison",
+        help="follow the protocol of papers: downscale by MATLAB's bicubic only, and use it as the baseline",
     )
-    parser.add_argument("--gt", type=Path, metavar="DIR", help="originals by name; photos stay as they are")
+    parser.add_argument("--gt", type=Path, metavar="DIR", help="originals by name; photos are not degraded")
     parser.add_argument(
-        "--no-reference", action="store_true", help="without originals: NIQE, sharpness, blocks, consistency"
+        "--no-reference",
+        action="store_true",
+        help="evaluate without originals: NIQE, sharpness, blockiness, consistency",
     )
     parser.add_argument(
         "--fail-under", action="append", default=[], metavar="ssim=0.8", help="exit with 1 if a mean is worse"
     )
-    parser.add_argument("--weights-dir", metavar="DIR", help="where the models' files are (weights/)")
+    parser.add_argument("--weights-dir", metavar="DIR", help="folder of the models' files (weights/)")
     parser.add_argument("--device", help=DEVICE_HELP)
     return parser

@@ -1,4 +1,4 @@
-"""What an evaluation found: summed up, ranked, as a table and JSON. See html_report.py."""
+"""Summarise the rows of an evaluation: statistics, ranking, text table and JSON. See also html_report.py."""
 
 import json
 import math
@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 from ..tables import Row
 
-BICUBIC = "bicubic"  # the variant that every other is compared with
+BICUBIC = "bicubic"  # the baseline variant
+
+# Variant, metric, statistic
+Summary = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 class Metric(NamedTuple):
-    """better is 1 where more is better, -1 where less is, 0 where neither is meant."""
+    """better is 1 if higher is better, -1 if lower is better, 0 if neither."""
 
     label: str
     digits: int
@@ -35,39 +38,39 @@ STATISTICS = ("mean", "median", "worst")
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """By variant and metric: mean, median and worst over its rows, and over how many.
-
-    With several seeds also their spread: the standard deviation of the means of each.
-    """
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    """Return metric_statistics() by variant and metric, without the metrics that no row has."""
+    result: dict[str, dict[str, dict[str, float]]] = {}
     for variant in dict.fromkeys(str(row["variant"]) for row in rows):
         own = [row for row in rows if row["variant"] == variant]
-        found[variant] = {name: one for name in METRICS if (one := figures(own, name))}
-    return found
+        result[variant] = {name: values for name in METRICS if (values := metric_statistics(own, name))}
+    return result
 
 
-def figures(rows: Sequence[Row], name: str) -> dict[str, float]:
-    """One metric of some rows: mean, median, worst, count and spread; empty where no row has it."""
-    values = [(row["seed"], float(value)) for row in rows if is_number(value := row.get(name))]  # type: ignore[arg-type]
-    if not values:
+def metric_statistics(rows: Sequence[Row], name: str) -> dict[str, float]:
+    """Return the mean, median, worst and count of one metric over `rows`; empty if no row has it.
+
+    With several seeds also "spread": the standard deviation of the means of each seed.
+    """
+    by_seed = [(row["seed"], float(value)) for row in rows if is_number(value := row.get(name))]  # type: ignore[arg-type]
+    if not by_seed:
         return {}
-    plain = [value for _, value in values]
-    found = {
-        "mean": statistics.fmean(plain),
-        "median": statistics.median(plain),
-        "worst": max(plain) if METRICS[name].better < 0 else min(plain),
-        "count": len(plain),
+    values = [value for _, value in by_seed]
+    result = {
+        "mean": statistics.fmean(values),
+        "median": statistics.median(values),
+        "worst": max(values) if METRICS[name].better < 0 else min(values),
+        "count": len(values),
     }
-    seeds = {seed for seed, _ in values}
+    seeds = {seed for seed, _ in by_seed}
     if len(seeds) > 1:
-        means = [statistics.fmean(value for own, value in values if own == seed) for seed in seeds]
+        means = [statistics.fmean(value for own, value in by_seed if own == seed) for seed in seeds]
         if all(map(math.isfinite, means)):
-            found["spread"] = statistics.stdev(means)
-    return found
+            result["spread"] = statistics.stdev(means)
+    return result
 
 
 def is_number(value: object) -> bool:
-    """Infinity is one, as the PSNR of equal pictures; NaN and None are not."""
+    """Return whether the value is a number; infinity is, as the PSNR of equal images, NaN is not."""
     return isinstance(value, int | float) and not math.isnan(value)
 
 
@@ -75,59 +78,62 @@ def is_finite(*values: float | None) -> bool:
     return all(value is not None and math.isfinite(value) for value in values)
 
 
-def ranked(rows: Sequence[Row], variant: str) -> list[tuple[str, str]]:
-    """The photos with a place, best and worst first: ("a.png", "best of 3"), ("b.png", "worst of 3"), ...
+def rank_photos(rows: Sequence[Row], variant: str) -> list[tuple[str, str]]:
+    """Return the photos from both ends of the ranking: ("a.png", "best of 3"), ("b.png", "worst of 3"), ...
 
-    By what the variant gained over bicubic, averaged over seeds, in the first metric that there is.
+    The rank is by the variant's gain over bicubic, averaged over seeds, in ranking_metric().
     """
-    name = first_metric(rows)
+    name = ranking_metric(rows)
     better = METRICS[name].better or 1
 
-    def score(photo: str, of: str) -> float:
-        values = [row[name] for row in rows if (row["photo"], row["variant"]) == (photo, of) and name in row]
-        values = [float(value) for value in values if is_number(value)]  # type: ignore[arg-type]
+    def score(photo: str, variant: str) -> float:
+        own = [row for row in rows if (row["photo"], row["variant"]) == (photo, variant) and name in row]
+        values = [float(row[name]) for row in own if is_number(row[name])]  # type: ignore[arg-type]
         return better * statistics.fmean(values) if values else -math.inf
 
     def gain(photo: str) -> float:
-        own, plain = score(photo, variant), score(photo, BICUBIC)
-        return own - plain if math.isfinite(own) and math.isfinite(plain) else own
+        own, baseline = score(photo, variant), score(photo, BICUBIC)
+        return own - baseline if math.isfinite(own) and math.isfinite(baseline) else own
 
     photos = sorted(dict.fromkeys(str(row["photo"]) for row in rows), key=gain, reverse=True)
     order = []
     for step in range((len(photos) + 1) // 2):
         order += [step, len(photos) - 1 - step]
-    return [(photos[place], _placed(place, len(photos))) for place in dict.fromkeys(order)]
+    return [(photos[rank], _rank_label(rank, len(photos))) for rank in dict.fromkeys(order)]
 
 
-def first_metric(rows: Sequence[Row]) -> str:
-    """The metric that photos are ranked by."""
+def ranking_metric(rows: Sequence[Row]) -> str:
+    """Return the metric that photos are ranked by: the first that any row has."""
     return next(name for name in METRICS if any(name in row for row in rows))
 
 
-def _placed(place: int, count: int) -> str:
-    told = {0: "best", count - 1: "worst"}.get(place, f"number {place + 1}")
-    return f"{told} of {count}" if count > 1 else "the only one"
+def _rank_label(rank: int, count: int) -> str:
+    label = {0: "best", count - 1: "worst"}.get(rank, f"number {rank + 1}")
+    return f"{label} of {count}" if count > 1 else "the only photo"
 
 
-def formatted(name: str, value: float | None) -> str:
-    """A figure as people read it, "-" for none."""
+def format_value(name: str, value: float | None) -> str:
+    """Format a metric's value for display; "-" for None and NaN."""
     return "-" if value is None or math.isnan(value) else f"{value:.{METRICS[name].digits}f}"
 
 
-def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
-    """The summary as rows of text: a head, then a row for each variant and statistic, gains over bicubic."""
-    names = [name for name in METRICS if any(name in found for found in summary.values())]
+def table(summary: Summary) -> list[list[str]]:
+    """Return the summary as rows of text: a header, then a row for each variant and statistic.
+
+    The means of variants also show the gain over bicubic.
+    """
+    names = [name for name in METRICS if any(name in by_metric for by_metric in summary.values())]
     rows = [["", "", *(METRICS[name].label for name in names)]]
-    plain = summary.get(BICUBIC, {})
-    for variant, found in summary.items():
+    baseline = summary.get(BICUBIC, {})
+    for variant, by_metric in summary.items():
         for statistic in (*STATISTICS, "spread"):
-            if not any(statistic in figures for figures in found.values()):
+            if not any(statistic in values for values in by_metric.values()):
                 continue
             cells = []
             for name in names:
-                value = found.get(name, {}).get(statistic)
-                text = formatted(name, value)
-                base = plain.get(name, {}).get("mean")
+                value = by_metric.get(name, {}).get(statistic)
+                text = format_value(name, value)
+                base = baseline.get(name, {}).get("mean")
                 if statistic == "mean" and variant != BICUBIC and is_finite(value, base):
                     text += f" ({value - base:+.{METRICS[name].digits}f})"  # type: ignore[operator]
                 cells.append(text)
@@ -135,16 +141,16 @@ def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list
     return rows
 
 
-def as_json(rows: Sequence[Row], told: Mapping[str, object]) -> bytes:
-    """`told`, how the rows came about, the "summary", and the "rows"; null for what is no number in JSON."""
-    whole = _without_infinity({"told": told, "summary": summarise(rows), "rows": rows})
-    return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False).encode()
+def to_json(rows: Sequence[Row], provenance: Mapping[str, object]) -> bytes:
+    """Return the report as JSON: "provenance", "summary" and "rows"; infinity and NaN become null."""
+    report = _without_infinity({"provenance": provenance, "summary": summarise(rows), "rows": rows})
+    return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _without_infinity(value: object) -> object:
-    """JSON has no infinity and no NaN: null."""
+    """Replace infinity and NaN, which JSON lacks, by None."""
     if isinstance(value, Mapping):
-        return {str(key): _without_infinity(one) for key, one in value.items()}
+        return {str(key): _without_infinity(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_infinity(one) for one in value]
+        return [_without_infinity(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,1 +1,1 @@
-"""Faces: find them, restore them at 512 pixels, and put them back."""
+"""Detect faces, restore them at 512 pixels, and paste them back."""

@@ -1,6 +1,6 @@
-"""Between a photo and the upright square crop of a face that face networks know. Pure geometry.
+"""Map faces of a photo to upright square crops and back.
 
-An affine is (2, 3) float64 and maps (x, y), the centre of the first pixel being (0, 0).
+An affine is a (2, 3) float64 matrix that maps (x, y); the centre of the first pixel is (0, 0).
 """
 
 import math
@@ -20,50 +20,50 @@ TEMPLATE = np.array(
         (313.08905, 371.15118),
     ]
 )
-_BORDER = (132, 133, 135)  # what GFPGAN was used to outside the photo, RGB
+_BORDER = (132, 133, 135)  # RGB beyond the photo, as in GFPGAN's own crops
 
 
 def similarity(landmarks: np.ndarray) -> np.ndarray:
-    """The affine photo → crop: turned, scaled and moved so that the landmarks come nearest to TEMPLATE.
+    """Return the affine photo → crop whose rotation, scale and translation best map landmarks to TEMPLATE.
 
-    landmarks  (5, 2) in the photo's pixels, in TEMPLATE's order
+    landmarks  (5, 2) in pixels of the photo, in the order of TEMPLATE
 
-    The least median of squares, as GFPGAN's authors have it: one wrong landmark does not turn the face.
-    Raises ValueError where the landmarks span no face (all in one point, say).
+    Fits by least median of squares, as GFPGAN does, so that one wrong landmark has no effect. Raises
+    ValueError if the landmarks do not define a face (all coincide, for example).
     """
     if not np.isfinite(landmarks).all():
-        raise ValueError("the landmarks are not all numbers")
+        raise ValueError("the landmarks are NaN or infinite")
     affine, _ = cv2.estimateAffinePartial2D(landmarks.astype(np.float64), TEMPLATE, method=cv2.LMEDS)
     if affine is None or not np.isfinite(affine).all() or not 1e-3 < magnification(affine) < 1e3:
-        raise ValueError("the landmarks span no face")
+        raise ValueError("the landmarks do not define a face")
     return affine
 
 
 def magnification(affine: np.ndarray) -> float:
-    """How much larger lengths are after the affine than before."""
+    """Return the factor by which the affine enlarges lengths."""
     return float(np.sqrt(abs(np.linalg.det(affine[:, :2]))))
 
 
 def inverse(affine: np.ndarray) -> np.ndarray:
-    """The affine that undoes this one."""
+    """Return the inverse affine."""
     return cv2.invertAffineTransform(affine)
 
 
 def from_larger(affine: np.ndarray, outscale: float) -> np.ndarray:
-    """The affine larger photo → crop, for a photo enlarged `outscale` times."""
-    turn = affine[:, :2]
-    return np.column_stack([turn / outscale, affine[:, 2] + turn @ np.full(2, 0.5 / outscale - 0.5)])
+    """Return the affine enlarged photo → crop, for a photo enlarged `outscale` times."""
+    linear = affine[:, :2]
+    return np.column_stack([linear / outscale, affine[:, 2] + linear @ np.full(2, 0.5 / outscale - 0.5)])
 
 
 def apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(N, 2) points, mapped."""
+    """Map (N, 2) points."""
     return points @ affine[:, :2].T + affine[:, 2]
 
 
 def crop(pixels: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The face in (SIDE, SIDE, 3), of the same dtype: uint8 or uint16 RGB. Grey lies outside the photo.
+    """Return the face as (SIDE, SIDE, 3) of the same dtype, uint8 or uint16 RGB; grey beyond the photo.
 
-    A face that is larger than the crop is averaged down, not skipped through.
+    A face larger than the crop is area-averaged.
     """
     border = tuple(level * (257 if pixels.dtype == np.uint16 else 1) for level in _BORDER)
     return warp(pixels, affine, (SIDE, SIDE), cv2.INTER_LINEAR, border)
@@ -76,20 +76,20 @@ def warp(
     interpolation: int = cv2.INTER_CUBIC,
     border: tuple[float, ...] = (0, 0, 0),
 ) -> np.ndarray:
-    """`size` (width, height) pixels of a plane seen through an affine; where it shrinks, averaged first."""
-    part, affine = _needed(plane, affine, size)
+    """Warp a plane to `size` (width, height); average first where the affine shrinks."""
+    part, affine = _visible_part(plane, affine, size)
     shrink = int(1 / magnification(affine) + 1e-6)
     if shrink > 1:
         height, width = (max(1, -(-side // shrink)) for side in part.shape[:2])
-        filled = cv2.copyMakeBorder(
+        padded = cv2.copyMakeBorder(
             part, 0, height * shrink - part.shape[0], 0, width * shrink - part.shape[1], cv2.BORDER_REPLICATE
         )
         part, affine = (
-            cv2.resize(filled, (width, height), interpolation=cv2.INTER_AREA),
+            cv2.resize(padded, (width, height), interpolation=cv2.INTER_AREA),
             from_larger(affine, 1 / shrink),
         )
     rest = 1 / magnification(affine)
-    if rest > 1 + 1e-3:  # less than two pixels to one: nothing to average by whole numbers
+    if rest > 1 + 1e-3:  # below 2: blur, as whole pixels cannot be averaged
         sigma = 0.5 * math.sqrt(rest * rest - 1)
         part = cv2.GaussianBlur(part, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
     return cv2.warpAffine(
@@ -97,16 +97,18 @@ def warp(
     )
 
 
-def _needed(plane: np.ndarray, affine: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The rectangle of the plane that the result shows, with some pixels around, and the affine from there.
+def _visible_part(
+    plane: np.ndarray, affine: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the plane to what the result shows, plus a margin; return it and the affine from there.
 
-    OpenCV takes no plane of 32,768 pixels or more a side.
+    OpenCV cannot warp planes of 32,768 pixels or more a side.
     """
     corners = np.array([(0, 0), (size[0], 0), (0, size[1]), size], float)
-    seen = apply(inverse(affine), corners)
+    in_plane = apply(inverse(affine), corners)
     margin = 2 + 2 / magnification(affine)
-    left, top = np.maximum(0, np.floor(seen.min(0) - margin)).astype(int)
-    right, bottom = np.maximum((left + 1, top + 1), np.ceil(seen.max(0) + margin).astype(int))
+    left, top = np.maximum(0, np.floor(in_plane.min(0) - margin)).astype(int)
+    right, bottom = np.maximum((left + 1, top + 1), np.ceil(in_plane.max(0) + margin).astype(int))
     left, top = min(left, plane.shape[1] - 1), min(top, plane.shape[0] - 1)
-    moved = np.column_stack([affine[:, :2], apply(affine, np.array([(left, top)], float))[0]])
-    return plane[top:bottom, left:right], moved
+    shifted = np.column_stack([affine[:, :2], apply(affine, np.array([(left, top)], float))[0]])
+    return plane[top:bottom, left:right], shifted

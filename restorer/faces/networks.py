@@ -12,7 +12,7 @@ from . import detect
 def load(
     model: Model, weights: Path, *, device: str | None, half: bool | None, progress: Progress | None = None
 ) -> Callable:
-    """Load a model of kind "detect", "face" or "parse", downloaded where its file is absent.
+    """Load a model of kind "detect", "face" or "parse", downloading its file if it is absent.
 
     weights, device, half  see Restorer
     progress               see download.ensure()

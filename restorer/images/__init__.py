@@ -1,1 +1,1 @@
-"""Photos: decoding, encoding, metadata, colour and resampling."""
+"""Decode and encode photos; their metadata, colour and resampling."""

@@ -1,4 +1,4 @@
-"""Photo to bytes: one writer a format, metadata and colour profile included."""
+"""Encode a Photo as a file, with its metadata and colour profile."""
 
 import io
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from .photo import Photo
 from .resample import bands, luma, to_uint8
 
 _LARGEST_SIDE = {"jpeg": 65_500, "webp": 16_383, "avif": 65_536, "png": 2**31 - 1, "tiff": 2**31 - 1}
-_DEEP = {"png": png.encode, "tiff": tiff.encode}  # what they write they ask for row by row
-_NO_GREY_PROFILE = ("webp", "avif")  # their readers expect a profile of an RGB space
+_DEEP_WRITERS = {"png": png.encode, "tiff": tiff.encode}  # write 16 bits, and request samples row by row
+_NO_GREY_PROFILE = ("webp", "avif")  # their readers expect an RGB profile
 _RESOLUTION_IN_EXIF = ("webp", "avif", "tiff")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A picture file: its bytes, format ("png" ...) and what could not be kept, in the user's words."""
+    """An encoded image: its bytes, its format ("png" ...) and warnings, for the user, about what was lost."""
 
     data: bytes
     format: str
@@ -34,7 +34,7 @@ class Encoded:
 
 
 def output_format(photo: Photo, chosen: str) -> str:
-    """The format that is written: `chosen`, or for "same" the input's where there is a writer."""
+    """Return the format to write: `chosen`, or for "same" the input's, replaced where there is no writer."""
     if chosen != "same":
         return chosen
     form = photo.meta.format
@@ -44,17 +44,17 @@ def output_format(photo: Photo, chosen: str) -> str:
 
 
 def check_fits(photo: Photo, width: int, height: int, form: str) -> None:
-    """Raise ImageTooLarge when `form` cannot hold this photo at width x height pixels."""
-    largest = _LARGEST_SIDE[form]
-    if max(width, height) > largest:
+    """Raise ImageTooLarge when `form` cannot store this photo at width x height pixels."""
+    limit = _LARGEST_SIDE[form]
+    if max(width, height) > limit:
         raise ImageTooLarge(
-            f"the result would have {width} x {height} pixels; {form.upper()} holds {largest} a side: "
-            "choose PNG or TIFF, or a smaller scale"
+            f"the result would be {width} x {height} pixels; {form.upper()} allows at most {limit} per side; "
+            "use PNG or TIFF, or a smaller scale"
         )
     channels = (1 if photo.meta.grey else 3) + (photo.alpha is not None)
     size = width * height * channels * photo.meta.depth // 8
-    if form == "tiff" and size > tiff.LARGEST:
-        raise ImageTooLarge(f"the result would have {size / 1e9:.1f} GB; TIFF holds 4: choose PNG")
+    if form == "tiff" and size > tiff.MAX_SIZE:
+        raise ImageTooLarge(f"the result would be {size / 1e9:.1f} GB; TIFF allows at most 4 GB; use PNG")
 
 
 def encode(
@@ -66,37 +66,36 @@ def encode(
     remove_gps: bool = Options.remove_gps,
     history: str = "",
 ) -> Encoded:
-    """Write a Photo as `form` ("png", "jpeg", "webp", "tiff" or "avif") with its profile and metadata.
+    """Encode a Photo as `form` ("png", "jpeg", "webp", "tiff" or "avif") with its profile and metadata.
 
-    history  a line in ASCII on how the picture was made, for its metadata: EXIF's ImageHistory
+    history  an ASCII line on how the image was produced, stored as EXIF ImageHistory
 
-    Raises ImageTooLarge for a side beyond the format's limit (check_fits says so beforehand).
+    Raises ImageTooLarge for a side beyond the format's limit; check_fits detects this in advance.
     """
     check_fits(photo, photo.width, photo.height, form)
     warnings = list(losses(photo, form))
-    blocks = RawMetadata()
+    blocks = RawMetadata(icc=photo.meta.metadata.icc)
     if keep_metadata:
-        blocks = _carried(photo, form, remove_gps=remove_gps, history=history)
-    blocks.icc = photo.meta.icc or b""
-    if form in _DEEP:
-        data = _DEEP[form](partial(_samples, photo, form), photo.height, blocks)
+        blocks = _updated_metadata(photo, form, remove_gps=remove_gps, history=history)
+    if form in _DEEP_WRITERS:
+        data = _DEEP_WRITERS[form](partial(_samples, photo, form), photo.height, blocks)
         return Encoded(data, form, tuple(warnings))
     samples = _samples(photo, form, slice(None))
     if blocks.icc and photo.meta.grey and form in _NO_GREY_PROFILE:
-        samples, blocks.icc = _grey_as_srgb(samples, blocks.icc), b""
+        samples, blocks = _grey_as_srgb(samples, blocks.icc), replace(blocks, icc=b"")
     if form == "jpeg":
         blocks = _fit_segments(blocks, warnings)
     return Encoded(_WRITERS[form](samples, blocks, quality), form, tuple(warnings))
 
 
 def losses(photo: Photo, form: str) -> tuple[str, ...]:
-    """What of this photo's samples `form` cannot hold, in the user's words."""
-    found = []
-    if photo.meta.depth == 16 and form not in _DEEP:
-        found.append(f"16 bits a channel become 8: {form.upper()} is written with 8")
+    """Return warnings, for the user, about what `form` cannot store of this photo's samples."""
+    warnings = []
+    if photo.meta.depth == 16 and form not in _DEEP_WRITERS:
+        warnings.append(f"16-bit channels are reduced to 8 bits: {form.upper()} is written with 8")
     if photo.alpha is not None and form == "jpeg":
-        found.append("transparency is laid on white: JPEG has none")
-    return tuple(found)
+        warnings.append("transparency is flattened onto white: JPEG has no alpha channel")
+    return tuple(warnings)
 
 
 def _samples(photo: Photo, form: str, rows: slice) -> np.ndarray:
@@ -104,7 +103,7 @@ def _samples(photo: Photo, form: str, rows: slice) -> np.ndarray:
     samples = photo.pixels[rows, :, 0].copy() if meta.grey else photo.pixels[rows]
     if meta.linear:
         samples = icc.decode_linear(samples)
-    if meta.depth == 8 or form not in _DEEP:
+    if meta.depth == 8 or form not in _DEEP_WRITERS:
         samples, alpha = to_uint8(samples), None if alpha is None else to_uint8(alpha)
     if alpha is None:
         return samples
@@ -118,46 +117,43 @@ def _samples(photo: Photo, form: str, rows: slice) -> np.ndarray:
 def _on_white(samples: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     out = np.empty_like(samples)
     for rows in bands(len(samples)):
-        cover = alpha[rows, :, None].astype(np.uint32)
-        out[rows] = (samples[rows] * cover + 255 * (255 - cover) + 127) // 255
+        opacity = alpha[rows, :, None].astype(np.uint32)
+        out[rows] = (samples[rows] * opacity + 255 * (255 - opacity) + 127) // 255
     return out
 
 
 def _grey_as_srgb(samples: np.ndarray, profile: bytes) -> np.ndarray:
-    """8-bit grey (H, W) or grey and alpha (H, W, 2) on sRGB's curve, through the grey profile."""
+    """Convert 8-bit grey (H, W), or grey and alpha (H, W, 2), from its profile to the sRGB curve."""
     colour = icc.to_srgb(Image.fromarray(samples if samples.ndim == 2 else samples[..., 0]), profile)
     grey = luma(np.asarray(colour))
     return grey if samples.ndim == 2 else np.dstack([grey, samples[..., 1]])
 
 
-def _carried(photo: Photo, form: str, *, remove_gps: bool, history: str) -> RawMetadata:
-    meta = photo.meta
+def _updated_metadata(photo: Photo, form: str, *, remove_gps: bool, history: str) -> RawMetadata:
+    blocks = photo.meta.metadata
     size = {"width": photo.width, "height": photo.height, "remove_gps": remove_gps}
-    # A resolution alone needs no EXIF block where the format has its own place for it
-    dpi = meta.dpi if meta.exif or history or form in _RESOLUTION_IN_EXIF else None
-    return RawMetadata(
-        exif=metadata.update_exif(meta.exif, dpi, history=history, **size),
-        xmp=xmp.update(meta.xmp, **size),
-        dpi=meta.dpi,
-        iptc=meta.iptc,
-        comment=meta.comment,
-        text=meta.text,
+    # The other formats store the resolution outside EXIF: it alone needs no EXIF block
+    dpi = blocks.dpi if blocks.exif or history or form in _RESOLUTION_IN_EXIF else None
+    return replace(
+        blocks,
+        exif=metadata.update_exif(blocks.exif, dpi, history=history, **size),
+        xmp=xmp.update(blocks.xmp, **size),
     )
 
 
 def _fit_segments(blocks: RawMetadata, warnings: list[str]) -> RawMetadata:
     for name in ("exif", "xmp", "iptc", "comment"):
-        if len(getattr(blocks, name)) > jpeg.LARGEST_BLOCK:
+        if len(getattr(blocks, name)) > jpeg.MAX_BLOCK:
             blocks = replace(blocks, **{name: b""})
-            warnings.append(f"the {name.upper()} block is larger than JPEG can hold and was left out")
-    if len(blocks.icc) > jpeg.LARGEST_PROFILE:
+            warnings.append(f"the {name.upper()} block is too large for JPEG and was left out")
+    if len(blocks.icc) > jpeg.MAX_PROFILE:
         blocks = replace(blocks, icc=b"")
-        warnings.append("the colour profile is larger than JPEG can hold and was left out")
+        warnings.append("the colour profile is too large for JPEG and was left out")
     return blocks
 
 
 def _write_jpeg(samples: np.ndarray, blocks: RawMetadata, quality: int) -> bytes:
-    # libjpeg-turbo too, and the same bytes as Pillow's, which copies the picture beforehand
+    # Same libjpeg-turbo and same bytes as Pillow, without Pillow's copy of the image
     plain = imagecodecs.jpeg8_encode(np.ascontiguousarray(samples), quality, subsampling="444")
     return jpeg.insert_segments(bytes(plain), blocks)
 
@@ -167,17 +163,18 @@ def _write_webp(samples: np.ndarray, blocks: RawMetadata, quality: int) -> bytes
 
 
 def _write_avif(samples: np.ndarray, blocks: RawMetadata, quality: int) -> bytes:
-    exif = metadata.without_orientation(blocks.exif)  # Pillow would make a turn of it, and write EXIF anew
+    # Pillow would turn the orientation tag into a rotation of the container and rewrite the EXIF block
+    exif = metadata.remove_orientation(blocks.exif)
     chroma = "4:0:0" if samples.ndim == 2 else "4:4:4"
-    # As good as the default speed of 6, five times as fast, a tenth larger (measured at qualities 80 and 95)
+    # Same quality as the default speed 6, five times as fast, 10% larger (measured at qualities 80 and 95)
     options = {"quality": quality, "subsampling": chroma, "speed": 9}
     return _pillow(samples, replace(blocks, exif=exif), "AVIF", **options)
 
 
 def _pillow(samples: np.ndarray, blocks: RawMetadata, name: str, **options: object) -> bytes:
     out = io.BytesIO()
-    found = {"icc_profile": blocks.icc, "exif": blocks.exif, "xmp": blocks.xmp}
-    present = {key: block for key, block in found.items() if block}
+    metadata_options = {"icc_profile": blocks.icc, "exif": blocks.exif, "xmp": blocks.xmp}
+    present = {key: block for key, block in metadata_options.items() if block}
     Image.fromarray(samples).save(out, name, **present, **options)
     return out.getvalue()
 

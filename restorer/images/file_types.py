@@ -1,11 +1,10 @@
-"""File types by file name; what a file holds is seen when it is opened."""
+"""Map file name suffixes to image formats. The actual format is detected when a file is opened."""
 
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
 
 from ..options import FORMATS
 
-# By what a name ends with; what a file really holds is seen when it is opened
 SUFFIXES = {
     "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "png": (".png",),
@@ -19,27 +18,28 @@ SUFFIXES = {
 FORMAT_OF = {suffix: form for form, suffixes in SUFFIXES.items() for suffix in suffixes}
 _WRITTEN = FORMATS[1:]
 AnyPath = TypeVar("AnyPath", bound=PurePath)
-# What "same" may make of a format that is only read, as encode.output_format does
+# Read-only formats, and what "same" writes in their stead; see encode.output_format
 WRITTEN_INSTEAD = {"bmp": ("png",), "gif": ("png",), "heif": ("jpeg", "png")}
 
 
 def suffixed(path: AnyPath, form: str) -> AnyPath:
-    """`path` with a format's usual ending added."""
+    """Return `path` with the format's usual suffix appended."""
     return path.with_name(path.name + SUFFIXES[form][0])
 
 
 def format_of(path: Path) -> str | None:
-    """The format that a file name's ending announces, None for one that is not written."""
+    """Return the output format that a file name's suffix stands for, or None if there is no writer."""
     form = FORMAT_OF.get(path.suffix.lower())
     return form if form in _WRITTEN else None
 
 
 def is_photo(path: str) -> bool:
-    """Whether a file's name ends like one of a photo that is read."""
+    """Return whether a file name has the suffix of a readable format."""
     return PurePosixPath(path).suffix.lower() in FORMAT_OF
 
 
 def result_formats(source: Path, form: str) -> tuple[str, ...]:
+    """Return the formats that a result of `source` may have, where `form` is a format or "same"."""
     if form != "same":
         return (form,)
     own = FORMAT_OF.get(source.suffix.lower())

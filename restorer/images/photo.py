@@ -1,11 +1,11 @@
-"""Bytes to Photo: file formats, bit depth, orientation, transparency, metadata."""
+"""Decode the bytes of an image file to a Photo: upright RGB samples, alpha and metadata."""
 
 import io
 import struct
 import warnings as python_warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -22,19 +22,19 @@ from .formats.heif import CheckSize
 from .formats.metadata import RawMetadata
 
 READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC", "MPO")
-# The header is checked against our own limit before any pixel is read
+# _check_size enforces our own limit before any pixel is decoded
 Image.MAX_IMAGE_PIXELS = None
-# What Pillow finds odd in a file is said in Meta.warnings or does not matter
+# Whatever matters to the user is in Meta.warnings
 python_warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _DAMAGED = "the {} file is damaged or incomplete; export it again"
-_LONGEST = 65_535  # pixels of a side, as in a JPEG's header
-_MOST_FRAMES = 10_000
+_MAX_SIDE = 65_535  # pixels, as in a JPEG header
+_MAX_FRAMES = 10_000
 _FIRST_ONLY = "only the first picture of the file is restored"
-# What a mode of Pillow's is read as
+# Pillow's modes, and the mode each is converted to
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA"}
 _TARGETS |= {"RGB": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "RGBA": "RGBA", "RGBa": "RGBA"}
-# What the decoders raise for broken files, beside the errors Pillow documents
+# Raised by the decoders for broken files, beyond what Pillow documents
 _DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -43,10 +43,10 @@ _DECODER_ERRORS = (
     LookupError,
     ArithmeticError,
     EOFError,
-    RuntimeError,  # imagecodecs' own errors derive from it
+    RuntimeError,  # base of imagecodecs' errors
     AttributeError,
     AssertionError,
-    tifffile.TiffFileError,  # in older releases an Exception of its own
+    tifffile.TiffFileError,  # derives from Exception alone in older releases
     struct.error,
     zlib.error,
     ImageCms.PyCMSError,
@@ -55,40 +55,30 @@ _DECODER_ERRORS = (
 
 @dataclass(frozen=True)
 class Meta:
-    """What a file said beside its pixels, and what its writer must know.
+    """Everything in a file but its pixels, as the encoders need it.
 
     format    "jpeg", "png", "webp", "tiff", "bmp", "gif", "avif" or "heif"
-    grey      one channel in the file
-    depth     8 or 16 bits a channel in the file
-    linear    the profile holds linear light: the pixels here carry the sRGB curve, the file does not
-    icc       the colour profile of `pixels`, None for sRGB
-    exif      an EXIF block without its thumbnail, b"" for none
-    xmp       an XMP packet, b"" for none
-    dpi       dots per inch (x, y), or None
-    iptc      a caption record, comment a JPEG comment, text the text chunks of a PNG, b"" for none
-    warnings  what was dropped or changed while reading, in the user's words
+    grey      whether the file has a single colour channel
+    depth     bits per channel in the file, 8 or 16
+    linear    whether the file holds linear light, by its profile; the decoded pixels are on the sRGB curve
+    metadata  the file's metadata, validated; icc is the colour profile of `pixels`, b"" for sRGB
+    warnings  what was dropped or changed while decoding, for the user
     """
 
     format: str
     grey: bool = False
     depth: int = 8
     linear: bool = False
-    icc: bytes | None = None
-    exif: bytes = b""
-    xmp: bytes = b""
-    dpi: tuple[float, float] | None = None
-    iptc: bytes = b""
-    comment: bytes = b""
-    text: bytes = b""
+    metadata: RawMetadata = RawMetadata()
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Photo:
-    """An upright picture.
+    """An upright image.
 
-    pixels  (H, W, 3) uint8 or uint16, RGB, not premultiplied; grey has three equal channels
-    alpha   (H, W) of the same dtype, 0 transparent, or None
+    pixels  (H, W, 3) uint8 or uint16 RGB, not premultiplied; grey has three equal channels
+    alpha   (H, W) of the same dtype, 0 is transparent, or None
     """
 
     pixels: np.ndarray
@@ -106,21 +96,18 @@ class Photo:
 
 @dataclass(frozen=True)
 class _Raw:
-    """A reader's answer: (H, W) or (H, W, 2 to 4) samples, and what came with them.
-
-    turn     the EXIF orientation is still to be applied
-    """
+    """A reader's result: (H, W) or (H, W, 2 to 4) samples, and the metadata stored with them."""
 
     samples: np.ndarray
     blocks: RawMetadata
-    turn: bool = True
+    apply_orientation: bool = True  # the EXIF orientation has yet to be applied
 
 
 _Reader = Callable[[bytes, CheckSize, "list[str]"], _Raw]
 
 
 def sniff(start: bytes) -> str | None:
-    """The format that a file's first 256 bytes announce, as in Meta.format, or None."""
+    """Return the format, as in Meta.format, that a file's first 256 bytes indicate, or None."""
     if start.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -137,10 +124,10 @@ def sniff(start: bytes) -> str | None:
 
 
 def decode(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Photo:
-    """Read a picture's bytes into an upright Photo, 8 bit as uint8 and 16 bit as uint16.
+    """Decode an image file to an upright Photo, uint8 for 8 bits per channel and uint16 for 16.
 
-    Raises UnsupportedImage for what is not one of READABLE, DamagedImage for a file that is broken or
-    cut off, and ImageTooLarge (before any pixel is read) for more than `max_pixels`.
+    Raises UnsupportedImage for a format not in READABLE, DamagedImage for a broken or truncated file, and
+    ImageTooLarge, before any pixel is decoded, for more than `max_pixels`.
     """
     form = _known_form(data)
     warnings: list[str] = []
@@ -151,8 +138,8 @@ def decode(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Photo:
     return _photo(form, raw, warnings)
 
 
-class _Seen(Exception):
-    """Carries a size out of a reader, before it reads any pixel."""
+class _SizeKnown(Exception):
+    """Carries the size out of a reader before it decodes any pixel."""
 
 
 class Size(NamedTuple):
@@ -163,21 +150,21 @@ class Size(NamedTuple):
 
 
 def size(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Size:
-    """The size that a picture's bytes announce, before it is turned upright.
+    """Return the size in an image's header, before orientation is applied.
 
-    Raises UnsupportedImage, DamagedImage and ImageTooLarge as decode() does, for what is seen so early.
+    Raises the errors of decode(), as far as the header shows the cause.
     """
     form = _known_form(data)
 
-    def see(width: int, height: int, *, part: bool = False, frames: int = 1) -> None:
+    def check(width: int, height: int, *, part: bool = False, frames: int = 1) -> None:
         _check_size(width, height, max_pixels=max_pixels, frames=frames)
         if not part:
-            raise _Seen(width, height)
+            raise _SizeKnown(width, height)
 
     try:
-        _READERS[form](data, see, [])
-    except _Seen as seen:
-        return Size(*seen.args)
+        _READERS[form](data, check, [])
+    except _SizeKnown as known:
+        return Size(*known.args)
     except _DECODER_ERRORS:
         pass
     raise DamagedImage(_DAMAGED.format(form.upper()))
@@ -186,46 +173,46 @@ def size(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Size:
 def _known_form(data: bytes) -> str:
     form = sniff(data[:256])
     if form is None:
-        what = "is empty" if not data else "is not an image of a kind that is read"
-        raise UnsupportedImage(f"the file {what}; use one of {', '.join(READABLE)}")
+        reason = "not an image in a supported format" if data else "empty"
+        raise UnsupportedImage(f"the file is {reason}; use one of {', '.join(READABLE)}")
     return form
 
 
 def _read_jpeg(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    picture, blocks = jpeg.split(data)
-    return _Raw(_samples(_open(picture, "JPEG", check), blocks, warnings), blocks)
+    image, blocks = jpeg.split_metadata(data)
+    return _samples(_open(image, "JPEG", check), blocks, warnings)
 
 
 def _read_png(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    check(*png.size(data), part=True, frames=png.frames(data))
-    picture, blocks = png.split(data, warnings)
-    check(*png.size(picture))
-    return _Raw(imagecodecs.png_decode(picture), blocks)
+    check(*png.size(data), part=True, frames=png.frame_count(data))
+    image, blocks = png.split_metadata(data, warnings)
+    check(*png.size(image))
+    return _Raw(imagecodecs.png_decode(image), blocks)
 
 
 def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    block = metadata.read_exif(data, warnings)
+    block = metadata.parse_exif(data, warnings)
     directory = tiff.Directory(block)
     check(directory.width, directory.height)
     check(*directory.tile, part=True)
-    directory.check_whole(len(data))
-    if block.more:
+    directory.check_complete(len(data))
+    if block.has_next:
         warnings.append(_FIRST_ONLY)
-    blocks = directory.blocks()
-    blocks.exif, blocks.dpi = metadata.serialize_exif(block), metadata.resolution(block)
-    samples = tiff.samples(data, directory)
+    exif, dpi = metadata.serialize_exif(block), metadata.resolution(block)
+    blocks = replace(directory.metadata(), exif=exif, dpi=dpi)
+    samples = tiff.decode(data, directory)
     if samples is not None:
         return _Raw(samples, blocks)
     try:
-        image = _open(directory.picture(data), "TIFF", check)
+        image = _open(directory.strip_metadata(data), "TIFF", check)
     except UnidentifiedImageError as error:
         raise UnsupportedImage(
-            f"TIFF files of this kind (photometric interpretation {directory.photometric}, "
-            f"{directory.channels} x {max(directory.bits)} bits) are not read; save it as RGB"
+            f"unsupported TIFF (photometric interpretation {directory.photometric}, "
+            f"{directory.channels} x {max(directory.bits)} bits); save it as RGB"
         ) from error
     if max(directory.bits) > 8:
-        warnings.append("the colours were read with 8 bits a channel")
-    return _Raw(_samples(image, blocks, warnings), blocks)
+        warnings.append("the colours were reduced to 8 bits per channel")
+    return _samples(image, blocks, warnings)
 
 
 def _read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
@@ -233,19 +220,19 @@ def _read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
 
 
 def _read_heif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    return _Raw(*heif.read_heic(data, check, warnings), turn=False)  # libheif turns it upright itself
+    return _Raw(*heif.read_heic(data, check, warnings), apply_orientation=False)  # libheif did
 
 
 def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, form: str) -> _Raw:
     image = _open(data, form, check)
-    blocks = RawMetadata.of(image.info)
+    blocks = RawMetadata.from_pillow(image.info)
     if getattr(image, "is_animated", False):
         warnings.append(_FIRST_ONLY)
-    return _Raw(_samples(image, blocks, warnings), blocks)
+    return _samples(image, blocks, warnings)
 
 
 def _open(data: bytes, form: str, check: CheckSize) -> Image.Image:
-    if form == "WEBP":  # its reader looks at all of them; a GIF's, and a TIFF's, at the first
+    if form == "WEBP":  # only this reader scans every frame
         check(1, 1, part=True, frames=data.count(b"ANMF"))
     image = Image.open(io.BytesIO(data), formats=[form])
     check(image.width, image.height)
@@ -253,16 +240,16 @@ def _open(data: bytes, form: str, check: CheckSize) -> Image.Image:
     return image
 
 
-def _samples(image: Image.Image, blocks: RawMetadata, warnings: list[str]) -> np.ndarray:
-    """The samples of a loaded 8-bit image: (H, W) or (H, W, 2 to 4). CMYK and Lab become sRGB."""
+def _samples(image: Image.Image, blocks: RawMetadata, warnings: list[str]) -> _Raw:
+    """Return the samples of a loaded 8-bit image, (H, W) or (H, W, 2 to 4). CMYK and Lab become sRGB."""
     if image.mode in ("CMYK", "LAB"):
-        image, blocks.icc = _to_srgb(image, blocks.icc, warnings), b""
+        image, blocks = _to_srgb(image, blocks.icc, warnings), replace(blocks, icc=b"")
     target = _TARGETS.get(image.mode)
     if target is None:
-        raise UnsupportedImage(f"pictures of the kind {image.mode} are not read; save it as RGB")
+        raise UnsupportedImage(f"unsupported pixel format {image.mode}; save the image as RGB")
     if "transparency" in image.info and target in ("L", "RGB"):
         target = {"L": "LA", "RGB": "RGBA"}[target]
-    return np.asarray(image if target == image.mode else image.convert(target))
+    return _Raw(np.asarray(image if target == image.mode else image.convert(target)), blocks)
 
 
 def _to_srgb(image: Image.Image, profile: bytes, warnings: list[str]) -> Image.Image:
@@ -275,16 +262,16 @@ def _to_srgb(image: Image.Image, profile: bytes, warnings: list[str]) -> Image.I
 
 def _check_size(width: int, height: int, *, max_pixels: int, part: bool = False, frames: int = 1) -> None:
     if width < 1 or height < 1:
-        raise ValueError("a picture without pixels")
+        raise ValueError(f"no pixels: {width} x {height}")
     if width * height > max_pixels:
         raise ImageTooLarge(
-            f"the photo has {width} x {height} = {width * height / 1e6:.1f} megapixels; "
+            f"the photo is {width} x {height} = {width * height / 1e6:.1f} megapixels; "
             f"the limit is {max_pixels / 1e6:.1f}"
         )
-    if max(width, height) > _LONGEST:
-        raise ImageTooLarge(f"the photo has {width} x {height} pixels; a side may have {_LONGEST}")
-    if frames > _MOST_FRAMES:
-        raise ImageTooLarge(f"the file has {frames} pictures; it may have {_MOST_FRAMES}")
+    if max(width, height) > _MAX_SIDE:
+        raise ImageTooLarge(f"the photo is {width} x {height} pixels; the limit per side is {_MAX_SIDE}")
+    if frames > _MAX_FRAMES:
+        raise ImageTooLarge(f"the file has {frames} frames; the limit is {_MAX_FRAMES}")
 
 
 def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
@@ -300,17 +287,20 @@ def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
 
 def _photo(form: str, raw: _Raw, warnings: list[str]) -> Photo:
     blocks = raw.blocks
-    block = metadata.read_exif(blocks.exif, warnings)
-    samples = np.atleast_3d(_upright(raw.samples, metadata.orientation(block)) if raw.turn else raw.samples)
+    block = metadata.parse_exif(blocks.exif, warnings)
+    samples = raw.samples
+    if raw.apply_orientation:
+        samples = _upright(samples, metadata.orientation(block))
+    samples = np.atleast_3d(samples)
     channels = samples.shape[2]
     grey, depth = channels < 3, samples.dtype.itemsize * 8
     pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
     alpha = samples[..., -1] if channels in (2, 4) else None
-    profile = blocks.icc or None
-    if profile is not None and icc.color_space(profile) != ("GRAY" if grey else "RGB"):
-        profile = None
-        warnings.append("the colour profile is damaged or of another kind and was left out")
-    linear = profile is not None and icc.is_linear(profile)
+    profile = blocks.icc
+    if profile and icc.color_space(profile) != ("GRAY" if grey else "RGB"):
+        profile = b""
+        warnings.append("the colour profile is damaged or does not match the image and was left out")
+    linear = profile != b"" and icc.is_linear(profile)
     if linear:
         pixels = icc.encode_linear(pixels)
         alpha = None if alpha is None else alpha.astype(np.uint16) * (257 if depth == 8 else 1)
@@ -319,14 +309,14 @@ def _photo(form: str, raw: _Raw, warnings: list[str]) -> Photo:
         grey=grey,
         depth=depth,
         linear=linear,
-        icc=profile,
-        exif=metadata.serialize_exif(block),
-        xmp=xmp.read(blocks.xmp, warnings),
-        dpi=metadata.plausible_dpi(blocks.dpi) or metadata.resolution(block),
-        iptc=blocks.iptc,
-        comment=blocks.comment,
-        text=blocks.text,
-        warnings=tuple(dict.fromkeys(warnings)),  # each once
+        metadata=replace(
+            blocks,
+            icc=profile,
+            exif=metadata.serialize_exif(block),
+            xmp=xmp.validate(blocks.xmp, warnings),
+            dpi=metadata.plausible_dpi(blocks.dpi) or metadata.resolution(block),
+        ),
+        warnings=tuple(dict.fromkeys(warnings)),  # deduplicated
     )
     return Photo(np.ascontiguousarray(pixels), None if alpha is None else np.ascontiguousarray(alpha), meta)
 

@@ -1,6 +1,6 @@
-"""Arithmetic on whole pictures, in bands of rows.
+"""Resize, round and convert image arrays, one band of rows at a time.
 
-A picture may hold 400 megapixels: one temporary copy of it in float32 would be 4.8 GB.
+An image may have 400 megapixels; a temporary float32 copy of it would take 4.8 GB.
 """
 
 import math
@@ -12,29 +12,29 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-Made = TypeVar("Made")
-Rows = Callable[[slice], np.ndarray]  # some rows of a picture's samples, made when they are asked for
+T = TypeVar("T")
+Rows = Callable[[slice], np.ndarray]  # computes the samples of a slice of rows on demand
 
 _ROWS = 256
-_THREADS = 8  # each holds some copies of the rows it works on
+_THREADS = 8  # each holds several copies of its rows
 _LANCZOS = Image.Resampling.LANCZOS
-_LOBES = 3  # of Pillow's Lanczos: so many pixels of the smaller picture weigh in on each side
+_LOBES = 3  # of Pillow's Lanczos: its radius, in pixels of the smaller image
 
 
 def bands(height: int) -> Iterator[slice]:
-    """The rows of a picture, some at a time."""
+    """Split the rows of an image into slices of bounded height."""
     return (slice(top, min(top + _ROWS, height)) for top in range(0, height, _ROWS))
 
 
-def map_stripes(function: Callable[[slice], Made], height: int, size: int) -> Iterator[Made]:
-    """What `function` makes of a picture's rows, `size` at a time and in order, by several threads."""
+def map_stripes(function: Callable[[slice], T], height: int, size: int) -> Iterator[T]:
+    """Yield `function` of each slice of `size` rows, in order, computed in several threads."""
     stripes = [slice(top, min(top + size, height)) for top in range(0, height, size)]
     with ThreadPoolExecutor(min(len(stripes), os.cpu_count() or 1, _THREADS)) as threads:
         yield from threads.map(function, stripes)
 
 
 def to_uint8(samples: np.ndarray) -> np.ndarray:
-    """uint16 samples as uint8, each rounded to the nearest (65535 is 255); uint8 as it is."""
+    """Convert uint16 samples to uint8, rounded to nearest (65535 becomes 255). uint8 is returned as is."""
     if samples.dtype == np.uint8:
         return samples
     out = np.empty(samples.shape, np.uint8)
@@ -45,7 +45,7 @@ def to_uint8(samples: np.ndarray) -> np.ndarray:
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 or uint16 RGB as one channel, rounded (ITU-R BT.601 weights)."""
+    """Convert (H, W, 3) uint8 or uint16 RGB to (H, W) luma, rounded (ITU-R BT.601 weights)."""
     out = np.empty(pixels.shape[:2], pixels.dtype)
     for rows in bands(len(out)):
         red, green, blue = np.moveaxis(pixels[rows].astype(np.uint32), 2, 0)
@@ -54,7 +54,7 @@ def luma(pixels: np.ndarray) -> np.ndarray:
 
 
 def lookup(samples: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """table[samples], in the table's dtype."""
+    """Return table[samples], in the table's dtype."""
     out = np.empty(samples.shape, table.dtype)
     for rows in bands(len(out)):
         out[rows] = table[samples[rows]]
@@ -62,7 +62,7 @@ def lookup(samples: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def resize(plane: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(H, W, C) uint8 or uint16 at another size: Lanczos with three lobes, antialiased, rounded once."""
+    """Resize (H, W, C) uint8 or uint16: antialiased Lanczos with three lobes, rounded once."""
     if plane.shape[:2] == (height, width):
         return plane
     out = np.empty((height, width, plane.shape[2]), plane.dtype)
@@ -72,7 +72,7 @@ def resize(plane: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def resample_rows(plane: np.ndarray, rows: slice, width: int, height: int) -> np.ndarray:
-    """Some rows of (H, W, C) at width x height, in float32, neither rounded nor clipped."""
+    """Return some rows of (H, W, C) resized to width x height, as float32, neither rounded nor clipped."""
     if plane.shape[:2] == (height, width):
         return plane[rows].astype(np.float32)
     step = len(plane) / height
@@ -86,6 +86,6 @@ def resample_rows(plane: np.ndarray, rows: slice, width: int, height: int) -> np
 
 
 def round_to(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Floats as integers, clipped to the dtype's range; the floats are used up."""
+    """Round floats to an integer dtype, clipped to its range. Overwrites `values`."""
     np.clip(values, 0, np.iinfo(dtype).max, out=values)
     return np.rint(values, out=values).astype(dtype)

@@ -1,11 +1,11 @@
-"""The process in which strangers' files are opened: without secrets, with few rights, and no loss if it dies.
+"""The worker process that decodes one untrusted file: no secrets, few rights, and expendable.
 
-sandbox.py starts it. Where processes can fork, one that has everything imported waits for a socket, forks
-for each file, and never looks into one itself; elsewhere a whole process is started for each file. What goes
-over the socket is numbers, names and samples, nothing that could make the other side run code:
+sandbox.py starts it. Where processes can fork, a fork server with everything imported waits for sockets and
+forks a child for each file; it never reads a file itself. Elsewhere a new process is started for each file.
+The protocol carries only numbers, names and samples, nothing that could execute code in the receiver:
 
-    in    a length, JSON: what ("decode" or "size"), max_pixels, seconds, bytes; then those bytes
-    out   a length, JSON: error and text, or size, or what photo_head() says; then the blocks and samples
+    request   a length, JSON: operation ("decode" or "size"), max_pixels, seconds, bytes; then the file
+    response  a length, JSON: error and text, or size, or photo_header(); then the blocks and samples
 """
 
 import gc
@@ -13,7 +13,6 @@ import importlib
 import json
 import math
 import os
-import select
 import signal
 import socket
 import struct
@@ -32,13 +31,13 @@ from . import photo
 from .photo import Photo
 
 resource: Any = importlib.import_module("resource") if os.name == "posix" else None
-SECONDS = 10.0  # for one file, of the clock and of the processor
-HEAD = struct.Struct(">I")
-BLOCKS = ("icc", "exif", "xmp", "iptc", "comment", "text")  # of Meta, sent as they are
+SECONDS = 10.0  # per file, of wall-clock and of CPU time
+LENGTH = struct.Struct(">I")
+BLOCKS = ("icc", "exif", "xmp", "iptc", "comment", "text")  # fields of Meta, sent as raw bytes
 READY = b"r"
-# What photo.py opens with Pillow; PNG and HEIC have readers of their own
+# What photo.py opens with Pillow; PNG and HEIC have other readers
 _PLUGINS = ("JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
-# Loaded when first asked for, which a process that may open no file cannot
+# imagecodecs imports these on first use, when the worker may no longer open files
 _CODECS = (
     "png",
     "avif",
@@ -52,85 +51,88 @@ _CODECS = (
     "bitorder",
     "packints",
 )
-_SPARE = 512 << 20  # bytes beside what grows with the photo: stacks of threads, a file's tables
-_A_PIXEL = 40  # bytes at most: samples of 16 bits, as stored, as divided and as sent, alpha included
-_LEAST_PAUSE = 0.05
+_BASE_MEMORY = 512 << 20  # bytes that do not grow with the photo: thread stacks, a file's tables
+_BYTES_PER_PIXEL = 40  # at most: 16-bit samples as stored, as divided by alpha and as sent, alpha included
+_REAP_INTERVAL = 0.05  # seconds
 
 
 class Source(Protocol):
-    """What is read from: gives as many bytes as are asked for, unless there are no more."""
+    """A blocking reader: returns fewer bytes than requested only at the end."""
 
     def read(self, size: int, /) -> bytes: ...
     def readinto(self, buffer: memoryview, /) -> int: ...
 
 
 class Sink(Protocol):
-    """What is written to."""
-
     def write(self, part: bytes | memoryview, /) -> int: ...
     def flush(self) -> None: ...
 
 
-def photo_head(read: Photo) -> dict[str, Any]:
-    """What is to be known to take a photo's blocks and samples from the bytes that follow."""
-    told = asdict(read.meta)
-    blocks = {name: None if told[name] is None else len(told[name]) for name in BLOCKS}
-    meta = {name: value for name, value in told.items() if name not in BLOCKS}
-    shape, dtype = read.pixels.shape[:2], str(read.pixels.dtype)
-    return {"shape": shape, "dtype": dtype, "alpha": read.alpha is not None, "meta": meta, "blocks": blocks}
+def photo_header(decoded: Photo) -> dict[str, Any]:
+    """Return what the receiver needs to read a photo's blocks and samples from the bytes that follow."""
+    meta = asdict(decoded.meta)
+    metadata = meta.pop("metadata")
+    meta["dpi"] = metadata["dpi"]
+    blocks = {name: len(metadata[name]) for name in BLOCKS}
+    shape, dtype = decoded.pixels.shape[:2], str(decoded.pixels.dtype)
+    alpha = decoded.alpha is not None
+    return {"shape": shape, "dtype": dtype, "alpha": alpha, "meta": meta, "blocks": blocks}
 
 
-def serve(source: Source, sink: Sink, before: int) -> None:
-    """Take one file, open it, tell what is in it.
+def serve(source: Source, sink: Sink, address_space: int) -> None:
+    """Read one request, decode its file, write the response.
 
-    before  bytes of address space this process had before
+    address_space  bytes of address space in use before the request
     """
-    asked = json.loads(source.read(HEAD.unpack(source.read(HEAD.size))[0]))
-    data = source.read(asked["bytes"])
-    pixels = asked["max_pixels"] if asked["what"] == "decode" else 0
-    _limit(before + 2 * len(data) + _SPARE + _A_PIXEL * pixels, asked["seconds"])
-    head, parts = _opened(asked["what"], data, asked["max_pixels"])
-    told = json.dumps(head).encode()
-    sink.write(HEAD.pack(len(told)) + told)
+    request = json.loads(source.read(LENGTH.unpack(source.read(LENGTH.size))[0]))
+    data = source.read(request["bytes"])
+    pixels = request["max_pixels"] if request["operation"] == "decode" else 0
+    memory = address_space + 2 * len(data) + _BASE_MEMORY + _BYTES_PER_PIXEL * pixels
+    _limit_resources(memory, request["seconds"])
+    header, parts = _response(request["operation"], data, request["max_pixels"])
+    encoded = json.dumps(header).encode()
+    sink.write(LENGTH.pack(len(encoded)) + encoded)
     for part in parts:
         sink.write(part)
     sink.flush()
 
 
-def _opened(what: str, data: bytes, max_pixels: int) -> tuple[dict[str, Any], Sequence[bytes | memoryview]]:
+def _response(
+    operation: str, data: bytes, max_pixels: int
+) -> tuple[dict[str, Any], Sequence[bytes | memoryview]]:
     try:
-        if what == "size":
+        if operation == "size":
             return {"size": photo.size(data, max_pixels=max_pixels)}, ()
-        read = photo.decode(data, max_pixels=max_pixels)
+        decoded = photo.decode(data, max_pixels=max_pixels)
     except RestoreError as error:
         return {"error": type(error).__name__, "text": str(error)}, ()
     except MemoryError:
-        large = "the photo takes more memory to open than one photo may; save it smaller or in another format"
-        return {"error": ImageTooLarge.__name__, "text": large}, ()
-    except Exception as error:  # noqa: BLE001  it would end this process without a word
+        text = "the photo needs more memory to decode than the limit; save it smaller or in another format"
+        return {"error": ImageTooLarge.__name__, "text": text}, ()
+    except Exception as error:  # noqa: BLE001  without a response the server could not log the cause
         return {"error": "", "text": f"{type(error).__name__}: {error}"}, ()
-    blocks = (getattr(read.meta, name) or b"" for name in BLOCKS)
-    arrays = (array.data.cast("B") for array in (read.pixels, read.alpha) if array is not None)
-    return photo_head(read), (*blocks, *arrays)
+    blocks = (getattr(decoded.meta.metadata, name) for name in BLOCKS)
+    arrays = (array.data.cast("B") for array in (decoded.pixels, decoded.alpha) if array is not None)
+    return photo_header(decoded), (*blocks, *arrays)
 
 
-def _limit(memory: int, seconds: float) -> None:
-    """From here on: no file opened or written, no core, so much address space, so many seconds.
+def _limit_resources(memory: int, seconds: float) -> None:
+    """Forbid opening and writing files and core dumps; limit address space and time.
 
     RLIMIT_NPROC is left alone: it counts every thread of every process of the user.
     """
     if resource is None:
         return
     limits = {"NOFILE": 0, "FSIZE": 0, "CORE": 0, "CPU": math.ceil(seconds), "AS": memory}
-    for name, most in limits.items():
-        # what has a limit that is lower keeps it; macOS knows no limit of the address space
+    for name, limit in limits.items():
+        # fails where a lower limit is set already, which stays, and on macOS, which has no RLIMIT_AS
         with suppress(ValueError, OSError):
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # what is not handled ends the process, in C code too
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # unhandled, it kills the process even in C code
 
 
 def _prepare() -> None:
-    """Import all that will be needed, and make the rest unreachable."""
+    """Import everything a decoder needs and unregister Pillow's other formats."""
     Image.init()
     for name in set(Image.OPEN) - set(_PLUGINS):
         del Image.OPEN[name]
@@ -140,77 +142,79 @@ def _prepare() -> None:
 
 
 def _silence() -> None:
-    """What the libraries print is nobody's."""
-    nothing = os.open(os.devnull, os.O_RDWR)
+    """Discard what the libraries print."""
+    null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
-        os.dup2(nothing, standard)
-    os.close(nothing)
+        os.dup2(null, standard)
+    os.close(null)
 
 
-def _space() -> int:
-    """Bytes of address space of this process; far too many where the system does not tell."""
+def _address_space() -> int:
+    """Return the bytes of address space in use; where the system does not say, more than any limit."""
     try:
-        with open("/proc/self/statm") as told:
-            return int(told.read().split()[0]) * os.sysconf("SC_PAGESIZE")
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[0]) * os.sysconf("SC_PAGESIZE")
     except OSError:
         return 1 << 45
 
 
-def _fork_for_each(control: socket.socket) -> None:
-    """A child for each socket that comes in, until nobody holds the other end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, whose end is this one's too
+def _run_fork_server(control: socket.socket) -> None:
+    """Fork a child for each socket received on `control`, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which closes `control`
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-        score.write("1000")  # where memory runs out, this is what the system ends
-    space, ends = _space(), dict[int, float]()
-    gc.freeze()  # so that the children share it all
-    with suppress(BrokenPipeError):  # the server has ended meanwhile, which the loop finds out
+        score.write("1000")  # the OOM killer takes these processes first
+    address_space, deadlines = _address_space(), dict[int, float]()
+    gc.freeze()  # keep the imported objects in pages that the children share
+    with suppress(BrokenPipeError):  # the server is gone; the loop below ends
         control.sendall(READY)
     _silence()
     while True:
-        if select.select([control], [], [], _LEAST_PAUSE if ends else None)[0]:
-            try:
-                found, fds, _, _ = socket.recv_fds(control, 1, 1)
-            except OSError:
-                found, fds = b"", []
-            if not found:
-                break
-            for fd in fds:
-                ends[_forked(fd, control, space)] = time.monotonic() + SECONDS + 1
-                os.close(fd)
-        _reap(ends)
-    for pid in ends:
+        control.settimeout(_REAP_INTERVAL if deadlines else None)
+        try:
+            message, fds, _, _ = socket.recv_fds(control, 1, 1)
+        except TimeoutError:
+            message, fds = READY, []
+        except OSError:
+            message, fds = b"", []
+        if not message:
+            break
+        for fd in fds:
+            deadlines[_fork_child(fd, control, address_space)] = time.monotonic() + SECONDS + 1
+            os.close(fd)
+        _reap(deadlines)
+    for pid in deadlines:
         os.kill(pid, signal.SIGKILL)
 
 
-def _forked(fd: int, control: socket.socket, space: int) -> int:
+def _fork_child(fd: int, control: socket.socket, address_space: int) -> int:
     if pid := os.fork():
         return pid
     try:
         control.close()
-        with socket.socket(fileno=fd) as ours, ours.makefile("rwb") as stream:
-            serve(stream, stream, space)
+        with socket.socket(fileno=fd) as connection, connection.makefile("rwb") as stream:
+            serve(stream, stream, address_space)
     finally:
         os._exit(0)
 
 
-def _reap(ends: dict[int, float]) -> None:
-    """Forget the children that have ended; end those that are late, which only one that was taken over is."""
-    for pid, late in list(ends.items()):
+def _reap(deadlines: dict[int, float]) -> None:
+    """Remove children that ended; kill those past their deadline, as only a compromised one can be."""
+    for pid, deadline in list(deadlines.items()):
         if os.waitpid(pid, os.WNOHANG)[0]:
-            del ends[pid]
-        elif time.monotonic() > late:
+            del deadlines[pid]
+        elif time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """With a socket's number: fork for each file. Without: one file, from stdin to stdout."""
+    """Run as a fork server on the socket whose descriptor is given, else decode one file, stdin to stdout."""
     _prepare()
     if arguments:
-        _fork_for_each(socket.socket(fileno=int(arguments[0])))
+        _run_fork_server(socket.socket(fileno=int(arguments[0])))
     else:
         source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
         _silence()
-        serve(source, sink, _space())
+        serve(source, sink, _address_space())
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from .tiling import Answers
 if TYPE_CHECKING:
     from .engine import Engine
 
-_RETRY_SECONDS = 600  # before a model that could not be fetched is tried again
+_RETRY_SECONDS = 600  # between attempts to load a model that failed
 
 
 class LockedEngine:
-    """A network that runs under the device's lock, whichever thread calls it.
+    """A network that any thread may call: it runs under the device's lock.
 
     batch  number of inputs per call
     """
@@ -38,11 +38,11 @@ class LockedEngine:
 class LockedUpscaler(LockedEngine):
     """An engine.Engine that runs under the device's lock.
 
-    seconds  of the latest tiles, without waiting for the lock
+    seconds  duration of the latest call, without waiting for the lock
     retries  number of out-of-memory errors
     device   device and backend: "cuda" or "cpu:ncnn"
-    sha256   of the weights that were loaded
-    source   kind of their source, see models/sources.py
+    sha256   of the weights
+    source   kind of the weights' source, see models/sources.py
     """
 
     seconds = 0.0
@@ -58,16 +58,16 @@ class LockedUpscaler(LockedEngine):
         return self.start(tile[None])()[0]
 
     def start(self, tiles: np.ndarray) -> Answers:
-        """See Engine.start(). The lock is free while a GPU is waited for."""
+        """See Engine.start(). The lock is released while waiting for a GPU."""
         with self._lock, self._counting_retries():
             begin = time.perf_counter()
             wait = self._engine.start(tiles)  # type: ignore[attr-defined]
 
         def finish() -> np.ndarray:
             with self._counting_retries():
-                levels = wait()
+                samples = wait()
             self.seconds = time.perf_counter() - begin
-            return levels
+            return samples
 
         return finish
 
@@ -81,21 +81,21 @@ class LockedUpscaler(LockedEngine):
 
 
 class ModelCache:
-    """Networks by model name, each loaded when it is first needed. Safe for threads.
+    """Networks by model name, each loaded on first use. Thread-safe.
 
-    loaded  the networks so far, each with the variant it was loaded as
+    loaded  (variant, network) by model name
     """
 
     def __init__(self, weights: Path) -> None:
         self.loaded: dict[str, tuple[object, Any]] = {}
         self._weights = weights
-        self._loading: dict[str, threading.Lock] = {}  # per model: a download blocks no other model
+        self._loading: dict[str, threading.Lock] = {}  # per model: a download blocks no other
         self._failed: dict[str, tuple[float, WeightsUnavailable | BadWeights]] = {}
 
     def get(
         self, model: Model, load: Callable[[], Any], *, variant: object = None, backoff: bool = False
     ) -> Any:  # noqa: ANN401  what `load` returns
-        """Return the network of a model, calling `load` where it is absent or of another variant.
+        """Return the network of a model, calling `load` if it is absent or of another variant.
 
         backoff  for ten minutes after a failure, raise the same error again unless the file has appeared
 
@@ -116,7 +116,7 @@ class ModelCache:
             return cached[1]
 
     def peek(self, model: Model) -> Any:  # noqa: ANN401  what `load` returned
-        """Return the network of a model in any variant, None where it is not loaded."""
+        """Return the network of a model in any variant, or None if it is not loaded."""
         cached = self.loaded.get(model.name)
         return cached[1] if cached else None
 

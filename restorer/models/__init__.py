@@ -1,1 +1,1 @@
-"""Models: registry, sources of weights, downloads and architectures."""
+"""Model registry, weights sources, downloads and architectures."""

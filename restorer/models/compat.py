@@ -1,10 +1,10 @@
-"""Import parts of basicsr, realesrgan, gfpgan and facexlib on today's packages, and quickly.
+"""Import parts of basicsr, realesrgan, gfpgan and facexlib quickly, and on current versions of torchvision.
 
-basicsr 1.4.2 wants `torchvision.transforms.functional_tensor`, a private module that torchvision 0.17
-removed; the one function it takes from it lives on in the public module.
+basicsr 1.4.2 imports `torchvision.transforms.functional_tensor`, a private module that torchvision 0.17
+removed; the one function it uses still exists in the public module.
 
-The packages' own __init__ files import everything they hold (scipy.stats, torchvision.ops, the training
-code): 8 seconds, before a photo, for one class of 100 lines. So a class is loaded without running them.
+The packages' own __init__ files import everything they contain (scipy.stats, torchvision.ops, training code),
+which takes 8 seconds for one class of 100 lines. load() therefore imports a class without running them.
 """
 
 import importlib
@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_PRIVATE = "torchvision.transforms.functional_tensor"
-_IMPORTING = threading.Lock()  # what the packages look like meanwhile is seen by every thread
+_REMOVED_MODULE = "torchvision.transforms.functional_tensor"
+_IMPORT_LOCK = threading.Lock()  # the stubs in sys.modules are visible to every thread
 _PACKAGES = (
     "basicsr",
     "basicsr.archs",
@@ -37,41 +37,42 @@ _PACKAGES = (
 
 def install() -> None:
     """Make `import basicsr`, `import realesrgan` and `import gfpgan` work."""
-    if _PRIVATE in sys.modules:
+    if _REMOVED_MODULE in sys.modules:
         return
     from torchvision.transforms import functional
 
-    stand_in = types.ModuleType(_PRIVATE)
-    stand_in.rgb_to_grayscale = functional.rgb_to_grayscale  # type: ignore[attr-defined]
-    sys.modules[_PRIVATE] = stand_in
+    stub = types.ModuleType(_REMOVED_MODULE)
+    stub.rgb_to_grayscale = functional.rgb_to_grayscale  # type: ignore[attr-defined]
+    sys.modules[_REMOVED_MODULE] = stub
 
 
 def load(module: str, name: str) -> Callable[..., Any]:
-    """A class or function of one module, say ("basicsr.archs.rrdbnet_arch", "RRDBNet")."""
-    importlib.import_module("torch")  # must not meet the stand-ins when it looks around
-    with _IMPORTING, _without_init_files():
+    """Return a class or function of one module, e.g. ("basicsr.archs.rrdbnet_arch", "RRDBNet")."""
+    importlib.import_module("torch")  # must not see the stubs while it is imported
+    with _IMPORT_LOCK, _stub_packages():
         return getattr(importlib.import_module(module), name)
 
 
 @contextmanager
-def _without_init_files() -> Iterator[None]:
-    """Let the packages stand in as bare folders; afterwards everything is as if they were never imported."""
-    if "basicsr" in sys.modules:  # imported in full by someone else: there is nothing left to save
+def _stub_packages() -> Iterator[None]:
+    """Replace the packages with empty ones on the same paths; afterwards they look never imported."""
+    if "basicsr" in sys.modules:  # already imported in full
         yield
         return
-    bare = {package: types.ModuleType(package) for package in _PACKAGES}
-    for package, module in bare.items():
+    stubs = {package: types.ModuleType(package) for package in _PACKAGES}
+    for package, module in stubs.items():
         module.__path__ = [str(_folder(package))]
-    bare["basicsr.utils"].get_root_logger = logging.getLogger  # type: ignore[attr-defined]  # arch_util takes it
-    bare["basicsr.utils"].__getattr__ = _from_color_util  # type: ignore[method-assign]  # for metric_util
-    sys.modules.update(bare)
-    stand_in = _on_demand("torchvision")
-    sys.modules.setdefault("torchvision", stand_in)
+    # arch_util and metric_util import these names from basicsr.utils
+    stubs["basicsr.utils"].get_root_logger = logging.getLogger  # type: ignore[attr-defined]
+    stubs["basicsr.utils"].__getattr__ = _from_color_util  # type: ignore[method-assign]
+    sys.modules.update(stubs)
+    torchvision = _lazy_module("torchvision")
+    sys.modules.setdefault("torchvision", torchvision)
     try:
         yield
     finally:
-        _forget()  # and the debris of an import that failed half way, as basicsr's does without install()
-        if sys.modules.get("torchvision") is stand_in:
+        _remove_packages()  # and what a failed import left, as basicsr's does without install()
+        if sys.modules.get("torchvision") is torchvision:
             del sys.modules["torchvision"]
 
 
@@ -79,7 +80,7 @@ def _from_color_util(name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module("basicsr.utils.color_util"), name)
 
 
-def _forget() -> None:
+def _remove_packages() -> None:
     for name in list(sys.modules):
         if name.partition(".")[0] in _PACKAGES:
             del sys.modules[name]
@@ -93,14 +94,14 @@ def _folder(package: str) -> Path:
     return Path(spec.origin).parent.joinpath(*rest)
 
 
-def _on_demand(name: str) -> types.ModuleType:
-    """A stand-in that gives way to the real module when something is first asked of it."""
-    module = types.ModuleType(name)
+def _lazy_module(name: str) -> types.ModuleType:
+    """Return a stub that imports the real module when an attribute is first read."""
+    stub = types.ModuleType(name)
 
-    def ask(attribute: str) -> object:
-        if sys.modules.get(name) is module:
+    def load_attribute(attribute: str) -> object:
+        if sys.modules.get(name) is stub:
             del sys.modules[name]
         return getattr(importlib.import_module(name), attribute)
 
-    module.__getattr__ = ask  # type: ignore[method-assign]
-    return module
+    stub.__getattr__ = load_attribute  # type: ignore[method-assign]
+    return stub

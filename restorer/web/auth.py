@@ -15,13 +15,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .middleware import same_site
 
 _COOKIE = "restorer_session"
-_MONTH = 30 * 24 * 3600
-# Gradio asks itself for the first while it starts; both tell no more than that the server is there
-_OPEN = ("/gradio_api/startup-events", "/health")
-_FREE, _AT_ONCE, _LONGEST = 5, 10, 5.0  # wrong keys without a wait, those waiting, and seconds of a wait
-_FORGET, _ADDRESSES = 600, 10_000  # seconds until wrong keys are forgotten, and of how many they are known
-_LARGEST_FORM = 4096
-_FORM = """<!doctype html><html lang="en"><meta charset="utf-8">
+_COOKIE_SECONDS = 30 * 24 * 3600
+# Gradio requests the first from itself while it starts; neither reveals more than that the server runs
+_PUBLIC_PATHS = ("/gradio_api/startup-events", "/health")
+_FREE_ATTEMPTS = 5  # wrong keys of an address that are answered without delay
+_MAX_DELAYED = 10  # delayed answers per address at a time
+_LONGEST = 5.0  # seconds of delay
+_FORGET_SECONDS = 600
+_MAX_ADDRESSES = 10_000
+_MAX_FORM_BYTES = 4096
+_SIGN_IN_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>Neural Image Restore</title>
 <style>body{{font:16px system-ui;display:grid;place-items:center;min-height:90vh;color-scheme:light dark}}
 form{{display:grid;gap:.8rem;width:18rem}}input,button{{font:inherit;padding:.5rem}}</style>
@@ -31,14 +34,14 @@ form{{display:grid;gap:.8rem;width:18rem}}input,button{{font:inherit;padding:.5r
 
 
 class ApiKeyMiddleware:
-    """ASGI middleware that answers 401 to whoever brings no key.
+    """ASGI middleware that answers requests without the API key with 401.
 
-    Programs send X-API-KEY. A browser gets a form; the right key is answered with a cookie that is a
-    keyed hash, so that the server keeps no sessions and a restart signs nobody out.
+    Programs send the key in X-API-KEY. A browser gets a sign-in form and, for the right key, a cookie. The
+    cookie is a keyed hash, so the server stores no sessions and users stay signed in across restarts.
     """
 
     def __init__(self, app: ASGIApp, key: str) -> None:
-        self.app, self._key, self._brake = app, key.encode(), _Throttle()
+        self.app, self._key, self._throttle = app, key.encode(), _Throttle()
         self._token = hmac.new(self._key, b"browser session", hashlib.sha256).hexdigest().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,20 +51,20 @@ class ApiKeyMiddleware:
             return await send({"type": "websocket.close", "code": 1008})
         request = Request(scope, receive)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in _OPEN:
+        if path in _PUBLIC_PATHS:
             return await self.app(scope, receive, send)
         address = request.client.host if request.client else ""
-        if self._has_session(request):  # which nobody guesses, so no attack on a key shuts it out
+        if self._has_session(request):  # before the throttle: guessing must not lock out signed-in users
             return await self.app(scope, receive, send)
-        if self._brake.full(address):
-            response = JSONResponse({"detail": "too many wrong keys"}, 429, {"Retry-After": "5"})
+        if self._throttle.is_full(address):
+            response = JSONResponse({"detail": "too many wrong API keys"}, 429, {"Retry-After": "5"})
         elif self._has_key(request):
             return await self.app(scope, receive, send)
         else:
             response = await self._refuse(request)
             guess = "x-api-key" in request.headers or _COOKIE in request.headers.get("cookie", "")
             if response.status_code == 401 and (guess or _is_form(request)):
-                await self._brake.slow(address)
+                await self._throttle.delay(address)
         return await response(scope, receive, send)
 
     def _has_key(self, request: Request) -> bool:
@@ -81,19 +84,19 @@ class ApiKeyMiddleware:
     async def _refuse(self, request: Request) -> Response:
         headers = {"Cache-Control": "no-store"}
         if _is_form(request):
-            if same_site(request) and hmac.compare_digest(await _given_key(request), self._key):
-                return self._signed_in(request)
-            return HTMLResponse(_FORM.format("This is not the key."), 401, headers)
+            if same_site(request) and hmac.compare_digest(await _submitted_key(request), self._key):
+                return self._sign_in(request)
+            return HTMLResponse(_SIGN_IN_PAGE.format("Wrong API key."), 401, headers)
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(_FORM.format(""), 401, headers)
-        return JSONResponse({"detail": "the header X-API-KEY is missing or wrong"}, 401, headers)
+            return HTMLResponse(_SIGN_IN_PAGE.format(""), 401, headers)
+        return JSONResponse({"detail": "missing or wrong API key; send it in X-API-KEY"}, 401, headers)
 
-    def _signed_in(self, request: Request) -> Response:
+    def _sign_in(self, request: Request) -> Response:
         response = RedirectResponse("?", 303, {"Cache-Control": "no-store"})
         response.set_cookie(
             _COOKIE,
             self._token.decode(),
-            max_age=_MONTH,
+            max_age=_COOKIE_SECONDS,
             httponly=True,
             secure=request.url.scheme == "https",
             samesite="lax",
@@ -102,42 +105,42 @@ class ApiKeyMiddleware:
 
 
 class _Throttle:
-    """Lets an address that sends wrong keys wait, twice as long each time, and never with many at once."""
+    """Delay answers to an address that sends wrong keys, twice as long each time, few at a time."""
 
     def __init__(self) -> None:
-        self._wrong: dict[str, tuple[int, float]] = {}
-        self._waiting: Counter[str] = Counter()
+        self._failures: dict[str, tuple[int, float]] = {}  # count and time of the last, oldest first
+        self._delayed: Counter[str] = Counter()
 
-    def full(self, address: str) -> bool:
-        """Whether so many answers to wrong keys wait that no further key is looked at."""
-        return self._waiting[address] >= _AT_ONCE
+    def is_full(self, address: str) -> bool:
+        """Return whether so many answers are delayed that no other key is checked."""
+        return self._delayed[address] >= _MAX_DELAYED
 
-    async def slow(self, address: str) -> None:
-        count, last = self._wrong.pop(address, (0, 0.0))
-        count = count + 1 if time.monotonic() - last < _FORGET else 1
-        self._wrong[address] = count, time.monotonic()
-        if len(self._wrong) > _ADDRESSES:
-            self._wrong.pop(next(iter(self._wrong)))  # the one whose latest is the longest ago
-        if count <= _FREE:
+    async def delay(self, address: str) -> None:
+        count, last = self._failures.pop(address, (0, 0.0))
+        count = count + 1 if time.monotonic() - last < _FORGET_SECONDS else 1
+        self._failures[address] = count, time.monotonic()
+        if len(self._failures) > _MAX_ADDRESSES:
+            self._failures.pop(next(iter(self._failures)))
+        if count <= _FREE_ATTEMPTS:
             return
-        self._waiting[address] += 1
+        self._delayed[address] += 1
         try:
-            await asyncio.sleep(min(0.1 * 2 ** min(count - _FREE, 10), _LONGEST))
+            await asyncio.sleep(min(0.1 * 2 ** min(count - _FREE_ATTEMPTS, 10), _LONGEST))
         finally:
-            self._waiting[address] -= 1
-            if not self._waiting[address]:
-                del self._waiting[address]
+            self._delayed[address] -= 1
+            if not self._delayed[address]:
+                del self._delayed[address]
 
 
 def _is_form(request: Request) -> bool:
-    kind = request.headers.get("content-type", "")
-    return request.method == "POST" and kind.startswith("application/x-www-form-urlencoded")
+    content_type = request.headers.get("content-type", "")
+    return request.method == "POST" and content_type.startswith("application/x-www-form-urlencoded")
 
 
-async def _given_key(request: Request) -> bytes:
+async def _submitted_key(request: Request) -> bytes:
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > _LARGEST_FORM:
+        if len(body) > _MAX_FORM_BYTES:
             return b""
     return parse_qs(body.decode("latin-1")).get("key", [""])[0].strip().encode()

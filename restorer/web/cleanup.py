@@ -1,4 +1,4 @@
-"""Deletes what nobody needs any more: uploads, previews, results, and what an earlier process left."""
+"""Delete expired uploads, previews and results, and what an earlier process left behind."""
 
 import re
 import shutil
@@ -6,58 +6,57 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Only names that Gradio or this project gives: a folder may hold other things of its owner's
-_OURS = re.compile(r"[0-9a-f]{32}(\.part)?|[0-9a-f]{64}|tmp[a-z0-9_]{8}")
+# Only names that Gradio or this project creates: a folder may hold other files of its owner
+_OWN_NAMES = re.compile(r"[0-9a-f]{32}(\.part)?|[0-9a-f]{64}|tmp[a-z0-9_]{8}")
 
 
 class CacheCleaner:
-    """Sweeps folders of things that each have an age, counted anew from every change.
+    """Delete entries of `folders` that were not changed for `max_age` seconds.
 
-    folders  whose direct children are swept, where their names are ours; no link is followed
-    needed   tells of a name that it must stay however old it is
-    age      in seconds
-
-    The age is counted by a clock that nobody sets: what was not there at one sweep is not older at the next
-    than the time between them.
+    folders  only their direct children with names of ours are deleted; links are not followed
+    in_use   returns whether an entry of that name must stay whatever its age
+    max_age  in seconds
+    clock    a monotonic clock in seconds, so that setting the system clock deletes nothing early or late:
+             an entry that is new since the last sweep is at most as old as that sweep
     """
 
     def __init__(
         self,
         *folders: Path,
-        needed: Callable[[str], bool],
-        age: float,
+        in_use: Callable[[str], bool],
+        max_age: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folders, self._needed, self._age, self._clock = folders, needed, age, clock
-        self._seen: dict[Path, tuple[int, float]] = {}  # its latest change, and when the clock said it was
-        self._last: float | None = None
+        self._folders, self._in_use, self._max_age, self._clock = folders, in_use, max_age, clock
+        self._entries: dict[Path, tuple[int, float]] = {}  # last change in ns, and `clock` at that time
+        self._last_sweep: float | None = None
 
     def sweep(self) -> list[Path]:
-        """Delete what is too old; what was deleted. What cannot be is tried again at the next sweep."""
-        now, gone, seen = self._clock(), [], {}
-        for path in self._ours():
-            changed = _changed(path)
-            before, since = self._seen.get(path, (None, 0.0))
-            if before != changed:
-                old = max(0.0, time.time() - changed / 1e9)
-                since = now - (old if self._last is None else min(old, now - self._last))
-            if self._needed(path.name):
+        """Delete expired entries and return them. What cannot be deleted is tried again at the next sweep."""
+        now, deleted, entries = self._clock(), [], {}
+        for path in self._own_entries():
+            changed = _last_change(path)
+            previous, since = self._entries.get(path, (None, 0.0))
+            if previous != changed:
+                age = max(0.0, time.time() - changed / 1e9)
+                since = now - (age if self._last_sweep is None else min(age, now - self._last_sweep))
+            if self._in_use(path.name):
                 since = now
-            if now - since >= self._age and _delete(path):
-                gone.append(path)
+            if now - since >= self._max_age and _delete(path):
+                deleted.append(path)
             else:
-                seen[path] = changed, since
-        self._seen, self._last = seen, now
-        return gone
+                entries[path] = changed, since
+        self._entries, self._last_sweep = entries, now
+        return deleted
 
-    def _ours(self) -> Iterator[Path]:
+    def _own_entries(self) -> Iterator[Path]:
         for folder in self._folders:
             if folder.is_dir():
-                yield from (path for path in folder.iterdir() if _OURS.fullmatch(path.name))
+                yield from (path for path in folder.iterdir() if _OWN_NAMES.fullmatch(path.name))
 
 
-def _changed(path: Path) -> int:
-    """When anything in it was last changed, in nanoseconds; ctime too, for a copy keeps the other."""
+def _last_change(path: Path) -> int:
+    """Return the latest change below a path in nanoseconds; ctime too, as a copy may preserve mtime."""
     latest = 0
     for part in (path, *([] if path.is_symlink() else path.rglob("*"))):
         try:
@@ -74,6 +73,6 @@ def _delete(path: Path) -> bool:
             path.unlink()
         else:
             shutil.rmtree(path)
-    except OSError:  # in use, or already gone
+    except OSError:  # in use, or already deleted
         return not path.exists()
     return True

@@ -1,4 +1,4 @@
-"""What gradio_client calls: /enhance, /enhance_batch, /models and /quote, with the page's own defaults."""
+"""The endpoints for gradio_client: /enhance, /enhance_batch, /models and /quote, with the page's defaults."""
 
 import asyncio
 import inspect
@@ -17,7 +17,7 @@ from .service import Service, receipt
 from .worker import Step
 
 NAMES = ("enhance", "enhance_batch", "quote", "models")
-_KINDS: dict[str, Any] = {
+_OPTION_TYPES: dict[str, Any] = {
     "face_enhance": bool | Literal["auto", "on", "off"],
     "outscale": float,
     "long_side": int,
@@ -30,119 +30,126 @@ _KINDS: dict[str, Any] = {
     "keep_metadata": bool,
     "remove_gps": bool,
 }
-_FORETOLD = ("face_enhance", "outscale", "long_side", "model", "denoise", "format")
-_ENHANCE = """Restore one photo. Gives the full-size file, previews of before and after in one size (JPEG,
+_QUOTE_OPTIONS = ("face_enhance", "outscale", "long_side", "model", "denoise", "format")
+_ENHANCE = """Restore one photo. Returns the full-size file, previews of before and after in one size (JPEG,
 at most 2048 pixels a side), and the receipt: software, model, its sha256, options, pixels, seconds, faces,
-warnings. face_enhance is true, false or "auto"; long_side, in pixels, stands for outscale where not 0."""
-_BATCH = """Restore photos one after the other; one that cannot be restored does not stop the others. Gives
-the full-size files of those that could be and, for every photo in the order given, its receipt or
-{"error": why not}. The options are those of /enhance."""
-_QUOTE = "What restoring a photo will take: size, model, tiles, seconds, cost; null for what is not known."
-_MODELS = "Every model: name, kind, what for, licence, bytes, and whether its file is here."
+warnings. face_enhance is true, false or "auto"; long_side, in pixels, replaces outscale unless it is 0."""
+_BATCH = """Restore photos one after the other; a photo that fails does not stop the others. Returns the
+full-size files of the restored photos and, for every photo in the order of the input, its receipt or
+{"error": message}. The options are those of /enhance."""
+_QUOTE = "Estimate what restoring a photo takes: size, model, tiles, seconds, cost; null if unknown."
+_MODELS = "List all models: name, kind, description, licence, bytes, and whether the file is present."
 
 
 def add_endpoints(service: Service) -> None:
-    """Add the endpoints to the Blocks that are being built."""
-    own = {"long_side": 0, **vars(service.restorer.options)}
-    waits: dict[str, Any] = {"concurrency_limit": None}  # in the worker's line
+    """Add the endpoints to the current Blocks."""
+    defaults = {"long_side": 0, **vars(service.restorer.options)}
+    unlimited: dict[str, Any] = {"concurrency_limit": None}  # these wait in the worker's queue
 
     def add(
-        run: Callable, name: str, files: dict[str, Any], names: Iterable[str], answer: object, **more: object
+        run: Callable,
+        name: str,
+        files: dict[str, Any],
+        options: Iterable[str],
+        returns: object,
+        **event_options: object,
     ) -> None:
-        """`run` with parameters from the table; Gradio reads their names, types and defaults."""
-        either = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        kinds = files | {option: _KINDS[option] for option in names}
+        """Add `run` as an endpoint; Gradio reads names, types and defaults from the signature built here."""
+        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        types = files | {option: _OPTION_TYPES[option] for option in options}
         parameters = [
-            inspect.Parameter(key, either, default=own.get(key, inspect.Parameter.empty), annotation=kind)
-            for key, kind in kinds.items()
+            inspect.Parameter(
+                key, positional, default=defaults.get(key, inspect.Parameter.empty), annotation=annotation
+            )
+            for key, annotation in types.items()
         ]
 
-        async def endpoint(*values: object) -> object:  # gradio_client fetches what a generator gives twice
-            given = dict(zip(kinds, values, strict=True))
-            return await run(service, *(given.pop(file) for file in files), given)
+        async def endpoint(*arguments: object) -> object:  # of a generator, gradio_client fetches files twice
+            values = dict(zip(types, arguments, strict=True))
+            return await run(service, *(values.pop(file) for file in files), values)
 
-        endpoint.__annotations__ = kinds
-        endpoint.__signature__ = inspect.Signature(parameters, return_annotation=answer)  # type: ignore[attr-defined]
-        events.api(endpoint, api_name=name, **more)  # type: ignore[arg-type]
+        endpoint.__annotations__ = types
+        endpoint.__signature__ = inspect.Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
+        events.api(endpoint, api_name=name, **event_options)  # type: ignore[arg-type]
 
-    one, many = {"photo": FileData}, {"photos": list[FileData]}
-    whole = tuple[FileData, tuple[FileData, FileData], dict]
-    several = tuple[list[FileData], list[dict]]
+    photo, photos = {"photo": FileData}, {"photos": list[FileData]}
+    enhance_returns = tuple[FileData, tuple[FileData, FileData], dict]
+    batch_returns = tuple[list[FileData], list[dict]]
     enhance, batch, quote, models = NAMES
-    add(_enhance, enhance, one, _KINDS, whole, api_description=_ENHANCE, **waits)
-    add(_batch, batch, many, _KINDS, several, api_description=_BATCH, **waits)
-    add(_quote, quote, one, _FORETOLD, dict, api_description=_QUOTE)
+    add(_enhance, enhance, photo, _OPTION_TYPES, enhance_returns, api_description=_ENHANCE, **unlimited)
+    add(_batch, batch, photos, _OPTION_TYPES, batch_returns, api_description=_BATCH, **unlimited)
+    add(_quote, quote, photo, _QUOTE_OPTIONS, dict, api_description=_QUOTE)
     add(_models, models, {}, (), list[dict], api_description=_MODELS)
 
 
-async def _enhance(service: Service, photo: object, given: dict) -> tuple:
+async def _enhance(service: Service, photo: object, values: dict) -> tuple:
     progress = gr.Progress()
-    result, shown = await _made(service, photo, given, partial(_tell, service, progress, ""))
-    return _file(shown.file), (_file(shown.before), _file(shown.after)), receipt(result)
+    result, files = await _restore(service, photo, values, partial(_report, service, progress, ""))
+    return _file_data(files.file), (_file_data(files.before), _file_data(files.after)), receipt(result)
 
 
-async def _batch(service: Service, photos: object, given: dict) -> tuple:
-    progress, files, told = gr.Progress(), [], []
+async def _batch(service: Service, photos: object, values: dict) -> tuple:
+    progress, files, receipts = gr.Progress(), [], []
     if not isinstance(photos, list) or not photos:
         raise gr.Error("photos must be a list of files", print_exception=False)
     for number, photo in enumerate(photos, 1):
-        rest, which = photos[number:], f"photo {number} of {len(photos)}, "
+        pending, prefix = photos[number:], f"photo {number} of {len(photos)}, "
 
-        def tell(step: Step, rest: list = rest, which: str = which) -> None:
-            _tell(service, progress, which, step)
-            waiting = (photo["path"] for photo in rest if isinstance(photo, dict) and "path" in photo)
-            service.touch(*map(str, waiting), *(file["path"] for file in files))
+        def report(step: Step, pending: list = pending, prefix: str = prefix) -> None:
+            _report(service, progress, prefix, step)
+            paths = (photo["path"] for photo in pending if isinstance(photo, dict) and "path" in photo)
+            service.touch(*map(str, paths), *(file["path"] for file in files))
 
         try:
-            result, shown = await _made(service, photo, given, tell)
-            files.append(_file(shown.file))
-            told.append(receipt(result))
+            result, result_files = await _restore(service, photo, values, report)
+            files.append(_file_data(result_files.file))
+            receipts.append(receipt(result))
         except gr.Error as error:
-            told.append({"error": error.message})
-    return files, told
+            receipts.append({"error": error.message})
+    return files, receipts
 
 
-async def _quote(service: Service, photo: object, given: dict) -> dict:
+async def _quote(service: Service, photo: object, values: dict) -> dict:
     with service.user_errors():
         data = await asyncio.to_thread(service.upload, _path(photo))
-        return await asyncio.to_thread(service.quote, data, given)
+        return await asyncio.to_thread(service.quote, data, values)
 
 
-async def _models(service: Service, _given: dict) -> list:
+async def _models(service: Service, _values: dict) -> list:
     return service.models()
 
 
-async def _made(
-    service: Service, photo: object, given: dict, tell: Callable[[Step], None]
+async def _restore(
+    service: Service, photo: object, values: dict, report: Callable[[Step], None]
 ) -> tuple[Result, previews.ResultFiles]:
-    """The result and what is shown of it. Raises gr.Error, in the user's words."""
+    """Restore an upload in the worker's queue. Raises gr.Error with a message for the user."""
     path = _path(photo)
     with service.user_errors():
-        async for step in service.worker.steps(partial(service.restore_upload, path, given)):
+        async for step in service.worker.steps(partial(service.restore_upload, path, values)):
             if not isinstance(step, Step):
                 return step
             service.touch(path)
-            tell(step)
-    raise AssertionError("a line without an end")
+            report(step)
+    raise AssertionError("the worker returned no result")
 
 
-def _tell(service: Service, progress: gr.Progress, which: str, step: Step) -> None:
-    if step.place:
-        progress(None, desc=f"{which}place {step.place} in the queue")
+def _report(service: Service, progress: gr.Progress, prefix: str, step: Step) -> None:
+    if step.position:
+        progress(None, desc=f"{prefix}position {step.position} in the queue")
     elif step.total:
-        progress((step.done, step.total), desc=f"{which}restoring", unit="tiles")
+        progress((step.done, step.total), desc=f"{prefix}restoring", unit="tiles")
     elif downloading := service.restorer.downloading:
         name, done, total = downloading
-        progress((done, total), desc=f"{which}downloading {name}", unit="bytes")
+        progress((done, total), desc=f"{prefix}downloading {name}", unit="bytes")
 
 
 def _path(photo: object) -> str:
-    """Where Gradio put an upload. Raises gr.Error for what is none: an address is never fetched."""
+    """Return the path of an upload. Raises gr.Error for anything else; URLs are never downloaded."""
     path = photo.get("path") if isinstance(photo, dict) else None
     if not isinstance(path, str):
-        raise gr.Error("a photo must be an uploaded file", print_exception=False)
+        raise gr.Error("photo must be an uploaded file", print_exception=False)
     return path
 
 
-def _file(path: Path) -> dict[str, Any]:
+def _file_data(path: Path) -> dict[str, Any]:
     return {"path": str(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}

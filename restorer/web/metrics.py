@@ -1,4 +1,4 @@
-"""What is written down of each job: one line in the log, and numbers for Prometheus. No names, no keys."""
+"""Log one line per photo and count for Prometheus; file names and keys appear in neither."""
 
 import json
 import logging
@@ -22,47 +22,56 @@ from ..result import Result
 from .worker import Worker
 
 _LOG = logging.getLogger(__name__)
-disable_created_metrics()  # times of creation that nobody asks for
+disable_created_metrics()  # the _created series, which nobody reads
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
 
 class Metrics:
-    """Counts what page, API and REST restore.
+    """Metrics of the photos that page, gradio_client and REST API restore.
 
-    free  bytes left on the disk with the results
+    free  returns the free bytes of the disk with the results
     """
 
     def __init__(self, worker: Worker, free: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
-        self._photos = Counter("restorer_photos", "Photos by how they ended", ["state"], registry=registry)
+        self._photos = Counter("restorer_photos", "Photos by final state", ["state"], registry=registry)
         self._seconds = Histogram(
-            *("restorer_stage_seconds", "Seconds of a photo by stage", ["stage"]),
+            *("restorer_stage_seconds", "Seconds per photo by stage", ["stage"]),
             buckets=_SECONDS,
             registry=registry,
         )
         self._pixels = Counter("restorer_output_pixels", "Pixels of the results", registry=registry)
         self._retries = Counter(
-            "restorer_out_of_memory_retries", "Tiles tried again smaller", registry=registry
+            "restorer_out_of_memory_retries",
+            "Tiles retried at a smaller size after running out of memory",
+            registry=registry,
         )
-        self._jobs = Gauge("restorer_jobs", "REST jobs that are kept, by state", ["state"], registry=registry)
+        self._jobs = Gauge("restorer_jobs", "REST jobs on disk by state", ["state"], registry=registry)
         for name, text, function in (
-            ("restorer_queue_length", "Waiting or worked on", lambda: worker.waiting),
-            ("restorer_disk_free_bytes", "Left on the disk with the results", free),
-            ("restorer_worker_silent_seconds", "Since the worker told of a step", lambda: worker.silent),
+            ("restorer_queue_length", "Tasks waiting or running", lambda: worker.queue_length),
+            ("restorer_disk_free_bytes", "Free bytes of the disk with the results", free),
+            (
+                "restorer_worker_silent_seconds",
+                "Seconds since the running task made progress",
+                lambda: worker.silent_seconds,
+            ),
         ):
             Gauge(name, text, registry=registry).set_function(function)
 
     def count_jobs(self, state: str, count: Callable[[], float]) -> None:
-        """Show a number of jobs, asked for whenever somebody looks."""
+        """Export the number of jobs in a state; `count` is called at every scrape."""
         self._jobs.labels(state).set_function(count)
 
     @contextmanager
-    def photo(self, name: str) -> Iterator[Callable[[Result], None]]:
-        """Around one photo, of that id; call what it gives with the result. Its end is seen by itself."""
-        entry: dict[str, object] = {"id": name, "state": "failed"}
+    def track_photo(self, photo_id: str) -> Iterator[Callable[[Result], None]]:
+        """Log and count one photo; call the yielded function with its result.
+
+        Without a result the photo counts as failed, or as cancelled if Cancelled is raised inside.
+        """
+        entry: dict[str, object] = {"id": photo_id, "state": "failed"}
         start = time.perf_counter()
 
-        def told(result: Result) -> None:
+        def record(result: Result) -> None:
             entry.update(
                 state="completed",
                 model=result.model,
@@ -76,7 +85,7 @@ class Metrics:
             self._retries.inc(result.retries)
 
         try:
-            yield told
+            yield record
         except Cancelled:
             entry["state"] = "cancelled"
             raise
@@ -86,28 +95,27 @@ class Metrics:
         finally:
             entry["seconds"] = round(time.perf_counter() - start, 3)
             self._photos.labels(entry["state"]).inc()
-            words = " ".join(f"{name}={value}" for name, value in entry.items())
-            _LOG.info("photo %s", words, extra={"entry": entry})
+            fields = " ".join(f"{name}={value}" for name, value in entry.items())
+            _LOG.info("photo %s", fields, extra={"entry": entry})
 
     def metrics(self) -> bytes:
-        """The numbers in Prometheus' text format."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self._registry)
 
 
 class JsonFormatter(logging.Formatter):
-    """Every record as one line of JSON, a photo's with what was written down of it."""
+    """Format each record as one line of JSON, including the fields that track_photo() logs."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        told = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
-        told |= {"message": record.getMessage(), **getattr(record, "entry", {})}
+        fields = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        fields |= {"message": record.getMessage(), **getattr(record, "entry", {})}
         if record.exc_info:
-            told["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(told)
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
 
 
 def configure_logging(*, as_json: bool) -> None:
-    """Send this project's log, and what others warn of, to standard error."""
+    """Log to standard error: this project from INFO, libraries from WARNING."""
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if as_json else plain)

@@ -16,9 +16,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-_BODY_SECONDS, _BODY_PACE = 30, 20_000  # that a body has, and bytes that earn it a second more
+# A body may take _BODY_SECONDS, and one second more for each _BODY_RATE bytes received
+_BODY_SECONDS, _BODY_RATE = 30, 20_000
 _HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])?(:\d{1,5})?", re.ASCII)
-# What Gradio and its clients read although any client may write it: the scheme and the Host are what counts
+# Gradio and its clients read these although any client can set them; only the scheme and Host count
 _UNTRUSTED_HEADERS = (
     "forwarded",
     "x-forwarded-host",
@@ -26,9 +27,9 @@ _UNTRUSTED_HEADERS = (
     "x-forwarded-prefix",
     "x-gradio-server",
 )
-# Of Gradio's routes what the page and gradio_client need, each with the query it is given in place of the
-# request's own: a page or a link that is not there is an error of Gradio's, and /info without a page is told
-# to everybody with the address that the first who asked came by
+# The Gradio routes that the page and gradio_client need, each with the query that replaces the request's
+# own (None: unchanged). Gradio fails on an unknown page or deep link, and /info without a page caches the
+# URL of the first request and returns it to everybody
 _ALLOWED_ROUTES: tuple[tuple[re.Pattern[str], bytes | None], ...] = (
     (re.compile(r"/(config)?"), b""),
     (re.compile(r"/gradio_api/info"), b"page="),
@@ -41,17 +42,18 @@ _ALLOWED_ROUTES: tuple[tuple[re.Pattern[str], bytes | None], ...] = (
 
 
 class SameOriginMiddleware:
-    """ASGI middleware in the place of Gradio's CORS: which address was asked, and whether by a page of ours.
+    """ASGI middleware that replaces Gradio's CORS middleware and refuses cross-site requests.
 
-    A proxy that is named is believed what it says of scheme, client and host; from here on there is only the
-    one scheme and the one Host. A page of another site can read nothing, for no answer lets it, and may not
-    send anything. Programs send neither Origin nor Sec-Fetch-Site.
+    X-Forwarded-* headers are applied if they come from one of `proxies`, then removed with all other
+    untrusted headers: the app sees one scheme and one Host. Pages of other sites cannot read any answer, as
+    none has CORS headers, and get 403 for anything but GET and HEAD. Programs send neither Origin nor
+    Sec-Fetch-Site.
     """
 
-    def __init__(self, app: ASGIApp, *, proxies: str, **_of_gradio: object) -> None:
+    def __init__(self, app: ASGIApp, *, proxies: str, **_gradio_options: object) -> None:
         self.app = app
-        self._proxy = ProxyHeadersMiddleware(self._asked, proxies)  # type: ignore[arg-type]
-        self._told = False  # of a proxy that was forgotten, once: or strangers would fill the log
+        self._proxy = ProxyHeadersMiddleware(self._check_origin, proxies)  # type: ignore[arg-type]
+        self._warned = False  # warn once, or clients could flood the log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -59,36 +61,36 @@ class SameOriginMiddleware:
         headers = MutableHeaders(scope=scope)
         client = scope.get("client")
         host = headers.get("x-forwarded-host", "").partition(",")[0].strip()
-        named = bool(client) and client[0] in self._proxy.trusted_hosts
-        if host and named:
+        trusted = bool(client) and client[0] in self._proxy.trusted_hosts
+        if host and trusted:
             headers["host"] = host
-        if client and not named and not self._told and "x-forwarded-proto" in headers:
-            self._told = True
-            log = logging.getLogger(__name__)
-            log.warning(
-                "a proxy at %s is not believed: name it in FORWARDED_ALLOW_IPS if it is yours", client[0]
+        if client and not trusted and not self._warned and "x-forwarded-proto" in headers:
+            self._warned = True
+            logging.getLogger(__name__).warning(
+                "ignoring X-Forwarded headers from %s; if it is your proxy, add it to FORWARDED_ALLOW_IPS",
+                client[0],
             )
         await self._proxy(scope, receive, send)  # type: ignore[arg-type]
 
-    async def _asked(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _check_origin(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = MutableHeaders(scope=scope)
         for name in _UNTRUSTED_HEADERS:
             del headers[name]
-        reads = scope["type"] != "http" or scope["method"] in ("GET", "HEAD")
+        read_only = scope["type"] != "http" or scope["method"] in ("GET", "HEAD")
         if not _HOST.fullmatch(headers.get("host", "")):
-            refusal = JSONResponse({"detail": "the header Host is no name and no address"}, 400)
-        elif reads or same_site(Request(scope)):
+            response = JSONResponse({"detail": "invalid Host header"}, 400)
+        elif read_only or same_site(Request(scope)):
             return await self.app(scope, receive, send)
         else:
-            refusal = JSONResponse({"detail": "this is not for pages of other sites"}, 403)
-        await refusal(scope, receive, send)
+            response = JSONResponse({"detail": "cross-site requests are not allowed"}, 403)
+        await response(scope, receive, send)
 
 
 class BodyLimitMiddleware:
-    """ASGI middleware for bodies that are too large, announced or not, and for those that come too slowly.
+    """ASGI middleware that refuses request bodies that are too large or too slow.
 
-    More than `limit` bytes are answered with 413. A body has half a minute, and a second more for each 20 kB
-    that have come: then the answer is 408.
+    More than `limit` bytes, announced or not, are answered with 413. A body that takes longer than 30
+    seconds, plus one for each 20 kB received, is answered with 408.
     """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
@@ -100,39 +102,40 @@ class BodyLimitMiddleware:
         length = Request(scope).headers.get("content-length", "")
         if length.isdigit() and int(length) > self._limit:
             return await self._too_large.response(scope, receive, send)
-        taken, begun, more, start = 0, False, True, time.monotonic()
+        received, more, start = 0, True, time.monotonic()
+        response_started = False
 
-        async def counted() -> Message:
-            nonlocal taken, more
-            if not more:  # what comes now is the client's leaving
+        async def limited_receive() -> Message:
+            nonlocal received, more
+            if not more:  # what follows the body is the client's disconnect
                 return await receive()
-            left = start + _BODY_SECONDS + taken / _BODY_PACE - time.monotonic()
+            left = start + _BODY_SECONDS + received / _BODY_RATE - time.monotonic()
             try:
                 with anyio.fail_after(left):
                     message = await receive()
             except TimeoutError as error:
-                raise _Refusal(408, f"the request's body came too slowly: {taken} bytes so far") from error
+                raise _Refusal(408, f"the request body is too slow: {received} bytes received") from error
             more = message.get("more_body", False)
-            taken += len(message.get("body", b""))
-            if taken > self._limit:
+            received += len(message.get("body", b""))
+            if received > self._limit:
                 raise self._too_large
             return message
 
-        async def watched(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def tracking_send(message: Message) -> None:
+            nonlocal response_started
+            response_started = True
             await send(message)
 
         try:
-            await self.app(scope, counted, watched)
+            await self.app(scope, limited_receive, tracking_send)
         except _Refusal as refusal:
-            if begun:
+            if response_started:
                 raise
             await refusal.response(scope, receive, send)
 
     @property
     def _too_large(self) -> "_Refusal":
-        error = f"the request has more than {self._limit} bytes: send fewer or smaller files"
+        error = f"the request is larger than {self._limit} bytes; send fewer or smaller files"
         return _Refusal(413, error, limit=self._limit)
 
 
@@ -143,59 +146,61 @@ class _Refusal(Exception):
 
 
 class RouteAllowlist:
-    """ASGI middleware that answers 404 to all of Gradio's routes but those in _NEEDED, spelled as there.
+    """ASGI middleware that answers 404 to Gradio routes outside _ALLOWED_ROUTES.
 
-    Among the others are some that fetch, run or keep for ever what a stranger likes.
+    Others let a client fetch URLs, run code or store data indefinitely.
 
-    ours   tells whether a path is one of our own routes'
-    calls  the endpoints for programs
+    is_own_route  returns whether a route of this project matches the scope
+    endpoints     API names that may be called
     """
 
-    def __init__(self, app: ASGIApp, ours: Callable[[Scope], bool], calls: Container[str]) -> None:
-        self.app, self._ours, self._calls = app, ours, calls
+    def __init__(
+        self, app: ASGIApp, is_own_route: Callable[[Scope], bool], endpoints: Container[str]
+    ) -> None:
+        self.app, self._is_own_route, self._endpoints = app, is_own_route, endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._ours(scope):
+        if scope["type"] != "http" or self._is_own_route(scope):
             return await self.app(scope, receive, send)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         for pattern, query in _ALLOWED_ROUTES:
-            if pattern.fullmatch(path) and self._named(path):
+            if pattern.fullmatch(path) and self._endpoint_exists(path):
                 scope = scope if query is None else {**scope, "query_string": query}
                 try:
                     return await self.app(scope, receive, _as_client_error(send) if "/run/" in path else send)
                 except RuntimeError as error:
                     if isinstance(error.__cause__, HTTPException):
-                        return None  # of a stream that was begun, and has told of it
+                        return None  # raised after the stream started, which has reported it
                     raise
         await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, send)
 
-    def _named(self, path: str) -> bool:
-        """Whether a call is of an endpoint that is there: Gradio takes any other for its own fault."""
+    def _endpoint_exists(self, path: str) -> bool:
+        """Return False for a call of an unknown endpoint, which Gradio would answer with 500."""
         call = re.match(r"/gradio_api/call/(?:v2/)?([^/]+)", path)
-        return not call or call[1] in self._calls
+        return not call or call[1] in self._endpoints
 
 
 def _as_client_error(send: Send) -> Send:
-    """Gradio says 500 to a call with values that its function cannot take."""
+    """Replace the 500 that Gradio answers to invalid arguments by 422."""
 
-    async def said(message: Message) -> None:
+    async def replace_status(message: Message) -> None:
         if message.get("status") == 500:
             message = {**message, "status": 422}
         await send(message)
 
-    return said
+    return replace_status
 
 
 async def refuse_download(*_: object, **__: object) -> NoReturn:
-    """In place of Gradio's function that downloads an address which was given as an input."""
-    raise gr.Error("addresses are not fetched: upload the file", print_exception=False)
+    """Raise gr.Error; replaces the Gradio function that downloads an input passed as a URL."""
+    raise gr.Error("URLs are not downloaded; upload the file", print_exception=False)
 
 
 def same_site(request: Request) -> bool:
-    """Whether a request is a program's, or was made by one of our own pages.
+    """Return whether a request comes from a program or from a page of this server.
 
-    No script can set Sec-Fetch-Site; browsers send it over HTTPS and to this machine. Elsewhere the
-    Origin must be the Host.
+    Browsers send Sec-Fetch-Site, which no script can set, over HTTPS and to localhost. Elsewhere the Origin
+    must match the Host.
     """
     site = request.headers.get("sec-fetch-site")
     if site is not None:

@@ -1,4 +1,4 @@
-"""Put page, programs' interfaces, queue, janitor and guard together, and serve them."""
+"""Build the app from page, REST API, queue, cleanup and middleware, and serve it."""
 
 import asyncio
 import gc
@@ -41,13 +41,16 @@ from .settings import Settings
 from .ui import layout, restore_tab
 from .worker import Worker
 
-_GRACE = 1  # second in which the first page goes out, before importing torch slows everything
-_LOCK = 2  # seconds in which the server before has gone
-_PATIENCE = 6  # seconds for the tile under way when the server ends: all is over within ten
+_WARM_UP_DELAY = 1  # seconds; the first page is served before importing torch slows everything down
+_LOCK_TIMEOUT = 2  # seconds for the previous server to exit
+_SHUTDOWN_TIMEOUT = 6  # seconds for the current tile, so that the server exits within ten
 
 
 class Server:
-    """One server of these settings, built but not yet serving."""
+    """A server, built but not yet serving.
+
+    Raises OSError if another server uses the same folders.
+    """
 
     def __init__(self, settings: Settings) -> None:
         for folder in (settings.jobs_folder, settings.processed_folder):
@@ -62,107 +65,111 @@ class Server:
             model=settings.model,
         )
         free = partial(metrics.free_bytes, settings.processed_folder)
-        told = metrics.Metrics(self.worker, free)
-        service = Service(settings, self.restorer, self.worker, told)
+        service = Service(settings, self.restorer, self.worker, metrics.Metrics(self.worker, free))
         self._lock = filelock.FileLock(settings.jobs_folder / ".lock", thread_local=False)
         try:
-            self._lock.acquire(timeout=_LOCK)  # one that was killed may still be at work for the disk
+            self._lock.acquire(timeout=_LOCK_TIMEOUT)  # a killed server may still be writing to the disk
         except filelock.Timeout as error:
-            taken = f"{settings.upload_folder} is another server's: set UPLOAD_FOLDER and PROCESSED_FOLDER"
-            raise OSError(taken) from error
+            raise OSError(
+                f"{settings.upload_folder} is used by another server; set UPLOAD_FOLDER and PROCESSED_FOLDER"
+            ) from error
         self.jobs = Jobs(settings.jobs_folder, settings.processed_folder)
         self.rest = routes.RestApi(service, self.jobs)
-        self.janitor = CacheCleaner(
+        self.cleaner = CacheCleaner(
             settings.upload_folder,
             settings.jobs_folder,
             settings.processed_folder,
             settings.processed_folder / CACHED,
-            needed=self.jobs.needed,
-            age=settings.retention_seconds,
+            in_use=self.jobs.is_unfinished,
+            max_age=settings.retention_seconds,
         )
-        # served from where they lie, not copied
+        # serve results in place instead of copying them
         gr.set_static_paths([settings.processed_folder, *restore_tab.SAMPLES])
         processing_utils.async_ssrf_protected_download = middleware.refuse_download
-        # Gradio's lets pages of any site read and send, cookies included
+        # Gradio's own allows pages of any site to send requests and read answers, with cookies
         gradio_routes.CustomCORSMiddleware = partial(  # type: ignore[misc]  # pyright: ignore[reportPrivateImportUsage]
             middleware.SameOriginMiddleware, proxies=settings.forwarded_allow_ips
         )
-        # its own line is before the device; api_open would let programs pass by Gradio's
+        # the worker's queue is the one before the device; api_open would let programs bypass Gradio's
         self.blocks = layout.build(service).queue(max_size=None, default_concurrency_limit=8, api_open=False)
 
     def options(self) -> dict[str, Any]:
-        """What Blocks.launch() and gr.mount_gradio_app() are both given."""
+        """Return the options of Blocks.launch() and gr.mount_gradio_app()."""
         settings = self.settings
-        largest = settings.max_file_size_mb * 2**20
-        lock = [Middleware(auth.ApiKeyMiddleware, key=settings.api_key)] if settings.api_key else []
-        own = openapi.routes(self.rest)
+        max_file_bytes = settings.max_file_size_mb * 2**20
+        authentication = [Middleware(auth.ApiKeyMiddleware, key=settings.api_key)] if settings.api_key else []
+        own_routes = openapi.routes(self.rest)
         return {
             "theme": layout.theme(),
             "css_paths": [layout.STYLE],
             "js": layout.SCRIPT.read_text(),
             "blocked_paths": [str(settings.processed_folder / CACHED), str(settings.jobs_folder)],
-            "max_file_size": largest,
+            "max_file_size": max_file_bytes,
             "show_error": False,
             "enable_monitoring": False,
             "run_history": False,
             "ssr_mode": False,
             "footer_links": ["api"],
             "app_kwargs": {
-                "routes": own,
+                "routes": own_routes,
                 "middleware": [
                     Middleware(
                         middleware.BodyLimitMiddleware,
-                        limit=settings.max_files_per_job * largest + forms.FORM_BYTES,
+                        limit=settings.max_files_per_job * max_file_bytes + forms.FORM_BYTES,
                     ),
-                    *lock,
+                    *authentication,
                     Middleware(
-                        middleware.RouteAllowlist, ours=partial(_matched, own), calls=client_api.NAMES
+                        middleware.RouteAllowlist,
+                        is_own_route=partial(_matches_any, own_routes),
+                        endpoints=client_api.NAMES,
                     ),
                     Middleware(forms.QueueFullMiddleware, worker=self.worker),
                 ],
                 "exception_handlers": {
-                    forms.Refusal: _refused,
-                    OSError: _not_stored,
-                    RequestValidationError: _not_valid,
-                    **dict.fromkeys((LookupError, TypeError, ValueError, FnIndexInferError), _misread),
+                    forms.Refusal: _handle_refusal,
+                    OSError: _handle_disk_full,
+                    RequestValidationError: _handle_validation_error,
+                    **dict.fromkeys(
+                        (LookupError, TypeError, ValueError, FnIndexInferError), _handle_invalid_call
+                    ),
                 },
                 "lifespan": self._lifespan,
             },
         }
 
     def asgi(self) -> FastAPI:
-        """An ASGI application, for a host that serves it."""
+        """Return the server as an ASGI application."""
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        self.blocks.has_launched = True  # else Gradio takes any file of this machine for an upload
+        self.blocks.has_launched = True  # else Gradio accepts any file of this machine as an upload
         return gr.mount_gradio_app(app, self.blocks, path="/", **self.options())
 
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         self.rest.resume()
         tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._watch())]
-        warming = threading.Timer(_GRACE, _warm, [self.restorer])
-        warming.daemon = True
-        warming.start()
+        warm_up = threading.Timer(_WARM_UP_DELAY, _warm_up, [self.restorer])
+        warm_up.daemon = True
+        warm_up.start()
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
-            warming.cancel()
+            warm_up.cancel()
             self._lock.release()
-            # who ends the process while a thread is inside torch makes an abort of it
-            await asyncio.to_thread(warming.join, _PATIENCE)
+            # exiting while a thread is inside torch aborts the process
+            await asyncio.to_thread(warm_up.join, _SHUTDOWN_TIMEOUT)
 
     async def _sweep(self) -> None:
         while True:
             try:
-                gone = await asyncio.to_thread(self.janitor.sweep)
+                deleted = await asyncio.to_thread(self.cleaner.sweep)
                 self.jobs.forget_deleted()
-            except Exception:  # noqa: BLE001  the next sweep must come
-                logging.getLogger(__name__).exception("the sweep failed")
+            except Exception:  # noqa: BLE001  the next sweep must run
+                logging.getLogger(__name__).exception("cleanup failed")
             else:
-                if gone:
-                    logging.getLogger(__name__).info("swept %d folders", len(gone))
+                if deleted:
+                    logging.getLogger(__name__).info("deleted %d expired folders", len(deleted))
             await asyncio.sleep(self.settings.cleanup_interval)
 
     async def _watch(self) -> None:
@@ -171,9 +178,9 @@ class Server:
             self.worker.watch()
 
     def close(self) -> None:
-        """Stop what is worked on, put it back for the next process, and take nothing any more."""
-        self.worker.close(_PATIENCE)  # new jobs are answered with 503 meanwhile
-        self.jobs.put_back()
+        """Refuse new jobs, stop the running one and requeue it for the next process."""
+        self.worker.close(_SHUTDOWN_TIMEOUT)  # new jobs are answered with 503 meanwhile
+        self.jobs.requeue()
         closing = threading.Thread(target=self.blocks.close, kwargs={"verbose": False}, daemon=True)
         closing.start()
         closing.join(1)
@@ -182,15 +189,15 @@ class Server:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until Ctrl-C or SIGTERM, then end the process with code 0; the tile under way is waited for.
+    """Serve until Ctrl-C or SIGTERM, then finish the current tile and exit with status 0.
 
-    Where the device hangs the process starts itself anew: a thread inside of it cannot be ended.
+    If the device hangs, restart the process, as a thread inside the device cannot be ended.
 
-    Raises OSError where the port is taken, or the folders are another server's.
+    Raises OSError if the port is in use, or another server uses the folders.
     """
     stopping = False
 
-    def stop(*_: object) -> None:  # raising here could leave a lock held, or be lost in a destructor
+    def stop(*_: object) -> None:  # an exception could leave a lock held, or be lost in a destructor
         nonlocal stopping
         stopping = True
 
@@ -208,29 +215,30 @@ def serve(settings: Settings) -> None:
         pass
     server.close()
     if stopping:
-        os._exit(0)  # a thread inside torch would turn an orderly exit into an abort
-    logging.getLogger(__name__).error("the device does not respond; restarting the server")
-    proxies = {"FORWARDED_ALLOW_IPS": settings.forwarded_allow_ips}  # which uvicorn was not told of
+        os._exit(0)  # a regular exit aborts if a thread is inside torch
+    timeout = settings.watchdog_timeout
+    logging.getLogger(__name__).error("no progress for %g s; restarting the server", timeout)
+    proxies = {"FORWARDED_ALLOW_IPS": settings.forwarded_allow_ips}  # prepare_gradio() has cleared it
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **proxies})
 
 
 def asgi(settings: Settings) -> FastAPI:
-    """The same server as an ASGI application, for a host that serves it."""
+    """Return a server as an ASGI application. Raises OSError as Server() does."""
     return Server(settings).asgi()
 
 
 def _restorer_class() -> type[Restorer]:
-    if os.environ.get("SPACES_ZERO_GPU", "").lower() not in ("1", "t", "true"):  # as the package reads it
+    if os.environ.get("SPACES_ZERO_GPU", "").lower() not in ("1", "t", "true"):  # as spaces reads it
         return Restorer
     from .zerogpu import ZeroGpuRestorer
 
     return ZeroGpuRestorer
 
 
-def _warm(restorer: Restorer) -> None:
-    """Load and time the models that the page offers in front while nobody waits for them.
+def _warm_up(restorer: Restorer) -> None:
+    """Load and time the models of the Quality control.
 
-    What is there then stays: a collection that looked at all of it would stop every answer for 0.2 s.
+    Objects that exist by then are excluded from garbage collection, which would pause every answer for 0.2 s.
     """
     sandbox.start()
     try:
@@ -238,35 +246,35 @@ def _warm(restorer: Restorer) -> None:
         for preset in PRESETS if restorer.options.model in PRESETS else ():
             restorer.measure(model=preset)
     except RestoreError as error:
-        logging.getLogger(__name__).warning("%s", error)  # the page says it when a photo is chosen
+        logging.getLogger(__name__).warning("%s", error)  # the page shows it once a photo is chosen
     gc.freeze()
 
 
-def _not_stored(_request: Request, error: OSError) -> Response:
-    """What could not be written down is not accepted."""
+def _handle_disk_full(_request: Request, error: OSError) -> Response:
+    """Answer 507 to an upload that could not be stored."""
     if not atomic.is_disk_full(error):
         raise error
     logging.getLogger(__name__).error("an upload was not stored", exc_info=error)
     return forms.Refusal(507, FULL).response()
 
 
-def _refused(_request: Request, error: forms.Refusal) -> Response:
+def _handle_refusal(_request: Request, error: forms.Refusal) -> Response:
     return error.response()
 
 
-def _not_valid(_request: Request, error: RequestValidationError) -> Response:
-    """FastAPI's own answer has the body in it, and none for a body that is no text."""
-    told = [{"loc": list(one["loc"]), "msg": one["msg"]} for one in error.errors()]
-    return JSONResponse({"detail": told}, 422)
+def _handle_validation_error(_request: Request, error: RequestValidationError) -> Response:
+    """Answer without the body, which FastAPI's own handler echoes and which may not be text."""
+    errors = [{"loc": list(one["loc"]), "msg": one["msg"]} for one in error.errors()]
+    return JSONResponse({"detail": errors}, 422)
 
 
-def _misread(request: Request, error: Exception) -> Response:
-    """Gradio looks for functions and parameters where a request says they are, and does not check first."""
+def _handle_invalid_call(request: Request, error: Exception) -> Response:
+    """Answer 422 where Gradio fails on a function or parameter that does not exist."""
     if request.method != "POST" or not re.search(r"/gradio_api/(queue/join|call/|run/)", request.url.path):
         raise error
-    logging.getLogger(__name__).info("a call was refused: %s", type(error).__name__)
-    return JSONResponse({"detail": "there is no such function, or it has other parameters"}, 422)
+    logging.getLogger(__name__).info("invalid Gradio call: %s", type(error).__name__)
+    return JSONResponse({"detail": "unknown function or invalid parameters"}, 422)
 
 
-def _matched(routes: list[BaseRoute], scope: Scope) -> bool:
+def _matches_any(routes: list[BaseRoute], scope: Scope) -> bool:
     return any(route.matches(scope)[0] is not Match.NONE for route in routes)

@@ -1,4 +1,4 @@
-"""What page, API and REST share: one restorer, one line, one ledger, and the way from bytes to files."""
+"""What page, gradio_client and REST API share: one restorer, one queue, metrics, and checks of requests."""
 
 import logging
 import os
@@ -25,82 +25,91 @@ from .metrics import Metrics, free_bytes
 from .settings import Settings
 from .worker import Worker
 
-_LONGEST = 100_000  # pixels of a long side, more than any format and limit
-_TILE = 1024  # beyond it a stranger could choose how much memory the network takes
-FULL = "there is no room on the server's disk; try again later"
-_WRONG = "something went wrong; the server's log says what"
+_MAX_LONG_SIDE = 100_000  # pixels; more than any format and limit allows
+_MAX_TILE = 1024  # pixels; a larger tile would let a client choose how much memory the network takes
+FULL = "the server's disk is full; try again later"
+_UNEXPECTED = "unexpected error; see the server log"
 
 
 class Service:
-    """Everything of a server that outlives a request."""
+    """The state of a server that outlives a request."""
 
     def __init__(self, settings: Settings, restorer: Restorer, worker: Worker, metrics: Metrics) -> None:
         self.settings, self.restorer, self.worker, self.metrics = settings, restorer, worker, metrics
 
     def restore_to_file(
-        self, data: bytes, given: dict[str, object], progress: Progress, *, name: str, place: Path
+        self, data: bytes, values: dict[str, object], progress: Progress, *, name: str, folder: Path
     ) -> tuple[Result, Path]:
-        """A photo restored, and its file in the folder `place`, named after the upload's `name`."""
-        folder, *parts = place.relative_to(self.settings.processed_folder).parts
-        with self.metrics.photo("/".join([folder[:12], *parts])) as told:  # a whole id opens a job
+        """Restore a photo and write its file into `folder`, named after the upload's `name`.
+
+        values  as in options()
+        """
+        top, *parts = folder.relative_to(self.settings.processed_folder).parts
+        # the log gets part of the id only: the complete one gives access to the job
+        with self.metrics.track_photo("/".join([top[:12], *parts])) as record:
             self.check_disk_space()
-            options = self.options(given, lambda: self.decode(data))
+            options = self.options(values, lambda: self.decode(data))
             result = self.restorer.restore(data, progress=progress, **vars(options))
-            file = previews.write(result, name, place, long_side=given.get("long_side"))
-            told(result)
+            file = previews.write(result, name, folder, long_side=values.get("long_side"))
+            record(result)
         return result, file
 
     def restore_upload(
-        self, path: str, given: dict[str, object], progress: Progress
+        self, path: str, values: dict[str, object], progress: Progress
     ) -> tuple[Result, previews.ResultFiles]:
-        """An upload restored, and what of it is on disk for a browser."""
+        """Restore an upload; return the result and its files for a browser."""
         result, file = self.restore_to_file(
-            self.upload(path), given, progress, name=path, place=self.new_folder()
+            self.upload(path), values, progress, name=path, folder=self.new_folder()
         )
         return result, previews.write_files(result, path, file)
 
     def new_folder(self) -> Path:
-        """A new folder for results, not made yet."""
+        """Return the path of a new folder for results, not created yet."""
         return self.settings.processed_folder / uuid.uuid4().hex
 
     def options(
-        self, given: dict[str, object], before: Photo | photo.Size | Callable[[], Photo] | None
+        self, values: dict[str, object], before: Photo | photo.Size | Callable[[], Photo] | None
     ) -> Options:
-        """What the restorer is asked for: its own options where nothing was given.
+        """Return the restorer's options updated with `values`.
 
-        given   by name; long_side, in pixels, stands for an outscale where it is not 0
-        before  the photo or its size, or a function that gives it, asked only if its size matters; None
-                where it is not known: then a long side is not looked at beyond its range
+        values  by name; long_side, in pixels, replaces outscale unless it is 0
+        before  the photo or its size, or a function that returns it, called only if the size matters;
+                None: check only the range of long_side
+
+        Raises InvalidOption.
         """
-        given = dict(given)
-        long = given.pop("long_side", 0)
-        if not isinstance(long, int | float) or isinstance(long, bool):
-            raise InvalidOption(f"long_side is {long!r}; it must be a whole number")
-        if not 0 <= long <= _LONGEST:
-            raise InvalidOption(f"long_side is {long}; it must be from 0 to {_LONGEST}")
-        seen = before() if long and callable(before) else before
-        if long and isinstance(seen, Photo | photo.Size):
-            given["outscale"] = _times(long, max(seen.width, seen.height))
-        options = self.restorer.options.changed(given)
-        if options.tile > _TILE:
-            raise InvalidOption(f"tile is {options.tile}; a server takes at most {_TILE}")
+        values = dict(values)
+        long_side = values.pop("long_side", 0)
+        if not isinstance(long_side, int | float) or isinstance(long_side, bool):
+            raise InvalidOption(f"long_side is {long_side!r}; it must be a whole number")
+        if not 0 <= long_side <= _MAX_LONG_SIDE:
+            raise InvalidOption(f"long_side is {long_side}; it must be from 0 to {_MAX_LONG_SIDE}")
+        size = before() if long_side and callable(before) else before
+        if long_side and isinstance(size, Photo | photo.Size):
+            values["outscale"] = _outscale(long_side, max(size.width, size.height))
+        options = self.restorer.options.changed(values)
+        if options.tile > _MAX_TILE:
+            raise InvalidOption(f"tile is {options.tile}; the server allows at most {_MAX_TILE}")
         return options
 
     def check_disk_space(self) -> None:
-        """Raise DiskFull where the disk for the results is as good as full."""
-        floor = self.settings.min_free_disk_mb
-        if free_bytes(self.settings.processed_folder) < floor * 2**20:
-            raise DiskFull(f"less than {floor} MB are left on the server's disk; try again later")
+        """Raise DiskFull if the disk for the results has less than MIN_FREE_DISK_MB left."""
+        required = self.settings.min_free_disk_mb
+        if free_bytes(self.settings.processed_folder) < required * 2**20:
+            raise DiskFull(f"the server's disk has less than {required} MB left; try again later")
 
     def cost(self, plan: Plan) -> float | None:
-        """In dollars; None without a price, or before anything was measured."""
+        """Return the cost in dollars; None without a price or a time estimate."""
         price = self.settings.price_per_gpu_second
         return pricing.dollars(plan.seconds, price) if price and plan.seconds is not None else None
 
-    def quote(self, data: bytes, given: dict[str, object]) -> dict[str, object]:
-        """What restoring a photo will take. Raises what restoring it would raise at its start."""
+    def quote(self, data: bytes, values: dict[str, object]) -> dict[str, object]:
+        """Estimate what restoring a photo takes: size, model, tiles, seconds, cost.
+
+        Raises what restoring it would raise before the first tile.
+        """
         before = self.decode(data)
-        options = self.options(given, before)
+        options = self.options(values, before)
         self.restorer.measure(before.width * before.height, **vars(options))
         plan = self.restorer.plan(before, **vars(options))
         return {
@@ -116,7 +125,7 @@ class Service:
         }
 
     def models(self) -> list[dict[str, object]]:
-        """Every model, and where its weights come from."""
+        """List every model and the source of its weights."""
         return [self._model(model) for model in registry.available(self.restorer.weights)]
 
     def _model(self, model: Model) -> dict[str, object]:
@@ -136,67 +145,74 @@ class Service:
         return self.restorer.decode(data)
 
     def upload(self, path: str | None) -> bytes:
-        """An upload's bytes. Gradio hands over any path that a program sends, and deletes old uploads."""
-        if not (real := self._uploaded(path)):
-            raise UnsupportedImage("this is not an uploaded file")
+        """Read an upload.
+
+        Raises UnsupportedImage for a path outside the upload folder, as Gradio passes on any path that a
+        program sends, and for an expired upload.
+        """
+        if not (resolved := self._upload_path(path)):
+            raise UnsupportedImage("not an uploaded file; upload the photo")
         try:
-            return real.read_bytes()
+            return resolved.read_bytes()
         except OSError as error:
-            raise UnsupportedImage("the upload is no longer there; choose the photo again") from error
+            raise UnsupportedImage("the upload has expired; choose the photo again") from error
 
     def touch(self, *paths: str | Path) -> None:
-        """Let the hour of uploads and results begin anew."""
+        """Restart the retention time of uploads and results."""
         for path in paths:
             with suppress(OSError, ValueError):
-                if self._uploaded(path) or Path(path).resolve().is_relative_to(
+                if self._upload_path(path) or Path(path).resolve().is_relative_to(
                     self.settings.processed_folder
                 ):
                     os.utime(path)
 
-    def _uploaded(self, path: str | Path | None) -> Path | None:
+    def _upload_path(self, path: str | Path | None) -> Path | None:
+        """Resolve the path of an upload; None outside the upload folder and for files of jobs."""
         try:
-            real = Path(path or "").resolve()
-        except (ValueError, OSError):  # a NUL, a name that is too long
+            resolved = Path(path or "").resolve()
+        except (ValueError, OSError):  # a NUL, or a name that is too long
             return None
-        if real.is_relative_to(self.settings.jobs_folder):
+        if resolved.is_relative_to(self.settings.jobs_folder):
             return None
-        return real if real.is_relative_to(self.settings.upload_folder) else None
+        return resolved if resolved.is_relative_to(self.settings.upload_folder) else None
 
     @contextmanager
     def user_errors(self) -> Iterator[None]:
-        """What cannot be done is an error of Gradio's, in the user's words."""
+        """Convert exceptions to gr.Error with a message for the user."""
         try:
             yield
         except gr.Error:
             raise
-        except Exception as error:  # whoever waits must hear of it
+        except Exception as error:  # one job of the queue: the client must get the error
             raise gr.Error(self.user_message(error), print_exception=False) from error
 
     def user_message(self, error: Exception) -> str:
-        """What went wrong, without what is for the server's owner alone: addresses, and places of folders.
+        """Return an error's message for the user, without paths and addresses of the server.
 
-        What nobody expected is written to the log.
+        Unexpected errors are logged.
         """
         if not isinstance(error, RestoreError):
-            logging.getLogger(__name__).error("a restoration failed", exc_info=error)
-            return FULL if atomic.is_disk_full(error) else _WRONG
+            logging.getLogger(__name__).error("restoration failed", exc_info=error)
+            return FULL if atomic.is_disk_full(error) else _UNEXPECTED
         if isinstance(error, WeightsUnavailable):
             logging.getLogger(__name__).warning("%s", error)
-            return str(error).partition(" (")[0] + ": choose another model, or try again with a network"
+            return str(error).partition(" (")[0] + "; choose another model, or check the server's network"
         return str(error).replace(str(self.restorer.weights.absolute()), "the server's weights folder")
 
 
-def _times(long: float, side: int) -> float:
-    if not 1 <= long / side <= 8:
+def _outscale(long_side: float, current: int) -> float:
+    """Return the scale from a long side of `current` pixels. Raises InvalidOption outside 1 to 8."""
+    scale = long_side / current
+    if not 1 <= scale <= 8:
         raise InvalidOption(
-            f"a long side of {long:.0f} pixels is {long / side:.1f} times the photo's {side}: "
-            f"choose from {side} to {8 * side}"
+            f"a long side of {long_side:.0f} pixels is {scale:.1f} times the photo's {current}; "
+            f"choose from {current} to {8 * current}"
         )
-    return long / side
+    return scale
 
 
 def receipt(result: Result) -> dict[str, object]:
-    """What is told of a result beside its file."""
+    """Return what is reported of a result beside its file."""
     return {
         **result.receipt,
         "width": result.width,

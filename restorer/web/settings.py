@@ -17,11 +17,11 @@ _RENAMED = {
     "KEEP_SECONDS": "RETENTION_SECONDS",
     "SWEEP_SECONDS": "CLEANUP_INTERVAL",
 }
-_SPACE_DISK = Path("/data")  # the persistent disk of a Space that has one
+_SPACE_DISK = Path("/data")  # a Space's persistent storage, if it has any
 
 
-def _also(alias: str, name: str, default: Any, **limits: float) -> Any:  # noqa: ANN401  as Field() itself
-    """A field that is read from another variable where its own is not set."""
+def _field_with_alias(alias: str, name: str, default: Any, **limits: float) -> Any:  # noqa: ANN401  like Field()
+    """Return a field that is read from the variable `alias` if `name` is not set."""
     return Field(default=default, validation_alias=AliasChoices(name, alias), **limits)  # type: ignore[arg-type]
 
 
@@ -33,8 +33,8 @@ class Settings(BaseSettings):
     )
 
     api_key: str = ""
-    host: str = _also("gradio_server_name", "host", "127.0.0.1")
-    port: int = _also("gradio_server_port", "port", 7860, ge=0, le=65535)
+    host: str = _field_with_alias("gradio_server_name", "host", "127.0.0.1")
+    port: int = _field_with_alias("gradio_server_port", "port", 7860, ge=0, le=65535)
     upload_folder: Path = Path("temp_uploads")
     processed_folder: Path = Path("processed_images")
     restorer_weights: str = ""
@@ -47,16 +47,16 @@ class Settings(BaseSettings):
     max_output_megapixels: float = Field(default=Limits.output_pixels / 1e6, ge=0.001, le=100_000)
     max_files_per_job: int = Field(default=20, ge=1, le=10_000)
     max_queue: int = Field(default=20, ge=1, le=100_000)
-    watchdog_timeout: float = _also("step_seconds", "watchdog_timeout", 900.0, ge=0.1, le=1e7)
-    retention_seconds: float = _also("keep_seconds", "retention_seconds", 3600.0, ge=1, le=1e7)
-    cleanup_interval: float = _also("sweep_seconds", "cleanup_interval", 1800.0, ge=0.1, le=1e7)
+    watchdog_timeout: float = _field_with_alias("step_seconds", "watchdog_timeout", 900.0, ge=0.1, le=1e7)
+    retention_seconds: float = _field_with_alias("keep_seconds", "retention_seconds", 3600.0, ge=1, le=1e7)
+    cleanup_interval: float = _field_with_alias("sweep_seconds", "cleanup_interval", 1800.0, ge=0.1, le=1e7)
     min_free_disk_mb: int = Field(default=200, ge=0, le=10_000_000)
     log_format: Literal["text", "json"] = "text"
     price_per_gpu_second: float = Field(default=0.0, ge=0, le=1000)
 
     @property
     def jobs_folder(self) -> Path:
-        """Folder of the REST API's jobs."""
+        """The folder of REST jobs."""
         return self.upload_folder / "jobs"
 
     @property
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
 
 
 class _SpaceSettings(Settings):
-    """Defaults on a Hugging Face Space, which only its own proxy reaches."""
+    """Defaults on a Hugging Face Space, which is reached only through its proxy."""
 
     host: str = "0.0.0.0"
     port: int = Field(default=7860, ge=0, le=65535)
@@ -76,7 +76,7 @@ class _SpaceSettings(Settings):
 
 
 def prepare_gradio(settings: Settings) -> None:
-    """Set the environment variables that Gradio reads when it is imported; call this before."""
+    """Set the environment variables that Gradio reads at import; call this before importing it."""
     os.environ["GRADIO_TEMP_DIR"] = str(settings.upload_folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -84,17 +84,17 @@ def prepare_gradio(settings: Settings) -> None:
 
 
 def read(folder: Path) -> Settings:
-    """Read the settings of a server: from the environment, else from the .env file in `folder`.
+    """Read the settings of a server from the environment, else from the .env file in `folder`.
 
-    Relative folders are resolved against `folder`. Raises InvalidOption.
+    Relative paths are resolved against `folder`. Raises InvalidOption.
     """
     env_file = folder / ".env"
     names = {*os.environ, *dotenv.dotenv_values(env_file)}
     for old in sorted(names & _RENAMED.keys()):
         logging.getLogger(__name__).warning("%s is deprecated; use %s", old, _RENAMED[old])
-    kind = _SpaceSettings if os.environ.get("SPACE_ID") else Settings
+    settings_class = _SpaceSettings if os.environ.get("SPACE_ID") else Settings
     try:
-        settings = kind(_env_file=env_file)  # type: ignore[call-arg]
+        settings = settings_class(_env_file=env_file)  # type: ignore[call-arg]
     except ValidationError as error:
         raise InvalidOption("; ".join(map(_message, error.errors()))) from error
     resolved = {

@@ -1,4 +1,4 @@
-"""The one line before the device: who wants it waits in order, and one at a time works, in a thread."""
+"""The queue in front of the device: one photo at a time, first in, first out, each in a thread."""
 
 import asyncio
 import math
@@ -13,160 +13,160 @@ from typing import TypeVar
 from ..errors import Cancelled, QueueFull, TimedOut
 from ..progress import Progress
 
-_BEAT = 0.5  # seconds between two looks at whether anybody still waits
+_POLL_SECONDS = 0.5
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Step:
-    """How far it is: tiles and faces done and all there are, or the place in the line, 0 at work."""
+    """Progress of a task: steps (tiles and faces) done and in total, and its position, 0 while it runs."""
 
     done: int = 0
     total: int = 0
-    place: int = 0
+    position: int = 0
 
 
 class QueueEntry:
-    """A place in the line."""
+    """A task's entry in the queue."""
 
     def __init__(self) -> None:
-        self.left = self.used = False
+        self.cancelled = self.started = False
 
 
 class Worker:
-    """Where photos are worked on, one at a time and in the order of their tickets, until the server closes.
+    """Run one task at a time, in the order of their queue entries, until closed.
 
-    longest  how many may wait while one is worked on
-    patience seconds without a step after which the one at work is given up, and the device with it: a thread
-             inside of it cannot be ended
-    stuck    set when that has happened; the worker is closed then, and only a new process helps
+    max_waiting  how many tasks may wait while one runs
+    timeout      seconds without progress after which the running task is aborted and the worker closed: a
+                 thread that hangs inside the device cannot be ended
+    stuck        set once that happened; only a new process can use the device again
     """
 
-    def __init__(self, longest: int = 20, patience: float = math.inf) -> None:
-        self.longest, self.patience = longest, patience
+    def __init__(self, max_waiting: int = 20, timeout: float = math.inf) -> None:
+        self.max_waiting, self.timeout = max_waiting, timeout
         self.closed, self.stuck = False, threading.Event()
-        self._line: list[QueueEntry] = []
-        self._moved = threading.Condition()
-        self._beat = time.monotonic()
+        self._queue: list[QueueEntry] = []
+        self._changed = threading.Condition()
+        self._last_progress = time.monotonic()
 
     def check(self, *, always: bool = False) -> None:
-        """Raise QueueFull where there is no place in the line, `always` only for a server that is ending."""
+        """Raise QueueFull if the worker is closed or, unless `always`, the queue is full."""
         if self.closed:
-            raise QueueFull("the server is ending; try again in a minute")
-        if len(self._line) > self.longest and not always:
-            raise QueueFull(f"{self.longest} are waiting already, which is the limit; try again later")
+            raise QueueFull("the server is shutting down; try again in a minute")
+        if len(self._queue) > self.max_waiting and not always:
+            raise QueueFull(f"the queue is full ({self.max_waiting} waiting); try again later")
 
     def join(self, *, always: bool = False) -> QueueEntry:
-        """A place at the end of the line. Raises what check() does."""
-        with self._moved:
+        """Append an entry to the queue. Raises QueueFull as check() does."""
+        with self._changed:
             self.check(always=always)
-            if not self._line:
-                self._beat = time.monotonic()
-            self._line.append(ticket := QueueEntry())
-        return ticket
+            if not self._queue:
+                self._last_progress = time.monotonic()
+            self._queue.append(entry := QueueEntry())
+        return entry
 
-    def leave(self, ticket: QueueEntry) -> None:
-        """Give up a place; what is worked on stops at its next step."""
-        with self._moved:
-            ticket.left = True
-            at_work = ticket.used and self._line[:1] == [ticket]
-            if ticket in self._line and not at_work:
-                self._line.remove(ticket)
-            self._moved.notify_all()
+    def leave(self, entry: QueueEntry) -> None:
+        """Remove a waiting entry; a running task stops at its next step."""
+        with self._changed:
+            entry.cancelled = True
+            running = entry.started and self._queue[:1] == [entry]
+            if entry in self._queue and not running:
+                self._queue.remove(entry)
+            self._changed.notify_all()
 
-    def place(self, ticket: QueueEntry) -> int:
-        """How many are before a ticket, the one at work included; 0 for one at work or through."""
-        with self._moved:
-            return self._line.index(ticket) if ticket in self._line else 0
-
-    @property
-    def waiting(self) -> int:
-        """How many are in the line, the one at work included."""
-        return len(self._line)
+    def position(self, entry: QueueEntry) -> int:
+        """Return how many tasks are ahead, the running one included; 0 for a running or finished task."""
+        with self._changed:
+            return self._queue.index(entry) if entry in self._queue else 0
 
     @property
-    def silent(self) -> float:
-        """Seconds since the one at work last told of a step; 0 while there is none."""
-        return time.monotonic() - self._beat if self._line else 0.0
+    def queue_length(self) -> int:
+        """The number of tasks, the running one included."""
+        return len(self._queue)
+
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds since the running task last made progress; 0 while none runs."""
+        return time.monotonic() - self._last_progress if self._queue else 0.0
 
     def watch(self) -> None:
-        """Give the device up where it has been silent for too long. To be called now and then."""
-        if self.silent > self.patience and not self.stuck.is_set():
-            with self._moved:
+        """Close the worker if the running task has timed out. Call this periodically."""
+        if self.silent_seconds > self.timeout and not self.stuck.is_set():
+            with self._changed:
                 self.closed = True
                 self.stuck.set()
-                self._moved.notify_all()
+                self._changed.notify_all()
 
     async def steps(
-        self, make: Callable[[Progress], T], ticket: QueueEntry | None = None
+        self, run: Callable[[Progress], T], entry: QueueEntry | None = None
     ) -> AsyncIterator[Step | T]:
-        """Run `make(progress)` in a thread; yield a Step every half second and what it made at the end.
+        """Run `run(progress)` in a thread; yield a Step every half second and its result at the end.
 
-        Closing or cancelling stops the work within one step of its own, and the next one begins when it has
-        ended. Raises what `make` raises, QueueFull where no ticket was given and there is none, and TimedOut
-        where it is given up: its thread, should it ever come back, is stopped then.
+        Closing or cancelling the generator stops the task at its next step; the next task starts after that.
+        Raises what `run` raises, QueueFull if no entry was passed and the queue is full, and TimedOut if the
+        task made no progress for `timeout` seconds: should its thread return later, it is stopped then.
         """
-        ticket = ticket or self.join()
+        entry = entry or self.join()
         latest = Step()
 
         def progress(done: int, total: int) -> None:
             nonlocal latest
-            latest, self._beat = Step(done, total), time.monotonic()
-            if ticket.left or self.closed:
+            latest, self._last_progress = Step(done, total), time.monotonic()
+            if entry.cancelled or self.closed:
                 raise Cancelled("stopped")
 
-        def work(answer: Future[T]) -> None:
-            made = None
+        def work(future: Future[T]) -> None:
+            result = None
             try:
-                with self._turn(ticket):
+                with self._device(entry):
                     progress(0, 0)
-                    made = make(progress)
-                answer.set_result(made)  # who hears of it finds the place free
+                    result = run(progress)
+                future.set_result(result)  # after leaving the queue: whoever sees the result sees it free
             except BaseException as error:  # noqa: BLE001  raised again below, in the caller's thread
-                if ticket.left:
-                    answer.cancel()  # nobody will look
+                if entry.cancelled:
+                    future.cancel()  # nobody waits for it
                 else:
-                    answer.set_exception(error)
+                    future.set_exception(error)
             finally:
-                del answer, made  # an error's traceback knows this frame: a ring would keep pictures alive
+                del future, result  # the traceback refers to this frame: the cycle would keep images alive
 
-        answer: Future[T] = Future()
-        ticket.used = True
-        threading.Thread(target=work, args=(answer,), daemon=True).start()
-        ended = asyncio.wrap_future(answer)
+        future: Future[T] = Future()
+        entry.started = True
+        threading.Thread(target=work, args=(future,), daemon=True).start()
+        completed = asyncio.wrap_future(future)
         try:
-            while not (await asyncio.wait([ended], timeout=_BEAT))[0]:
+            while not (await asyncio.wait([completed], timeout=_POLL_SECONDS))[0]:
                 self.watch()
-                if self.stuck.is_set() and self._line[:1] == [ticket]:
-                    raise TimedOut(f"nothing was heard of it for {self.patience:g} seconds: it was given up")
-                place = self.place(ticket)
-                yield Step(place=place) if place else latest
-            yield ended.result()
+                if self.stuck.is_set() and self._queue[:1] == [entry]:
+                    raise TimedOut(f"no progress for {self.timeout:g} s; job aborted")
+                position = self.position(entry)
+                yield Step(position=position) if position else latest
+            yield completed.result()
         finally:
-            self.leave(ticket)
-            del answer, ended  # for the same reason
+            self.leave(entry)
+            del future, completed  # a reference cycle too
 
     @contextmanager
-    def _turn(self, ticket: QueueEntry) -> Iterator[None]:
-        """The device, once all before have gone. Raises Cancelled for a ticket given up meanwhile."""
+    def _device(self, entry: QueueEntry) -> Iterator[None]:
+        """Hold the device once all entries ahead have left. Raises Cancelled if the entry was cancelled."""
         try:
-            with self._moved:
-                self._moved.wait_for(lambda: ticket.left or self.closed or self._line[0] is ticket)
-            if ticket.left or self.closed:
+            with self._changed:
+                self._changed.wait_for(lambda: entry.cancelled or self.closed or self._queue[0] is entry)
+            if entry.cancelled or self.closed:
                 raise Cancelled("stopped")
             yield
         finally:
-            with self._moved:
-                if ticket in self._line:
-                    self._line.remove(ticket)
-                self._beat = time.monotonic()
-                self._moved.notify_all()
+            with self._changed:
+                if entry in self._queue:
+                    self._queue.remove(entry)
+                self._last_progress = time.monotonic()
+                self._changed.notify_all()
 
     def close(self, seconds: float) -> bool:
-        """Stop the one at work and take no other; whether all have ended within that time."""
-        with self._moved:
+        """Stop the running task and refuse others; return whether all tasks ended within `seconds`."""
+        with self._changed:
             self.closed = True
-            self._line = [ticket for ticket in self._line if ticket.used]
-            self._moved.notify_all()
-            return self._moved.wait_for(lambda: not self._line, timeout=seconds)
+            self._queue = [entry for entry in self._queue if entry.started]
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._queue, timeout=seconds)

@@ -1,4 +1,4 @@
-"""A batch on a Ray cluster of three machines of one processor, all on this one; parts of it die."""
+"""A batch on a Ray cluster of three single-CPU nodes on this machine, some of which are killed."""
 
 import os
 import signal
@@ -14,24 +14,32 @@ import pytest
 
 from restorer.batch import ray
 from restorer.errors import InvalidOption
-from tests.batch.test_batch import left_behind, lines, names, results, words
+from tests.batch.test_batch import (
+    arguments,
+    hidden_files,
+    modification_times,
+    records,
+    result_names,
+    results,
+)
 from tests.conftest import photo_like, png, save_network
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PHOTOS, BROKEN = 290, 10
 
 
 @pytest.fixture
-def machines(monkeypatch) -> Iterator["object"]:
-    """The cluster, and a way to take one of its two smaller machines away."""
+def cluster(monkeypatch) -> Iterator["object"]:
+    """A cluster with a head node and two others, in `others`."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     from ray.cluster_utils import Cluster
 
-    # what a process on the second machine costs in memory is not the matter here
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.others = [made.add_node(num_cpus=1), made.add_node(num_cpus=1)]
-    yield made
-    made.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.others = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+    yield cluster
+    cluster.shutdown()
 
 
 @pytest.fixture
@@ -45,66 +53,64 @@ def folder(tmp_path, rng) -> Path:
     return tmp_path
 
 
-# The command line, where each photo takes a while on any processor; Ray sends workers a class of __main__
-PACED = """
+# The command line with at least 0.1 s per photo. The class is in __main__ because Ray pickles such by value
+SLOW_MAIN = """
 import sys, time
 from restorer.batch import ray as cluster
 from restorer.__main__ import main
-class Paced(cluster._RayWorker):
+class SlowWorker(cluster._RayWorker):
     def __call__(self, row):
         time.sleep(0.1)
         return super().__call__(row)
-cluster._RayWorker = Paced
+cluster._RayWorker = SlowWorker
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def wait_for(folder: Path, count: int, process: subprocess.Popen) -> None:
+def wait_for_results(folder: Path, count: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 600
-    while len(names(folder)) < count:
-        assert process.poll() is None and time.monotonic() < deadline, len(names(folder))
+    while len(result_names(folder)) < count:
+        assert process.poll() is None and time.monotonic() < deadline, len(result_names(folder))
         time.sleep(0.02)
 
 
-def test_each_photo_once_though_worker_machine_and_driver_die(machines, folder):
-    asked = [*words(folder), "--ray", machines.address]
-    command, paced = [sys.executable, "-m", "restorer", *asked], [sys.executable, "-c", PACED, *asked]
+def test_each_photo_is_restored_once_though_worker_node_and_driver_are_killed(cluster, folder):
+    options = [*arguments(folder), "--ray", cluster.address]
+    command, slow = [sys.executable, "-m", "restorer", *options], [sys.executable, "-c", SLOW_MAIN, *options]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with (folder / "log").open("w") as log:
-        driver = subprocess.Popen(paced, cwd=ROOT, env=environment, stderr=log)
-        wait_for(folder, 20, driver)
-        running = psutil.process_iter(["cmdline"])  # None for one that has just ended
-        workers = [one for one in running if "MapWorker" in "".join(one.info["cmdline"] or ())]
-        assert workers, "no worker was found to be killed"
+        driver = subprocess.Popen(slow, cwd=ROOT, env=environment, stderr=log)
+        wait_for_results(folder, 20, driver)
+        processes = psutil.process_iter(["cmdline"])  # None for one that has just ended
+        workers = [process for process in processes if "MapWorker" in "".join(process.info["cmdline"] or ())]
+        assert workers, "no worker to kill"
         os.kill(workers[0].pid, signal.SIGKILL)
-        wait_for(folder, 60, driver)
-        machines.remove_node(machines.others[0], allow_graceful=False)
-        wait_for(folder, 110, driver)
+        wait_for_results(folder, 60, driver)
+        cluster.remove_node(cluster.others[0], allow_graceful=False)
+        wait_for_results(folder, 110, driver)
         driver.kill()
         driver.wait()
-        first = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*.png")}
-        again = subprocess.run(command, cwd=ROOT, env=environment, stderr=log)
-    assert again.returncode == 1, (folder / "log").read_text()[-2000:]
-    told = lines(folder)
-    assert set(Counter(line["path"] for line in told).values()) == {1}
-    states = Counter(line["state"] for line in told)
-    assert states == {"restored": PHOTOS, "failed": BROKEN}
-    assert {line["path"] for line in told if line["state"] == "failed"} == {
+        first = modification_times(folder)
+        resumed = subprocess.run(command, cwd=ROOT, env=environment, stderr=log)
+    assert resumed.returncode == 1, (folder / "log").read_text()[-2000:]
+    assert set(Counter(record["path"] for record in records(folder)).values()) == {1}
+    assert Counter(record["state"] for record in records(folder)) == {"restored": PHOTOS, "failed": BROKEN}
+    assert {record["path"] for record in records(folder) if record["state"] == "failed"} == {
         f"broken{index}.jpg" for index in range(BROKEN)
     }
-    redone = sum(path.stat().st_mtime_ns != when for path, when in first.items())
-    assert redone <= 3, "at most what each worker had under way"
+    repeated = sum(path.stat().st_mtime_ns != time_ns for path, time_ns in first.items())
+    assert repeated <= 3, "at most the current photo of each worker"
     distributed = results(folder)
     assert len(distributed) == PHOTOS
-    assert left_behind(folder) == []
-    alone = [*words(folder)]
-    alone[2] = str(folder / "alone")
-    subprocess.run([sys.executable, "-m", "restorer", *alone], cwd=ROOT, env=environment)
-    assert {path.name: path.read_bytes() for path in (folder / "alone").glob("*.png")} == distributed
+    assert hidden_files(folder) == []
+    single = arguments(folder)
+    single[2] = str(folder / "single")
+    subprocess.run([sys.executable, "-m", "restorer", *single], cwd=ROOT, env=environment)
+    assert {path.name: path.read_bytes() for path in (folder / "single").glob("*.png")} == distributed
 
 
 @pytest.mark.parametrize(
-    ("resources", "gpus", "cpus", "room"),
+    ("resources", "gpus", "cpus", "slots"),
     [
         ({"CPU": 8}, 0, 1, 8),
         ({"CPU": 8}, 0, 3, 2),
@@ -116,26 +122,26 @@ def test_each_photo_once_though_worker_machine_and_driver_die(machines, folder):
         ({}, 0, 1, 0),
     ],
 )
-def test_room_for_workers(resources, gpus, cpus, room):
-    assert ray.worker_slots(resources, gpus, cpus) == room
+def test_worker_slots_of_a_node(resources, gpus, cpus, slots):
+    assert ray.worker_slots(resources, gpus, cpus) == slots
 
 
 @pytest.mark.parametrize(
     ("device", "gpus"), [(None, 1), ("cuda", 1), ("vulkan", 1), ("cpu", 0), ("cpu:torch", 0), ("cpu:ncnn", 0)]
 )
-def test_a_worker_has_a_gpu_where_there_is_one_unless_it_computes_on_a_processor(device, gpus):
+def test_worker_gets_a_gpu_if_there_is_one_unless_the_device_is_a_cpu(device, gpus):
     assert ray.default_gpus(device, [{"CPU": 8}, {"CPU": 8, "GPU": 1}]) == gpus
     assert ray.default_gpus(device, [{"CPU": 8}]) == 0
 
 
-def test_without_ray_it_says_what_to_install(monkeypatch):
+def test_missing_ray_names_the_requirements_file(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InvalidOption, match="requirements-ray.txt"):
         ray.connect("local")
 
 
-def test_a_cluster_that_does_not_answer_is_told(folder):
-    command = [sys.executable, "-m", "restorer", *words(folder), "--ray", "auto"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "no Ray cluster answers at 'auto'" in done.stderr
+def test_unreachable_cluster_is_wrong_usage(folder):
+    command = [sys.executable, "-m", "restorer", *arguments(folder), "--ray", "auto"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert "no Ray cluster answers at 'auto'" in process.stderr

@@ -1,4 +1,4 @@
-"""The command line as its users have it: a process, its output, its exit code, the files it leaves."""
+"""The command line: its output, exit status and files, in this process and in one of its own."""
 
 import io
 import os
@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 import restorer
+from restorer import InvalidOption
 from restorer.__main__ import main
-from restorer.cli.parser import parser
+from restorer.cli.parser import device_name, parser
 from restorer.models import sources
 from restorer.models.registry import MODELS
 from restorer.options import Options
@@ -37,12 +38,12 @@ def weights(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch, weights) -> Path:
+def folder(tmp_path, monkeypatch, weights) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RESTORER_WEIGHTS", str(weights))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes: their networks are tiny
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # enough for these tiny networks
     return tmp_path
 
 
@@ -52,12 +53,17 @@ def photos(*names: str, width: int = 20, height: int = 14) -> None:
         Image.fromarray(photo_like(np.random.default_rng(seed), height, width)).save(name)
 
 
-def process(*words: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "restorer", *words]
+def process(*arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "restorer", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
-def below(folder: str) -> set[str]:
+def run(*arguments: str) -> int:
+    """Run `restorer restore` in this process, which has imported torch already."""
+    return main(["restore", *arguments])
+
+
+def files_in(folder: str) -> set[str]:
     return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
 
 
@@ -65,35 +71,35 @@ def test_photos_and_folders_in_one_run():
     photos("photo.jpg", "my scans/a.jpg", "my scans/a.png", "my scans/1950/Größe 写真.webp")
     Path("my scans/cut.jpg").write_bytes(Path("photo.jpg").read_bytes()[:300])
     Path("my scans/notes.txt").write_text("no photo")
-    words = ["photo.jpg", "my scans/", "-o", "my scans/out", "--model", "custom/tiny"]
-    words += ["--face-enhance", "off"]
-    run = process(*words, "--outscale", "4", "--format", "png", umask=0o027)
-    assert run.returncode == 1
+    arguments = ["photo.jpg", "my scans/", "-o", "my scans/out", "--model", "custom/tiny"]
+    arguments += ["--face-enhance", "off", "--outscale", "4", "--format", "png"]
+    finished = process(*arguments, umask=0o027)
+    assert finished.returncode == 1
     names = {"photo_4x.png", "a_jpg_4x.png", "a_png_4x.png", "1950/Größe 写真_4x.png"}
-    assert below("my scans/out") == names
-    lines = run.stdout.splitlines()
-    told = {source: target for line in lines if (source := line.partition(" -> ")[0]) and (target := line)}
+    assert files_in("my scans/out") == names
+    lines = finished.stdout.splitlines()
+    by_source = {line.partition(" -> ")[0]: line for line in lines}
     for source, target in [
         ("photo.jpg", "photo_4x.png"),
         ("my scans/1950/Größe 写真.webp", "1950/Größe 写真_4x.png"),
     ]:
         assert re.fullmatch(
             re.escape(f"{source} -> my scans/out/{target}: 80 x 56, custom/tiny, ") + r"\d+\.\d s",
-            told[source],
+            by_source[source],
         )
     assert len(lines) == 5 and re.fullmatch(r"4 restored, 0 skipped, 1 failed in \d+\.\d s", lines[-1])
-    using, failed = run.stderr.splitlines()
+    using, failed = finished.stderr.splitlines()
     assert re.fullmatch(r"using custom/tiny \(custom file\) on cpu:\w+", using)
     assert failed.startswith("my scans/cut.jpg: failed, ")
     api = restorer.Restorer(model="custom/tiny", outscale=4, format="png", face_enhance="off")
     for name in ("photo.jpg", "my scans/a.jpg", "my scans/a.png"):
-        target = told[name].partition(" -> ")[2].partition(": ")[0]
+        target = by_source[name].partition(" -> ")[2].partition(": ")[0]
         assert Path(target).read_bytes() == api.restore(Path(name).read_bytes()).data
     assert all((Path("my scans/out") / name).stat().st_mode & 0o777 == 0o640 for name in names)
 
 
-# The command line, where each photo takes a while on any processor
-PACED = """
+# The command line with at least 0.2 s per photo, whatever the processor
+SLOW_MAIN = """
 import sys, time
 from restorer import pipeline
 from restorer.__main__ import main
@@ -106,44 +112,32 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_stopped_by_ctrl_c_leaves_whole_files_only():
+def test_interrupt_leaves_only_complete_files():
     photos(*(f"in/{number}.png" for number in range(30)), width=128, height=128)
-    command = [
-        sys.executable,
-        "-u",
-        "-c",
-        PACED,
-        "in",
-        "-o",
-        "out",
-        "--model",
-        "custom/slow",
-        "--tile",
-        "64",
-    ]
-    run = subprocess.Popen(
-        command,
+    options = ["in", "-o", "out", "--model", "custom/slow", "--tile", "64"]
+    interrupted = subprocess.Popen(
+        [sys.executable, "-u", "-c", SLOW_MAIN, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell that runs the tests in the background has it ignored, which processes inherit
+        # a background shell ignores SIGINT, and its processes inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    assert run.stdout and run.stdout.readline().startswith("in/0.png -> out/0_4x.png")
+    assert interrupted.stdout and interrupted.stdout.readline().startswith("in/0.png -> out/0_4x.png")
     time.sleep(0.05)
-    run.send_signal(signal.SIGINT)
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode == 130
-    assert errors.splitlines()[1:] == ["restorer: stopped; what is finished is kept"]
-    left = sorted(Path("out").iterdir())
-    assert 1 <= len(left) < 30 and {path.suffix for path in left} == {".png"}
-    for path in left:
+    interrupted.send_signal(signal.SIGINT)
+    _, errors = interrupted.communicate(timeout=120)
+    assert interrupted.returncode == 130
+    assert errors.splitlines()[1:] == ["restorer: stopped; finished photos are kept"]
+    results = sorted(Path("out").iterdir())
+    assert 1 <= len(results) < 30 and {path.suffix for path in results} == {".png"}
+    for path in results:
         assert Image.open(path).convert("RGB").size == (512, 512)
 
 
-SAY_WHAT_IS_IMPORTED = """
+PRINT_HEAVY_IMPORTS = """
 import runpy, sys
-sys.argv = ["restorer", *{words!r}]
+sys.argv = ["restorer", *{arguments!r}]
 try:
     {statement}
 except SystemExit as stop:
@@ -154,7 +148,7 @@ print(*sorted(heavy & set(sys.modules)), file=sys.stderr)
 
 
 @pytest.mark.parametrize(
-    ("statement", "words", "heard"),
+    ("statement", "arguments", "stderr"),
     [
         ("import restorer", [], "\n"),
         ("import restorer; restorer.Options, restorer.UnknownModel", [], "\n"),
@@ -164,11 +158,11 @@ print(*sorted(heavy & set(sys.modules)), file=sys.stderr)
         ("runpy.run_module('restorer', run_name='__main__')", ["models"], "exit 0\n\n"),
     ],
 )
-def test_nothing_heavy_is_imported_before_it_is_needed(statement, words, heard):
-    script = SAY_WHAT_IS_IMPORTED.format(statement=statement, words=words)
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert run.stderr == heard
-    assert bool(run.stdout) == bool(words)
+def test_heavy_packages_are_imported_only_when_needed(statement, arguments, stderr):
+    script = PRINT_HEAVY_IMPORTS.format(statement=statement, arguments=arguments)
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert finished.stderr == stderr
+    assert bool(finished.stdout) == bool(arguments)
 
 
 def test_help_names_every_option():
@@ -182,95 +176,96 @@ def test_help_names_every_option():
         "--weights-dir",
         "--denoise",
         "--tile",
+        "--device",
+        "--backend",
     ):
         assert re.search(rf"^ +(-\w, )?{name}\b", text, re.MULTILINE), name
     assert process().stdout == process("--help").stdout != ""
 
 
-def run(*words: str) -> int:
-    """The command line in this process: torch is here already."""
-    return main(["restore", *words])
-
-
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
-        (["in"], "in is a folder: give another folder for its results with -o"),
+        (["in"], "in is a folder; name another folder for its results with -o"),
         (["in", "-o", "in"], "in is a folder"),
         (["empty", "-o", "out"], "no photos found"),
-        (["a.jpg", "--model", "custom/tyny"], "no model 'custom/tyny'. Did you mean 'custom/tiny'?"),
-        (["a.jpg", "--model", "realesr-general"], "Did you mean 'realesr-general-x4v3'?"),
-        (["a.jpg", "--model", "GFPGANv1.4"], "GFPGANv1.4 is a model of the kind 'face'"),
+        (["a.jpg", "--model", "custom/tyny"], "unknown model 'custom/tyny'; did you mean 'custom/tiny'?"),
+        (["a.jpg", "--model", "realesr-general"], "did you mean 'realesr-general-x4v3'?"),
+        (["a.jpg", "--model", "GFPGANv1.4"], "GFPGANv1.4 is a 'face' model"),
         (["a.jpg", "--outscale", "9"], "outscale is 9.0; it must be from 1 to 8"),
         (["a.jpg", "--outscale", "nan"], "outscale is nan"),
         (["a.jpg", "--quality", "0"], "quality is 0"),
         (["a.jpg", "--tile", "5"], "tile is 5"),
         (["a.jpg", "--model", "custom/tiny", "--denoise", "0.5"], "custom/tiny does not support denoise"),
-        (["a.jpg", "--model", "custom/tiny", "--device", "abacus"], "device is 'abacus'"),
-        (["a.jpg", "-o", "b.gif"], "b.gif ends with .gif, which is not written"),
-        (["a.jpg", "-o", "b.png", "--format", "jpeg"], "b.png does not end like a jpeg file"),
+        (["a.jpg", "--model", "custom/tiny", "--device", "abacus"], "unknown device 'abacus'"),
+        (["a.jpg", "--device", "cuda", "--backend", "ncnn"], "backend ncnn does not run on device 'cuda'"),
+        (["a.jpg", "-o", "b.gif"], "b.gif: cannot write .gif files; use .png, .jpg"),
+        (["a.jpg", "-o", "b.png", "--format", "jpeg"], "b.png is not a jpeg file name"),
         (["a.jpg", "-o", "a.jpg", "--overwrite"], "a.jpg is the photo itself"),
-        (["a.jpg", "in/b.jpg", "-o", "c.png"], "c.png is a file: several photos need a folder"),
+        (["a.jpg", "in/b.jpg", "-o", "c.png"], "c.png is a file; name a folder with -o for several photos"),
     ],
 )
-def test_wrong_usage_is_one_line_and_exit_code_2(words, told, capsys, here):
+def test_wrong_usage_prints_one_line_and_exits_with_2(arguments, message, capsys):
     photos("a.jpg", "in/b.jpg")
     Path("empty").mkdir()
-    before = below(".")
-    assert run(*words) == 2
+    before = files_in(".")
+    assert run(*arguments) == 2
     out, errors = capsys.readouterr()
-    assert out == "" and errors.startswith("restorer: ") and told in errors
+    assert out == "" and errors.startswith("restorer: ") and message in errors
     assert errors.count("\n") == 1
-    assert below(".") == before
+    assert files_in(".") == before
 
 
-@pytest.mark.parametrize("words", [["--format", "gif"], ["--outscale", "big"], ["--wrong"], []])
-def test_what_argparse_refuses_is_exit_code_2(words, capsys):
+@pytest.mark.parametrize(
+    "arguments",
+    [["--format", "gif"], ["--outscale", "big"], ["--backend", "abacus"], ["--wrong"], []],
+)
+def test_arguments_that_argparse_rejects_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
-        run(*words, *(["a.jpg"] if words else []))
+        run(*arguments, *(["a.jpg"] if arguments else []))
     assert stopped.value.code == 2
     assert "usage: python -m restorer " in capsys.readouterr().err
 
 
-def test_weights_that_cannot_be_had_stop_the_run_once(capsys):
+def test_missing_or_broken_weights_stop_the_run_at_the_first_photo(capsys):
     photos("a.jpg", "b.jpg")
     absent = next(model for model in MODELS if model.name == "RealESRNet_x4plus")
     assert run("a.jpg", "b.jpg", "--model", absent.name, "--weights-dir", "new") == 1
     errors = capsys.readouterr().err
-    assert errors.count("RealESRNet_x4plus is not present") == 1
-    for told in (absent.url, str(Path("new").absolute()), "as RealESRNet_x4plus.pth"):
-        assert told in errors
+    assert errors.count("restorer: RealESRNet_x4plus") == 1
+    for part in (absent.url, str(Path("new").absolute()), "RealESRNet_x4plus.pth"):
+        assert part in errors
     assert run("a.jpg", "--model", "custom/broken") == 1
-    assert "broken.pth is not a readable weights file" in capsys.readouterr().err
-    assert below(".") <= {"a.jpg", "b.jpg", "new/.RealESRNet_x4plus.pth.lock"}
+    assert "broken.pth" in capsys.readouterr().err
+    assert files_in(".") <= {"a.jpg", "b.jpg", "new/.RealESRNet_x4plus.pth.lock"}
 
 
-def test_existing_outputs_are_skipped_unless_overwrite(capsys):
+def test_existing_results_are_skipped_without_overwrite(capsys):
     photos("in/a.png", "in/b.png")
     assert run("in", "-o", "out", "--model", "custom/tiny") == 0
-    Path("out/a_4x.png").write_bytes(b"kept as it is")
+    Path("out/a_4x.png").write_bytes(b"old")
     Path("out/b_4x.png").unlink()
     capsys.readouterr()
     assert run("in", "-o", "out", "--model", "custom/tiny") == 0
     out = capsys.readouterr().out
     assert "in/a.png: skipped, out/a_4x.png exists" in out and "in/b.png -> " in out
     assert "1 restored, 1 skipped, 0 failed" in out
-    assert Path("out/a_4x.png").read_bytes() == b"kept as it is"
+    assert Path("out/a_4x.png").read_bytes() == b"old"
     assert run("in", "-o", "out", "--model", "custom/tiny", "--overwrite") == 0
     assert "2 restored, 0 skipped" in capsys.readouterr().out
     assert Image.open("out/a_4x.png").size == (80, 56)
-    assert below("out") == {"a_4x.png", "b_4x.png"}
+    assert files_in("out") == {"a_4x.png", "b_4x.png"}
 
 
-def test_nothing_left_to_do_loads_no_model(capsys):
+def test_no_model_is_loaded_if_all_results_exist(capsys):
     photos("a.png", "a_4x.png")
     assert run("a.png", "--model", "custom/broken") == 0
     assert capsys.readouterr().out.startswith(
-        "a.png: skipped, a_4x.png exists (--overwrite restores it again)\n0 res"
+        "a.png: skipped, a_4x.png exists (use --overwrite to restore it again)\n0 res"
     )
 
 
-def test_existing_output_of_a_photo_whose_name_lies_is_kept(capsys):
+def test_existing_result_of_a_photo_with_a_wrong_suffix_is_skipped(capsys):
     photos("really.png")
     Path("really.png").rename("a.jpg")
     Path("a_4x.png").write_bytes(b"mine")
@@ -281,70 +276,109 @@ def test_existing_output_of_a_photo_whose_name_lies_is_kept(capsys):
     assert Image.open("a_4x.png").size == (80, 56)
 
 
-def test_photo_is_never_replaced_by_the_result_of_another(capsys):
+def test_photo_is_never_replaced_by_a_result(capsys):
     photos("a.png", "a_4x.png")
     old = Path("a_4x.png").read_bytes()
     assert run("a.png", "a_4x.png", "--model", "custom/tiny", "--overwrite") == 0
-    assert "a.png: skipped, a_4x.png is itself one of the photos" in capsys.readouterr().out
+    assert "a.png: skipped, a_4x.png is one of the photos" in capsys.readouterr().out
     assert Path("a_4x.png").read_bytes() == old
-    assert below(".") == {"a.png", "a_4x.png", "a_4x_4x.png"}
+    assert files_in(".") == {"a.png", "a_4x.png", "a_4x_4x.png"}
 
 
-def test_one_photo_to_a_named_file(capsys):
+def test_output_may_name_a_file(capsys):
     photos("a.png")
     assert run("a.png", "-o", "new folder/b.jpg", "--model", "custom/other", "--outscale", "2") == 0
     assert "a.png -> new folder/b.jpg: 40 x 28, custom/other" in capsys.readouterr().out
-    with Image.open("new folder/b.jpg") as made:
-        assert (made.format, made.size) == ("JPEG", (40, 28))
-    assert below("new folder") == {"b.jpg"}
+    with Image.open("new folder/b.jpg") as image:
+        assert (image.format, image.size) == ("JPEG", (40, 28))
+    assert files_in("new folder") == {"b.jpg"}
 
 
-def test_same_format_beside_the_photo():
+def test_default_output_is_beside_the_photo_in_its_format():
     photos("in/a.webp", "in/a.tif")
     assert run("in/a.webp", "in/a.tif", "--model", "custom/tiny", "--outscale", "1.5") == 0
-    made = {name: Image.open(f"in/{name}").format for name in below("in") if "1.5x" in name}
-    assert made == {"a_webp_1.5x.webp": "WEBP", "a_tif_1.5x.tif": "TIFF"}
+    formats = {name: Image.open(f"in/{name}").format for name in files_in("in") if "1.5x" in name}
+    assert formats == {"a_webp_1.5x.webp": "WEBP", "a_tif_1.5x.tif": "TIFF"}
 
 
-def test_what_is_missing_or_no_photo_fails_and_the_others_are_done(capsys):
+def test_missing_and_unreadable_photos_do_not_stop_the_others(capsys):
     photos("a.png", "z.png")
     Path("text.png").write_text("words")
     Path("empty.png").touch()
     photos(long := "n" * 251 + ".png")
-    words = ["none.png", "text.png", "a.png", "empty.png", long, "z.png"]
-    assert run(*words, "--model", "custom/tiny", "--format", "jpeg") == 1
+    names = ["none.png", "text.png", "a.png", "empty.png", long, "z.png"]
+    assert run(*names, "--model", "custom/tiny", "--format", "jpeg") == 1
     out, errors = capsys.readouterr()
     assert out.count(" -> ") == 2 and "2 restored, 0 skipped, 4 failed" in out
     assert "none.png: failed, No such file or directory\n" in errors
     assert errors.count("failed, ") == 4 and errors.count("using custom/tiny") == 1
     assert errors.count("\n") == 5
-    assert {"a_4x.jpg", "z_4x.jpg"} == {name for name in below(".") if "_4x" in name}
+    assert {"a_4x.jpg", "z_4x.jpg"} == {name for name in files_in(".") if "_4x" in name}
 
 
-def test_output_that_cannot_be_written_fails(capsys):
+def test_unwritable_result_fails(capsys):
     photos("a.png")
     Path("out").write_text("a file")
     assert run("a.png", "-o", "out/deeper", "--model", "custom/tiny") == 1
     assert "a.png: failed, out/deeper/a_4x.png cannot be written: Not a directory" in capsys.readouterr().err
 
 
-def test_the_model_that_is_named_is_used(capsys):
+def test_named_model_is_used(capsys):
     photos("a.png")
-    made = {}
+    results = set()
     for name in ("custom/tiny", "custom/other", "custom/realesr-general-x4v3"):
         assert run("a.png", "-o", "out.png", "--model", name, "--overwrite") == 0
         assert f", {name}, " in capsys.readouterr().out
-        made[name] = Path("out.png").read_bytes()
-    assert len(set(made.values())) == 3
+        results.add(Path("out.png").read_bytes())
+    assert len(results) == 3
 
 
-def test_auto_says_which_it_took(capsys, tmp_path):
+def test_auto_names_the_model_that_it_uses(capsys, tmp_path):
     photos("a.png")
-    save_network(tmp_path / "w/custom/mine.pth", seed=6)  # taken only where it is named
+    save_network(tmp_path / "w/custom/mine.pth", seed=6)  # used only by name
     assert run("a.png", "--weights-dir", "w") == 0
     out, errors = capsys.readouterr()
     assert ", restore-lite-x4, " in out
     assert re.fullmatch(r"using restore-lite-x4 \(built in\) on cpu:\w+\n", errors)
+
+
+@pytest.mark.parametrize("arguments", [["--backend", "ncnn"], ["--device", "cpu:ncnn"]])
+def test_backend_can_be_chosen(arguments, capsys):
+    photos("a.png")
+    assert run("a.png", "--model", "custom/tiny", *arguments) == 0
+    assert capsys.readouterr().err == "using custom/tiny (custom file) on cpu:ncnn\n"
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "name"),
+    [
+        (None, "auto", None),
+        ("cuda:1", "auto", "cuda:1"),
+        ("cpu:ncnn", "auto", "cpu:ncnn"),
+        (None, "winograd", "cpu:winograd"),
+        ("cpu", "bfloat16", "cpu:bfloat16"),
+        ("cpu:ncnn", "ncnn", "cpu:ncnn"),
+        ("vulkan", "ncnn", "vulkan"),
+    ],
+)
+def test_device_and_backend_give_a_device_name(device, backend, name):
+    assert device_name(device, backend) == name
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"), [("cuda", "ncnn"), ("mps", "torch"), ("vulkan", "openvino"), ("cpu:ncnn", "torch")]
+)
+def test_backend_of_another_device_is_rejected(device, backend):
+    with pytest.raises(InvalidOption, match=f"backend {backend} does not run on device '{device}'"):
+        device_name(device, backend)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["restore", "a"], ["batch", "in", "out"], ["faces", "a"], ["cost"]], ids=lambda it: it[0]
+)
+def test_commands_that_compute_accept_a_backend(arguments):
+    assert parser().parse_args(arguments).backend == "auto"
+    assert parser().parse_args([*arguments, "--backend", "openvino"]).backend == "openvino"
 
 
 @pytest.mark.parametrize(
@@ -358,43 +392,43 @@ def test_auto_says_which_it_took(capsys, tmp_path):
         ("--remove-gps", None, []),
     ],
 )
-def test_options_reach_the_result(option, first, second, capsys):
+def test_options_change_the_result(option, first, second, capsys):
     exif = Image.Exif()
     exif[0x010E] = "grandmother"
     exif.get_ifd(0x8825)[1] = "N"
     Image.fromarray(photo_like(np.random.default_rng(1), 16, 16)).save("a.jpg", exif=exif)
-    made = []
-    for words in (first, second):
-        given = [] if words is None else [option, *words]
+    results = []
+    for values in (first, second):
+        arguments = [] if values is None else [option, *values]
         model = ["--model", "custom/realesr-general-x4v3"]
-        assert run("a.jpg", "-o", "b.jpg", "--overwrite", *model, *given) == 0
-        made.append(Path("b.jpg").read_bytes())
-    assert made[0] != made[1]
+        assert run("a.jpg", "-o", "b.jpg", "--overwrite", *model, *arguments) == 0
+        results.append(Path("b.jpg").read_bytes())
+    assert results[0] != results[1]
 
 
-def test_tile_option_reaches_the_engine(monkeypatch, capsys):
+def test_tile_option_is_used(monkeypatch, capsys):
     photos("a.png", width=100, height=40)
-    seen = []
+    tiles = []
     upscale = restorer.pipeline.upscale
     monkeypatch.setattr(
         restorer.pipeline,
         "upscale",
-        lambda *words, **named: seen.append(named["tile"]) or upscale(*words, **named),
+        lambda *args, **kwargs: tiles.append(kwargs["tile"]) or upscale(*args, **kwargs),
     )
     assert run("a.png", "--model", "custom/tiny", "--tile", "48") == 0
-    assert seen == [48]
+    assert tiles == [48]
 
 
-def test_face_options_are_parsed_as_options():
-    words = ["--face-enhance", "on", "--face-model", "RestoreFormer", "--face-detector", "retinaface"]
-    words += ["--face-strength", "0.5", "--face-mask", "parsing", "--face-large"]
-    parsed = parser().parse_args(["restore", "a.jpg", *words])
-    given = {name: getattr(parsed, name) for name in Options.names() if name.startswith("face_")}
-    assert list(given.values()) == ["on", "RestoreFormer", "retinaface", 0.5, "parsing", True]
-    assert all(value != getattr(Options(), name) for name, value in given.items())
+def test_face_options_are_parsed():
+    arguments = ["--face-enhance", "on", "--face-model", "RestoreFormer", "--face-detector", "retinaface"]
+    arguments += ["--face-strength", "0.5", "--face-mask", "parsing", "--face-large"]
+    parsed = parser().parse_args(["restore", "a.jpg", *arguments])
+    values = {name: getattr(parsed, name) for name in Options.names() if name.startswith("face_")}
+    assert list(values.values()) == ["on", "RestoreFormer", "retinaface", 0.5, "parsing", True]
+    assert all(value != getattr(Options(), name) for name, value in values.items())
 
 
-def test_defaults_are_those_of_the_options():
+def test_defaults_are_those_of_options():
     parsed = parser().parse_args(["restore", "a.jpg"])
     for name in Options.names():
         assert getattr(parsed, name) == getattr(Options(), name)
@@ -404,10 +438,10 @@ def test_models_are_fetched_by_name(capsys, tmp_path):
     assert main(["models", "--weights-dir", str(tmp_path), "--fetch", "restore-lite-x4"]) == 0
     assert "restore-lite-x4: " in capsys.readouterr().out.splitlines()[0]
     assert main(["models", "--weights-dir", str(tmp_path), "--fetch", "nothing"]) == 2
-    assert "there is no model 'nothing' to fetch" in capsys.readouterr().err
+    assert "unknown model 'nothing'; use one of" in capsys.readouterr().err
 
 
-def test_models_lists_each_with_size_licence_and_presence(capsys, tmp_path, weights):
+def test_models_are_listed_with_size_licence_and_source(capsys, tmp_path, weights):
     save_network(tmp_path / "w/custom/my own.pth", seed=1)
     (tmp_path / "w/RealESRNet_x4plus.pth").write_bytes(b"cut off")
     assert main(["models", "--weights-dir", "w"]) == 0
@@ -419,12 +453,12 @@ def test_models_lists_each_with_size_licence_and_presence(capsys, tmp_path, weig
             source, size, sha256 = "installed, fp16 copy", packaged.bytes, packaged.sha256
         elif model.name == "restore-lite-x4":
             source = "built in"
-        words = [f"{size / 1e6:.1f}", model.licence, source, sha256[:12], model.about]
-        assert all(f"  {word}" in lines[model.name] for word in words), model.name
+        cells = [f"{size / 1e6:.1f}", model.licence, source, sha256[:12], model.about]
+        assert all(f"  {cell}" in lines[model.name] for cell in cells), model.name
     assert "  custom file  " in lines["custom/my own"]
-    assert lines["Folder of the files: w"]
+    assert lines["Weights folder: w"]
     assert main(["models"]) == 0
-    assert f"Folder of the files: {weights}" in capsys.readouterr().out
+    assert f"Weights folder: {weights}" in capsys.readouterr().out
 
 
 class Terminal(io.StringIO):
@@ -432,27 +466,25 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_bar_with_the_time_left_on_a_terminal(monkeypatch, capsys):
+def test_progress_bar_shows_photo_percentage_and_remaining_time(monkeypatch, capsys):
     photos("a.png", "b" * 40 + ".png", width=64, height=64)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert run("a.png", "b" * 40 + ".png", "--model", "custom/tiny", "--tile", "32") == 0
-    shown = terminal.getvalue().split("\r")
-    assert any(re.match(r"Loading the model +0%\|.*\? left", text) for text in shown)
+    bars = terminal.getvalue().split("\r")
+    assert any(re.match(r"Loading the model +0%\|.*\? left", bar) for bar in bars)
     quarters = [
-        text
-        for text in shown
-        if re.match(r"1/2 a\.png +(12|25|38|50)%\|.*\| \d\d:\d\d, \d\d:\d\d left", text)
+        bar for bar in bars if re.match(r"1/2 a\.png +(12|25|38|50)%\|.*\| \d\d:\d\d, \d\d:\d\d left", bar)
     ]
-    assert len({text.split("%")[0] for text in quarters}) == 4
-    assert any(text.startswith(f"2/2 {'b' * 29}... ") and " 88%|" in text for text in shown)
-    assert shown[-1] == "" or not shown[-1].strip()  # the bar goes, the lines stay
+    assert len({bar.split("%")[0] for bar in quarters}) == 4
+    assert any(bar.startswith(f"2/2 {'b' * 29}... ") and " 88%|" in bar for bar in bars)
+    assert not bars[-1].strip(), "the bar is erased at the end"
     assert capsys.readouterr().out.count(" -> ") == 2
 
 
-def test_names_that_the_terminal_cannot_show():
-    name, done = (os.fsdecode(b"caf\xe9 \xe5" + ending) for ending in (b".png", b"_4x.png"))
+def test_unprintable_names_are_escaped():
+    name, result = (os.fsdecode(b"caf\xe9 \xe5" + suffix) for suffix in (b".png", b"_4x.png"))
     Path(name).touch()
-    Path(done).touch()
-    shown = process(name, "--model", "custom/tiny", env=os.environ | {"PYTHONIOENCODING": "ascii"})
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith(r"caf\udce9 \udce5.png: skipped, caf\udce9 \udce5_4x.png exists")
+    Path(result).touch()
+    finished = process(name, "--model", "custom/tiny", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith(r"caf\udce9 \udce5.png: skipped, caf\udce9 \udce5_4x.png exists")

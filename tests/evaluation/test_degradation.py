@@ -1,4 +1,4 @@
-"""Recipes that make photos worse: seeded, and in the ranges they name."""
+"""Degradation recipes are reproducible from a seed and ordered by severity."""
 
 import numpy as np
 import pytest
@@ -16,15 +16,15 @@ def truth(rng) -> np.ndarray:
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("scale", [1, 2, 4])
-def test_a_seed_gives_one_picture(name, scale, truth):
-    made = degradation.degrade(truth, RECIPES[name], scale=scale, seed=5)
-    assert (made.shape, made.dtype) == ((96 // scale, 128 // scale, 3), np.uint8)
-    np.testing.assert_array_equal(made, degradation.degrade(truth, RECIPES[name], scale=scale, seed=5))
+def test_same_seed_gives_same_image(name, scale, truth):
+    image = degradation.degrade(truth, RECIPES[name], scale=scale, seed=5)
+    assert (image.shape, image.dtype) == ((96 // scale, 128 // scale, 3), np.uint8)
+    np.testing.assert_array_equal(image, degradation.degrade(truth, RECIPES[name], scale=scale, seed=5))
     other = degradation.degrade(truth, RECIPES[name], scale=scale, seed=6)
-    assert np.array_equal(made, other) == (name == "small"), "only that recipe has nothing to choose"
+    assert np.array_equal(image, other) == (name == "small"), "only that recipe is deterministic"
 
 
-def test_the_mean_stays_and_heavier_is_worse(truth):
+def test_small_recipe_averages_areas_and_heavy_recipe_is_worse(truth):
     small = degradation.degrade(truth, RECIPES["small"], seed=0)
     np.testing.assert_allclose(small, truth.reshape(24, 4, 32, 4, 3).mean((1, 3)), atol=0.5)
     default, heavy = (
@@ -35,7 +35,7 @@ def test_the_mean_stays_and_heavier_is_worse(truth):
     assert heavy < default - 4
 
 
-def test_matlab_bicubic_is_basicsrs_in_eight_and_sixteen_bits(truth):
+def test_matlab_bicubic_matches_basicsr_in_8_and_16_bits(truth):
     theirs = compat.load("basicsr.utils.matlab_functions", "imresize")
     expected = np.clip(theirs(truth / 255, 2) * 255, 0, 255)
     np.testing.assert_allclose(degradation.matlab_bicubic(truth, 2), expected, atol=0.51)

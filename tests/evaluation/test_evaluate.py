@@ -1,4 +1,4 @@
-"""The quality report, from the command line to the page, with small networks of known weights."""
+"""evaluate.py, from the command line to the HTML report, with small seeded networks."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from tests.conftest import photo_like, png, save_network
 
 @pytest.fixture
 def folder(tmp_path, rng, monkeypatch) -> Path:
-    """Three photos in test_inputs/, and two networks: custom/one here, custom/two in a folder of its own."""
+    """Three photos in test_inputs/, the model custom/one, and custom/two in the weights folder other/."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RESTORER_WEIGHTS", str(tmp_path / "weights"))
     save_network(tmp_path / "weights/custom/one.safetensors", seed=1)
@@ -31,9 +31,9 @@ def folder(tmp_path, rng, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(*words: str) -> tuple[int, dict]:
-    """The exit code, and the report."""
-    code = evaluate.main([*words, "--device", "cpu"])
+def run(*arguments: str) -> tuple[int, dict]:
+    """Return the exit status and the report."""
+    code = evaluate.main([*arguments, "--device", "cpu"])
     file = Path("test_results/report.json")
     return code, json.loads(file.read_text()) if file.is_file() else {}
 
@@ -42,44 +42,44 @@ def read(path: str) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def test_every_figure_is_that_of_the_pictures_it_leaves_behind(folder, capsys):
-    code, found = run("--models", "custom/one:face_enhance=off,other:face_enhance=off", "--seeds", "3,4")
+def test_reported_metrics_match_the_written_images(folder, capsys):
+    code, report = run("--models", "custom/one:face_enhance=off,other:face_enhance=off", "--seeds", "3,4")
     assert code == 0
     variants = ["bicubic", "custom/one:face_enhance=off", "other:face_enhance=off"]
-    assert [(row["photo"], row["seed"], row["variant"]) for row in found["rows"]] == [
+    assert [(row["photo"], row["seed"], row["variant"]) for row in report["rows"]] == [
         (photo, seed, variant) for photo in ("a", "b/a", "c") for seed in (3, 4) for variant in variants
     ]
-    for row in found["rows"]:
+    for row in report["rows"]:
         truth = read(f"test_inputs/{row['photo']}.png")
         truth = truth[: len(truth) // 4 * 4, : truth.shape[1] // 4 * 4]
         name = f"{row['photo']}_seed{row['seed']}.png"
-        kept = row["variant"].replace("/", "_").replace(":", "_")
-        image = read(f"test_results/{kept}/{name}")
+        variant_folder = row["variant"].replace("/", "_").replace(":", "_")
+        image = read(f"test_results/{variant_folder}/{name}")
         for metric in ("psnr", "ssim"):
             measure = getattr(metrics, metric)
             assert row[metric] == pytest.approx(measure(truth, image, border=4))
             assert row[f"{metric}_y"] == pytest.approx(measure(truth, image, border=4, y=True))
-        own = [row["seed"], zlib.crc32(row["photo"].rpartition("/")[2].encode())]
-        expected = degradation.degrade(truth, degradation.RECIPES["default"], seed=own)
+        seed = [row["seed"], zlib.crc32(row["photo"].rpartition("/")[2].encode())]
+        expected = degradation.degrade(truth, degradation.RECIPES["default"], seed=seed)
         np.testing.assert_array_equal(read(f"test_results/input/{name}"), expected)
     for variant in variants:
-        own = [row for row in found["rows"] if row["variant"] == variant]
-        figures = found["summary"][variant]["ssim"]
+        own = [row for row in report["rows"] if row["variant"] == variant]
+        statistics = report["summary"][variant]["ssim"]
         values = [row["ssim"] for row in own]
-        assert figures["mean"] == pytest.approx(np.mean(values))
-        assert figures["median"] == pytest.approx(np.median(values))
-        assert (figures["worst"], figures["count"]) == (min(values), 6)
+        assert statistics["mean"] == pytest.approx(np.mean(values))
+        assert statistics["median"] == pytest.approx(np.median(values))
+        assert (statistics["worst"], statistics["count"]) == (min(values), 6)
         means = [np.mean([row["ssim"] for row in own if row["seed"] == seed]) for seed in (3, 4)]
-        assert figures["spread"] == pytest.approx(np.std(means, ddof=1))
+        assert statistics["spread"] == pytest.approx(np.std(means, ddof=1))
     lines = csv.DictReader(Path("test_results/report.csv").read_text().splitlines())
-    assert [line["ssim"] for line in lines] == [str(row["ssim"]) for row in found["rows"]]
+    assert [line["ssim"] for line in lines] == [str(row["ssim"]) for row in report["rows"]]
     printed = capsys.readouterr().out
-    gain = found["summary"][variants[1]]["psnr"]["mean"] - found["summary"]["bicubic"]["psnr"]["mean"]
+    gain = report["summary"][variants[1]]["psnr"]["mean"] - report["summary"]["bicubic"]["psnr"]["mean"]
     assert f"({gain:+.2f})" in printed
-    assert "is not there" in printed, "LPIPS is left out, and that is said"
+    assert "LPIPS: skipped" in printed
 
 
-def test_with_originals_the_inputs_stay_as_they_are(folder, rng):
+def test_photos_with_originals_are_not_degraded(folder, rng):
     truth = photo_like(rng, 90, 70)
     small = truth[1:89:4, 1:69:4]
     for name, image in {"x_LR": small, "y": small, "x_HR": truth, "y_big": truth}.items():
@@ -87,20 +87,23 @@ def test_with_originals_the_inputs_stay_as_they_are(folder, rng):
         Path(f"pairs/{name}.png").write_bytes(png(image))
     Path("originals").mkdir()
     Path("originals/y.png").write_bytes(png(truth))
-    words = ("--models", "custom/one", "--published")
-    code, found = run("pairs/x_LR.png", "--gt", "pairs", *words)
+    options = ("--models", "custom/one", "--published")
+    code, report = run("pairs/x_LR.png", "--gt", "pairs", *options)
     assert code == 0
     np.testing.assert_array_equal(read("test_results/input/x_LR.png"), small)
     large = degradation.matlab_bicubic(small, 4)
-    assert found["rows"][0]["psnr_y"] == pytest.approx(
+    assert report["rows"][0]["psnr_y"] == pytest.approx(
         metrics.psnr(truth[:88, :68], large, border=4, y=True)
-    ), "the original's two rows and columns more are cut off"
-    assert run("pairs/y.png", "--gt", "originals", *words)[1]["rows"][0] == {**found["rows"][0], "photo": "y"}
-    code, _ = run("pairs/y_big.png", "--gt", "originals", *words)
-    assert code == 1, "no original of that name"
+    ), "the original's two extra rows and columns are cropped"
+    assert run("pairs/y.png", "--gt", "originals", *options)[1]["rows"][0] == {
+        **report["rows"][0],
+        "photo": "y",
+    }
+    code, _ = run("pairs/y_big.png", "--gt", "originals", *options)
+    assert code == 1, "no original has that name"
 
 
-def test_pairs_that_do_not_fit_are_refused_and_rounded_ones_are_not(folder, rng):
+def test_pairs_whose_sizes_do_not_match_fail_and_rounded_sizes_pass(folder, rng):
     truth = photo_like(rng, 129, 161)
     for name, image in {
         "fits": np.ascontiguousarray(truth[2::4, 2::4]),
@@ -108,25 +111,25 @@ def test_pairs_that_do_not_fit_are_refused_and_rounded_ones_are_not(folder, rng)
         "other": truth[:70, :90],
         "cut": truth[:32, :30],
     }.items():
-        for place, one in (("LR", image), ("HR", truth)):
-            Path(f"{place}/{name}.png").parent.mkdir(exist_ok=True)
-            Path(f"{place}/{name}.png").write_bytes(png(one))
-    code, found = run("LR", "--gt", "HR", "--models", "custom/one")
+        for side, pixels in (("LR", image), ("HR", truth)):
+            Path(f"{side}/{name}.png").parent.mkdir(exist_ok=True)
+            Path(f"{side}/{name}.png").write_bytes(png(pixels))
+    code, report = run("LR", "--gt", "HR", "--models", "custom/one")
     assert code == 1
-    assert {row["photo"] for row in found["rows"]} == {"fits", "rounded"}
-    assert all("whole number of times" in one for one in found["told"]["failed"])
+    assert {row["photo"] for row in report["rows"]} == {"fits", "rounded"}
+    assert all("same whole multiple" in reason for reason in report["provenance"]["failed"])
     for name, height, width in (("fits", 128, 160), ("rounded", 129, 161)):
         image = read(f"test_results/custom_one/{name}.png")
-        row = next(row for row in found["rows"] if (row["photo"], row["variant"]) == (name, "custom/one"))
-        same = (truth[:height, :width], image[:height, :width])
-        assert row["psnr"] == pytest.approx(metrics.psnr(*same, border=4))
+        row = next(row for row in report["rows"] if (row["photo"], row["variant"]) == (name, "custom/one"))
+        expected = metrics.psnr(truth[:height, :width], image[:height, :width], border=4)
+        assert row["psnr"] == pytest.approx(expected)
 
 
-def test_pairs_may_lie_in_one_folder_or_in_folders_of_the_same_names(folder, rng):
+def test_pairs_match_within_one_folder_and_across_mirrored_folders(folder, rng):
     first, second = photo_like(rng, 64, 80), photo_like(rng, 64, 96)
     for name, truth in {"a": first, "b": second}.items():
-        for place, image in (("LR", truth[2::4, 2::4]), ("HR", truth)):
-            for path in (Path(f"{place}/{name}/x.png"), Path(f"one/{name}_{place}.png")):
+        for side, image in (("LR", truth[2::4, 2::4]), ("HR", truth)):
+            for path in (Path(f"{side}/{name}/x.png"), Path(f"one/{name}_{side}.png")):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(png(np.ascontiguousarray(image)))
     code, apart = run("LR", "--gt", "HR", "--models", "custom/one")
@@ -136,51 +139,51 @@ def test_pairs_may_lie_in_one_folder_or_in_folders_of_the_same_names(folder, rng
     assert [row["psnr"] for row in apart["rows"]] == [row["psnr"] for row in together["rows"]]
     Path("flat").mkdir()
     Path("flat/x.png").write_bytes(png(first))
-    assert run("LR", "--gt", "flat", "--models", "custom/one")[0] == 2, "one original for two photos"
+    assert run("LR", "--gt", "flat", "--models", "custom/one")[0] == 2, "two photos share an original"
 
 
-def test_an_original_of_other_depth_or_damaged(folder, rng):
+def test_original_of_another_bit_depth_is_compared_and_damaged_original_fails(folder, rng):
     import imagecodecs
 
     truth = photo_like(rng, 64, 80).astype(np.uint16) * 257
     small = np.ascontiguousarray(truth[2::4, 2::4])
-    for name, (one, two) in {"deep": (small, truth >> 8), "both": (small, truth)}.items():
-        for place, image in (("LR", one), ("HR", two)):
-            Path(place).mkdir(exist_ok=True)
-            kind = np.uint8 if image.max() < 256 else np.uint16
-            Path(f"{place}/{name}.png").write_bytes(imagecodecs.png_encode(image.astype(kind)))
+    for name, (low, high) in {"deep": (small, truth >> 8), "both": (small, truth)}.items():
+        for side, image in (("LR", low), ("HR", high)):
+            Path(side).mkdir(exist_ok=True)
+            dtype = np.uint8 if image.max() < 256 else np.uint16
+            Path(f"{side}/{name}.png").write_bytes(imagecodecs.png_encode(image.astype(dtype)))
     Path("LR/damaged.png").write_bytes(Path("LR/deep.png").read_bytes())
     Path("HR/damaged.png").write_bytes(Path("HR/deep.png").read_bytes()[:300])
-    code, found = run("LR", "--gt", "HR", "--models", "custom/one")
+    code, report = run("LR", "--gt", "HR", "--models", "custom/one")
     assert code == 1
-    assert "its original damaged.png: the PNG file is damaged" in found["told"]["failed"][0]
+    assert "original damaged.png: the PNG file is damaged" in report["provenance"]["failed"][0]
     deep, both = (
-        next(row["psnr"] for row in found["rows"] if (row["photo"], row["variant"]) == (name, "custom/one"))
+        next(row["psnr"] for row in report["rows"] if (row["photo"], row["variant"]) == (name, "custom/one"))
         for name in ("deep", "both")
     )
     assert deep == pytest.approx(both, abs=0.1)
 
 
-def test_names_that_differ_by_little_stay_apart(folder, rng):
+def test_photos_with_similar_names_get_separate_results(folder, rng):
     Path("names").mkdir()
     for name in ("a.png", "a .png", "A.jpg", "a.tif"):
         Path("names", name).write_bytes(png(photo_like(rng, 40, 40)))
-    code, found = run("names", "--models", "custom/one", "-o", "test_results")
+    code, report = run("names", "--models", "custom/one", "-o", "test_results")
     assert code == 0
-    names = {row["photo"] for row in found["rows"]}
+    names = {row["photo"] for row in report["rows"]}
     assert len(names) == 4
     assert {path.stem for path in Path("test_results/custom_one").iterdir()} == names
 
 
-def test_photos_too_small_for_a_figure_have_none(folder):
+def test_photo_too_small_for_a_metric_fails_its_threshold(folder):
     Path("few.png").write_bytes(png(np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)))
-    code, found = run("few.png", "--models", "custom/one", "--fail-under", "psnr=1")
-    assert code == 1, "what has no figure does not pass"
-    assert found["rows"][1]["psnr"] is None
-    assert run("few.png", "--models", "custom/one", "--published")[0] == 1, "too few pixels for MATLAB's"
+    code, report = run("few.png", "--models", "custom/one", "--fail-under", "psnr=1")
+    assert code == 1, "a missing metric is below any threshold"
+    assert report["rows"][1]["psnr"] is None
+    assert run("few.png", "--models", "custom/one", "--published")[0] == 1, "too few pixels for MATLAB"
 
 
-def test_an_older_report_is_not_left_for_a_new_one(folder):
+def test_stale_report_is_deleted_when_every_photo_fails(folder):
     run("--models", "custom/one")
     assert Path("test_results/report.html").is_file()
     Path("test_inputs/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -188,19 +191,19 @@ def test_an_older_report_is_not_left_for_a_new_one(folder):
     assert not Path("test_results/report.html").exists()
 
 
-def test_of_a_large_picture_the_part_with_most_edges_is_shown(rng):
+def test_large_image_is_cropped_to_where_most_edges_are(rng):
     image = np.full((2000, 1500, 3), 90, np.uint8)
     image[1500:1600, 900:1000] = rng.integers(0, 256, (100, 100, 3))
-    rows, columns = html_report._liveliest(image)
-    assert (rows.stop - rows.start, columns.stop - columns.start) == (1200, 800), "upright as the picture is"
+    rows, columns = html_report._most_detailed_crop(image)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (1200, 800), "portrait, as the image is"
     assert rows.start <= 1500 and rows.stop >= 1600 and columns.start <= 900 and columns.stop >= 1000
 
 
-def test_without_originals(folder, rng):
+def test_no_reference_metrics_match_the_written_image(folder, rng):
     Path("large.png").write_bytes(png(photo_like(rng, 200, 300)))
-    code, found = run("large.png", "--no-reference", "--scale", "1.5", "--models", "custom/one")
+    code, report = run("large.png", "--no-reference", "--scale", "1.5", "--models", "custom/one")
     assert code == 0
-    row, image = found["rows"][1], read("test_results/custom_one/large.png")
+    row, image = report["rows"][1], read("test_results/custom_one/large.png")
     assert image.shape == (300, 450, 3)
     assert "psnr" not in row
     before = read("large.png")
@@ -210,13 +213,13 @@ def test_without_originals(folder, rng):
     assert row["blockiness"] == pytest.approx(metrics.blockiness(resample.resize(image, 300, 200)))
 
 
-def test_published_protocol_makes_photos_small_by_matlabs_bicubic(folder):
+def test_published_protocol_downscales_by_matlab_bicubic(folder):
     run("test_inputs/a.png", "--published", "--models", "custom/one")
     expected = degradation.matlab_bicubic(read("test_inputs/a.png"), 1 / 4)
     np.testing.assert_array_equal(read("test_results/input/a.png"), expected)
 
 
-def test_drift_is_of_the_face_that_moved_most():
+def test_drift_is_that_of_the_face_that_moved_most():
     from types import SimpleNamespace
 
     from skimage import data
@@ -225,9 +228,9 @@ def test_drift_is_of_the_face_that_moved_most():
     from restorer.images import photo
 
     scene = np.ascontiguousarray(np.hstack([data.astronaut()[0:256, 96:352]] * 2))
-    marks = np.array([(107, 107), (144, 105), (126, 132), (113, 148), (143, 147)], float)
-    found = [detect.Detection((0, 0, 9, 9), 0.9, marks + (x, 0)) for x in (0, 256)]
-    faces = pipeline.crop_faces(scene, found)
+    landmarks = np.array([(107, 107), (144, 105), (126, 132), (113, 148), (143, 147)], float)
+    detections = [detect.Detection((0, 0, 9, 9), 0.9, landmarks + (x, 0)) for x in (0, 256)]
+    faces = pipeline.crop_faces(scene, detections)
     before = photo.Photo(scene, None, photo.Meta("png"))
     large = np.repeat(np.repeat(scene, 2, 0), 2, 1)
     assert align.magnification(faces[0].affine) > 2
@@ -245,84 +248,84 @@ def test_drift_is_of_the_face_that_moved_most():
 
 
 @pytest.mark.parametrize(
-    ("asked", "code"), [("psnr=1", 0), ("psnr=99", 1), ("ssim=0.999", 1), ("niqe=5", 1), ("drift=9", 1)]
+    ("threshold", "code"), [("psnr=1", 0), ("psnr=99", 1), ("ssim=0.999", 1), ("niqe=5", 1), ("drift=9", 1)]
 )
-def test_a_figure_that_is_too_low_fails(folder, asked, code, capsys):
-    assert run("test_inputs/c.png", "--models", "custom/one", "--fail-under", asked)[0] == code
-    assert bool(code) == (asked.partition("=")[0] in capsys.readouterr().err)
+def test_mean_below_its_threshold_exits_with_1(folder, threshold, code, capsys):
+    assert run("test_inputs/c.png", "--models", "custom/one", "--fail-under", threshold)[0] == code
+    assert bool(code) == (threshold.partition("=")[0] in capsys.readouterr().err)
 
 
-def test_a_damaged_photo_is_told_and_the_others_are_judged(folder, capsys):
-    whole = Path("test_inputs/a.png").read_bytes()
-    Path("test_inputs/broken.png").write_bytes(whole[:200])
+def test_damaged_photo_is_reported_and_the_others_are_evaluated(folder, capsys):
+    data = Path("test_inputs/a.png").read_bytes()
+    Path("test_inputs/broken.png").write_bytes(data[:200])
     Path("test_inputs/tiny.png").write_bytes(png(np.zeros((3, 3, 3), np.uint8)))
-    code, found = run("--models", "custom/one")
+    code, report = run("--models", "custom/one")
     assert code == 1
-    assert {row["photo"] for row in found["rows"]} == {"a", "b/a", "c"}
-    assert [one.partition(":")[0] for one in found["told"]["failed"]] == ["broken", "tiny"]
+    assert {row["photo"] for row in report["rows"]} == {"a", "b/a", "c"}
+    assert [reason.partition(":")[0] for reason in report["provenance"]["failed"]] == ["broken", "tiny"]
     assert "broken.png: failed, the PNG file is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (["nowhere"], "nowhere does not exist"),
         (["other"], "no photos found"),
-        (["--models", "no-such-model"], "there is no model 'no-such-model'"),
-        (["--models", "custom/one:denoise=x"], "denoise is 'x'"),
+        (["--models", "no-such-model"], "unknown model 'no-such-model'"),
+        (["--models", "custom/one:denoise=x"], "denoise is 'x'; use a number"),
         (["--models", "custom/one:outscale=2"], "use --scale"),
-        (["--models", "custom/one:colour=1"], "there is no option 'colour'"),
-        (["--models", "custom/one,custom/one"], "would have one name"),
-        (["--recipe", "burnt"], "recipe is 'burnt'"),
+        (["--models", "custom/one:colour=1"], "unknown option 'colour'"),
+        (["--models", "custom/one,custom/one"], "have the same folder name"),
+        (["--recipe", "burnt"], "unknown recipe 'burnt'; use one of default, heavy"),
         (["--scale", "2.5"], "whole number"),
         (["--seeds", "one"], "seeds is 'one'"),
         (["--gt", "nowhere"], "nowhere is not a folder"),
-        (["--scale", "0"], "scale is 0.0; it must be from 1 to 8"),
-        (["--scale", "nan"], "it must be from 1 to 8"),
-        (["--seeds", "-1"], "no seed may be negative"),
-        (["--seeds", "1,1"], "there twice"),
-        (["--fail-under", "ssim=nan"], "should be like ssim=0.8"),
+        (["--scale", "0"], "scale is 0.0; use 1 to 8"),
+        (["--scale", "nan"], "scale is nan; use 1 to 8"),
+        (["--seeds", "-1"], "seeds is '-1'; use distinct numbers of 0 or more"),
+        (["--seeds", "1,1"], "use distinct numbers"),
+        (["--fail-under", "ssim=nan"], "threshold is 'ssim=nan'; use ssim=0.8"),
         (["--no-reference", "--gt", "other"], "--no-reference and --gt contradict each other"),
         (["--gt", "other", "--scale", "2"], "--gt and --scale contradict"),
         (["--published", "--recipe", "heavy"], "--published and --recipe contradict"),
-        (["--fail-under", "sharpness=1"], "'sharpness' is no metric to fail for"),
-        (["--fail-under", "ssim"], "ssim=0.8"),
+        (["--fail-under", "sharpness=1"], "no threshold for 'sharpness'; use one of psnr"),
+        (["--fail-under", "ssim"], "use ssim=0.8"),
     ],
 )
-def test_wrong_calls_are_told_before_anything_is_done(folder, words, told, capsys):
-    code, found = run(*words)
-    assert (code, found) == (2, {})
-    assert told in capsys.readouterr().err
+def test_invalid_arguments_fail_before_any_photo(folder, arguments, message, capsys):
+    code, report = run(*arguments)
+    assert (code, report) == (2, {})
+    assert message in capsys.readouterr().err
 
 
-def test_weights_that_are_missing_end_it_at_once(folder, capsys):
-    code, found = run("--models", "RealESRNet_x4plus")
-    assert (code, found) == (1, {})
-    assert capsys.readouterr().err.count("RealESRNet_x4plus") < 12, "not once a photo"
+def test_missing_weights_stop_the_run(folder, capsys):
+    code, report = run("--models", "RealESRNet_x4plus")
+    assert (code, report) == (1, {})
+    assert capsys.readouterr().err.count("RealESRNet_x4plus") < 12, "reported once, not for each photo"
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "original"),
     [("a_LR", "a_HR"), ("a", "a_HR"), ("b_x4", "b"), ("img_SRF_4_LR", "img_SRF_4_HR"), ("lr", None)],
 )
-def test_partner(tmp_path, name, found):
-    for one in ("a_HR", "b", "img_SRF_4_HR", "control_HR"):
-        (tmp_path / f"{one}.png").touch()
-    if found is None:
-        with pytest.raises(InvalidOption, match="there is no original"):
+def test_find_original_ignores_pair_suffixes(tmp_path, name, original):
+    for stem in ("a_HR", "b", "img_SRF_4_HR", "control_HR"):
+        (tmp_path / f"{stem}.png").touch()
+    if original is None:
+        with pytest.raises(InvalidOption, match="no original in"):
             cases.find_original(Path("elsewhere") / f"{name}.png", tmp_path)
     else:
-        assert cases.find_original(Path("elsewhere") / f"{name}.png", tmp_path).stem == found
+        assert cases.find_original(Path("elsewhere") / f"{name}.png", tmp_path).stem == original
 
 
-def test_photos_are_listed_best_and_worst_first():
+def test_photos_are_ranked_from_both_ends():
     gains = {"a": 0, "b": 3, "c": -2, "d": 1}
     rows = [
         {"photo": photo, "variant": variant, "seed": 0, "psnr": 20 + ord(photo) % 7 + gain}
         for photo, gained in gains.items()
         for variant, gain in (("bicubic", 0), ("x", gained))
     ]
-    assert summary.ranked(rows, "x") == [
+    assert summary.rank_photos(rows, "x") == [
         ("b", "best of 4"),
         ("c", "worst of 4"),
         ("d", "number 2 of 4"),
@@ -330,38 +333,40 @@ def test_photos_are_listed_best_and_worst_first():
     ]
 
 
-def test_equal_pictures_make_valid_json():
+def test_infinite_psnr_gives_valid_json():
     row = {"photo": "a", "variant": "x", "seed": 0, "psnr": float("inf"), "drift": float("nan")}
-    found = json.loads(summary.as_json([row], {}), parse_constant=pytest.fail)
-    assert found["rows"][0]["psnr"] is None
+    report = json.loads(summary.to_json([row], {}), parse_constant=pytest.fail)
+    assert report["rows"][0]["psnr"] is None
     rows = [{**row, "variant": variant} for variant in ("bicubic", "x")]
-    assert "inf" in summary.table(summary.summarise(rows))[-1], "and no gain of nan"
+    assert "inf" in summary.table(summary.summarise(rows))[-1], "without a gain of nan"
 
 
-def test_the_page_stands_alone_and_its_slider_moves(folder):
+def test_page_is_self_contained_and_its_slider_moves(folder):
     Path("test_inputs/<i>&.png").write_bytes(Path("test_inputs/a.png").read_bytes())
     assert run("--models", "custom/one")[0] == 0
     page_file = Path("test_results/report.html").resolve()
-    assert page_file.read_text().count("http") == page_file.read_text().count("http://www.w3.org"), "of SVG"
+    assert page_file.read_text().count("http") == page_file.read_text().count("http://www.w3.org"), (
+        "only SVG namespaces"
+    )
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 900, "height": 800})
-        asked, wrong = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+        urls, errors = [], []
+        page.on("request", lambda request: urls.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(page_file.as_uri())
         figure = page.locator("figure").filter(has_text="<i>&")
         assert figure.count() == 1
-        seen = figure.locator("img:visible")
-        assert [one.get_attribute("data-name") for one in seen.all()] == ["bicubic", "custom/one"]
-        figure.get_by_label("left picture", exact=True).select_option("original")
-        figure.get_by_label("how much of the left picture").fill("80")
+        visible = figure.locator("img:visible")
+        assert [image.get_attribute("data-name") for image in visible.all()] == ["bicubic", "custom/one"]
+        figure.get_by_label("left image", exact=True).select_option("original")
+        figure.get_by_label("visible part of the left image").fill("80")
         clipped = figure.locator("img.left")
         assert clipped.get_attribute("data-name") == "original"
-        assert "20%" in clipped.evaluate("one => getComputedStyle(one).clipPath")
+        assert "20%" in clipped.evaluate("image => getComputedStyle(image).clipPath")
         box = figure.locator(".compare").bounding_box()
         assert (box["width"], box["height"]) == (96, 64)
         assert page.evaluate("document.documentElement.scrollWidth") <= 900
-        assert not wrong
-        assert all(url.startswith(("file:", "data:")) for url in asked)
+        assert not errors
+        assert all(url.startswith(("file:", "data:")) for url in urls)
         browser.close()

@@ -14,105 +14,105 @@ from restorer.faces.retinaface import RetinaFace
 from restorer.models import architectures, compat
 from tests.portraits import landmarks, smooth
 
-NOTHING = np.empty((0, 4)), np.empty(0), np.empty((0, 5, 2))
+NO_FACES = np.empty((0, 4)), np.empty(0), np.empty((0, 5, 2))
 
 
-class Knowing:
-    """A detector that knows the faces of a photo, (x, y, side, score), and finds them in every copy of it."""
+class FakeDetector:
+    """Detects known faces of a photo, (x, y, side, score), in every copy of it."""
 
     def __init__(self, width, height, *faces):
-        self.size, self.faces, self.seen = (width, height), faces, []
+        self.size, self.faces, self.inputs = (width, height), faces, []
 
     def __call__(self, pixels):
-        self.seen.append(pixels)
+        self.inputs.append(pixels)
         if not self.faces:
-            return NOTHING
-        times = np.array(pixels.shape[1::-1]) / self.size
+            return NO_FACES
+        scale = np.array(pixels.shape[1::-1]) / self.size
         points = np.stack([landmarks(x, y, side) for x, y, side, _ in self.faces])
         boxes = np.concatenate([points.min(1) - 5, points.max(1) + 5], axis=1)
         scores = np.array([score for *_, score in self.faces])
-        return (boxes + 0.5) * np.tile(times, 2) - 0.5, scores, (points + 0.5) * times - 0.5
+        return (boxes + 0.5) * np.tile(scale, 2) - 0.5, scores, (points + 0.5) * scale - 0.5
 
 
 @pytest.mark.parametrize(
     "size", [(200, 300), (301, 200), (900, 700), (2000, 1333), (3001, 1999), (40, 40_000)]
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_face_is_found_where_it_is_in_the_photo_however_far_it_was_shrunk(size, dtype):
+def test_detections_are_in_pixels_of_the_photo_at_any_size(size, dtype):
     height, width = size
-    at = width * 0.6, height * 0.4, 90, 0.9
-    detector = Knowing(width, height, at)
+    known = width * 0.6, height * 0.4, 90, 0.9
+    detector = FakeDetector(width, height, known)
     (face,) = detect.find(np.zeros((height, width, 3), dtype), detector)
-    np.testing.assert_allclose(face.landmarks, landmarks(*at[:3]), atol=1e-6)
+    np.testing.assert_allclose(face.landmarks, landmarks(*known[:3]), atol=1e-6)
     np.testing.assert_allclose(face.box[:2], face.landmarks.min(0) - 5, atol=1e-6)
     np.testing.assert_allclose(face.box[2:], face.landmarks.max(0) + 5, atol=1e-6)
     long = max(size)
-    assert [max(seen.shape[:2]) for seen in detector.seen] == sorted({min(320, long), min(1280, long)})
-    assert all(seen.dtype == np.uint8 and seen.shape[2] == 3 for seen in detector.seen)
+    assert [max(copy.shape[:2]) for copy in detector.inputs] == sorted({min(320, long), min(1280, long)})
+    assert all(copy.dtype == np.uint8 and copy.shape[2] == 3 for copy in detector.inputs)
 
 
-def test_the_copies_show_the_photo_and_sixteen_bits_as_eight_do():
+def test_searched_copies_are_the_photo_at_8_bit():
     photo = smooth(640, 800, wave=600)
-    shown, fine = Knowing(800, 640), Knowing(800, 640)
-    assert detect.find(photo, shown) == [] == detect.find(photo.astype(np.uint16) * 257, fine)
-    small, full = shown.seen
+    eight_bit, sixteen_bit = FakeDetector(800, 640), FakeDetector(800, 640)
+    assert detect.find(photo, eight_bit) == [] == detect.find(photo.astype(np.uint16) * 257, sixteen_bit)
+    small, full = eight_bit.inputs
     np.testing.assert_array_equal(full, photo)
     assert small.shape == (256, 320, 3)
     expected = smooth(256, 320, wave=600 * 0.4)
     assert np.abs(small.astype(int) - expected).max() <= 1
-    for one, other in zip(shown.seen, fine.seen, strict=True):
+    for one, other in zip(eight_bit.inputs, sixteen_bit.inputs, strict=True):
         assert np.abs(one.astype(int) - other).max() <= 1
 
 
-@pytest.mark.parametrize("certain", [320, 1000])
-def test_what_both_copies_find_is_one_face_by_the_more_certain(certain):
-    class Doubting(Knowing):
+@pytest.mark.parametrize("best_width", [320, 1000])
+def test_face_detected_in_both_copies_is_returned_once_with_the_higher_score(best_width):
+    class LessCertain(FakeDetector):
         def __call__(self, pixels):
             boxes, _, points = super().__call__(pixels)
-            off = pixels.shape[1] != certain
+            off = pixels.shape[1] != best_width
             return boxes + off, np.array([0.7 if off else 0.95]), points + off
 
-    detector = Doubting(1000, 800, (500, 400, 200, 0.9))
+    detector = LessCertain(1000, 800, (500, 400, 200, 0.9))
     (face,) = detect.find(np.zeros((800, 1000, 3), np.uint8), detector)
-    assert len(detector.seen) == 2 and face.score == pytest.approx(0.95)
+    assert len(detector.inputs) == 2 and face.score == pytest.approx(0.95)
     np.testing.assert_allclose(face.landmarks, landmarks(500, 400, 200), atol=1e-6)
 
 
-def test_what_only_one_copy_finds_is_kept():
-    def either(pixels):
-        times = pixels.shape[1] / 1000
-        points = landmarks(200 if times < 1 else 700, 300, 150)[None]
+def test_face_detected_in_only_one_copy_is_returned():
+    def detector(pixels):
+        scale = pixels.shape[1] / 1000
+        points = landmarks(200 if scale < 1 else 700, 300, 150)[None]
         boxes = np.concatenate([points.min(1), points.max(1)], axis=1)
-        return boxes * times, np.array([0.8]), points * times
+        return boxes * scale, np.array([0.8]), points * scale
 
-    assert len(detect.find(np.zeros((800, 1000, 3), np.uint8), either)) == 2
-
-
-def test_faces_side_by_side_stay_apart_and_the_largest_comes_first():
-    places = [(100, 100, 90, 0.99), (300, 100, 200, 0.7), (320, 290, 120, 0.8), (160, 100, 95, 0.61)]
-    found = detect.find(np.zeros((400, 500, 3), np.uint8), Knowing(500, 400, *places))
-    assert [round(face.score, 1) for face in found] == [0.7, 0.8, 0.6, 1.0]
-    assert [face.size for face in found] == sorted((face.size for face in found), reverse=True)
-    left, top, right, bottom = found[0].box
-    assert found[0].size == pytest.approx(np.sqrt((right - left) * (bottom - top)))
+    assert len(detect.find(np.zeros((800, 1000, 3), np.uint8), detector)) == 2
 
 
-def test_faces_far_from_the_first_pixel_stay_apart_too():
-    places = [(1500, 1100, 100, 0.9), (1590, 1100, 100, 0.8), (1500, 1210, 100, 0.7)]
-    found = detect.find(np.zeros((1200, 1600, 3), np.uint8), Knowing(1600, 1200, *places))
-    assert sorted(face.score for face in found) == [0.7, 0.8, 0.9]
+def test_adjacent_faces_are_separate_and_sorted_by_size():
+    known = [(100, 100, 90, 0.99), (300, 100, 200, 0.7), (320, 290, 120, 0.8), (160, 100, 95, 0.61)]
+    faces = detect.find(np.zeros((400, 500, 3), np.uint8), FakeDetector(500, 400, *known))
+    assert [round(face.score, 1) for face in faces] == [0.7, 0.8, 0.6, 1.0]
+    assert [face.size for face in faces] == sorted((face.size for face in faces), reverse=True)
+    left, top, right, bottom = faces[0].box
+    assert faces[0].size == pytest.approx(np.sqrt((right - left) * (bottom - top)))
 
 
-def test_a_face_of_a_few_pixels_is_no_face():
+def test_adjacent_faces_far_from_the_origin_are_separate():
+    known = [(1500, 1100, 100, 0.9), (1590, 1100, 100, 0.8), (1500, 1210, 100, 0.7)]
+    faces = detect.find(np.zeros((1200, 1600, 3), np.uint8), FakeDetector(1600, 1200, *known))
+    assert sorted(face.score for face in faces) == [0.7, 0.8, 0.9]
+
+
+def test_face_of_a_few_pixels_is_ignored():
     eyes = np.linalg.norm(align.TEMPLATE[0] - align.TEMPLATE[1]) / align.SIDE
-    places = [(60, 60, 9.9 / eyes, 0.9), (200, 60, 10.1 / eyes, 0.9)]
-    (face,) = detect.find(np.zeros((120, 300, 3), np.uint8), Knowing(300, 120, *places))
+    known = [(60, 60, 9.9 / eyes, 0.9), (200, 60, 10.1 / eyes, 0.9)]
+    (face,) = detect.find(np.zeros((120, 300, 3), np.uint8), FakeDetector(300, 120, *known))
     assert face.landmarks[0, 0] > 150
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5000, 1), (3, 700)])
-def test_a_photo_of_any_shape_without_a_face_gives_nothing(size):
-    assert detect.find(np.zeros((*size, 3), np.uint8), lambda pixels: NOTHING) == []
+def test_photo_of_any_shape_without_faces_has_no_detections(size):
+    assert detect.find(np.zeros((*size, 3), np.uint8), lambda pixels: NO_FACES) == []
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def overlap(one, other) -> float:
     return shared_area / (sum(areas) - shared_area)
 
 
-def assert_a_face(face):
+def assert_plausible(face):
     left_eye, right_eye, nose, left_mouth, right_mouth = face.landmarks
     assert (face.landmarks > face.box[:2]).all() and (face.landmarks < face.box[2:]).all()
     assert max(left_eye[1], right_eye[1]) < nose[1] < min(left_mouth[1], right_mouth[1])
@@ -142,68 +142,68 @@ def assert_a_face(face):
 
 def test_yunet_finds_the_astronaut(yunet):
     (face,) = detect.find(skimage.data.astronaut(), yunet)
-    assert_a_face(face)
+    assert_plausible(face)
     assert face.score > 0.9
     np.testing.assert_allclose(face.landmarks[:2], [(204, 102), (246, 102)], atol=4)
     assert overlap(face.box, (180, 63, 269, 175)) > 0.8
     crop = align.crop(skimage.data.astronaut(), align.similarity(face.landmarks))
-    (again,) = detect.find(crop, yunet)
-    np.testing.assert_allclose(again.landmarks, align.TEMPLATE, atol=25)
+    (in_crop,) = detect.find(crop, yunet)
+    np.testing.assert_allclose(in_crop.landmarks, align.TEMPLATE, atol=25)
 
 
-@pytest.mark.parametrize("deep", [False, True])
-def test_yunet_finds_both_of_two_people(yunet, two_people, deep):
-    pixels = two_people.astype(np.uint16) * 257 if deep else two_people
+@pytest.mark.parametrize("sixteen_bit", [False, True])
+def test_yunet_finds_both_of_two_people(yunet, two_people, sixteen_bit):
+    pixels = two_people.astype(np.uint16) * 257 if sixteen_bit else two_people
     faces = detect.find(pixels, yunet)
     assert len(faces) == 2
     for face, box in zip(faces, [(417, 75, 591, 323), (103, 121, 251, 304)], strict=True):
-        assert_a_face(face)
+        assert_plausible(face)
         assert face.score > 0.85 and overlap(face.box, box) > 0.8
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2000), (300, 20), (33, 31), (96, 32), (10, 320), (240, 320)])
-def test_yunet_finds_no_face_where_there_is_none(yunet, size):
+def test_yunet_finds_no_face_in_a_smooth_photo(yunet, size):
     for _ in range(3):
         assert len(yunet(smooth(*size))[0]) == 0
     assert detect.find(smooth(*size), yunet) == []
 
 
-def test_yunet_finds_a_face_in_a_small_photo_where_it_is(yunet):
+def test_yunet_finds_a_face_in_a_small_photo(yunet):
     small = cv2.resize(skimage.data.astronaut()[50:190, 160:290], (39, 42), interpolation=cv2.INTER_AREA)
-    beside = np.zeros((42, 100, 3), np.uint8)
-    beside[:, :39] = small
-    for photo in (small, beside):
+    padded = np.zeros((42, 100, 3), np.uint8)
+    padded[:, :39] = small
+    for photo in (small, padded):
         ((box,), _, (points,)) = yunet(photo)
         assert overlap(box, (5.9, 3.9, 32.7, 37.5)) > 0.6
         np.testing.assert_allclose(points[:2], [(13.1, 15.5), (25.7, 15.6)], atol=3)
 
 
-def test_two_threads_at_once_get_the_same_answers(yunet, two_people):
+def test_yunet_is_thread_safe(yunet, two_people):
     photos = [two_people, skimage.data.astronaut()]
-    alone = [yunet(photo) for photo in photos]
-    together = [[], []]
+    sequential = [yunet(photo) for photo in photos]
+    concurrent = [[], []]
 
-    def often(index):
-        together[index] = [yunet(photos[index]) for _ in range(3)]
+    def detect_repeatedly(index):
+        concurrent[index] = [yunet(photos[index]) for _ in range(3)]
 
-    threads = [threading.Thread(target=often, args=(index,)) for index in range(2)]
+    threads = [threading.Thread(target=detect_repeatedly, args=(index,)) for index in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for expected, answers in zip(alone, together, strict=True):
-        assert len(answers) == 3
-        for answer in answers:
-            for one, other in zip(expected, answer, strict=True):
+    for expected, outputs in zip(sequential, concurrent, strict=True):
+        assert len(outputs) == 3
+        for output in outputs:
+            for one, other in zip(expected, output, strict=True):
                 np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("kind", ["empty", "text", "zeros", "cut off"])
-def test_a_broken_detector_file_is_bad_weights(kind, tmp_path, request):
+@pytest.mark.parametrize("kind", ["empty", "text", "zeros", "truncated"])
+def test_broken_detector_file_raises_bad_weights(kind, tmp_path, request):
     contents = {"empty": b"", "text": b"<html>not found</html>", "zeros": bytes(5000)}
-    if kind == "cut off":
-        whole = request.getfixturevalue("shared") / "weights" / "face_detection_yunet_2023mar.onnx"
-        contents[kind] = whole.read_bytes()[:100_000]
+    if kind == "truncated":
+        complete = request.getfixturevalue("shared") / "weights" / "face_detection_yunet_2023mar.onnx"
+        contents[kind] = complete.read_bytes()[:100_000]
     file = Path(tmp_path / "face_detection_yunet_2023mar.onnx")
     file.write_bytes(contents[kind])
     with pytest.raises(BadWeights, match="face detector"):
@@ -213,10 +213,10 @@ def test_a_broken_detector_file_is_bad_weights(kind, tmp_path, request):
 MOBILENET = "weights/retinaface_mobilenet0.25_Final.pth"
 
 
-def as_it_was_trained(network):
-    """This one file fits facexlib's class but was trained with ReLU and with anchors of half the size.
+def as_trained(network):
+    """Configure the network for this file, which was trained with ReLU and with anchors of half the size.
 
-    Found by trial: as facexlib has it, its faces are twice as large as they are and lie beside themselves.
+    Determined by trial: with facexlib's settings, boxes are twice too large and misplaced.
     """
     network.cfg = {**network.cfg, "min_sizes": [[10, 20], [32, 64], [128, 256]]}
     for module in network.modules():
@@ -229,30 +229,30 @@ def as_it_was_trained(network):
 def retina(shared) -> RetinaFace:
     state = architectures.read_state(shared / MOBILENET)
     network = architectures.build(architectures.detect_face_network(state, "detect", "x"), state, "x")
-    return RetinaFace(as_it_was_trained(network), device=torch.device("cpu"))
+    return RetinaFace(as_trained(network), device=torch.device("cpu"))
 
 
 def test_retinaface_finds_the_same_faces_as_yunet(retina, yunet, two_people):
     for photo in (skimage.data.astronaut(), two_people):
-        ours, theirs = detect.find(photo, yunet), detect.find(photo, retina)
-        assert len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_a_face(other)
-            assert other.score > 0.9 and overlap(one.box, other.box) > 0.7
+        expected, faces = detect.find(photo, yunet), detect.find(photo, retina)
+        assert len(faces) == len(expected)
+        for face, other in zip(faces, expected, strict=True):
+            assert_plausible(face)
+            assert face.score > 0.9 and overlap(face.box, other.box) > 0.7
     (astronaut,) = detect.find(skimage.data.astronaut(), retina)
     np.testing.assert_allclose(astronaut.landmarks[:2], [(204, 102), (246, 102)], atol=4)
 
 
-def test_retinaface_gives_what_facexlib_does(retina, shared):
-    made = compat.load("facexlib.detection.retinaface", "RetinaFace")("mobile0.25", device="cpu")
-    made.load_state_dict(architectures.read_state(shared / MOBILENET), strict=True)
+def test_retinaface_matches_facexlib(retina, shared):
+    reference = compat.load("facexlib.detection.retinaface", "RetinaFace")("mobile0.25", device="cpu")
+    reference.load_state_dict(architectures.read_state(shared / MOBILENET), strict=True)
     photo = skimage.data.astronaut()[:320, 64:400]
     with torch.inference_mode():
-        rows = np.array(as_it_was_trained(made).detect_faces(np.ascontiguousarray(photo[..., ::-1])))
+        rows = np.array(as_trained(reference).detect_faces(np.ascontiguousarray(photo[..., ::-1])))
     boxes, scores, points = retina(photo)
     assert len(rows)
     np.testing.assert_array_equal(np.column_stack([boxes, scores, points.reshape(-1, 10)]), rows)
 
 
-def test_retinaface_finds_nothing_on_a_smooth_photo(retina):
+def test_retinaface_finds_no_face_in_a_smooth_photo(retina):
     assert detect.find(smooth(120, 160), retina) == []

@@ -1,4 +1,4 @@
-"""Face networks of the true shapes against gfpgan's own classes, with seeded random weights."""
+"""Full-size face networks against gfpgan's own classes, with seeded random weights."""
 
 import numpy as np
 import pytest
@@ -31,28 +31,28 @@ def seeded(module: str, name: str, **arguments: object) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "arguments", "asked"),
+    ("module", "name", "arguments", "options"),
     [
         ("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean", GFPGAN, {"randomize_noise": False}),
         ("gfpgan.archs.restoreformer_arch", "RestoreFormer", {}, {}),
     ],
 )
-def test_a_crop_is_what_the_package_makes_of_it_and_twice_the_same(module, name, arguments, asked, rng):
-    theirs = seeded(module, name, **arguments)
-    state = theirs.state_dict()
-    shape = architectures.detect_face_network(state, "face", name)
-    assert shape.arch == name
+def test_restored_crop_matches_the_package_and_is_reproducible(module, name, arguments, options, rng):
+    reference = seeded(module, name, **arguments)
+    state = reference.state_dict()
+    spec = architectures.detect_face_network(state, "face", name)
+    assert spec.arch == name
     crop = photo_like(rng, 512, 512)
     batch = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255 * 2 - 1
     with torch.inference_mode():
-        expected = theirs(batch, **asked)[0][0].clamp(-1, 1).permute(1, 2, 0).numpy()
-    run = FaceEngine(architectures.build(shape, state, name), device=CPU)
+        expected = reference(batch, **options)[0][0].clamp(-1, 1).permute(1, 2, 0).numpy()
+    run = FaceEngine(architectures.build(spec, state, name), device=CPU)
     first, second = run([crop])[0], run([crop])[0]
     assert np.abs(first - (expected + 1) / 2 * 255).max() <= 1
     assert first.tobytes() == second.tobytes()
 
 
-def test_parsing_tells_face_from_the_rest(rng):
+def test_parsing_mask_matches_the_classes_of_the_network(rng):
     network = seeded("facexlib.parsing.parsenet", "ParseNet", in_size=512, out_size=512, parsing_ch=19)
     state = network.state_dict()
     assert architectures.detect_face_network(state, "parse", "x").arch == "ParseNet"
@@ -68,7 +68,7 @@ def test_parsing_tells_face_from_the_rest(rng):
     assert abs(mask.mean() - share) < 0.02
 
 
-def test_a_network_of_another_kind_is_named(rng):
+def test_unknown_network_raises_with_its_first_key(rng):
     state = {"body.0.weight": torch.zeros(1)}
-    with pytest.raises(BadWeights, match="no face network of the kind 'face'.*body.0.weight"):
+    with pytest.raises(BadWeights, match="not a supported 'face' network.*body.0.weight"):
         architectures.detect_face_network(state, "face", "custom")

@@ -1,4 +1,4 @@
-"""Colour profiles: nothing moves on the way through, whatever the space."""
+"""Colour profiles: colours survive decoding and encoding in every colour space."""
 
 import io
 import struct
@@ -29,18 +29,18 @@ SATURATED = np.array(
     np.uint8,
 )
 INKS = np.array([[c, m, y, 0] for c in (0, 255) for m in (0, 255) for y in (0, 255)], np.uint8)
-INKS[0] = [255, 0, 0, 255]  # instead of white
+INKS[0] = [255, 0, 0, 255]  # replaces white
 SIDE = 24
-# Eight-bit YUV, as Pillow's AVIF writer makes it, is off by 2 at any quality: 2.04 dE2000 in the darkest ink
-MOST_MOVED = {"avif": 2.1}
+# 8-bit YUV of Pillow's AVIF encoder is off by 2 levels at any quality: 2.04 dE2000 in the darkest ink
+MAX_DELTA_E = {"avif": 2.1}
 
 
 def patches(colours: np.ndarray) -> np.ndarray:
     return colours[None].repeat(SIDE, axis=1).repeat(SIDE, axis=0)
 
 
-def middles(pixels: np.ndarray) -> np.ndarray:
-    """The colour of each of eight patches side by side, in [0, 1]."""
+def patch_means(pixels: np.ndarray) -> np.ndarray:
+    """Return the mean colours in [0, 1] of the centres of the eight patches, (8, 3)."""
     scale = pixels.shape[0] // SIDE
     step = SIDE * scale
     top = np.iinfo(pixels.dtype).max
@@ -51,55 +51,57 @@ def middles(pixels: np.ndarray) -> np.ndarray:
     return np.array([patch.mean(axis=(0, 1)) / top for patch in inner])
 
 
-def restored(data: bytes, form: str) -> Image.Image:
-    """What a pointwise network with a scale of 2 leads to, as it is stored: values and profile."""
+def doubled(data: bytes, form: str) -> Image.Image:
+    """Decode, double in size by nearest neighbour and encode; return the stored values and profile."""
     before = photo.decode(data)
-    doubled = before.pixels.repeat(2, axis=0).repeat(2, axis=1)
-    result = encode.encode(replace(before, pixels=doubled), form, quality=100).data
+    pixels = before.pixels.repeat(2, axis=0).repeat(2, axis=1)
+    result = encode.encode(replace(before, pixels=pixels), form, quality=100).data
     return Image.open(io.BytesIO(result))
 
 
 @pytest.mark.parametrize("form", ["png", "tiff", "jpeg", "webp", "avif"])
 @pytest.mark.parametrize("name", ["srgb", "p3", "adobe", "linear"])
-def test_saturated_patches_of_rgb_files_do_not_move(name, form):
+def test_saturated_rgb_colours_are_preserved(name, form):
     profile = profiles.rgb(name)
     data = pictures.pillow(patches(SATURATED), "PNG", icc_profile=profile)
-    image = restored(data, form)
+    image = doubled(data, form)
     assert image.info["icc_profile"] == profile
-    moved = deltaE_ciede2000(
-        profiles.rgb_lab(SATURATED / 255, name), profiles.rgb_lab(middles(np.asarray(image)), name)
+    delta_e = deltaE_ciede2000(
+        profiles.rgb_lab(SATURATED / 255, name), profiles.rgb_lab(patch_means(np.asarray(image)), name)
     )
-    assert moved.max() < MOST_MOVED.get(form, 1.0)
+    assert delta_e.max() < MAX_DELTA_E.get(form, 1.0)
 
 
 @pytest.mark.parametrize("form", ["png", "tiff", "jpeg", "webp", "avif"])
 @pytest.mark.parametrize("source", ["TIFF", "JPEG"])
-def test_saturated_patches_of_cmyk_files_do_not_move(source, form):
+def test_saturated_cmyk_colours_are_preserved(source, form):
     image = Image.fromarray(patches(INKS), "CMYK")
     data = pictures.pillow(
         image, source, icc_profile=profiles.cmyk(), **({"quality": 100} if source == "JPEG" else {})
     )
-    result = restored(data, form)
+    result = doubled(data, form)
     assert not result.info.get("icc_profile")
-    moved = deltaE_ciede2000(profiles.cmyk_lab(INKS), profiles.rgb_lab(middles(np.asarray(result)), "srgb"))
-    assert moved.max() < MOST_MOVED.get(form, 1.0)
+    delta_e = deltaE_ciede2000(
+        profiles.cmyk_lab(INKS), profiles.rgb_lab(patch_means(np.asarray(result)), "srgb")
+    )
+    assert delta_e.max() < MAX_DELTA_E.get(form, 1.0)
 
 
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("name", ["p3", "adobe"])
-def test_values_of_a_wide_space_are_not_touched(name, deep, rng):
+def test_values_of_wide_gamut_files_are_unchanged(name, deep, rng):
     samples = pictures.noise(rng, 20, 30, deep=deep)
     data = pictures.tiff(samples, photometric="rgb", iccprofile=profiles.rgb(name))
     read = photo.decode(data)
     np.testing.assert_array_equal(read.pixels, samples)
-    assert (read.meta.icc, read.meta.linear) == (profiles.rgb(name), False)
+    assert (read.meta.metadata.icc, read.meta.linear) == (profiles.rgb(name), False)
 
 
 # Linear light
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_linear_light_gets_a_display_curve_for_the_network_and_loses_it_again(deep, rng):
+def test_linear_light_is_decoded_to_the_srgb_curve_and_encoded_back(deep, rng):
     samples = pictures.noise(rng, 64, 48, 4, deep)
     data = pictures.tiff(
         samples, photometric="rgb", extrasamples=["unassalpha"], iccprofile=profiles.rgb("linear")
@@ -116,13 +118,15 @@ def test_linear_light_gets_a_display_curve_for_the_network_and_loses_it_again(de
     np.testing.assert_allclose(stored.astype(int), samples, atol=2 if deep else 0)
 
 
-def test_curve_and_its_inverse():
+def test_decode_linear_inverts_encode_linear():
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    there = icc.encode_linear(values)
-    assert (np.diff(there.ravel().astype(int)) >= 0).all()
-    np.testing.assert_allclose(icc.decode_linear(there).astype(int), values, atol=2)
-    eight = np.arange(256, dtype=np.uint8)[None]
-    np.testing.assert_array_equal(encode.to_uint8(icc.decode_linear(icc.encode_linear(eight))), eight)
+    curved = icc.encode_linear(values)
+    assert (np.diff(curved.ravel().astype(int)) >= 0).all()
+    np.testing.assert_allclose(icc.decode_linear(curved).astype(int), values, atol=2)
+    values_8_bit = np.arange(256, dtype=np.uint8)[None]
+    np.testing.assert_array_equal(
+        encode.to_uint8(icc.decode_linear(icc.encode_linear(values_8_bit))), values_8_bit
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_curve_and_its_inverse():
         (profiles.cmyk(), "CMYK", False),
     ],
 )
-def test_what_a_profile_is(profile, space, linear):
+def test_profile_is_classified(profile, space, linear):
     assert (icc.color_space(profile), icc.is_linear(profile)) == (space, linear)
 
 
@@ -143,11 +147,11 @@ def test_what_a_profile_is(profile, space, linear):
 
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("form", ["png", "tiff", "jpeg", "webp", "avif"])
-def test_grey_profiles(form, linear):
+def test_grey_profile_is_preserved_or_converted_to_srgb(form, linear):
     profile = profiles.grey(linear=linear)
     ramp = np.linspace(30, 255, 10).astype(np.uint8).repeat(16)[None].repeat(24, axis=0)
     read = photo.decode(pictures.pillow(ramp, "PNG", icc_profile=profile))
-    assert (read.meta.linear, read.meta.icc) == (linear, profile)
+    assert (read.meta.linear, read.meta.metadata.icc) == (linear, profile)
     image = Image.open(io.BytesIO(encode.encode(read, form, quality=100).data))
     stored = np.asarray(image.convert("L")).astype(float)
     if form in ("webp", "avif"):
@@ -160,7 +164,7 @@ def test_grey_profiles(form, linear):
         np.testing.assert_allclose(stored, ramp, atol=1)
 
 
-def test_grey_with_alpha_and_profile_to_webp(rng):
+def test_alpha_survives_conversion_of_grey_to_srgb(rng):
     samples = np.dstack([photo_like(rng, 40, 50)[..., 0], pictures.noise(rng, 40, 50, 1)])
     read = photo.decode(pictures.pillow(samples, "PNG", icc_profile=profiles.grey()))
     back = photo.decode(encode.encode(read, "webp", quality=100).data)
@@ -173,7 +177,7 @@ def test_grey_with_alpha_and_profile_to_webp(rng):
 @pytest.mark.parametrize(
     "profile", [None, b"junk" * 50, profiles.rgb("p3"), profiles.cmyk()[:-300], profiles.cmyk()[:200]]
 )
-def test_cmyk_without_its_profile_is_approximate_and_said_to_be(profile):
+def test_cmyk_without_a_usable_profile_is_converted_with_a_warning(profile):
     image = Image.fromarray(patches(INKS), "CMYK")
     options = {"icc_profile": profile} if profile else {}
     read = photo.decode(pictures.pillow(image, "TIFF", **options))
@@ -181,8 +185,8 @@ def test_cmyk_without_its_profile_is_approximate_and_said_to_be(profile):
     assert any("the colours are approximate" in warning for warning in read.meta.warnings)
 
 
-def test_inverted_cmyk_of_adobe():
-    """Photoshop writes CMYK JPEGs inverted, and says so in an Adobe segment."""
+def test_inverted_cmyk_of_photoshop_decodes():
+    """Photoshop writes CMYK JPEGs inverted and marks them with an Adobe segment."""
     image = Image.fromarray(patches(INKS), "CMYK")
     data = pictures.pillow(image, "JPEG", quality=100)
     assert b"Adobe" in data[:300]
@@ -191,7 +195,7 @@ def test_inverted_cmyk_of_adobe():
     )
 
 
-def test_lab_tiff():
+def test_lab_tiff_is_converted_to_srgb():
     lab = np.array([[50, 0, 0], [100, 0, 0], [0, 0, 0], [60, 40, 30], [40, -30, 10], [70, 10, -40]])
     stored = np.column_stack([np.rint(lab[:, 0] * 2.55), lab[:, 1:] % 256]).astype(np.uint8)
     data = pictures.tiff(stored[None].repeat(8, axis=0), photometric="cielab")
@@ -199,7 +203,7 @@ def test_lab_tiff():
     assert deltaE_ciede2000(lab.astype(float), profiles.rgb_lab(pixels / 255, "srgb")).max() < 1.0
 
 
-# Profiles that are broken or of another kind
+# Broken and mismatched profiles
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
@@ -216,29 +220,31 @@ def test_lab_tiff():
     ],
     ids=["junk", "cmyk", "grey", "cut", "head", "zeros", "last tag"],
 )
-def test_an_unusable_profile_is_left_out_and_said(profile, form, rng):
+def test_unusable_profile_is_left_out_with_a_warning(profile, form, rng):
     samples = photo_like(rng, 20, 30)
     read = photo.decode(pictures.pillow(samples, form, icc_profile=profile))
     np.testing.assert_array_equal(read.pixels, photo.decode(pictures.pillow(samples, form)).pixels)
-    assert read.meta.icc is None
-    assert read.meta.warnings == ("the colour profile is damaged or of another kind and was left out",)
+    assert read.meta.metadata.icc == b""
+    assert read.meta.warnings == (
+        "the colour profile is damaged or does not match the image and was left out",
+    )
 
 
-def test_an_rgb_profile_on_a_grey_picture_is_left_out(rng):
+def test_rgb_profile_of_grey_image_is_left_out(rng):
     read = photo.decode(
         pictures.pillow(pictures.noise(rng, 9, 9, 1), "PNG", icc_profile=profiles.rgb("srgb"))
     )
-    assert (read.meta.grey, read.meta.icc) == (True, None)
+    assert (read.meta.grey, read.meta.metadata.icc) == (True, b"")
 
 
-def test_colours_described_without_a_profile_are_said_to_be_taken_for_srgb(rng):
+def test_colours_described_without_a_profile_raise_a_warning(rng):
     plain = pictures.pillow(photo_like(rng, 8, 9), "PNG")
 
     def with_chunk(kind, body):
         chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         return plain[:33] + chunk + plain[33:]
 
-    for kind, body, said in (
+    for kind, body, warned in (
         (b"cICP", b"\x0c\x0d\x00\x01", True),  # Display-P3
         (b"cICP", b"\x09\x10\x00\x01", True),  # BT.2020 with PQ
         (b"cICP", b"\x01\x0d\x00\x01", False),
@@ -246,7 +252,7 @@ def test_colours_described_without_a_profile_are_said_to_be_taken_for_srgb(rng):
         (b"gAMA", struct.pack(">I", 45_455), False),
     ):
         warnings = photo.decode(with_chunk(kind, body)).meta.warnings
-        assert any("taken for sRGB" in warning for warning in warnings) == said, (kind, body)
+        assert any("taken for sRGB" in warning for warning in warnings) == warned, (kind, body)
     tagged = bytearray(pictures.pillow(photo_like(rng, 16, 16), "AVIF"))
     assert not photo.decode(bytes(tagged)).meta.warnings
     at = tagged.index(b"colrnclx") + 8

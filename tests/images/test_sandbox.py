@@ -1,4 +1,4 @@
-"""Files of strangers: the same answers from a process of its own, whose death is one file's error."""
+"""The sandbox: same results as in-process decoding, isolation, and crashes that cost one file only."""
 
 import contextlib
 import io
@@ -22,7 +22,8 @@ from restorer import Restorer
 from restorer.batch import runner
 from restorer.errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from restorer.images import photo, sandbox
-from restorer.images.sandbox_worker import BLOCKS, HEAD, photo_head
+from restorer.images.formats.metadata import RawMetadata
+from restorer.images.sandbox_worker import BLOCKS, LENGTH, photo_header
 from restorer.options import Options
 from restorer.web.rest import forms
 from restorer.web.server import Server
@@ -33,9 +34,10 @@ from tests.conftest import photo_like, png
 from tests.images.test_photo import whole_files
 
 ROOT = Path(__file__).parents[2]
-LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc, or limits memory")
-POSIX = pytest.mark.skipif(os.name != "posix", reason="there are no such limits")
-# What a file that begins with a word makes the process do that opens it; the text of its error comes back
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc or RLIMIT_AS")
+POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX resource limits")
+# A sitecustomize module: a file that starts with one of these words makes the worker act; report() sends an
+# object back as the text of an error
 FAULTS = """
     import os, signal, socket, sys, time
     import restorer.images.photo
@@ -47,26 +49,26 @@ FAULTS = """
             pass
 
     def fill():
-        kept = [bytearray(1 << 27) for _ in range(10**6)]
+        blocks = [bytearray(1 << 27) for _ in range(10**6)]
 
-    def told(what):
-        raise UnsupportedImage(repr(what))
+    def report(value):
+        raise UnsupportedImage(repr(value))
 
-    def refused(act):
+    def attempt(action):
         try:
-            told(act())
+            report(action())
         except OSError as error:
-            told(type(error).__name__)
+            report(type(error).__name__)
 
     def other_formats():
         from PIL import Image, UnidentifiedImageError
         import io
         try:
-            told(Image.open(io.BytesIO(b"P6 2 2 255 " + bytes(12))).format)
+            report(Image.open(io.BytesIO(b"P6 2 2 255 " + bytes(12))).format)
         except UnidentifiedImageError:
-            told(sorted(Image.OPEN))
+            report(sorted(Image.OPEN))
 
-    ACTS = {
+    ACTIONS = {
         b"SEGV": lambda: os.kill(os.getpid(), signal.SIGSEGV),
         b"EXIT": lambda: os._exit(0),
         b"HANG": lambda: time.sleep(60),
@@ -74,25 +76,24 @@ FAULTS = """
         b"FILL": fill,
         b"BUG!": lambda: {}["no such key"],
         b"SHUT": lambda: os.kill(os.getppid(), signal.SIGKILL),
-        b"READ": lambda: refused(lambda: open(sys.argv[0]).read()),
-        b"SOCK": lambda: refused(socket.socket),
-        b"VARS": lambda: told(sorted(os.environ)),
-        b"UP__": lambda: told(os.getppid()),
+        b"READ": lambda: attempt(lambda: open(sys.argv[0]).read()),
+        b"SOCK": lambda: attempt(socket.socket),
+        b"VARS": lambda: report(sorted(os.environ)),
+        b"UP__": lambda: report(os.getppid()),
         b"PICS": other_formats,
-        b"LOUD": lambda: [os.write(fd, b"NOISE") for fd in (1, 2)] and told(print("NOISE")),
+        b"LOUD": lambda: [os.write(fd, b"NOISE") for fd in (1, 2)] and report(print("NOISE")),
     }
 
-    def decode(data, **more):
-        act = ACTS.get(data[:4])
-        return act() if act else real(data, **more)
+    def decode(data, **options):
+        action = ACTIONS.get(data[:4])
+        return action() if action else real(data, **options)
 
     restorer.images.photo.decode = decode
 """
 
 
 @pytest.fixture(params=["forked", "spawned"])
-def way(request, monkeypatch):
-    """Each way to have a process."""
+def start_method(request, monkeypatch):
     if request.param == "spawned":
         monkeypatch.setattr(sandbox, "_FORKS", False)
         monkeypatch.setattr(sandbox, "_child", sandbox._spawned)
@@ -103,13 +104,14 @@ def way(request, monkeypatch):
 
 @pytest.fixture
 def faults(tmp_path, monkeypatch):
-    """Processes with faults."""
+    """Make workers act on the words in FAULTS."""
     (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(FAULTS))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sandbox, "_forker", sandbox._Forker())
 
 
-def told(word: bytes) -> object:
+def reported(word: bytes) -> object:
+    """Return what a worker reports for a file that starts with `word`."""
     with pytest.raises(UnsupportedImage) as caught:
         sandbox.decode(word)
     assert type(caught.value) is UnsupportedImage
@@ -125,23 +127,28 @@ def assert_same(one: photo.Photo, other: photo.Photo) -> None:
     assert one.meta == other.meta
 
 
-# The same answers
+# Same results as in-process decoding
 
 
-def test_every_kind_of_file_is_read_as_in_this_process(rng):
+def test_every_format_decodes_as_in_process(rng):
     for kind, data in whole_files(rng).items():
         assert_same(sandbox.decode(data), photo.decode(data))
         assert sandbox.size(data) == (76, 60), kind
 
 
-def test_alpha_depth_and_all_that_is_beside_the_picture(way, rng):
+def test_alpha_depth_and_metadata_are_transferred(start_method, rng):
     deep = pictures.noise(rng, 13, 17, 4, deep=True)
     blocks = [(b"eXIf", pictures.camera_exif()), (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + pictures.XMP)]
     blocks += [(b"tEXt", b"Title\0a"), (b"pHYs", bytes([0, 0, 9, 9, 0, 0, 9, 9, 1])), (b"eXIf", b"junk")]
     read = sandbox.decode(pictures.png(deep, *blocks))
     assert_same(read, photo.decode(pictures.png(deep, *blocks)))
-    assert read.alpha is not None and read.meta.depth == 16 and read.meta.dpi and read.meta.text
-    assert read.meta.xmp and read.meta.warnings
+    assert (
+        read.alpha is not None
+        and read.meta.depth == 16
+        and read.meta.metadata.dpi
+        and read.meta.metadata.text
+    )
+    assert read.meta.metadata.xmp and read.meta.warnings
 
 
 @pytest.mark.parametrize(
@@ -149,33 +156,33 @@ def test_alpha_depth_and_all_that_is_beside_the_picture(way, rng):
     [(b"", 100), (b"hello", 100), (png(np.zeros((9, 9, 3), np.uint8))[:50], 100), (broken.huge("png"), 100)]
     + [(broken.huge("heic"), 10**8), (png(np.zeros((9, 9, 3), np.uint8)), 80)],
 )
-def test_errors_are_the_same(data, limit):
-    for inside, outside in ((photo.decode, sandbox.decode), (photo.size, sandbox.size)):
+def test_errors_are_the_same_as_in_process(data, limit):
+    for in_process, sandboxed in ((photo.decode, sandbox.decode), (photo.size, sandbox.size)):
         with pytest.raises((UnsupportedImage, ImageTooLarge)) as expected:
-            inside(data, max_pixels=limit)
+            in_process(data, max_pixels=limit)
         with pytest.raises(expected.type) as caught:
-            outside(data, max_pixels=limit)
+            sandboxed(data, max_pixels=limit)
         assert (type(caught.value), str(caught.value)) == (expected.type, str(expected.value))
 
 
-def test_eight_threads_at_once(rng):
+def test_eight_threads_decode_their_own_files(rng):
     files = [pictures.pillow(photo_like(rng, 40 + index, 60), "JPEG") for index in range(8)]
-    read: dict[int, photo.Photo] = {}
+    photos: dict[int, photo.Photo] = {}
 
-    def work(index: int) -> None:
+    def decode(index: int) -> None:
         for _ in range(4):
-            read[index] = sandbox.decode(files[index])
+            photos[index] = sandbox.decode(files[index])
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    threads = [threading.Thread(target=decode, args=(index,)) for index in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for index, data in enumerate(files):
-        assert_same(read[index], photo.decode(data))
+        assert_same(photos[index], photo.decode(data))
 
 
-# Death
+# Crashes
 
 
 @pytest.mark.parametrize(
@@ -188,7 +195,7 @@ def test_eight_threads_at_once(rng):
         pytest.param(b"SPIN", marks=POSIX),
     ],
 )
-def test_a_process_that_ends_is_this_files_error(word, faults, monkeypatch, caplog, rng):
+def test_crashed_worker_raises_damaged_image(word, faults, monkeypatch, caplog, rng):
     sandbox.start()
     with (
         monkeypatch.context() as patched,
@@ -203,39 +210,39 @@ def test_a_process_that_ends_is_this_files_error(word, faults, monkeypatch, capl
 
 
 @pytest.mark.parametrize("word", [b"EXIT", b"HANG", b"BUG!"])
-def test_a_whole_process_that_ends_is_this_files_error(word, faults, monkeypatch):
+def test_crashed_spawned_worker_raises_damaged_image(word, faults, monkeypatch):
     monkeypatch.setattr(sandbox, "_FORKS", False)
     monkeypatch.setattr(sandbox, "_child", sandbox._spawned)
     monkeypatch.setattr(sandbox, "SECONDS", 0.5)
-    monkeypatch.setattr(sandbox, "_START", 2.0)
+    monkeypatch.setattr(sandbox, "_START_TIMEOUT", 2.0)
     with pytest.raises(DamagedImage):
         sandbox.decode(word)
 
 
 @LINUX
-def test_memory_that_runs_out_is_this_files_error(faults):
-    with pytest.raises(ImageTooLarge, match="more memory to open than one photo may"):
+def test_worker_out_of_memory_raises_image_too_large(faults):
+    with pytest.raises(ImageTooLarge, match="more memory to decode than the limit"):
         sandbox.decode(b"FILL", max_pixels=1000)
 
 
 @LINUX
-def test_the_process_that_forks_comes_again(faults, rng):
+def test_fork_server_is_restarted_after_its_death(faults, rng):
     good = png(pictures.noise(rng, 9, 9))
     sandbox.decode(good)
-    first = told(b"UP__")
+    first = reported(b"UP__")
     os.kill(int(str(first)), signal.SIGKILL)
     assert_same(sandbox.decode(good), photo.decode(good))
-    assert told(b"UP__") != first
-    with pytest.raises(DamagedImage):  # tried twice
+    assert reported(b"UP__") != first
+    with pytest.raises(DamagedImage):  # after a retry
         sandbox.decode(b"SHUT")
     assert_same(sandbox.decode(good), photo.decode(good))
 
 
 @LINUX
-def test_no_process_is_left_when_the_server_is_killed(faults):
+def test_workers_end_when_the_server_is_killed(faults):
     code = "import os, time\nfrom restorer.images import sandbox\nsandbox.start()\n"
-    code += "try: contained.decode(b'UP__')\nexcept Exception as error: print(error, flush=True)\n"
-    code += "contained.decode(b'HANG')"
+    code += "try: sandbox.decode(b'UP__')\nexcept Exception as error: print(error, flush=True)\n"
+    code += "sandbox.decode(b'HANG')"
     path = os.pathsep.join([str(ROOT), sys.path[0]])
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
@@ -243,86 +250,85 @@ def test_no_process_is_left_when_the_server_is_killed(faults):
         assert server.stdout
         forker = int(server.stdout.readline())
         children = Path(f"/proc/{forker}/task/{forker}/children")
-        while not (found := children.read_text().split()):
+        while not (workers := children.read_text().split()):
             time.sleep(0.01)
         server.kill()
-    for pid in (forker, *map(int, found)):
+    for pid in (forker, *map(int, workers)):
         while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
             time.sleep(0.01)
 
 
 @LINUX
-def test_what_forks_has_one_thread(faults):
+def test_fork_server_has_one_thread(faults):
     sandbox.decode(png(np.zeros((9, 9, 3), np.uint8)))
-    assert os.listdir(f"/proc/{told(b'UP__')}/task") == [str(told(b"UP__"))]
+    assert os.listdir(f"/proc/{reported(b'UP__')}/task") == [str(reported(b"UP__"))]
 
 
-# What the process may
+# Isolation
 
 
 @POSIX
-def test_no_file_and_no_socket_can_be_opened(faults):
-    assert told(b"READ") == "OSError"
-    assert told(b"SOCK") == "OSError"
+def test_worker_cannot_open_files_or_sockets(faults):
+    assert reported(b"READ") == "OSError"
+    assert reported(b"SOCK") == "OSError"
 
 
-def test_the_environment_holds_no_secret(faults, way, monkeypatch):
+def test_worker_environment_holds_no_secrets(faults, start_method, monkeypatch):
     monkeypatch.setenv("API_KEY", "canary")
     monkeypatch.setenv("HF_TOKEN", "canary")
-    if way == "spawned":
+    if start_method == "spawned":
         monkeypatch.setattr(sandbox, "_forker", sandbox._Forker())
-    names = told(b"VARS")
+    names = reported(b"VARS")
     assert isinstance(names, list)
     assert "PATH" in names or "SYSTEMROOT" in names
     assert not {"API_KEY", "HF_TOKEN", "HOME", "USER"} & set(names)
 
 
-def test_every_other_format_of_pillow_is_out_of_reach(faults, way):
-    assert told(b"PICS") == ["AVIF", "BMP", "GIF", "JPEG", "TIFF", "WEBP"]
+def test_worker_opens_only_supported_formats(faults, start_method):
+    assert reported(b"PICS") == ["AVIF", "BMP", "GIF", "JPEG", "TIFF", "WEBP"]
 
 
-def test_what_is_printed_in_it_is_seen_nowhere(faults, way, capfd):
-    assert told(b"LOUD") is None
+def test_worker_output_is_discarded(faults, start_method, capfd):
+    assert reported(b"LOUD") is None
     assert "NOISE" not in "".join(capfd.readouterr())
 
 
-# Answers of a process that was taken over
+# Responses of a compromised worker
 
 
-def lies() -> dict[str, bytes]:
-    read = photo.decode(png(np.zeros((4, 5, 3), np.uint8)))
-    head = photo_head(read)
-    other = {
+def invalid_responses() -> dict[str, bytes]:
+    header = photo_header(photo.decode(png(np.zeros((4, 5, 3), np.uint8))))
+    changes = {
         "larger": {"shape": [40, 50]},
         "negative": {"shape": [-4, -5]},
         "no numbers": {"shape": ["4", "5"]},
         "no list": {"shape": 4},
-        "cut off": {"shape": [4, 6]},
+        "truncated": {"shape": [4, 6]},
         "objects": {"dtype": "object"},
         "structure": {"meta": 5},
-        "format": {"meta": {**head["meta"], "format": "../../x"}},
-        "depth": {"meta": {**head["meta"], "depth": 7}},
-        "blocks": {"blocks": {**head["blocks"], "exif": 1 << 40}},
-        "block": {"blocks": {**head["blocks"], "exif": -1}},
+        "format": {"meta": {**header["meta"], "format": "../../x"}},
+        "depth": {"meta": {**header["meta"], "depth": 7}},
+        "blocks": {"blocks": {**header["blocks"], "exif": 1 << 40}},
+        "block": {"blocks": {**header["blocks"], "exif": -1}},
         "size": {"size": [1, 2], "shape": None},
         "error": {"error": "SystemExit", "text": ""},
         "no text": {"error": "DamagedImage"},
         "other error": {"error": "KeyboardInterrupt", "text": "stop"},
     }
-    heads = {name: json.dumps({**head, **change}).encode() for name, change in other.items()}
-    heads |= {"no json": b"\x80\x04pickle", "nested": b"[" * 100_000, "list": b"[]", "number": b"1e999"}
-    found = {
-        name: HEAD.pack(len(head)) + head + bytes(6000 if name == "larger" else 60)
-        for name, head in heads.items()
+    headers = {name: json.dumps({**header, **change}).encode() for name, change in changes.items()}
+    headers |= {"no json": b"\x80\x04pickle", "nested": b"[" * 100_000, "list": b"[]", "number": b"1e999"}
+    responses = {
+        name: LENGTH.pack(len(encoded)) + encoded + bytes(6000 if name == "larger" else 60)
+        for name, encoded in headers.items()
     }
-    return found | {"nothing": b"", "no head": b"\0\0", "long head": b"\xff\xff\xff\xff" + bytes(9)}
+    return responses | {"nothing": b"", "no header": b"\0\0", "long header": b"\xff\xff\xff\xff" + bytes(9)}
 
 
-@pytest.mark.parametrize("name", sorted(lies()))
-def test_an_answer_that_is_none_is_an_end(name, monkeypatch):
+@pytest.mark.parametrize("name", sorted(invalid_responses()))
+def test_invalid_response_raises_damaged_image(name, monkeypatch):
     @contextlib.contextmanager
     def child():
-        yield sandbox.Stream(io.BytesIO(lies()[name]), io.BytesIO())
+        yield sandbox.Stream(io.BytesIO(invalid_responses()[name]), io.BytesIO())
 
     monkeypatch.setattr(sandbox, "_child", child)
     monkeypatch.setattr(sandbox, "_FORKS", False)
@@ -330,48 +336,33 @@ def test_an_answer_that_is_none_is_an_end(name, monkeypatch):
         sandbox.decode(b"", max_pixels=1000)
 
 
-def test_every_field_of_meta_is_sent():
-    meta = photo.Meta(
-        *(
-            "tiff",
-            True,
-            16,
-            True,
-            b"icc",
-            b"exif",
-            b"xmp",
-            (72.5, 300.0),
-            b"iptc",
-            b"comment",
-            b"text",
-            ("a",),
-        )
+def test_every_field_of_meta_is_transferred():
+    blocks = RawMetadata(b"icc", b"exif", b"xmp", (72.5, 300.0), b"iptc", b"comment", b"text")
+    meta = photo.Meta("tiff", grey=True, depth=16, linear=True, metadata=blocks, warnings=("a",))
+    decoded = photo.Photo(np.zeros((2, 3, 3), np.uint16), None, meta)
+    header = json.loads(json.dumps(photo_header(decoded)))
+    assert sandbox._meta(header["meta"], {name: getattr(blocks, name) for name in BLOCKS}) == meta
+    assert None not in (*vars(meta).values(), *vars(blocks).values())
+
+
+# Users of the sandbox
+
+
+def test_server_and_batch_code_decodes_only_in_the_sandbox():
+    paths = [path for package in ("web", "batch") for path in (ROOT / "restorer" / package).rglob("*.py")]
+    decoding = re.compile(
+        r"photo\.(decode|size)\(|Image\.open|imread|imdecode|imagecodecs|tifffile|pillow_heif"
     )
-    head = json.loads(json.dumps(photo_head(photo.Photo(np.zeros((2, 3, 3), np.uint16), None, meta))))
-    assert sandbox._meta(head["meta"], {name: getattr(meta, name) for name in BLOCKS}) == meta
-    assert None not in vars(meta).values()
-    assert sandbox._meta(head["meta"], dict.fromkeys(BLOCKS)).icc is None
-
-
-# Who uses it
-
-
-def test_no_room_of_a_server_opens_a_picture_itself():
-    rooms = [
-        *(ROOT / "restorer/web").glob("*.py"),
-        *(ROOT / "restorer" / f"{n}.py" for n in ("batch", "jobs")),
-    ]
-    opens = re.compile(r"photo\.(decode|size)\(|Image\.open|imread|imdecode|imagecodecs|tifffile|pillow_heif")
-    assert {path.name: found[0] for path in rooms if (found := opens.search(path.read_text()))} == {}
+    assert {path.name: match[0] for path in paths if (match := decoding.search(path.read_text()))} == {}
 
 
 @pytest.fixture
 def server(tmp_path):
-    folders = {"upload_folder": tmp_path / "uploads", "processed_folder": tmp_path / "made"}
+    folders = {"upload_folder": tmp_path / "uploads", "processed_folder": tmp_path / "processed"}
     return Server(Settings(restorer_weights=str(tmp_path), device="cpu", **folders))
 
 
-def test_a_server_opens_what_was_sent_elsewhere(server, tmp_path, monkeypatch, rng):
+def test_server_decodes_uploads_in_the_sandbox(server, tmp_path, monkeypatch, rng):
     upload = tmp_path / "uploads/1/a.png"
     upload.parent.mkdir(parents=True)
     upload.write_bytes(png(pictures.noise(rng, 9, 7)))
@@ -386,38 +377,38 @@ def test_a_server_opens_what_was_sent_elsewhere(server, tmp_path, monkeypatch, r
     assert restore_tab.RestoreTab(service).picked(str(upload), *values)[0].outline.width == 7
 
 
-def test_gradio_is_given_no_picture_to_open(server):
-    """What its components of pictures are given by a browser, they open themselves."""
-    pictured = (gr.Image, gr.ImageSlider, gr.Gallery, gr.ImageEditor, gr.AnnotatedImage, gr.Dataset)
+def test_no_gradio_input_is_an_image_component(server):
+    """Gradio's image components decode what the browser sends, outside the sandbox."""
+    image_components = (gr.Image, gr.ImageSlider, gr.Gallery, gr.ImageEditor, gr.AnnotatedImage, gr.Dataset)
     functions = server.blocks.fns.values()
     assert len(functions) > 20
     for function in functions:
-        assert not [each for each in function.inputs if isinstance(each, pictured)], function.api_name
+        assert not any(isinstance(each, image_components) for each in function.inputs), function.api_name
 
 
 def forbidden(*_: object, **__: object) -> None:
-    raise AssertionError("a stranger's file was opened here")
+    raise AssertionError("decoded an untrusted file outside the sandbox")
 
 
-def test_a_batch_opens_its_photos_elsewhere(tmp_path, monkeypatch, rng):
+def test_batch_decodes_its_photos_in_the_sandbox(tmp_path, monkeypatch, rng):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(png(pictures.noise(rng, 9, 9)))
-    asked = runner.Batch(
+    batch = runner.Batch(
         str(tmp_path / "in"),
         str(tmp_path / "out"),
         Options(),
         (("restore-lite-x4", ""),),
         weights=str(tmp_path),
     )
-    worker = runner.Worker(asked)
+    worker = runner.Worker(batch)
     monkeypatch.setattr(photo, "decode", forbidden)
     assert worker._restorer.decode((tmp_path / "in/a.png").read_bytes()).width == 9
 
 
-def test_a_process_that_ends_before_it_has_read_all(way):
-    with pytest.raises(KeyError), sandbox._child() as (_, sink):  # not what closing it would raise
+def test_worker_that_ends_before_reading_the_request_is_closed_quietly(start_method):
+    with pytest.raises(KeyError), sandbox._child() as (_, sink):  # closing raises nothing of its own
         try:
-            sink.write(HEAD.pack(2) + b"{}")
+            sink.write(LENGTH.pack(2) + b"{}")
             for _ in range(100):
                 sink.write(bytes(1_000_000))
                 sink.flush()
@@ -425,24 +416,24 @@ def test_a_process_that_ends_before_it_has_read_all(way):
             raise KeyError from error
 
 
-def test_a_restorer_asks_the_decoder_it_was_given(tmp_path, rng):
-    data, seen = png(pictures.noise(rng, 9, 9)), []
+def test_restorer_uses_its_decoder_argument(tmp_path, rng):
+    data, calls = png(pictures.noise(rng, 9, 9)), []
 
-    def decoder(given: bytes, *, max_pixels: int) -> photo.Photo:
-        seen.append((given, max_pixels))
+    def decoder(contents: bytes, *, max_pixels: int) -> photo.Photo:
+        calls.append((contents, max_pixels))
         raise DamagedImage("not this one")
 
     restorer = Restorer(weights=tmp_path, decoder=decoder)
-    for call in (restorer.restore, restorer.find_faces, restorer.decode):
+    for method in (restorer.restore, restorer.find_faces, restorer.decode):
         with pytest.raises(DamagedImage, match="not this one"):
-            call(data)
-    assert seen == [(data, restorer.limits.input_pixels)] * 3
+            method(data)
+    assert calls == [(data, restorer.limits.input_pixels)] * 3
 
 
-# A shorter part of `make torture`
+# A shorter version of stress_decoding.py
 
 
-def test_some_mutations(rng, caplog):
+def test_mutated_files_raise_only_restore_errors(rng, caplog):
     for kind, data in whole_files(rng).items():
         for mutated in broken.mutations(data, 115, np.random.default_rng([7, *kind.encode()])):
             with contextlib.suppress(UnsupportedImage, ImageTooLarge):
@@ -461,5 +452,20 @@ def test_bombs_are_refused(name):
 
 
 @pytest.mark.parametrize("name", sorted(broken.WEIGHTS))
-def test_what_unfolds_beside_a_picture_does_not_cost_it(name):
+def test_bombs_in_metadata_do_not_prevent_decoding(name):
     assert sandbox.decode(broken.WEIGHTS[name]()).height == 8
+
+
+def test_fork_server_starts_with_a_descriptor_above_1023():
+    """select() does not take such descriptors, which a busy server has."""
+    code = (
+        "import os, resource, sys\n"
+        "from pathlib import Path\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]\n"
+        "from restorer.images import sandbox\n"
+        "print(sandbox.decode(Path(sys.argv[1]).read_bytes(), max_pixels=10**6).width)\n"
+    )
+    sample = ROOT / "assets/samples/portrait.jpg"
+    done = subprocess.run([sys.executable, "-c", code, sample], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "240", done.stderr

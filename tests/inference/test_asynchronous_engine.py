@@ -1,4 +1,4 @@
-"""The engine's asynchronous path for GPUs, with a processor in the GPU's place."""
+"""The engine's asynchronous path for GPUs, emulated on the CPU."""
 
 import contextlib
 import threading
@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """torch.cuda done by the processor: copies are made when they are waited for, and not before."""
-    waiting = []
+    """Emulate torch.cuda on the CPU: a copy takes place when it is waited for. Returns the pending copies."""
+    pending = []
 
     class Stream:
         def __init__(self, device=None, priority=0):
@@ -35,18 +35,18 @@ def gpu(monkeypatch):
             assert isinstance(stream, Stream)
 
         def synchronize(self):
-            while waiting:
-                waiting.pop(0)()
+            while pending:
+                pending.pop(0)()
 
     copy, to, empty = torch.Tensor.copy_, torch.Tensor.to, torch.empty
 
-    def copied(self, source, non_blocking=False):
+    def delayed_copy(self, source, non_blocking=False):
         if non_blocking:
-            waiting.append(torch.inference_mode()(lambda: copy(self, source)))
+            pending.append(torch.inference_mode()(lambda: copy(self, source)))
             return self
         return copy(self, source)
 
-    monkeypatch.setattr(torch.Tensor, "copy_", copied)
+    monkeypatch.setattr(torch.Tensor, "copy_", delayed_copy)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, non_blocking=False, **k: to(self, *a, **k))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.clone())
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
@@ -55,14 +55,14 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "current")
-    return waiting
+    return pending
 
 
 def on_gpu(network, **options):
-    """An engine that takes the processor for a GPU."""
-    made = engine.Engine(network, scale=2, device=CPU, **options)
-    made.asynchronous = True
-    return made
+    """An engine that runs asynchronously on the CPU."""
+    result = engine.Engine(network, scale=2, device=CPU, **options)
+    result.asynchronous = True
+    return result
 
 
 class Upscaler(nn.Module):
@@ -80,15 +80,15 @@ class Upscaler(nn.Module):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("half", [False, True])
-def test_the_way_through_a_gpu_gives_what_the_processor_gives(rng, gpu, dtype, half):
+def test_asynchronous_and_synchronous_results_agree(rng, gpu, dtype, half):
     image = rng.integers(0, np.iinfo(dtype).max, (14, 470, 3), dtype=dtype)
-    plain = engine.Engine(Upscaler(), scale=2, device=CPU, half=half)
-    expected = tiling.run(image, plain, scale=2, tile=32, pad=1)
+    synchronous = engine.Engine(Upscaler(), scale=2, device=CPU, half=half)
+    expected = tiling.run(image, synchronous, scale=2, tile=32, pad=1)
     run = on_gpu(Upscaler(), half=half)
     for _ in range(3):
         out = tiling.run(image, run, scale=2, tile=32, pad=1)
-        far = np.abs(out.astype(int) - expected).max()
-        assert far <= (np.iinfo(dtype).max // 255 if half else 0), "a batch of 16 bits may round otherwise"
+        error = np.abs(out.astype(int) - expected).max()
+        assert error <= (np.iinfo(dtype).max // 255 if half else 0)  # float16 batches may round differently
     assert not gpu, "every copy was waited for"
     network = run.half_network if half else run.network
     windows = tiling.tiles(14, 470, tile=32, pad=1)
@@ -96,7 +96,7 @@ def test_the_way_through_a_gpu_gives_what_the_processor_gives(rng, gpu, dtype, h
     assert network.batches[0] == ((2, 3, *windows[0].window.shape), torch.float16 if half else torch.float32)
 
 
-def test_of_a_batch_only_the_tile_that_overflows_is_done_again(rng, gpu):
+def test_only_the_tile_that_overflows_is_recomputed(rng, gpu):
     class Overflows(Upscaler):
         def forward(self, x):
             out = super().forward(x)
@@ -107,15 +107,15 @@ def test_of_a_batch_only_the_tile_that_overflows_is_done_again(rng, gpu):
     run = on_gpu(Overflows(), half=True)
     tiles = rng.integers(0, 100, (3, 20, 20, 3), dtype=np.uint8)
     tiles[1] += 150
-    whole, in_half = (engine.Engine(Upscaler(), scale=2, device=CPU, half=half) for half in (False, True))
+    full, reduced = (engine.Engine(Upscaler(), scale=2, device=CPU, half=half) for half in (False, True))
     out = run.start(tiles)()
-    np.testing.assert_array_equal(out[1], whole(tiles[1]))
+    np.testing.assert_array_equal(out[1], full(tiles[1]))
     for index in (0, 2):
-        assert np.abs(out[index].astype(int) - in_half(tiles[index])).max() <= 1
+        assert np.abs(out[index].astype(int) - reduced(tiles[index])).max() <= 1
     assert run.network.batches == [((1, 3, 20, 20), torch.float32)]
 
 
-def test_not_a_number_from_a_gpu_is_an_error(gpu):
+def test_nan_from_a_gpu_raises(gpu):
     class Bad(Upscaler):
         def forward(self, x):
             return super().forward(x) / 0
@@ -126,31 +126,30 @@ def test_not_a_number_from_a_gpu_is_an_error(gpu):
             wait()
 
 
-def test_float32_is_no_tf32_on_a_gpu(gpu):
-    seen = []
+def test_tf32_is_disabled_in_float32(gpu):
+    calls = []
 
-    class Seeing(Upscaler):
+    class Recording(Upscaler):
         def forward(self, x):
-            seen.append((x.dtype, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled))
+            calls.append((x.dtype, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled))
             return super().forward(x)
 
     before = torch.backends.cudnn.allow_tf32
-    on_gpu(Seeing())(np.zeros((8, 8, 3), np.uint8))
-    assert seen == [(torch.float32, False, True)]
+    on_gpu(Recording())(np.zeros((8, 8, 3), np.uint8))
+    assert calls == [(torch.float32, False, True)]
     assert torch.backends.cudnn.allow_tf32 == before
 
 
-def test_a_tile_is_done_again_in_its_turn(gpu):
-    """Others that want the device wait, and nobody is waited for while the lock is held."""
-    running = threading.Lock()
-    held = []
+def test_tile_is_recomputed_under_the_lock(gpu):
+    lock = threading.Lock()
+    calls = []
 
     class Overflows(Upscaler):
         def forward(self, x):
-            held.append((x.dtype, running.locked()))
+            calls.append((x.dtype, lock.locked()))
             return super().forward(x) * (torch.inf if x.dtype == torch.float16 else 1)
 
-    run = LockedUpscaler(on_gpu(Overflows(), half=True, running=running), running)
+    run = LockedUpscaler(on_gpu(Overflows(), half=True, lock=lock), lock)
     run(np.full((8, 8, 3), 90, np.uint8))
-    assert held == [(torch.float16, True), (torch.float32, True)]
-    assert not running.locked()
+    assert calls == [(torch.float16, True), (torch.float32, True)]
+    assert not lock.locked()

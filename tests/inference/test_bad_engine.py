@@ -1,4 +1,4 @@
-"""An engine that fails in every way at every tile: the clean picture, or an error. Never other pixels."""
+"""Faults at every tile: the result is correct or an error is raised, never anything else."""
 
 import numpy as np
 import pytest
@@ -14,17 +14,17 @@ SHAPE, TILE, PAD = (150, 200), 40, 4
 
 
 class Scripted:
-    """A function, and what goes wrong at which of its calls."""
+    """A function with faults at some of its calls, {call: fault}."""
 
     def __init__(self, function, faults):
-        self.function, self.faults, self.calls, self.before = function, faults, 0, None
+        self.function, self.faults, self.calls, self.previous = function, faults, 0, None
 
     def __call__(self, window):
         fault = self.faults.get(self.calls, lambda engine, window: engine.function(window))
         self.calls += 1
-        answer = fault(self, window)
-        self.before = self.function(window)
-        return answer
+        output = fault(self, window)
+        self.previous = self.function(window)
+        return output
 
 
 def out_of_memory(engine, window):
@@ -40,8 +40,10 @@ def none(engine, window):
 
 
 def stale(engine, window):
-    """The answer to the tile before."""
-    return engine.before.copy() if engine.before is not None else engine.function(window[::-1, ::-1] ^ 255)
+    """The output of the previous tile."""
+    return (
+        engine.previous.copy() if engine.previous is not None else engine.function(window[::-1, ::-1] ^ 255)
+    )
 
 
 def empty(engine, window):
@@ -70,20 +72,20 @@ def count(image):
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_memory_may_run_out_at_any_tile_however_deep(image, depth):
+def test_repeated_out_of_memory_does_not_change_the_result(image, depth):
     blur = box_blur(PAD)
-    whole = blur(image)
+    untiled = blur(image)
     for first in range(count(image) * 2):
-        faulty = Scripted(blur, {first + deeper: out_of_memory for deeper in range(depth)})
+        faulty = Scripted(blur, {first + offset: out_of_memory for offset in range(depth)})
         try:
             out = tiling.run(image, faulty, scale=1, tile=128, pad=PAD)
         except OutOfMemory:
             pytest.fail("128 can be halved twice")
-        np.testing.assert_array_equal(out, whole)
+        np.testing.assert_array_equal(out, untiled)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_answer_at_any_tile_is_an_error(image, wrong):
+def test_wrong_output_at_any_tile_raises(image, wrong):
     clean = image.copy()
     for call in range(count(image)):
         with pytest.raises((InvalidOutput, RuntimeError, ValueError)):
@@ -91,8 +93,8 @@ def test_a_wrong_answer_at_any_tile_is_an_error(image, wrong):
     np.testing.assert_array_equal(image, clean)
 
 
-def test_two_answers_that_are_exchanged_are_an_error(rng):
-    """Here no two tiles are alike; stress/ counts how often they are in photos."""
+def test_exchanged_outputs_raise(rng):
+    """No two tiles are alike here; tests/stress counts how often they are in photos."""
     image = rng.integers(0, 256, (15, 20, 3), np.uint8).repeat(10, axis=0).repeat(10, axis=1)
     windows = [image[tile.window.slices] for tile in tiling.tiles(*SHAPE, tile=TILE, pad=PAD)]
     for one in range(len(windows)):
@@ -102,27 +104,27 @@ def test_two_answers_that_are_exchanged_are_an_error(rng):
                 call: lambda engine, _, shown=shown: engine.function(shown)
                 for call, shown in exchanged.items()
             }
-            with pytest.raises(InvalidOutput, match="two different answers"):
+            with pytest.raises(InvalidOutput, match="two different results"):
                 run(image, faults)
 
 
-def test_tiles_left_out_or_given_twice_are_an_error(image, monkeypatch):
-    true = tiling.tiles(*SHAPE, tile=TILE, pad=PAD)
-    for index in range(len(true)):
-        for changed, words in (
-            (true[:index] + true[index + 1 :], "not restored"),
-            ([*true, true[index]], "twice"),
-            ([true[index], *true], "twice"),
+def test_missing_or_duplicate_tile_raises(image, monkeypatch):
+    tiles = tiling.tiles(*SHAPE, tile=TILE, pad=PAD)
+    for index in range(len(tiles)):
+        for changed, message in (
+            (tiles[:index] + tiles[index + 1 :], "not written"),
+            ([*tiles, tiles[index]], "twice"),
+            ([tiles[index], *tiles], "twice"),
         ):
             monkeypatch.setattr(tiling, "tiles", lambda *_, changed=changed, **__: changed)
-            with pytest.raises(InvalidOutput, match=words):
+            with pytest.raises(InvalidOutput, match=message):
                 run(image, {})
 
 
 @pytest.mark.parametrize(
     "odd", [lambda tile: 255 - tile, lambda tile: tile * 0, lambda tile: tile[..., ::-1]]
 )
-def test_a_network_that_changes_everything_is_believed_after_a_few_tiles(image, odd):
+def test_network_that_changes_brightness_is_trusted_after_a_few_tiles(image, odd):
     faulty = Scripted(lambda tile: nearest(2)(odd(tile)), {})
     out = tiling.run(image, faulty, scale=2, tile=TILE, pad=PAD)
     np.testing.assert_array_equal(out, nearest(2)(odd(image)))
@@ -130,7 +132,7 @@ def test_a_network_that_changes_everything_is_believed_after_a_few_tiles(image, 
 
 
 class Poisoned(torch.nn.Module):
-    """Twice as large, and not a number at one pixel or all, at one call: in half precision, or always."""
+    """Enlarges twice; returns NaN at `where` in one call, only of float16 or of any."""
 
     def __init__(self, call, where, only_half):
         super().__init__()
@@ -146,11 +148,11 @@ class Poisoned(torch.nn.Module):
 
 
 @pytest.mark.parametrize("where", [(0, 1, 7, 9), ...])
-def test_not_a_number_at_any_tile_is_an_error_or_is_done_again(image, where):
+def test_nan_at_any_tile_raises_or_is_recomputed(image, where):
     for call in range(count(image)):
         engine = Engine(Poisoned(call, where, False), scale=2, device=torch.device("cpu"))
         with pytest.raises(InvalidOutput, match="NaN"):
             tiling.run(image, engine, scale=2, tile=TILE, pad=PAD)
         engine = Engine(Poisoned(call, where, True), scale=2, device=torch.device("cpu"), half=True)
         out = tiling.run(image, engine, scale=2, tile=TILE, pad=PAD)
-        np.testing.assert_allclose(out, nearest(2)(image), atol=1)  # half precision
+        np.testing.assert_allclose(out, nearest(2)(image), atol=1)  # float16

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 class Nearest(nn.Module):
-    """Doubles every pixel; one weight, so that half() and to() have something to move."""
+    """Doubles every pixel; has one weight for half() and to() to convert."""
 
     def __init__(self, gain=1.0):
         super().__init__()
@@ -30,14 +30,14 @@ def doubled(tile):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_every_level_survives_an_identity_network(dtype):
+def test_identity_network_preserves_every_level(dtype):
     levels = np.arange(np.iinfo(dtype).max + 1, dtype=dtype).reshape(-1, 16, 1).repeat(3, axis=2)
     out = engine.Engine(Nearest(), scale=2, device=CPU)(levels)
     np.testing.assert_array_equal(out, doubled(levels))
     assert out.dtype == dtype
 
 
-def test_channels_stay_in_order_and_values_are_rounded_and_clamped():
+def test_channel_order_rounding_and_clamping():
     tile = np.array([[[10, 100, 200]]], np.uint8)
     out = engine.Engine(Nearest(1.3), scale=2, device=CPU)(tile)
     np.testing.assert_array_equal(out[0, 0], [13, 130, 255])
@@ -47,28 +47,28 @@ def test_channels_stay_in_order_and_values_are_rounded_and_clamped():
 
 @pytest.fixture(scope="module")
 def video() -> nn.Module:
-    """realesr-animevideov3, the quickest of the installed networks."""
+    """realesr-animevideov3, the fastest installed network."""
     name = "realesr-animevideov3"
     state = loader.load(sources.installed(registry.find(name, Path("absent")))).state
     return architectures.build(architectures.detect(state, name), state, name)
 
 
-def test_the_same_tile_gives_the_same_bytes(video):
+def test_results_are_reproducible(video):
     run = engine.Engine(video, scale=4, device=CPU)
     for tile in photos().values():
         assert run(tile).tobytes() == run(tile).tobytes()
 
 
-def test_half_precision_is_near_full_precision(video):
-    """Each tile is computed in float16: none of real weights overflows."""
+def test_float16_is_close_to_float32(video):
+    """No tile overflows float16 with real weights."""
     tile = photos()["chelsea"][:32, :32]
     full, half = (engine.Engine(video, scale=4, device=CPU, half=half) for half in (False, True))
-    half.network = lambda _: pytest.fail("computed again in float32")
-    assert 50 < cv2.PSNR(half(tile), full(tile)) < 100, "near, and not float32"
+    half.network = lambda _: pytest.fail("recomputed in float32")
+    assert 50 < cv2.PSNR(half(tile), full(tile)) < 100, "close, but not float32"
 
 
 class Overflows(nn.Module):
-    """Fine in float32, beyond float16's 65504 in between."""
+    """Fits in float32; an intermediate value exceeds float16's 65504."""
 
     def __init__(self):
         super().__init__()
@@ -80,7 +80,7 @@ class Overflows(nn.Module):
         return (x + 1) * self.big / self.big - 1
 
 
-def test_a_tile_that_overflows_in_half_precision_is_done_again_in_full(rng):
+def test_tile_that_overflows_float16_is_recomputed_in_float32(rng):
     tile = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
     run = engine.Engine(Overflows(), scale=1, device=CPU, half=True)
     np.testing.assert_array_equal(run(tile), tile)
@@ -88,11 +88,11 @@ def test_a_tile_that_overflows_in_half_precision_is_done_again_in_full(rng):
     assert run.network.dtypes == [torch.float32]
     dark = np.zeros((8, 8, 3), np.uint8)
     run(dark)
-    assert run.network.dtypes == [torch.float32], "what half precision can do, it does"
+    assert run.network.dtypes == [torch.float32], "a tile that fits is not recomputed"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_not_a_number_is_an_error_and_never_a_black_picture(value):
+def test_nan_and_infinity_raise_invalid_output(value):
     class Bad(Nearest):
         def forward(self, x):
             out = super().forward(x)
@@ -116,7 +116,7 @@ def test_not_a_number_is_an_error_and_never_a_black_picture(value):
         ),
     ],
 )
-def test_every_kind_of_out_of_memory_becomes_one_error(error):
+def test_every_out_of_memory_error_is_converted(error):
     class Hungry(Nearest):
         def forward(self, x):
             raise error
@@ -125,7 +125,7 @@ def test_every_kind_of_out_of_memory_becomes_one_error(error):
         engine.Engine(Hungry(), scale=2, device=CPU)(np.zeros((4, 4, 3), np.uint8))
 
 
-def test_other_failures_of_a_network_are_not_swallowed():
+def test_other_errors_of_a_network_propagate():
     class Broken(Nearest):
         def forward(self, x):
             raise RuntimeError("shape mismatch")
@@ -134,7 +134,7 @@ def test_other_failures_of_a_network_are_not_swallowed():
         engine.Engine(Broken(), scale=2, device=CPU)(np.zeros((4, 4, 3), np.uint8))
 
 
-def test_a_real_allocation_beyond_the_machine_is_out_of_memory():
+def test_impossible_allocation_raises_out_of_memory():
     class Huge(Nearest):
         def forward(self, x):
             return torch.empty(2**50) + x.sum()
@@ -143,7 +143,7 @@ def test_a_real_allocation_beyond_the_machine_is_out_of_memory():
         engine.Engine(Huge(), scale=2, device=CPU)(np.zeros((4, 4, 3), np.uint8))
 
 
-def test_the_tile_follows_the_free_memory(monkeypatch):
+def test_tile_size_follows_the_free_memory(monkeypatch):
     run = engine.Engine(Nearest(), scale=2, device=CPU, pad=10, bytes=1000)
     for free, expected in ((10**12, 256), (2 * 1000 * 120**2, 96), (2 * 1000 * 121**2, 96), (0, 32)):
         monkeypatch.setattr(run, "_free_memory", lambda free=free: free)

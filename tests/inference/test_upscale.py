@@ -8,7 +8,7 @@ from tests.conftest import photo_like
 
 
 class Nearest:
-    """A pointwise engine that counts its calls."""
+    """An engine that repeats pixels and counts its calls."""
 
     def __init__(self, scale=4, align=1, pad=3):
         self.scale, self.align, self.pad, self.calls = scale, align, pad, 0
@@ -30,7 +30,7 @@ def nearest(array, scale):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("align", [1, 2, 4])
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (67, 41)])
-def test_the_native_scale_is_the_network_alone_at_any_size(rng, dtype, align, size):
+def test_native_scale_is_the_network_output(rng, dtype, align, size):
     pixels = rng.integers(0, np.iinfo(dtype).max, (*size, 3), dtype=dtype)
     out = upscale.upscale(photo(pixels), Nearest(4, align), outscale=4, tile=32)
     np.testing.assert_array_equal(out.pixels, nearest(pixels, 4))
@@ -38,20 +38,20 @@ def test_the_native_scale_is_the_network_alone_at_any_size(rng, dtype, align, si
 
 
 @pytest.mark.parametrize(
-    ("outscale", "scale", "count"),
+    ("outscale", "scale", "passes"),
     [
         *[(1, 4, 1), (2, 4, 1), (4, 4, 1), (5, 4, 1), (8, 4, 1), (1, 1, 1), (8, 1, 1)],
         *[(1, 2, 1), (2, 2, 1), (2.5, 2, 1), (3, 2, 2), (4, 2, 2), (5, 2, 2), (6, 2, 3), (8, 2, 3)],
     ],
 )
-def test_passes(outscale, scale, count):
-    assert upscale.network_passes(outscale, scale) == count
+def test_number_of_network_passes(outscale, scale, passes):
+    assert upscale.network_passes(outscale, scale) == passes
 
 
 @pytest.mark.parametrize("outscale", [1, 1.3, 2, 2.5, 3, 4, 5.5, 8])
 @pytest.mark.parametrize("scale", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_any_scale_gives_its_size_and_keeps_a_flat_colour(outscale, scale, dtype):
+def test_any_scale_has_its_size_and_preserves_a_flat_colour(outscale, scale, dtype):
     colour = np.array([10, 100, 200], dtype) * (1 if dtype == np.uint8 else 257)
     pixels = np.broadcast_to(colour.astype(dtype), (21, 33, 3))
     out = upscale.upscale(photo(pixels), Nearest(scale), outscale=outscale, tile=64)
@@ -60,7 +60,7 @@ def test_any_scale_gives_its_size_and_keeps_a_flat_colour(outscale, scale, dtype
 
 
 def test_shrinking_is_antialiased(rng):
-    """Asked for 1x of a 4x network: fine stripes must average out, not alias to one of them."""
+    """A 4x network at scale 1: fine stripes average out instead of aliasing."""
 
     class Stripes(Nearest):
         def __call__(self, tile):
@@ -74,14 +74,18 @@ def test_shrinking_is_antialiased(rng):
         assert abs(out.pixels[8:-8, 8:-8].astype(int) - 100).max() <= tolerance
 
 
-def test_deep_and_shallow_pixels_are_resized_alike(rng):
+def test_8_and_16_bit_pixels_are_resized_alike(rng):
     pixels = photo_like(rng, 40, 52)
-    shallow = upscale.upscale(photo(pixels), Nearest(), outscale=2.5, tile=64).pixels
-    deep = upscale.upscale(photo(pixels.astype(np.uint16) * 257), Nearest(), outscale=2.5, tile=64).pixels
-    assert abs(deep / 257 - shallow).max() < 1.5  # Pillow rounds 8-bit samples twice, once after each axis
+    eight_bit = upscale.upscale(photo(pixels), Nearest(), outscale=2.5, tile=64).pixels
+    sixteen_bit = upscale.upscale(
+        photo(pixels.astype(np.uint16) * 257), Nearest(), outscale=2.5, tile=64
+    ).pixels
+    assert (
+        abs(sixteen_bit / 257 - eight_bit).max() < 1.5
+    )  # Pillow rounds 8-bit samples twice, once after each axis
 
 
-def test_an_opaque_alpha_costs_nothing_and_stays(rng):
+def test_opaque_alpha_skips_the_network_and_stays_opaque(rng):
     pixels = photo_like(rng, 30, 40)
     plain, opaque = Nearest(), Nearest()
     without = upscale.upscale(photo(pixels), plain, outscale=4, tile=32)
@@ -93,24 +97,24 @@ def test_an_opaque_alpha_costs_nothing_and_stays(rng):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_alpha_comes_through_a_pointwise_network_unchanged(rng, dtype):
+def test_nearest_network_preserves_alpha(rng, dtype):
     top = np.iinfo(dtype).max
     pixels = rng.integers(0, top, (20, 24, 3), dtype=dtype)
     alpha = rng.integers(0, top, (20, 24), dtype=dtype, endpoint=True)
     out = upscale.upscale(photo(pixels, alpha), Nearest(2), outscale=2, tile=64)
     np.testing.assert_array_equal(out.alpha, nearest(alpha, 2))
-    # what is seen is colour times alpha: it may move by rounding only
+    # colour times alpha is what shows: only rounding may change it
     share = nearest(alpha, 2)[..., None] / top
-    seen, expected = out.pixels * share, nearest(pixels, 2) * share
-    assert abs(seen - expected).max() <= 1
+    visible, expected = out.pixels * share, nearest(pixels, 2) * share
+    assert abs(visible - expected).max() <= 1
     solid = nearest(alpha, 2) == top
     np.testing.assert_array_equal(out.pixels[solid], nearest(pixels, 2)[solid])
 
 
 @pytest.mark.parametrize("hidden", [0, 255])
 @pytest.mark.parametrize("outscale", [1, 3, 4])
-def test_colour_under_transparent_pixels_shows_nowhere(hidden, outscale):
-    """A red disc on transparent black or white: composited on grey there is no dark or bright fringe."""
+def test_colour_of_transparent_pixels_never_shows(hidden, outscale):
+    """A red disc on transparent black or white has no dark or bright fringe on grey."""
     y, x = np.mgrid[0:48, 0:48]
     inside = (y - 24) ** 2 + (x - 24) ** 2 < 15**2
     pixels = np.where(inside[..., None], [200, 30, 30], hidden).astype(np.uint8)
@@ -123,7 +127,7 @@ def test_colour_under_transparent_pixels_shows_nowhere(hidden, outscale):
     assert (over <= high + 1.5).all()
 
 
-def test_grey_stays_grey(rng):
+def test_grey_photo_stays_grey(rng):
     class Tinting(Nearest):
         def __call__(self, tile):
             out = super().__call__(tile).astype(np.int64)
@@ -140,18 +144,19 @@ def test_grey_stays_grey(rng):
     assert abs(out[..., 0] - expected).max() <= 1
 
 
-def test_progress_never_runs_backwards_and_ends_complete(rng):
+def test_progress_is_monotonic_and_ends_complete(rng):
     pixels, alpha = photo_like(rng, 70, 70), rng.integers(0, 256, (70, 70), dtype=np.uint8)
-    told = []
-    upscale.upscale(photo(pixels, alpha), Nearest(2), outscale=4, tile=32, progress=lambda *t: told.append(t))
-    done = [step[0] for step in told]
+    steps = []
+    upscale.upscale(
+        photo(pixels, alpha), Nearest(2), outscale=4, tile=32, progress=lambda *t: steps.append(t)
+    )
+    done = [step[0] for step in steps]
     assert done == sorted(done)
-    assert told[-1][0] == told[-1][1]
-    assert all(a < b for a, b in told[:-1])
+    assert steps[-1][0] == steps[-1][1]
+    assert all(a < b for a, b in steps[:-1])
 
 
-def test_the_network_never_sees_what_is_hidden(rng):
-    """Whatever lies under transparent pixels, the result is the same to the bit."""
+def test_transparent_pixels_do_not_affect_the_result(rng):
 
     class Blurring(Nearest):
         def __call__(self, tile):
@@ -163,14 +168,14 @@ def test_the_network_never_sees_what_is_hidden(rng):
     alpha[10:40, 20:50] = 0
     results = []
     for hidden in (0, 255, 77):
-        given = np.where(alpha[..., None] > 0, pixels, hidden).astype(np.uint8)
-        results.append(upscale.upscale(photo(given, alpha), Blurring(2), outscale=3, tile=32))
+        filled = np.where(alpha[..., None] > 0, pixels, hidden).astype(np.uint8)
+        results.append(upscale.upscale(photo(filled, alpha), Blurring(2), outscale=3, tile=32))
     for other in results[1:]:
         np.testing.assert_array_equal(other.pixels, results[0].pixels)
         np.testing.assert_array_equal(other.alpha, results[0].alpha)
 
 
-def test_filling_takes_the_nearest_visible_colours(rng):
+def test_transparent_pixels_are_filled_with_the_nearest_visible_colours(rng):
     pixels = np.zeros((32, 64, 3), np.uint8)
     pixels[:, :20], pixels[:, 44:] = (200, 40, 10), (10, 40, 200)
     alpha = np.zeros((32, 64), np.uint8)
@@ -184,15 +189,15 @@ def test_filling_takes_the_nearest_visible_colours(rng):
 
 @pytest.mark.parametrize("outscale", [1, 3, 4, 8])
 @pytest.mark.parametrize(("scale", "align"), [(4, 1), (2, 2), (1, 4)])
-def test_the_tiles_needed_are_those_that_run(rng, outscale, scale, align):
-    seen = []
+def test_tiles_needed_matches_the_tiles_that_run(rng, outscale, scale, align):
+    sizes = []
 
     class Counting(Nearest):
         def __call__(self, tile):
-            seen.append(tile.shape[0] * tile.shape[1])
+            sizes.append(tile.shape[0] * tile.shape[1])
             return super().__call__(tile)
 
     engine = Counting(scale, align)
     pixels = rng.integers(0, 256, (101, 67, 3), dtype=np.uint8)
     upscale.upscale(photo(pixels), engine, outscale=outscale, tile=32)
-    assert upscale.tiles_needed(67, 101, engine, outscale=outscale, tile=32) == (len(seen), sum(seen))
+    assert upscale.tiles_needed(67, 101, engine, outscale=outscale, tile=32) == (len(sizes), sum(sizes))

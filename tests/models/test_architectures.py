@@ -1,4 +1,4 @@
-"""Weights files of every kind, made from seeded networks, against those networks."""
+"""Weights files of every format, written from seeded networks and compared with those networks."""
 
 import collections
 import functools
@@ -27,7 +27,7 @@ MODULES = {"RRDBNet": "basicsr.archs.rrdbnet_arch", "SRVGGNetCompact": "basicsr.
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Threads that wait for one another over such small tensors cost more than they save."""
+    """Use one thread: on tensors this small, synchronisation costs more than threads save."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,13 +41,13 @@ def network_class(arch: str) -> type:
 
 def network(arch: str, parameters: dict, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    made = network_class(arch)(num_in_ch=3, num_out_ch=3, **parameters)
-    for parameter in made.parameters():  # biases and slopes too, which are otherwise all alike
+    result = network_class(arch)(num_in_ch=3, num_out_ch=3, **parameters)
+    for parameter in result.parameters():  # biases and slopes too, which are constant by default
         nn.init.uniform_(parameter, -0.2, 0.2)
-    return made.eval()
+    return result.eval()
 
 
-def saved(state: Any, path: Path) -> Path:
+def save(state: Any, path: Path) -> Path:
     if path.suffix.lower() == ".safetensors":
         safetensors.torch.save_file(state, path)
     else:
@@ -55,30 +55,30 @@ def saved(state: Any, path: Path) -> Path:
     return path
 
 
-def loaded(path: Path) -> tuple[architectures.NetworkSpec, nn.Module]:
+def load(path: Path) -> tuple[architectures.NetworkSpec, nn.Module]:
     state = architectures.read_state(path)
-    shape = architectures.detect(state, path.stem)
-    return shape, architectures.build(shape, state, path.stem).eval()
+    spec = architectures.detect(state, path.stem)
+    return spec, architectures.build(spec, state, path.stem).eval()
 
 
 def assert_same_output(first: nn.Module, second: nn.Module) -> torch.Tensor:
-    picture = torch.rand(1, 3, 8, 12, generator=torch.Generator().manual_seed(5))
+    image = torch.rand(1, 3, 8, 12, generator=torch.Generator().manual_seed(5))
     with torch.inference_mode():
-        out = first(picture)
-        assert torch.equal(second(picture), out)
+        out = first(image)
+        assert torch.equal(second(image), out)
     return out
 
 
 @pytest.mark.parametrize(
-    ("scale", "features", "blocks", "grow"), [(4, 8, 2, 4), (2, 12, 1, 6), (1, 4, 3, 2), (4, 64, 1, 32)]
+    ("scale", "features", "blocks", "growth"), [(4, 8, 2, 4), (2, 12, 1, 6), (1, 4, 3, 2), (4, 64, 1, 32)]
 )
-def test_rrdbnet_is_read_from_its_shapes(scale, features, blocks, grow, tmp_path):
-    parameters = {"num_feat": features, "num_block": blocks, "num_grow_ch": grow, "scale": scale}
+def test_rrdbnet_spec_is_detected_from_tensor_shapes(scale, features, blocks, growth, tmp_path):
+    parameters = {"num_feat": features, "num_block": blocks, "num_grow_ch": growth, "scale": scale}
     original = network("RRDBNet", parameters)
-    shape, built = loaded(saved({"params_ema": original.state_dict()}, tmp_path / "net.pth"))
-    assert (shape.arch, shape.parameters, shape.scale) == ("RRDBNet", parameters, scale)
-    assert shape.align == {4: 1, 2: 2, 1: 4}[scale]
-    assert shape.bytes > 0 and shape.pad > 0
+    spec, built = load(save({"params_ema": original.state_dict()}, tmp_path / "net.pth"))
+    assert (spec.arch, spec.parameters, spec.scale) == ("RRDBNet", parameters, scale)
+    assert spec.align == {4: 1, 2: 2, 1: 4}[scale]
+    assert spec.bytes > 0 and spec.pad > 0
     out = assert_same_output(original, built)
     assert out.shape == (1, 3, 8 * scale, 12 * scale)
 
@@ -86,59 +86,57 @@ def test_rrdbnet_is_read_from_its_shapes(scale, features, blocks, grow, tmp_path
 @pytest.mark.parametrize(
     ("scale", "features", "convs"), [(4, 6, 3), (2, 16, 1), (1, 4, 2), (3, 5, 0), (8, 64, 16)]
 )
-def test_compact_is_read_from_its_shapes(scale, features, convs, tmp_path):
+def test_compact_spec_is_detected_from_tensor_shapes(scale, features, convs, tmp_path):
     parameters = {"num_feat": features, "num_conv": convs, "upscale": scale, "act_type": "prelu"}
     original = network("SRVGGNetCompact", parameters)
-    shape, built = loaded(saved({"params": original.state_dict()}, tmp_path / "net.pth"))
-    assert (shape.arch, shape.parameters, shape.scale) == ("SRVGGNetCompact", parameters, scale)
-    assert (shape.align, shape.pad) == (1, convs + 2)
+    spec, built = load(save({"params": original.state_dict()}, tmp_path / "net.pth"))
+    assert (spec.arch, spec.parameters, spec.scale) == ("SRVGGNetCompact", parameters, scale)
+    assert (spec.align, spec.pad) == (1, convs + 2)
     out = assert_same_output(original, built)
     assert out.shape == (1, 3, 8 * scale, 12 * scale)
 
 
 def test_pad_of_a_compact_network_is_its_receptive_field(tmp_path):
-    shape, built = loaded(saved(network("SRVGGNetCompact", COMPACT).state_dict(), tmp_path / "net.pth"))
-    side = 2 * shape.pad + 5
-    picture = torch.rand(1, 3, side, side).requires_grad_()
-    centre = built(picture)[
-        0, :, 4 * (side // 2) : 4 * (side // 2) + 4, 4 * (side // 2) : 4 * (side // 2) + 4
-    ]
+    spec, built = load(save(network("SRVGGNetCompact", COMPACT).state_dict(), tmp_path / "net.pth"))
+    side = 2 * spec.pad + 5
+    image = torch.rand(1, 3, side, side).requires_grad_()
+    centre = built(image)[0, :, 4 * (side // 2) : 4 * (side // 2) + 4, 4 * (side // 2) : 4 * (side // 2) + 4]
     centre.sum().backward()
-    assert picture.grad is not None
-    rows = picture.grad[0].abs().sum(dim=(0, 2)).nonzero().flatten()
-    assert (side // 2 - rows.min(), rows.max() - side // 2) == (shape.pad, shape.pad)
+    assert image.grad is not None
+    rows = image.grad[0].abs().sum(dim=(0, 2)).nonzero().flatten()
+    assert (side // 2 - rows.min(), rows.max() - side // 2) == (spec.pad, spec.pad)
 
 
-@pytest.mark.parametrize("wrap", ["params_ema", "params", "bare", "both", "ordered", "module"])
-def test_where_the_tensors_lie_in_a_pth(wrap, tmp_path):
+@pytest.mark.parametrize("wrapper", ["params_ema", "params", "bare", "both", "ordered", "module"])
+def test_pth_state_dict_is_read_from_any_wrapper(wrapper, tmp_path):
     original, other = network("SRVGGNetCompact", COMPACT), network("SRVGGNetCompact", COMPACT, seed=1)
     state = original.state_dict()
-    found = {
+    checkpoint = {
         "bare": dict(state),
         "both": {"params": other.state_dict(), "params_ema": state},
         "ordered": collections.OrderedDict(state),
         "module": {f"module.{key}": tensor for key, tensor in state.items()},
-    }.get(wrap, {wrap: state})
-    assert_same_output(original, loaded(saved(found, tmp_path / "net.pth"))[1])
+    }.get(wrapper, {wrapper: state})
+    assert_same_output(original, load(save(checkpoint, tmp_path / "net.pth"))[1])
 
 
-def test_old_kind_of_pth(tmp_path):
+def test_legacy_pth_format_is_read(tmp_path):
     original = network("SRVGGNetCompact", COMPACT)
     torch.save(original.state_dict(), tmp_path / "net.pth", _use_new_zipfile_serialization=False)
-    assert_same_output(original, loaded(tmp_path / "net.pth")[1])
+    assert_same_output(original, load(tmp_path / "net.pth")[1])
 
 
 @pytest.mark.parametrize("name", ["net.safetensors", "NET.SAFETENSORS", "half.pth", "half.safetensors"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float32])
-def test_other_precisions_are_widened(name, dtype, tmp_path):
+def test_floating_point_tensors_are_converted_to_float32(name, dtype, tmp_path):
     original = network("SRVGGNetCompact", COMPACT).to(dtype)
-    built = loaded(saved(original.state_dict(), tmp_path / name))[1]
+    built = load(save(original.state_dict(), tmp_path / name))[1]
     assert {tensor.dtype for tensor in built.state_dict().values()} == {torch.float32}
     assert_same_output(original.float(), built)
 
 
 class OldRRDB(nn.Module):
-    """ESRGAN's network of 2018, whose state dict has the old names (architecture.py and block.py there)."""
+    """The ESRGAN network of 2018 with its original key names (its architecture.py and block.py)."""
 
     def __init__(self, features: int, blocks: int, grow: int) -> None:
         super().__init__()
@@ -183,13 +181,13 @@ class Dense(nn.Module):
             setattr(self, f"conv{number}", nn.Sequential(*layers, *[nn.LeakyReLU(0.2)] * (number < 5)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        seen = [x]
+        outputs = [x]
         for number in range(1, 6):
-            seen.append(getattr(self, f"conv{number}")(torch.cat(seen, 1)))
-        return seen[-1] * 0.2 + x
+            outputs.append(getattr(self, f"conv{number}")(torch.cat(outputs, 1)))
+        return outputs[-1] * 0.2 + x
 
 
-def test_old_esrgan_names_are_understood(tmp_path):
+def test_old_esrgan_keys_are_renamed(tmp_path):
     torch.manual_seed(3)
     old = OldRRDB(features=8, blocks=2, grow=4).eval()
     assert {
@@ -198,47 +196,48 @@ def test_old_esrgan_names_are_understood(tmp_path):
         "model.1.sub.2.bias",
         "model.10.bias",
     } <= set(old.state_dict())
-    shape, built = loaded(saved(old.state_dict(), tmp_path / "4x-Old.pth"))
-    assert shape.parameters == RRDB
-    picture = torch.rand(1, 3, 9, 7)
+    spec, built = load(save(old.state_dict(), tmp_path / "4x-Old.pth"))
+    assert spec.parameters == RRDB
+    image = torch.rand(1, 3, 9, 7)
     with torch.inference_mode():
-        np.testing.assert_allclose(built(picture), old(picture), atol=1e-6)
+        np.testing.assert_allclose(built(image), old(image), atol=1e-6)
 
 
 def old_name(key: str) -> str:
-    """From basicsr's name of a tensor to that of 2018: the other way than architectures.py goes."""
+    """Map a basicsr key to that of ESRGAN (2018), the inverse of what architectures.py does."""
     fixed = {"conv_first": "0", "conv_body": "1.sub.2", "conv_up1": "3", "conv_up2": "6", "conv_hr": "8"}
-    place, _, kind = key.rpartition(".")
-    if place.startswith("body."):
-        _, block, dense, conv = place.split(".")
+    layer, _, kind = key.rpartition(".")
+    if layer.startswith("body."):
+        _, block, dense, conv = layer.split(".")
         return f"model.1.sub.{block}.{dense.upper()}.{conv}.0.{kind}"
-    return f"model.{(fixed | {'conv_last': '10'})[place]}.{kind}"
+    return f"model.{(fixed | {'conv_last': '10'})[layer]}.{kind}"
 
 
 def bsrgan_name(key: str) -> str:
-    """From basicsr's name of a tensor to that of BSRGAN and of ESRGAN's second code."""
+    """Map a basicsr key to that of BSRGAN and of ESRGAN's later code."""
     fixed = {"conv_body": "trunk_conv", "conv_up1": "upconv1", "conv_up2": "upconv2", "conv_hr": "HRconv"}
-    place, _, kind = key.rpartition(".")
-    if place.startswith("body."):
-        place = place.replace("body", "RRDB_trunk").replace("rdb", "RDB")
-    return f"{fixed.get(place, place)}.{kind}"
+    layer, _, kind = key.rpartition(".")
+    if layer.startswith("body."):
+        layer = layer.replace("body", "RRDB_trunk").replace("rdb", "RDB")
+    return f"{fixed.get(layer, layer)}.{kind}"
 
 
 @pytest.mark.parametrize("rename", [old_name, bsrgan_name])
-def test_names_go_there_and_back(rename, tmp_path):
+def test_renamed_keys_are_mapped_back_to_basicsr(rename, tmp_path):
     original = network("RRDBNet", RRDB)
     renamed = {rename(key): tensor for key, tensor in original.state_dict().items()}
-    assert len(set(renamed) & set(original.state_dict())) <= 4  # conv_first and conv_last, at most
-    state = architectures.read_state(saved(renamed, tmp_path / "net.pth"))
+    # Only the weights and biases of conv_first and conv_last may keep their names
+    assert len(set(renamed) & set(original.state_dict())) <= 4
+    state = architectures.read_state(save(renamed, tmp_path / "net.pth"))
     assert list(state) == list(original.state_dict())
-    assert_same_output(original, loaded(tmp_path / "net.pth")[1])
+    assert_same_output(original, load(tmp_path / "net.pth")[1])
 
 
-def test_old_names_of_two_ends_of_the_trunk_are_refused(tmp_path):
+def test_old_keys_that_map_to_the_same_key_are_rejected(tmp_path):
     renamed = {old_name(key): tensor for key, tensor in network("RRDBNet", RRDB).state_dict().items()}
     renamed["model.1.sub.5.weight"] = renamed["model.1.sub.2.weight"]
-    with pytest.raises(BadWeights, match=r"model\.1\.sub\.5\.weight would be its second conv_body\.weight"):
-        architectures.read_state(saved(renamed, tmp_path / "net.pth"))
+    with pytest.raises(BadWeights, match=r"model\.1\.sub\.5\.weight is a duplicate of conv_body\.weight"):
+        architectures.read_state(save(renamed, tmp_path / "net.pth"))
 
 
 def without(state: dict, key: str) -> dict:
@@ -252,17 +251,17 @@ def rebuilt(state: dict) -> nn.Module:
 @pytest.mark.parametrize(
     ("arch", "parameters"), [("RRDBNet", RRDB | {"num_block": 1}), ("SRVGGNetCompact", COMPACT)]
 )
-def test_missing_key_is_named_whichever_it_is(arch, parameters):
+def test_every_missing_key_is_named(arch, parameters):
     state = network(arch, parameters).state_dict()
     for key in state:
-        with pytest.raises(BadWeights, match=rf"net does not fit {arch}: {key} is missing"):
+        with pytest.raises(BadWeights, match=rf"net does not match {arch}: {key} is missing"):
             rebuilt(without(state, key))
 
 
 @pytest.mark.parametrize(
     ("arch", "parameters"), [("RRDBNet", RRDB | {"num_block": 1}), ("SRVGGNetCompact", COMPACT)]
 )
-def test_tensor_of_another_shape_is_named_whichever_it_is(arch, parameters):
+def test_every_tensor_of_another_shape_is_named(arch, parameters):
     state = dict(network(arch, parameters).state_dict())
     for key, tensor in state.items():
         with pytest.raises(BadWeights, match=rf"{key} (should be|is) .*2\)"):
@@ -280,24 +279,24 @@ def test_tensor_of_another_shape_is_named_whichever_it_is(arch, parameters):
         ("SRVGGNetCompact", "tail.weight"),
     ],
 )
-def test_key_too_much_is_named(arch, extra, tmp_path):
+def test_unexpected_key_is_named(arch, extra, tmp_path):
     state = dict(network(arch, RRDB if arch == "RRDBNet" else COMPACT).state_dict())
     state[extra] = torch.zeros(8, 8, 3, 3)
-    with pytest.raises(BadWeights, match=f"does not fit {arch}: {extra} does not belong to it"):
-        loaded(saved(state, tmp_path / "net.pth"))
+    with pytest.raises(BadWeights, match=f"does not match {arch}: unexpected key {extra}"):
+        load(save(state, tmp_path / "net.pth"))
 
 
 @pytest.mark.parametrize("key", ["body.4.weight", "body.3.weight"])
-def test_the_first_of_several_misfits_is_named(key, tmp_path):
+def test_first_of_several_mismatches_is_named(key, tmp_path):
     state = dict(network("SRVGGNetCompact", COMPACT).state_dict())
     state["body.5.weight"] = state["body.5.weight"][:2]
     state["aaa"] = torch.zeros(1)
     with pytest.raises(BadWeights, match=f": {key} is missing"):
-        loaded(saved(without(state, key), tmp_path / "net.pth"))
+        load(save(without(state, key), tmp_path / "net.pth"))
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "message"),
     [
         ({"layers.0.weight": torch.ones(3, 3)}, "neither .* 'layers.0.weight'"),
         ({"model.0.weight": torch.ones(8, 3, 3, 3)}, "neither .* 'model.0.weight'"),
@@ -305,57 +304,57 @@ def test_the_first_of_several_misfits_is_named(key, tmp_path):
             {"conv_first.weight": torch.ones(180, 3, 3, 3), "layers.0.w": torch.ones(1)},
             "body.0.rdb1.conv1.weight",
         ),
-        ({"conv_first.weight": torch.ones(8, 4, 3, 3)}, r"for RGB: conv_first.weight is \(8, 4, 3, 3\)"),
+        ({"conv_first.weight": torch.ones(8, 4, 3, 3)}, r"RGB RRDBNet: conv_first.weight is \(8, 4, 3, 3\)"),
         ({"conv_first.weight": torch.tensor(1.0)}, "conv_first.weight should be"),
-        ({"body.0.weight": torch.ones(8, 1, 3, 3)}, r"for RGB: body.0.weight is \(8, 1, 3, 3\)"),
+        ({"body.0.weight": torch.ones(8, 1, 3, 3)}, r"RGB SRVGGNetCompact: body.0.weight is \(8, 1, 3, 3\)"),
         ({"body.0.weight": torch.ones(12, 3, 3, 3)}, "body.1.weight"),
         ({"body.0.weight": torch.tensor(1.0)}, "body.0.weight should be"),
         ({"body.first.weight": torch.ones(1)}, "neither .* 'body.first.weight'"),
     ],
 )
-def test_other_networks_are_refused_by_a_key(state, told, tmp_path):
-    with pytest.raises(BadWeights, match=told):
-        loaded(saved(state, tmp_path / "net.pth"))
+def test_unsupported_networks_are_rejected_by_key(state, message, tmp_path):
+    with pytest.raises(BadWeights, match=message):
+        load(save(state, tmp_path / "net.pth"))
 
 
-def test_compact_with_an_activation_that_leaves_no_trace_is_refused(tmp_path):
+def test_compact_with_another_activation_is_rejected(tmp_path):
     state = network("SRVGGNetCompact", COMPACT | {"act_type": "leakyrelu"}).state_dict()
     with pytest.raises(BadWeights, match=r"has no body\.1\.weight: .* PReLU"):
-        loaded(saved(state, tmp_path / "net.pth"))
+        load(save(state, tmp_path / "net.pth"))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.complex64])
-def test_numbers_of_another_kind_are_refused(dtype, tmp_path):
+def test_non_float_tensors_are_rejected(dtype, tmp_path):
     state = {
         key: tensor.to(dtype) for key, tensor in network("SRVGGNetCompact", COMPACT).state_dict().items()
     }
     with pytest.raises(BadWeights, match=f"body.0.weight should be .* of {dtype}"):
-        loaded(saved(state, tmp_path / "net.pth"))
+        load(save(state, tmp_path / "net.pth"))
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
-def test_numbers_that_are_not_finite_are_refused_by_key(name, value, tmp_path):
+def test_non_finite_values_are_rejected_by_key(name, value, tmp_path):
     state = {key: tensor.double() for key, tensor in network("RRDBNet", RRDB).state_dict().items()}
     state["body.1.rdb2.conv3.bias"][1] = value
     with pytest.raises(BadWeights, match=r"NaN or infinite values in 'body\.1\.rdb2\.conv3\.bias'"):
-        architectures.read_state(saved(state, tmp_path / name))
+        architectures.read_state(save(state, tmp_path / name))
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("checkpoint", "message"),
     [
         (
             {"params": {"body.0.weight": torch.ones(2).to_sparse()}},
-            "'body.0.weight', which is not an ordinary",
+            "'body.0.weight', which is not a dense CPU tensor",
         ),
         (
             {"params": {"body.0.weight": torch.ones(1).expand(10**6, 10**9)}},
-            "'body.0.weight', which is not an ordinary",
+            "'body.0.weight', which is not a dense CPU tensor",
         ),
         (
             {"params": {"body.0.weight": torch.ones(2, device="meta")}},
-            "'body.0.weight', which is not an ordinary",
+            "'body.0.weight', which is not a dense CPU tensor",
         ),
         ({"params": {"body.0.weight": torch.ones(0, 3, 3, 3)}}, "an empty tensor in 'body.0.weight'"),
         ({"params": {"body.0.weight": [1.0]}}, "'body.0.weight', which is not a tensor"),
@@ -367,9 +366,9 @@ def test_numbers_that_are_not_finite_are_refused_by_key(name, value, tmp_path):
         ({"epoch": 3, "body.0.weight": torch.ones(1)}, "'epoch', which is not a tensor"),
     ],
 )
-def test_what_is_no_state_dict_is_refused(found, told, tmp_path):
-    with pytest.raises(BadWeights, match=f"net.pth holds .*{told}"):
-        architectures.read_state(saved(found, tmp_path / "net.pth"))
+def test_invalid_state_dict_is_rejected(checkpoint, message, tmp_path):
+    with pytest.raises(BadWeights, match=f"net.pth contains .*{message}"):
+        architectures.read_state(save(checkpoint, tmp_path / "net.pth"))
 
 
 class Canary:
@@ -382,7 +381,7 @@ class Canary:
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 @pytest.mark.parametrize("kind", ["zip", "legacy", "plain", "inside"])
-def test_code_in_a_pickle_is_never_run(kind, protocol, tmp_path):
+def test_code_in_a_pickle_is_never_executed(kind, protocol, tmp_path):
     canary = tmp_path / "ran"
     state = dict(network("SRVGGNetCompact", COMPACT).state_dict())
     path = tmp_path / "net.pth"
@@ -391,87 +390,87 @@ def test_code_in_a_pickle_is_never_run(kind, protocol, tmp_path):
     elif kind == "inside":
         torch.save({"params": state | {"body.0.weight": Canary(canary)}}, path, pickle_protocol=protocol)
     else:
-        whole = {"params": state, "note": Canary(canary)}
-        torch.save(whole, path, pickle_protocol=protocol, _use_new_zipfile_serialization=kind == "zip")
+        checkpoint = {"params": state, "note": Canary(canary)}
+        torch.save(checkpoint, path, pickle_protocol=protocol, _use_new_zipfile_serialization=kind == "zip")
     with pytest.raises(BadWeights, match="net.pth is not a readable weights file"):
         architectures.read_state(path)
     assert not canary.exists()
     pickle.loads(pickle.dumps(Canary(canary)))
-    assert canary.exists()  # the canary does sing where it is let
+    assert canary.exists()  # unrestricted unpickling does run it
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
 @pytest.mark.parametrize(
     "content", [b"", b"\0" * 100, b"PK\x03\x04", b"<html>404</html>", b"\x80\x02}q\x00."]
 )
-def test_garbage_is_refused(name, content, tmp_path):
+def test_garbage_is_rejected(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(BadWeights, match=f"{name} (is not a readable weights file|holds no tensors)"):
+    with pytest.raises(BadWeights, match=f"{name} (is not a readable weights file|contains no tensors)"):
         architectures.read_state(tmp_path / name)
 
 
-def test_file_that_is_not_there_is_refused(tmp_path):
+def test_missing_file_is_rejected(tmp_path):
     for name in ("net.pth", "net.safetensors"):
         with pytest.raises(BadWeights, match=f"{name} cannot be read: No such file or directory"):
             architectures.read_state(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
-def test_every_way_of_cutting_a_file_off_is_refused(name, tmp_path):
-    whole = saved(network("SRVGGNetCompact", COMPACT).state_dict(), tmp_path / name).read_bytes()
-    for length in range(0, len(whole), len(whole) // 60):
-        (tmp_path / name).write_bytes(whole[:length])
+def test_truncated_file_is_rejected(name, tmp_path):
+    data = save(network("SRVGGNetCompact", COMPACT).state_dict(), tmp_path / name).read_bytes()
+    for length in range(0, len(data), len(data) // 60):
+        (tmp_path / name).write_bytes(data[:length])
         with pytest.raises(BadWeights):
             architectures.read_state(tmp_path / name)
 
 
-def test_altered_bytes_are_refused_or_still_a_state_dict(tmp_path):
-    dice = random.Random(11)
-    path = saved(network("SRVGGNetCompact", COMPACT).state_dict(), tmp_path / "net.pth")
+def test_corrupted_pickle_is_rejected_or_still_valid(tmp_path):
+    rng = random.Random(11)
+    path = save(network("SRVGGNetCompact", COMPACT).state_dict(), tmp_path / "net.pth")
     with zipfile.ZipFile(path) as archive:
         parts = {entry: archive.read(entry) for entry in archive.namelist()}
-    refused = 0
+    rejected = 0
     for _ in range(300):
         with zipfile.ZipFile(path, "w") as archive:
             for entry, content in parts.items():
-                altered = bytearray(content)
+                corrupted = bytearray(content)
                 if entry.endswith("data.pkl"):
-                    for _ in range(dice.randint(1, 5)):
-                        altered[dice.randrange(len(altered))] = dice.randrange(256)
-                archive.writestr(entry, bytes(altered))
+                    for _ in range(rng.randint(1, 5)):
+                        corrupted[rng.randrange(len(corrupted))] = rng.randrange(256)
+                archive.writestr(entry, bytes(corrupted))
         try:
-            loaded(path)
+            load(path)
         except BadWeights:
-            refused += 1
-    assert refused > 250
+            rejected += 1
+    assert rejected > 250
 
 
-def test_header_of_safetensors_that_promises_too_much_is_refused(tmp_path):
+def test_safetensors_header_with_excessive_length_is_rejected(tmp_path):
     (tmp_path / "net.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
     with pytest.raises(BadWeights):
         architectures.read_state(tmp_path / "net.safetensors")
 
 
-def test_blend_is_the_mix_computed_by_hand():
+def test_interpolation_is_the_weighted_mean():
     first, second = (dict(network("SRVGGNetCompact", COMPACT, seed).state_dict()) for seed in (1, 2))
     mixed = architectures.interpolate(first, second, 0.3)
     assert list(mixed) == list(first)
     for key in first:
         np.testing.assert_allclose(mixed[key], 0.3 * first[key] + 0.7 * second[key], atol=1e-7)
-    for share, alone in ((1, first), (0, second)):
+    for weight, expected in ((1, first), (0, second)):
         assert all(
-            torch.equal(tensor, alone[key])
-            for key, tensor in architectures.interpolate(first, second, share).items()
+            torch.equal(tensor, expected[key])
+            for key, tensor in architectures.interpolate(first, second, weight).items()
         )
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
-def test_blend_of_two_kinds_of_network_is_refused(change):
+def test_interpolation_of_different_networks_is_rejected(change):
     first = dict(network("SRVGGNetCompact", COMPACT).state_dict())
     second = without(first, "body.3.weight") if change == "missing" else dict(first)
     if change == "extra":
         second["body.3.weight2"] = torch.ones(1)
-    if change == "shape":  # one that could be broadcast
+    if change == "shape":  # would broadcast
         second["body.3.weight"] = torch.ones(1)
     with pytest.raises(BadWeights, match=r"body\.3\.weight"):
         architectures.interpolate(first, second, 0.5)
@@ -483,26 +482,26 @@ def test_blend_of_two_kinds_of_network_is_refused(change):
 )
 def test_real_checkpoints_load(name, convs, shared):
     path = shared / "weights" / f"{name}.pth"
-    shape, built = loaded(path)
-    assert shape.arch == "SRVGGNetCompact"
-    assert shape.parameters == {"num_feat": 64, "num_conv": convs, "upscale": 4, "act_type": "prelu"}
-    reference = network("SRVGGNetCompact", shape.parameters)
+    spec, built = load(path)
+    assert spec.arch == "SRVGGNetCompact"
+    assert spec.parameters == {"num_feat": 64, "num_conv": convs, "upscale": 4, "act_type": "prelu"}
+    reference = network("SRVGGNetCompact", spec.parameters)
     reference.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["params"], strict=True)
     assert_same_output(reference, built)
 
 
-def test_denoise_one_is_the_general_model_and_zero_the_other(shared):
+def test_denoise_1_is_the_general_model_and_0_its_pair(shared):
     general, wdn = (
         architectures.read_state(shared / "weights" / f"realesr-general-{name}.pth")
         for name in ("x4v3", "wdn-x4v3")
     )
-    shape = architectures.detect(general, "general")
+    spec = architectures.detect(general, "general")
     mixes = {
-        share: architectures.build(shape, architectures.interpolate(general, wdn, share), "blend")
-        for share in (0, 0.5, 1)
+        weight: architectures.build(spec, architectures.interpolate(general, wdn, weight), "blend")
+        for weight in (0, 0.5, 1)
     }
-    assert_same_output(mixes[1], architectures.build(shape, general, "general"))
-    assert_same_output(mixes[0], architectures.build(shape, wdn, "wdn"))
+    assert_same_output(mixes[1], architectures.build(spec, general, "general"))
+    assert_same_output(mixes[0], architectures.build(spec, wdn, "wdn"))
     key = "body.30.weight"
     assert torch.allclose(mixes[0.5].state_dict()[key], (general[key] + wdn[key]) / 2, atol=1e-7)
     assert not torch.allclose(mixes[0.5].state_dict()[key], general[key])

@@ -1,4 +1,4 @@
-"""Classes without their packages: equal to the real ones, and in nobody's way. In a process of their own."""
+"""Classes loaded without their packages equal the originals and leave no trace. Runs in subprocesses."""
 
 import json
 import subprocess
@@ -20,25 +20,25 @@ PARAMETERS = {
     "SRVGGNetCompact": {"num_feat": 8, "num_conv": 2, "upscale": 2},
 }
 RGB = {"num_in_ch": 3, "num_out_ch": 3}
-told = {}
+results = {}
 
-def ours(name):
+def loaded_network(name):
     return compat.load(MODULES[name], name)(**RGB, **PARAMETERS[name]).eval()
 
-def real(name):
+def packaged_network(name):
     return getattr(sys.modules[MODULES[name]], name)(**RGB, **PARAMETERS[name]).eval()
 
 def compare(first, second):
     second.load_state_dict(first.state_dict(), strict=True)
-    picture = torch.rand(1, 3, 8, 10)
+    image = torch.rand(1, 3, 8, 10)
     with torch.inference_mode():
-        return torch.equal(first(picture), second(picture)) and float(first(picture).std()) > 0
+        return torch.equal(first(image), second(image)) and float(first(image).std()) > 0
 
-def loaded():
+def imported_modules():
     tops = ("basicsr", "gfpgan", "realesrgan", "facexlib", "torchvision")
     return sorted(name for name in sys.modules if name.partition(".")[0] in tops)
 
-def use_the_packages():
+def packages_work():
     import basicsr, gfpgan, realesrgan
     from basicsr.data.degradations import rgb_to_grayscale
     from torchvision.transforms import functional
@@ -49,110 +49,110 @@ def use_the_packages():
 """
 
 STEPS = """
-nets = {name: ours(name) for name in MODULES}
+nets = {name: loaded_network(name) for name in MODULES}
 gfpgan = compat.load("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean")
-told["classes"] = [gfpgan.__name__]
-told["classes"] += [compat.load("gfpgan.archs.restoreformer_arch", "RestoreFormer").__name__]
-told["classes"] += [compat.load("realesrgan.archs.srvgg_arch", "SRVGGNetCompact").__name__]
-told["left behind"] = loaded()
+results["classes"] = [gfpgan.__name__]
+results["classes"] += [compat.load("gfpgan.archs.restoreformer_arch", "RestoreFormer").__name__]
+results["classes"] += [compat.load("realesrgan.archs.srvgg_arch", "SRVGGNetCompact").__name__]
+results["leftover modules"] = imported_modules()
 
 from restorer.models import architectures as networks
 for name in MODULES:
-    networks.build(networks.recognise(nets[name].state_dict(), name), nets[name].state_dict(), name)
-told["compiler"] = "torch._dynamo" in sys.modules
+    networks.build(networks.detect(nets[name].state_dict(), name), nets[name].state_dict(), name)
+results["compiler imported"] = "torch._dynamo" in sys.modules
 
 import torchvision
 from torchvision import ops
-told["torchvision"] = sys.modules["torchvision"] is torchvision and ops is torchvision.ops
+results["torchvision"] = sys.modules["torchvision"] is torchvision and ops is torchvision.ops
 
 try:
     import basicsr
 except ModuleNotFoundError as error:
-    told["without install"] = error.name
-told["debris"] = len([name for name in loaded() if name.startswith("basicsr")])
-told["amid debris"] = compare(ours("RRDBNet"), ours("RRDBNet"))
+    results["missing without install"] = error.name
+results["modules after failure"] = len([name for name in imported_modules() if name.startswith("basicsr")])
+results["equal after failure"] = compare(loaded_network("RRDBNet"), loaded_network("RRDBNet"))
 
 compat.install()
 compat.install()
-told["packages"] = use_the_packages()
-told["equal"] = [compare(net, real(name)) for name, net in nets.items()]
-told["the same class"] = [type(ours(name)) is type(real(name)) for name in MODULES]
+results["packages work"] = packages_work()
+results["equal outputs"] = [compare(net, packaged_network(name)) for name, net in nets.items()]
+results["same class"] = [type(loaded_network(name)) is type(packaged_network(name)) for name in MODULES]
 from basicsr.archs import build_network
-told["registry"] = type(build_network({"type": "RRDBNet", **PARAMETERS["RRDBNet"], **RGB})).__name__
-print(json.dumps(told))
+results["registry"] = type(build_network({"type": "RRDBNet", **PARAMETERS["RRDBNet"], **RGB})).__name__
+print(json.dumps(results))
 """
 
 
 @pytest.fixture(scope="module")
-def told():
-    """What a process has to tell that takes the classes, then imports the packages, then takes them again."""
+def results():
+    """What a process reports that loads the classes, imports the packages and loads the classes again."""
     command = [sys.executable, "-W", "ignore", "-c", COMMON + STEPS]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_classes_come_alone_and_leave_nothing_behind(told):
-    assert told["classes"] == ["GFPGANv1Clean", "RestoreFormer", "SRVGGNetCompact"]
-    assert told["left behind"] == []
+def test_loading_classes_leaves_no_modules_behind(results):
+    assert results["classes"] == ["GFPGANv1Clean", "RestoreFormer", "SRVGGNetCompact"]
+    assert results["leftover modules"] == []
 
 
-def test_building_a_network_does_not_import_torchs_compiler(told):
-    assert told["compiler"] is False
+def test_building_a_network_does_not_import_the_torch_compiler(results):
+    assert results["compiler imported"] is False
 
 
-def test_packages_can_be_imported_after_the_classes(told):
-    assert told["torchvision"] and told["packages"]
-    assert told["registry"] == "RRDBNet"
+def test_packages_can_be_imported_after_the_classes(results):
+    assert results["torchvision"] and results["packages work"]
+    assert results["registry"] == "RRDBNet"
 
 
-def test_import_that_failed_half_way_is_in_nobodys_way(told):
-    assert told["without install"] == "torchvision.transforms.functional_tensor"
-    assert told["debris"] > 10  # else there is nothing to test
-    assert told["amid debris"]
+def test_failed_package_import_does_not_affect_loading(results):
+    assert results["missing without install"] == "torchvision.transforms.functional_tensor"
+    assert results["modules after failure"] > 10  # the failed import left modules
+    assert results["equal after failure"]
 
 
-def test_output_is_that_of_the_packages_own_classes(told):
-    assert told["equal"] == [True, True]
+def test_outputs_equal_those_of_the_packages_classes(results):
+    assert results["equal outputs"] == [True, True]
 
 
-def test_imported_packages_give_their_own_classes(told):
-    assert told["the same class"] == [True, True]
+def test_imported_packages_supply_their_own_classes(results):
+    assert results["same class"] == [True, True]
 
 
-def test_absent_package_is_told_by_name():
+def test_missing_package_is_named():
     script = "from restorer.models import compat; compat._PACKAGES = ('not_there',); compat.load('x', 'y')"
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert "No module named 'not_there'" in run.stderr
 
 
-def test_stand_in_gives_way_to_the_real_module_when_it_is_used(monkeypatch):
+def test_lazy_module_is_replaced_by_the_real_one_on_first_use(monkeypatch):
     from restorer.models import compat
 
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    stand_in = compat._on_demand("colorsys")
-    monkeypatch.setitem(sys.modules, "colorsys", stand_in)
-    assert stand_in.rgb_to_hsv(1, 0, 0) == (0, 1, 1)
-    assert sys.modules["colorsys"] is not stand_in
+    stub = compat._lazy_module("colorsys")
+    monkeypatch.setitem(sys.modules, "colorsys", stub)
+    assert stub.rgb_to_hsv(1, 0, 0) == (0, 1, 1)
+    assert sys.modules["colorsys"] is not stub
     with pytest.raises(AttributeError):
-        _ = stand_in.no_such_name
+        _ = stub.no_such_name
 
 
-def test_classes_can_be_asked_for_by_many_threads_at_once():
+def test_classes_can_be_loaded_by_many_threads_at_once():
     script = """
 import threading
 import torch
 from restorer.models import compat
-asked = [("basicsr.archs.rrdbnet_arch", "RRDBNet"), ("realesrgan.archs.srvgg_arch", "SRVGGNetCompact")] * 8
-failed, together = [], threading.Barrier(len(asked))
-def get(module, name):
-    together.wait()
+targets = [("basicsr.archs.rrdbnet_arch", "RRDBNet"), ("realesrgan.archs.srvgg_arch", "SRVGGNetCompact")] * 8
+errors, barrier = [], threading.Barrier(len(targets))
+def load(module, name):
+    barrier.wait()
     try:
         compat.load(module, name)
     except BaseException as error:
-        failed.append(error)
-threads = [threading.Thread(target=get, args=one) for one in asked]
+        errors.append(error)
+threads = [threading.Thread(target=load, args=target) for target in targets]
 [thread.start() for thread in threads], [thread.join() for thread in threads]
-assert not failed, failed
+assert not errors, errors
 """
-    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

@@ -1,4 +1,4 @@
-"""Downloads from a real server on this machine that behaves well, badly, slowly or not at all."""
+"""Downloads from a local server that answers correctly, wrongly, slowly or not at all."""
 
 import contextlib
 import hashlib
@@ -37,7 +37,7 @@ def sha256(body: bytes) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers each path with a function that is given the request; keeps (path, Range) of every request."""
+    """Answers each path with a function of the request, and records (path, Range) of every request."""
 
     daemon_threads = True
     block_on_close = False
@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:  # noqa: N802
         self.server.requests.append((self.path, self.headers["Range"]))
         answer = self.server.answers.get(self.path, status(404))
-        with contextlib.suppress(ConnectionError):  # the other side had enough
+        with contextlib.suppress(ConnectionError):  # the client disconnected
             answer(self)
 
     def head(self, code: int, length: int | None, **headers: str) -> None:
@@ -71,12 +71,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def whole(body: bytes, *, pieces: int = 1, before_each: Callable[[int], object] = lambda piece: None):
-    """All of it, or the range that is asked for; in pieces, each after a call."""
+    """Answer with the body or the requested range, in pieces, calling `before_each` before each piece."""
 
     def answer(request: Handler) -> None:
         start = 0
-        if asked := request.headers["Range"]:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if requested := request.headers["Range"]:
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
             if start >= len(body):
                 return request.head(416, 0)
             content_range = f"bytes {start}-{len(body) - 1}/{len(body)}"
@@ -91,7 +91,7 @@ def whole(body: bytes, *, pieces: int = 1, before_each: Callable[[int], object] 
     return answer
 
 
-def cut(body: bytes, after: int):
+def truncated(body: bytes, after: int):
     def answer(request: Handler) -> None:
         request.head(200, len(body))
         request.wfile.write(body[:after])
@@ -99,9 +99,9 @@ def cut(body: bytes, after: int):
     return answer
 
 
-def without_range(body: bytes, *, announced: bool = True):
+def without_range(body: bytes, *, content_length: bool = True):
     def answer(request: Handler) -> None:
-        request.head(200, len(body) if announced else None)
+        request.head(200, len(body) if content_length else None)
         request.wfile.write(body)
 
     return answer
@@ -117,7 +117,7 @@ def redirect(to: str):
 
 @pytest.fixture(autouse=True)
 def own_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the environment says of proxies and of being offline, this machine's server can be asked."""
+    """Make the local server reachable whatever proxies or offline mode the environment sets."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
@@ -151,13 +151,13 @@ def mirrored(server, model, monkeypatch) -> Model:
 
 
 def names(folder: Path) -> set[str]:
-    """What lies in a folder but for the lock."""
+    """Return the files in a folder except locks."""
     return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
 
 
-def test_whole_file_arrives(server, model, tmp_path):
+def test_file_is_downloaded_into_a_new_folder(server, model, tmp_path):
     server.answers["/official/tiny.pth"] = whole(BODY, pieces=7)
-    folder = tmp_path / "made" / "where missing"
+    folder = tmp_path / "new" / "with space"
     path = download.ensure(model, folder).path
     assert path == folder / "tiny.pth"
     assert path.read_bytes() == BODY
@@ -166,24 +166,24 @@ def test_whole_file_arrives(server, model, tmp_path):
     assert server.requests == [("/official/tiny.pth", None)]
 
 
-def test_fetching_is_told_and_stops_when_asked(server, model, tmp_path):
+def test_download_reports_progress_and_can_be_cancelled(server, model, tmp_path):
     server.answers["/official/tiny.pth"] = whole(BODY, pieces=7)
-    told = []
+    reports = []
 
     def progress(done: int, total: int) -> None:
-        told.append((done, total))
-        if len(told) == 1:
+        reports.append((done, total))
+        if len(reports) == 1:
             raise Cancelled("stopped")
 
     with pytest.raises(Cancelled):
         download.ensure(model, tmp_path, progress)
     assert names(tmp_path) == {"tiny.pth.part"}
     assert download.ensure(model, tmp_path, progress).path.read_bytes() == BODY
-    assert 0 < told[0][0] < len(BODY) and told[-1] == (len(BODY), len(BODY))
+    assert 0 < reports[0][0] < len(BODY) and reports[-1] == (len(BODY), len(BODY))
 
 
-def test_cut_off_is_resumed_with_only_the_rest(server, model, tmp_path):
-    server.answers["/official/tiny.pth"] = cut(BODY, 100_000)
+def test_truncated_download_is_resumed(server, model, tmp_path):
+    server.answers["/official/tiny.pth"] = truncated(BODY, 100_000)
     with pytest.raises(WeightsUnavailable, match="closed connection"):
         download.ensure(model, tmp_path)
     assert names(tmp_path) == {"tiny.pth.part"}
@@ -194,14 +194,14 @@ def test_cut_off_is_resumed_with_only_the_rest(server, model, tmp_path):
     assert names(tmp_path) == {"tiny.pth"}
 
 
-def test_what_the_mirror_began_the_official_release_ends(server, mirrored, tmp_path):
-    server.answers = {"/mirror": cut(BODY, 70_000), "/official/tiny.pth": whole(BODY)}
+def test_download_from_the_mirror_is_resumed_from_the_official_release(server, mirrored, tmp_path):
+    server.answers = {"/mirror": truncated(BODY, 70_000), "/official/tiny.pth": whole(BODY)}
     assert download.ensure(mirrored, tmp_path).path.read_bytes() == BODY
     assert server.requests == [("/mirror", None), ("/official/tiny.pth", "bytes=70000-")]
 
 
-def test_cut_off_without_an_announced_length_is_resumed_too(server, model, tmp_path):
-    server.answers["/official/tiny.pth"] = without_range(BODY[:5000], announced=False)
+def test_truncated_download_without_content_length_is_resumed(server, model, tmp_path):
+    server.answers["/official/tiny.pth"] = without_range(BODY[:5000], content_length=False)
     with pytest.raises(WeightsUnavailable, match=f"ended after 5000 of {len(BODY)} bytes"):
         download.ensure(model, tmp_path)
     server.answers["/official/tiny.pth"] = whole(BODY)
@@ -209,28 +209,28 @@ def test_cut_off_without_an_announced_length_is_resumed_too(server, model, tmp_p
     assert server.requests[1:] == [("/official/tiny.pth", "bytes=5000-")]
 
 
-def test_server_that_ignores_range_gives_the_file_all_the_same(server, model, tmp_path):
+def test_server_that_ignores_range_restarts_the_download(server, model, tmp_path):
     (tmp_path / "tiny.pth.part").write_bytes(BODY[:1000])
     server.answers["/official/tiny.pth"] = without_range(BODY)
     assert download.ensure(model, tmp_path).path.read_bytes() == BODY
     assert server.requests == [("/official/tiny.pth", "bytes=1000-")]
 
 
-def test_part_of_another_file_is_begun_anew(server, model, tmp_path):
+def test_part_of_another_file_is_discarded(server, model, tmp_path):
     (tmp_path / "tiny.pth.part").write_bytes(b"another file" * 50)
     server.answers["/official/tiny.pth"] = whole(BODY)
     assert download.ensure(model, tmp_path).path.read_bytes() == BODY
-    assert [asked for _, asked in server.requests] == ["bytes=600-", None]
+    assert [byte_range for _, byte_range in server.requests] == ["bytes=600-", None]
 
 
-def test_part_that_is_too_long_is_begun_anew(server, model, tmp_path):
+def test_oversized_part_is_discarded(server, model, tmp_path):
     (tmp_path / "tiny.pth.part").write_bytes(BODY + b"more")
     server.answers["/official/tiny.pth"] = whole(BODY)
     assert download.ensure(model, tmp_path).path.read_bytes() == BODY
-    assert [asked for _, asked in server.requests] == [None]
+    assert [byte_range for _, byte_range in server.requests] == [None]
 
 
-def test_part_that_was_whole_needs_no_request(server, model, tmp_path):
+def test_complete_part_needs_no_request(server, model, tmp_path):
     (tmp_path / "tiny.pth.part").write_bytes(BODY)
     assert download.ensure(model, tmp_path).path.read_bytes() == BODY
     assert names(tmp_path) == {"tiny.pth"}
@@ -238,22 +238,22 @@ def test_part_that_was_whole_needs_no_request(server, model, tmp_path):
 
 
 @pytest.mark.parametrize("body", [WRONG, BODY[:3000], BODY + b"too long", b"<html>login</html>"])
-def test_wrong_bytes_are_set_aside_and_told(body, server, model, tmp_path):
+def test_wrong_bytes_are_renamed_and_reported(body, server, model, tmp_path):
     server.answers["/official/tiny.pth"] = whole(body)
     with pytest.raises(BadWeights) as caught:
         download.ensure(model, tmp_path)
     assert names(tmp_path) == {"tiny.pth.bad"}
     assert (tmp_path / "tiny.pth.bad").read_bytes() == body
-    for told in ("tiny.pth", sha256(BODY), sha256(body), "tiny.pth.bad"):
-        assert told in str(caught.value)
+    for text in ("tiny.pth", sha256(BODY), sha256(body), "tiny.pth.bad"):
+        assert text in str(caught.value)
     server.answers["/official/tiny.pth"] = whole(BODY)
     assert download.ensure(model, tmp_path).path.read_bytes() == BODY
 
 
-def test_body_without_end_is_left(server, model, tmp_path):
+def test_endless_body_is_aborted(server, model, tmp_path):
     def endless(request: Handler) -> None:
         request.head(200, None)
-        for _ in range(200):  # long enough for an end
+        for _ in range(200):  # ends eventually, so a failure does not hang
             request.wfile.write(bytes(100_000))
 
     server.answers["/official/tiny.pth"] = endless
@@ -262,65 +262,65 @@ def test_body_without_end_is_left(server, model, tmp_path):
     assert len(BODY) < (tmp_path / "tiny.pth.bad").stat().st_size < len(BODY) + 1_000_000
 
 
-def test_wrong_mirror_then_the_official_release(server, mirrored, tmp_path):
+def test_official_release_is_used_after_a_wrong_mirror(server, mirrored, tmp_path):
     server.answers = {"/mirror": whole(WRONG), "/official/tiny.pth": whole(BODY)}
     assert download.ensure(mirrored, tmp_path).path.read_bytes() == BODY
     assert server.requests == [("/mirror", None), ("/official/tiny.pth", None)]
 
 
-def test_mirror_without_the_file_then_the_official_release(server, mirrored, tmp_path):
+def test_official_release_is_used_after_a_mirror_without_the_file(server, mirrored, tmp_path):
     server.answers = {"/official/tiny.pth": whole(BODY)}
     assert download.ensure(mirrored, tmp_path).path.read_bytes() == BODY
     assert [path for path, _ in server.requests] == ["/mirror", "/official/tiny.pth"]
 
 
-def test_good_mirror_spares_the_official_release(server, mirrored, tmp_path):
+def test_official_release_is_not_requested_after_a_good_mirror(server, mirrored, tmp_path):
     server.answers = {"/mirror": whole(BODY)}
     assert download.ensure(mirrored, tmp_path).path.read_bytes() == BODY
     assert [path for path, _ in server.requests] == ["/mirror"]
 
 
-def test_wrong_mirror_and_no_official_release_is_bad_weights(server, mirrored, tmp_path):
+def test_wrong_mirror_and_no_official_release_raises_bad_weights(server, mirrored, tmp_path):
     server.answers = {"/mirror": whole(WRONG)}
     with pytest.raises(BadWeights, match=sha256(WRONG)):
         download.ensure(mirrored, tmp_path)
     assert names(tmp_path) == {"tiny.pth.bad"}
 
 
-def assert_tells_what_to_do(error: object, model: Model, folder: Path) -> None:
+def assert_has_instructions(error: object, model: Model, folder: Path) -> None:
     message = str(error)
-    assert message.endswith(f"Fetch {model.url} yourself and put it into {folder} as tiny.pth")
+    assert message.endswith(f"Download {model.url} manually and save it as {folder / 'tiny.pth'}")
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(("code", "told"), [(404, "404 Not Found"), (500, "500 Internal Server Error")])
-def test_status_of_failure(code, told, server, model, tmp_path):
+@pytest.mark.parametrize(("code", "reason"), [(404, "404 Not Found"), (500, "500 Internal Server Error")])
+def test_http_error_is_reported(code, reason, server, model, tmp_path):
     server.answers["/official/tiny.pth"] = status(code)
     with pytest.raises(WeightsUnavailable) as caught:
         download.ensure(model, tmp_path)
-    assert_tells_what_to_do(caught.value, model, tmp_path)
-    assert f"{model.url}: {told}" in str(caught.value)
+    assert_has_instructions(caught.value, model, tmp_path)
+    assert f"{model.url}: {reason}" in str(caught.value)
     assert names(tmp_path) == set()
 
 
-def test_refused_connection(model, tmp_path):
+def test_refused_connection_is_reported(model, tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     model = replace(model, url=f"http://127.0.0.1:{port}/tiny.pth")
     with pytest.raises(WeightsUnavailable, match=r"refused|\[Errno|attempts failed") as caught:
         download.ensure(model, tmp_path)
-    assert_tells_what_to_do(caught.value, model, tmp_path)
+    assert_has_instructions(caught.value, model, tmp_path)
 
 
-def test_name_that_no_server_has(model, tmp_path):
+def test_unresolvable_host_is_reported(model, tmp_path):
     model = replace(model, url="http://no-such-host.invalid/tiny.pth")
     with pytest.raises(WeightsUnavailable) as caught:
         download.ensure(model, tmp_path)
-    assert_tells_what_to_do(caught.value, model, tmp_path)
+    assert_has_instructions(caught.value, model, tmp_path)
 
 
-def test_proxy_of_a_kind_that_needs_another_package(model, tmp_path, monkeypatch):
+def test_proxy_that_needs_a_missing_package_is_reported(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "socksio", None)
     monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
@@ -335,34 +335,34 @@ def test_redirect_is_followed(server, model, tmp_path):
     assert server.requests == [("/official/tiny.pth", "bytes=10-"), ("/stored/1", "bytes=10-")]
 
 
-def test_redirect_in_a_circle_ends(server, model, tmp_path):
+def test_redirect_loop_is_aborted(server, model, tmp_path):
     server.answers = {"/official/tiny.pth": redirect(model.url)}
     with pytest.raises(WeightsUnavailable, match="redirects"):
         download.ensure(model, tmp_path)
 
 
 @pytest.mark.parametrize("sent", [0, 50_000])
-def test_silence_is_bounded_by_the_timeout(sent, server, model, tmp_path, monkeypatch):
+def test_silent_server_times_out(sent, server, model, tmp_path, monkeypatch):
     done = threading.Event()
 
-    def fall_silent(request: Handler) -> None:
+    def stall(request: Handler) -> None:
         if sent:
             request.head(200, len(BODY))
             request.wfile.write(BODY[:sent])
         ends.append(done.wait(120))
 
     ends: list[bool] = []
-    server.answers["/official/tiny.pth"] = fall_silent
+    server.answers["/official/tiny.pth"] = stall
     monkeypatch.setattr(download, "_TIMEOUT", httpx.Timeout(60, read=1))
     with pytest.raises(WeightsUnavailable, match=r"official/tiny\.pth: .*(timed out|Timeout)"):
         download.ensure(model, tmp_path)
-    assert ends == [], "the server is still silent"
+    assert ends == [], "the client waited for the server"
     done.set()
     part = tmp_path / "tiny.pth.part"
     assert (part.stat().st_size if part.exists() else 0) == sent
 
 
-def test_progress_is_shown_to_a_terminal_only(server, model, tmp_path, monkeypatch):
+def test_progress_bar_is_shown_only_on_a_terminal(server, model, tmp_path, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -377,53 +377,53 @@ def test_progress_is_shown_to_a_terminal_only(server, model, tmp_path, monkeypat
     assert pipe.getvalue() == ""
 
 
-def test_wrong_file_that_was_put_there_is_set_aside(server, model, tmp_path):
+def test_wrong_existing_file_is_renamed_to_bad(server, model, tmp_path):
     (tmp_path / "tiny.pth").write_bytes(WRONG)
     with pytest.raises(BadWeights) as caught:
         download.ensure(model, tmp_path)
-    for told in ("tiny.pth", sha256(BODY), sha256(WRONG)):
-        assert told in str(caught.value)
+    for text in ("tiny.pth", sha256(BODY), sha256(WRONG)):
+        assert text in str(caught.value)
     assert names(tmp_path) == {"tiny.pth.bad"}
     assert server.requests == []
     server.answers["/official/tiny.pth"] = whole(BODY)
     assert download.ensure(model, tmp_path).path.read_bytes() == BODY
 
 
-def test_right_file_that_was_put_there_needs_no_network(model, tmp_path):
+def test_correct_existing_file_needs_no_network(model, tmp_path):
     (tmp_path / "tiny.pth").write_bytes(BODY)
     assert download.ensure(replace(model, url="http://no-such-host.invalid/tiny.pth"), tmp_path).path.exists()
 
 
-def test_custom_file_is_taken_as_it_is(server, tmp_path):
+def test_custom_file_is_not_verified(server, tmp_path):
     (tmp_path / "custom").mkdir()
     (tmp_path / "custom" / "own.pth").write_bytes(b"anything")
     own = registry.find("custom/own", tmp_path)
     assert download.ensure(own, tmp_path).path == tmp_path / "custom" / "own.pth"
     (tmp_path / "custom" / "own.pth").unlink()
-    with pytest.raises(WeightsUnavailable, match="custom/own"):
+    with pytest.raises(WeightsUnavailable, match="custom/own was removed"):
         download.ensure(own, tmp_path)
 
 
 @pytest.mark.parametrize("inside", ["", "deeper"])
-def test_folder_that_cannot_be_written(inside, server, model, tmp_path):
+def test_unwritable_folder_is_reported(inside, server, model, tmp_path):
     server.answers["/official/tiny.pth"] = whole(BODY)
-    (tmp_path / "taken").write_text("a file in the folder's place")
+    (tmp_path / "taken").write_text("a file where the folder should be")
     folder = tmp_path / "taken" / inside
     with pytest.raises(WeightsUnavailable, match="(File exists|Not a directory)") as caught:
         download.ensure(model, folder)
-    assert_tells_what_to_do(caught.value, model, folder)
+    assert_has_instructions(caught.value, model, folder)
 
 
 def test_built_in_file_is_verified_and_never_downloaded(tmp_path, monkeypatch):
-    ours = registry.find("restore-lite-x4", tmp_path)
-    assert download.ensure(ours, tmp_path).path == registry.path(ours, tmp_path)
-    monkeypatch.setattr(registry, "_PROJECT", tmp_path)
-    with pytest.raises(WeightsUnavailable, match="comes with the project") as caught:
-        download.ensure(ours, tmp_path)
-    assert str(tmp_path / ours.file) in str(caught.value)
-    (tmp_path / ours.file).write_bytes(BODY)
-    with pytest.raises(BadWeights, match="set aside as restore-lite-x4.safetensors.bad. It comes with"):
-        download.ensure(ours, tmp_path)
+    model = registry.find("restore-lite-x4", tmp_path)
+    assert download.ensure(model, tmp_path).path == registry.path(model, tmp_path)
+    monkeypatch.setattr(registry, "_PROJECT_WEIGHTS", tmp_path)
+    with pytest.raises(WeightsUnavailable, match="part of the project") as caught:
+        download.ensure(model, tmp_path)
+    assert str(tmp_path / model.file) in str(caught.value)
+    (tmp_path / model.file).write_bytes(BODY)
+    with pytest.raises(BadWeights, match=r"Renamed to restore-lite-x4\.safetensors\.bad\. It is part of"):
+        download.ensure(model, tmp_path)
     assert names(tmp_path) == {"restore-lite-x4.safetensors.bad"}
 
 
@@ -440,7 +440,7 @@ def test_addresses_are_the_mirror_at_its_revision_then_the_release():
     assert len(set(download.addresses(by_name["yunet"]))) == 1 or hub != "https://huggingface.co"
 
 
-# A process of its own: told what to fetch, it says so before it begins and when it is done
+# Run in a subprocess: prints a line when ready and another with the result
 FETCH = """
 import sys
 from pathlib import Path
@@ -457,67 +457,67 @@ except RestoreError as error:
 """
 
 
-def fetching(model: Model, folder: Path, code: str = FETCH, **environment: str) -> subprocess.Popen:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+def start_fetch(model: Model, folder: Path, code: str = FETCH, **environment: str) -> subprocess.Popen:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     process = subprocess.Popen(
         [sys.executable, "-c", code, model.url, model.mirror, str(model.bytes), model.sha256, str(folder)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=kept | environment,
+        env=inherited | environment,
     )
     assert process.stdout and process.stdout.readline() == "ready\n"
     return process
 
 
-def said(process: subprocess.Popen) -> str:
-    """All it says until its end. (communicate() would lose what readline() took in beyond the line.)"""
+def remaining_output(process: subprocess.Popen) -> str:
+    """Read the output until exit; communicate() would lose what readline() has buffered."""
     with process:
         return process.stdout.read() if process.stdout else ""
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.perf_counter() + seconds
-    while not true():
-        assert time.perf_counter() < end, "waited in vain"
+    while not condition():
+        assert time.perf_counter() < end, f"condition not met within {seconds:g} s"
         time.sleep(0.01)
 
 
-def test_two_processes_make_one_download(server, model, tmp_path):
-    both_wait = threading.Event()
+def test_two_processes_download_once(server, model, tmp_path):
+    both_started = threading.Event()
     server.answers["/official/tiny.pth"] = whole(
-        BODY, pieces=2, before_each=lambda piece: piece and both_wait.wait(300)
+        BODY, pieces=2, before_each=lambda piece: piece and both_started.wait(300)
     )
-    processes = [fetching(model, tmp_path) for _ in range(2)]
+    processes = [start_fetch(model, tmp_path) for _ in range(2)]
     wait_until(lambda: len(server.requests) > 0)
-    time.sleep(0.3)  # the other has said that it is ready: it now waits, or asks a second time
-    both_wait.set()
-    outputs = [said(process) for process in processes]
+    time.sleep(0.3)  # the other process is ready: it now waits for the lock, or sends a second request
+    both_started.set()
+    outputs = [remaining_output(process) for process in processes]
     assert outputs == [f"{tmp_path / 'tiny.pth'}\n"] * 2
     assert server.requests == [("/official/tiny.pth", None)]
     assert names(tmp_path) == {"tiny.pth"}
     assert (tmp_path / "tiny.pth").read_bytes() == BODY
 
 
-# The same again and again until it has it
-FETCH_ON = FETCH.replace("try:\n    print(", "while True:\n  try:\n    print(").replace(
+# FETCH, retried until it succeeds
+FETCH_WITH_RETRIES = FETCH.replace("try:\n    print(", "while True:\n  try:\n    print(").replace(
     "folder)).path)\nexcept", "folder)).path)\n    break\n  except"
 )
-FETCH_ON = FETCH_ON.replace("\n    print(type(error).__name__, error)", "\n    pass")
+FETCH_WITH_RETRIES = FETCH_WITH_RETRIES.replace("\n    print(type(error).__name__, error)", "\n    pass")
 
 
 def eight_fetch_from_a_flaky_server(folder: Path, seed: int) -> None:
-    """Each process tries until it has the file; the server is slow, cuts, errs and sends other bytes."""
+    """Fetch with retries from a server that is slow, truncates, fails and sends wrong bytes."""
     rng, sent = random.Random(seed), []
 
     def flaky(request: Handler) -> None:
-        way = rng.choice(["cut", "cut", "cut", "error", "wrong", "whole"])
-        sent.append(way)
-        if way == "error":
+        behaviour = rng.choice(["truncated", "truncated", "truncated", "error", "wrong", "whole"])
+        sent.append(behaviour)
+        if behaviour == "error":
             return status(503)(request)
-        body = WRONG if way == "wrong" else BODY
+        body = WRONG if behaviour == "wrong" else BODY
         pieces = rng.randrange(2, 9)
-        stop = rng.randrange(1, pieces) if way == "cut" else pieces
+        stop = rng.randrange(1, pieces) if behaviour == "truncated" else pieces
 
         def wait(piece: int) -> None:
             time.sleep(rng.uniform(0, 0.02))
@@ -530,78 +530,79 @@ def eight_fetch_from_a_flaky_server(folder: Path, seed: int) -> None:
         server.answers["/official/tiny.pth"] = flaky
         url = f"{server.url}/official/tiny.pth"
         model = Model("tiny", "upscale", 4, len(BODY), sha256(BODY), url, "MIT", "for tests")
-        processes = [fetching(model, folder, code=FETCH_ON) for _ in range(8)]
-        outputs = [said(process) for process in processes]
+        processes = [start_fetch(model, folder, code=FETCH_WITH_RETRIES) for _ in range(8)]
+        outputs = [remaining_output(process) for process in processes]
     assert outputs == [f"{folder / 'tiny.pth'}\n"] * 8
     assert (folder / "tiny.pth").read_bytes() == BODY
-    assert names(folder) <= {"tiny.pth", "tiny.pth.bad"} and sent[-1] in ("cut", "whole", "wrong")
+    assert names(folder) <= {"tiny.pth", "tiny.pth.bad"} and sent[-1] in ("truncated", "whole", "wrong")
 
 
-def test_eight_processes_and_a_slow_flaky_server_leave_one_good_file(tmp_path):
+def test_eight_processes_and_a_flaky_server_leave_one_good_file(tmp_path):
     eight_fetch_from_a_flaky_server(tmp_path, seed=8)
 
 
-def test_who_waits_for_another_s_download_may_stop(server, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "_LOOK", 0.05)
+def test_waiting_for_another_download_can_be_cancelled(server, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_LOCK_TIMEOUT", 0.05)
 
-    def stop(done: int, total: int) -> None:
+    def cancel(done: int, total: int) -> None:
         raise Cancelled("stopped")
 
     with filelock.FileLock(tmp_path / ".tiny.pth.lock"), pytest.raises(Cancelled):
-        download.ensure(model, tmp_path, stop)
+        download.ensure(model, tmp_path, cancel)
     assert server.requests == []
     server.answers["/official/tiny.pth"] = whole(BODY)
     assert download.ensure(model, tmp_path).path.read_bytes() == BODY
 
 
-def test_killed_in_the_middle_leaves_no_file_and_is_resumed(server, model, tmp_path):
+def test_killed_download_leaves_no_file_and_is_resumed(server, model, tmp_path):
     half = len(BODY) // 2
     killed = threading.Event()
     server.answers["/official/tiny.pth"] = whole(
         BODY, pieces=2, before_each=lambda piece: piece and killed.wait(300)
     )
-    process = fetching(model, tmp_path)
+    process = start_fetch(model, tmp_path)
     part = tmp_path / "tiny.pth.part"
     wait_until(lambda: part.exists() and part.stat().st_size > half - 10_000)
     process.send_signal(signal.SIGKILL)
-    said(process)
+    remaining_output(process)
     killed.set()
     assert names(tmp_path) == {"tiny.pth.part"}
-    have = part.stat().st_size
+    size = part.stat().st_size
     server.answers["/official/tiny.pth"] = whole(BODY)
     assert download.ensure(model, tmp_path).path.read_bytes() == BODY
-    assert server.requests[1:] == [("/official/tiny.pth", f"bytes={have}-")]
+    assert server.requests[1:] == [("/official/tiny.pth", f"bytes={size}-")]
 
 
-def test_offline_asks_nobody(server, model, tmp_path):
+def test_offline_mode_sends_no_request(server, model, tmp_path):
     server.answers["/official/tiny.pth"] = whole(BODY)
-    told = said(fetching(model, tmp_path, HF_HUB_OFFLINE="1"))
-    assert told.startswith("WeightsUnavailable") and "HF_HUB_OFFLINE" in told
-    assert_tells_what_to_do(told.strip(), model, tmp_path)
+    output = remaining_output(start_fetch(model, tmp_path, HF_HUB_OFFLINE="1"))
+    assert output.startswith("WeightsUnavailable") and "HF_HUB_OFFLINE" in output
+    assert_has_instructions(output.strip(), model, tmp_path)
     assert server.requests == []
     (tmp_path / "tiny.pth").write_bytes(BODY)
-    told = said(fetching(model, tmp_path, HF_HUB_OFFLINE="1"))
-    assert told == f"{tmp_path / 'tiny.pth'}\n"
+    output = remaining_output(start_fetch(model, tmp_path, HF_HUB_OFFLINE="1"))
+    assert output == f"{tmp_path / 'tiny.pth'}\n"
 
 
-def test_mirror_is_at_the_endpoint_that_the_environment_names(server, model, tmp_path):
+def test_mirror_uses_hf_endpoint(server, model, tmp_path):
     address = "/some/mirror/resolve/main/tiny.pth"
     server.answers[address] = whole(BODY)
-    process = fetching(replace(model, mirror="some/mirror"), tmp_path, HF_ENDPOINT=server.url)
-    assert said(process) == f"{tmp_path / 'tiny.pth'}\n"
+    process = start_fetch(replace(model, mirror="some/mirror"), tmp_path, HF_ENDPOINT=server.url)
+    assert remaining_output(process) == f"{tmp_path / 'tiny.pth'}\n"
     assert server.requests == [(address, None)]
 
 
-def test_official_file_verifies_and_one_that_only_looks_like_it_does_not(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "addresses", lambda model: pytest.fail("no download is needed"))
+def test_official_file_is_verified_by_size_and_sha256(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "addresses", lambda model: pytest.fail("unexpected download"))
     for name in ("realesr-animevideov3", "realesr-general-x4v3"):
         shutil.copyfile(shared / "weights" / f"{name}.pth", tmp_path / f"{name}.pth")
     anime = registry.find("realesr-animevideov3", tmp_path)
     assert download.ensure(anime, tmp_path).path == tmp_path / "realesr-animevideov3.pth"
-    general = registry.find("realesr-general-x4v3", tmp_path)  # rebuilt from half precision, and shorter
+    # The shared copy of this one was rebuilt from half precision and is shorter
+    general = registry.find("realesr-general-x4v3", tmp_path)
     monkeypatch.setattr(download, "addresses", lambda model: iter(()))
     monkeypatch.setattr(download, "SETTLE_SECONDS", 0.0)
-    with pytest.raises(WeightsUnavailable, match="is cut off, 4884324 of 4885111 bytes"):
+    with pytest.raises(WeightsUnavailable, match="truncated, 4884324 of 4885111 bytes"):
         download.ensure(general, tmp_path)
     path = tmp_path / "realesr-general-x4v3.pth"
     with path.open("ab") as file:

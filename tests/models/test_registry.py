@@ -1,4 +1,4 @@
-"""The table against its source, and which model a name means."""
+"""The model table matches its source, and names resolve to models."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ UPSCALERS = [model.name for model in MODELS if model.kind == "upscale"]
 
 
 def facts_table(shared: Path) -> list[dict]:
-    """The rows of facts.md, section 1: name, url, bytes, sha256 and, for upscalers, scale."""
+    """Parse section 1 of facts.md: name, url, bytes, sha256 and, for upscalers, scale."""
     text = (shared / "docs" / "facts.md").read_text()
     roots = dict(re.findall(r"(\w\w) = (github\.com/\S+)", text))
     rows, scale = [], 0
@@ -24,8 +24,8 @@ def facts_table(shared: Path) -> list[dict]:
         if len(cells) != 5 or not re.fullmatch("[0-9a-f]{64}", cells[4]):
             continue
         name, network, address, size, sha256 = cells
-        if found := re.search(r"scale (\d)", network):
-            scale = int(found[1])
+        if match := re.search(r"scale (\d)", network):
+            scale = int(match[1])
         elif network == "as x4plus":
             scale = rows[0]["scale"]
         if address.startswith("huggingface.co"):
@@ -39,28 +39,28 @@ def facts_table(shared: Path) -> list[dict]:
     return rows
 
 
-def test_table_is_that_of_the_facts(shared):
-    ours = {model.sha256: model for model in MODELS}
+def test_table_matches_facts(shared):
+    by_digest = {model.sha256: model for model in MODELS}
     rows = facts_table(shared)
     assert len(rows) == 14
-    assert {row["sha256"] for row in rows} <= set(ours)
+    assert {row["sha256"] for row in rows} <= set(by_digest)
     for row in rows:
-        model = ours[row["sha256"]]
+        model = by_digest[row["sha256"]]
         assert model.bytes == row["bytes"], model.name
         assert model.url.replace(model.revision or "<none>", "<commit>") == row["url"], model.name
         if model.kind == "upscale":
             assert (model.name, model.scale) == (row["name"], row["scale"])
 
 
-def test_mirrors_are_those_of_the_facts(shared):
+def test_mirrors_match_facts(shared):
     text = (shared / "docs" / "facts.md").read_text()
-    told = dict(re.findall(r"([\w-]+/[\w-]+) \(([^)]+)\)", text[text.index("Hugging Face mirrors") :]))
+    mirrored = dict(re.findall(r"([\w-]+/[\w-]+) \(([^)]+)\)", text[text.index("Hugging Face mirrors") :]))
     for model in MODELS:
         if model.mirror and not model.revision:
-            assert any(model.name.endswith(short) for short in told[model.mirror].split(", ")), model.name
+            assert any(model.name.endswith(short) for short in mirrored[model.mirror].split(", ")), model.name
 
 
-def test_table_holds_together():
+def test_table_is_consistent():
     for model in MODELS:
         assert re.fullmatch("[0-9a-f]{64}", model.sha256), model.name
         assert model is BUILT_IN or model.url.startswith("https://") and model.url.endswith(model.file)
@@ -74,7 +74,7 @@ def test_table_holds_together():
     assert {model.kind for model in MODELS} == {"upscale", "face", "detect", "parse"}
 
 
-def test_weights_folder_is_argument_then_environment_then_beside_the_package(tmp_path, monkeypatch):
+def test_weights_folder_is_argument_then_environment_then_default(tmp_path, monkeypatch):
     monkeypatch.setenv("RESTORER_WEIGHTS", str(tmp_path))
     assert registry.weights_folder("else/where") == Path("else/where")
     assert registry.weights_folder() == tmp_path
@@ -82,10 +82,10 @@ def test_weights_folder_is_argument_then_environment_then_beside_the_package(tmp
     monkeypatch.setenv("HOME", str(tmp_path))
     assert registry.weights_folder() == tmp_path / "models"
     monkeypatch.delenv("RESTORER_WEIGHTS")
-    assert registry.weights_folder() == Path(registry.__file__).parents[1] / "weights"
+    assert registry.weights_folder() == Path(registry.__file__).parents[2] / "weights"
 
 
-def put(folder: Path, *names: str) -> None:
+def write_files(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x" * len(name))
@@ -99,9 +99,11 @@ def custom_files(weights: Path) -> dict[str, str]:
     }
 
 
-def test_custom_models_are_the_weights_files_of_their_folder(tmp_path):
-    put(tmp_path, "custom/b.pth", "custom/4x Größe.v2.safetensors", "custom/LOUD.PTH")
-    put(tmp_path, "custom/readme.txt", "custom/._b.pth", "custom/net.onnx", "custom/b.pth.part", "c.pth")
+def test_custom_models_are_the_weights_files_in_the_custom_folder(tmp_path):
+    write_files(tmp_path, "custom/b.pth", "custom/4x Größe.v2.safetensors", "custom/LOUD.PTH")
+    write_files(
+        tmp_path, "custom/readme.txt", "custom/._b.pth", "custom/net.onnx", "custom/b.pth.part", "c.pth"
+    )
     (tmp_path / "custom" / "folder.pth").mkdir()
     assert custom_files(tmp_path) == {
         "custom/b": "custom/b.pth",
@@ -109,37 +111,37 @@ def test_custom_models_are_the_weights_files_of_their_folder(tmp_path):
         "custom/LOUD": "custom/LOUD.PTH",
     }
     assert registry.available(tmp_path)[: len(MODELS)] == MODELS
-    found = registry.find("custom/b", tmp_path)
-    assert (found.kind, found.bytes, found.sha256) == ("upscale", len("custom/b.pth"), "")
-    assert sources.is_present(found, tmp_path)
+    model = registry.find("custom/b", tmp_path)
+    assert (model.kind, model.bytes, model.sha256) == ("upscale", len("custom/b.pth"), "")
+    assert sources.is_present(model, tmp_path)
 
 
-def test_no_custom_folder_is_no_custom_models(tmp_path):
+def test_missing_custom_folder_means_no_custom_models(tmp_path):
     assert registry.available(tmp_path / "absent") == MODELS
 
 
-def test_of_two_custom_files_of_one_name_the_safetensors_is_taken(tmp_path):
-    put(tmp_path, "custom/a.pth", "custom/a.safetensors")
+def test_safetensors_wins_over_pth_of_the_same_name(tmp_path):
+    write_files(tmp_path, "custom/a.pth", "custom/a.safetensors")
     assert custom_files(tmp_path) == {"custom/a": "custom/a.safetensors"}
 
 
-def test_custom_pair_of_the_general_model(tmp_path):
-    put(tmp_path, "custom/realesr-general-x4v3.pth")
+def test_custom_copy_of_the_general_model_has_its_custom_pair(tmp_path):
+    write_files(tmp_path, "custom/realesr-general-x4v3.pth")
     assert registry.find("custom/realesr-general-x4v3", tmp_path).pair == ""
-    put(tmp_path, "custom/realesr-general-wdn-x4v3.safetensors")
+    write_files(tmp_path, "custom/realesr-general-wdn-x4v3.safetensors")
     pair = registry.find("custom/realesr-general-x4v3", tmp_path).pair
     assert registry.find(pair, tmp_path).file == "custom/realesr-general-wdn-x4v3.safetensors"
 
 
 @pytest.mark.parametrize("name", UPSCALERS)
-def test_find_gives_exactly_the_model_of_that_name(name, tmp_path):
-    put(tmp_path, f"custom/{name}.pth")
+def test_find_returns_the_model_of_exactly_that_name(name, tmp_path):
+    write_files(tmp_path, f"custom/{name}.pth")
     assert registry.find(name, tmp_path) is next(model for model in MODELS if model.name == name)
     assert registry.find(f"custom/{name}", tmp_path).file == f"custom/{name}.pth"
 
 
 @pytest.mark.parametrize(
-    ("asked", "nearest"),
+    ("name", "closest"),
     [
         ("RealESRGAN_x4plu", "RealESRGAN_x4plus"),
         ("realesrgan_X4PLUS", "RealESRGAN_x4plus"),
@@ -148,29 +150,29 @@ def test_find_gives_exactly_the_model_of_that_name(name, tmp_path):
         ("4x-UltraSharp", "custom/4x-UltraSharp"),
     ],
 )
-def test_unknown_name_is_an_error_with_the_nearest(asked, nearest, tmp_path):
-    put(tmp_path, "custom/4x-UltraSharp.pth")
-    with pytest.raises(UnknownModel, match=f"no model '{asked}'. Did you mean '{nearest}'?"):
-        registry.find(asked, tmp_path)
+def test_unknown_name_raises_with_the_closest_name(name, closest, tmp_path):
+    write_files(tmp_path, "custom/4x-UltraSharp.pth")
+    with pytest.raises(UnknownModel, match=rf"unknown model '{name}'; did you mean '{closest}'\?"):
+        registry.find(name, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "asked", ["", "zzz", "GFPGANv1.4", "yunet", "custom/../secret", "RealESRGAN_x4plus.pth "]
+    "name", ["", "zzz", "GFPGANv1.4", "yunet", "custom/../secret", "RealESRGAN_x4plus.pth "]
 )
-def test_what_is_no_upscaler_is_an_error_that_lists_them(asked, tmp_path):
+def test_name_that_is_not_an_upscaler_raises_with_the_choices(name, tmp_path):
     with pytest.raises(UnknownModel) as caught:
-        registry.find(asked, tmp_path)
+        registry.find(name, tmp_path)
     assert "auto, best, fast, " + ", ".join(UPSCALERS) in str(caught.value)
 
 
-def test_find_of_another_kind(tmp_path):
+def test_find_is_restricted_to_a_kind(tmp_path):
     assert registry.find("GFPGANv1.4", tmp_path, "face").bytes == 348_632_874
     with pytest.raises(UnknownModel):
         registry.find("GFPGANv1.4", tmp_path, "detect")
 
 
-def test_built_in_model_is_beside_the_package_wherever_the_others_are(tmp_path):
-    file = Path(registry.__file__).parents[1] / "weights/restore-lite-x4.safetensors"
+def test_built_in_model_ignores_the_weights_folder(tmp_path):
+    file = Path(registry.__file__).parents[2] / "weights/restore-lite-x4.safetensors"
     assert registry.path(BUILT_IN, tmp_path) == file and sources.is_present(BUILT_IN, tmp_path)
     body = file.read_bytes()
     assert (len(body), hashlib.sha256(body).hexdigest()) == (BUILT_IN.bytes, BUILT_IN.sha256)

@@ -1,4 +1,4 @@
-"""`python tests/stress/hanging.py`: the app with a device that hangs for ever at photos 77 pixels wide."""
+"""`python tests/stress/hanging.py`: the app with a device that hangs on photos 77 pixels wide."""
 
 import sys
 import threading
@@ -16,11 +16,11 @@ WIDTH = 77
 
 def hang(self: LockedUpscaler, tiles: np.ndarray) -> Answers:
     if tiles.shape[2] == WIDTH:
-        with self._lock:  # as a thread that never comes back from inside the device
+        with self._lock:  # as a thread that hangs inside the device
             threading.Event().wait()
-    return really(self, tiles)
+    return real_start(self, tiles)
 
 
 if __name__ == "__main__":
-    really, LockedUpscaler.start = LockedUpscaler.start, hang
+    real_start, LockedUpscaler.start = LockedUpscaler.start, hang
     app.main()

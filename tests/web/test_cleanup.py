@@ -1,4 +1,4 @@
-"""Things age by a clock nobody sets, only ours go, and what is needed stays."""
+"""Entries age by a monotonic clock; foreign names and entries in use stay."""
 
 import os
 import time
@@ -24,103 +24,103 @@ def folder(tmp_path):
     return tmp_path / "swept"
 
 
-def put(folder, name=None, *, age=0.0):
-    place = folder / (name or uuid.uuid4().hex)
-    place.mkdir()
-    (place / "a.png").write_bytes(b"bytes")
-    for path in (place / "a.png", place):
+def add_entry(folder, name=None, *, age=0.0):
+    entry = folder / (name or uuid.uuid4().hex)
+    entry.mkdir()
+    (entry / "a.png").write_bytes(b"bytes")
+    for path in (entry / "a.png", entry):
         os.utime(path, (time.time() - age,) * 2)
-    return place
+    return entry
 
 
-def janitor(folder, clock, *, needed=lambda name: False):
-    return CacheCleaner(folder, needed=needed, age=HOUR, clock=clock)
+def cleaner_of(folder, clock, *, in_use=lambda name: False):
+    return CacheCleaner(folder, in_use=in_use, max_age=HOUR, clock=clock)
 
 
-def test_what_is_an_hour_old_goes_and_what_was_touched_stays(folder):
+def test_expired_entry_is_deleted_and_changed_one_stays(folder):
     clock = Clock()
-    sweeps = janitor(folder, clock)
-    sweeps.sweep()
-    old, touched = put(folder), put(folder)
+    cleaner = cleaner_of(folder, clock)
+    cleaner.sweep()
+    old, touched = add_entry(folder), add_entry(folder)
     clock.now += 1
-    assert sweeps.sweep() == []
+    assert cleaner.sweep() == []
     clock.now += HOUR - 2
     (touched / "a.png").write_bytes(b"new")
-    assert sweeps.sweep() == []
+    assert cleaner.sweep() == []
     clock.now += 2
-    assert sweeps.sweep() == [old] and touched.exists()
+    assert cleaner.sweep() == [old] and touched.exists()
     clock.now += HOUR
-    assert sweeps.sweep() == [touched] and not any(folder.iterdir())
+    assert cleaner.sweep() == [touched] and not any(folder.iterdir())
 
 
 @pytest.mark.parametrize("day", [86_400, -86_400])
-def test_a_clock_that_is_set_deletes_nothing_early_or_late(folder, monkeypatch, day):
-    clock, really = Clock(), time.time
-    sweeps = janitor(folder, clock)
-    sweeps.sweep()
-    before = put(folder)
+def test_setting_the_system_clock_deletes_nothing_early_or_late(folder, monkeypatch, day):
+    clock, real_time = Clock(), time.time
+    cleaner = cleaner_of(folder, clock)
+    cleaner.sweep()
+    before = add_entry(folder)
     clock.now += 1
-    sweeps.sweep()
-    monkeypatch.setattr(time, "time", lambda: really() + day)
-    after = put(folder, age=0)
+    cleaner.sweep()
+    monkeypatch.setattr(time, "time", lambda: real_time() + day)
+    after = add_entry(folder, age=0)
     clock.now += HOUR - 2
-    assert sweeps.sweep() == [] and before.exists() and after.exists()
+    assert cleaner.sweep() == [] and before.exists() and after.exists()
     clock.now += 2
-    gone = sweeps.sweep()
+    deleted = cleaner.sweep()
     clock.now += HOUR
-    assert sorted(gone + sweeps.sweep()) == sorted([before, after])
+    assert sorted(deleted + cleaner.sweep()) == sorted([before, after])
 
 
-def test_an_earlier_process_s_things_go_by_their_own_age(folder, monkeypatch):
-    clock, really = Clock(), time.time
-    place = put(folder)
-    monkeypatch.setattr(time, "time", lambda: really() + HOUR - 10)
-    sweeps = janitor(folder, clock)
-    assert sweeps.sweep() == []
+def test_entries_of_an_earlier_process_expire_by_their_own_age(folder, monkeypatch):
+    clock, real_time = Clock(), time.time
+    entry = add_entry(folder)
+    monkeypatch.setattr(time, "time", lambda: real_time() + HOUR - 10)
+    cleaner = cleaner_of(folder, clock)
+    assert cleaner.sweep() == []
     clock.now += 11
-    assert sweeps.sweep() == [place]
+    assert cleaner.sweep() == [entry]
 
 
-def test_what_is_needed_stays_and_its_hour_begins_when_it_is_no_more(folder):
-    clock, needed = Clock(), set()
-    sweeps = janitor(folder, clock, needed=lambda name: name in needed)
-    place = put(folder)
-    needed.add(place.name)
+def test_entry_in_use_stays_and_ages_from_its_release(folder):
+    clock, in_use = Clock(), set()
+    cleaner = cleaner_of(folder, clock, in_use=lambda name: name in in_use)
+    entry = add_entry(folder)
+    in_use.add(entry.name)
     for _ in range(5):
         clock.now += HOUR
-        assert sweeps.sweep() == []
-    needed.clear()
+        assert cleaner.sweep() == []
+    in_use.clear()
     clock.now += HOUR - 1
-    assert sweeps.sweep() == []
+    assert cleaner.sweep() == []
     clock.now += 1
-    assert sweeps.sweep() == [place]
+    assert cleaner.sweep() == [entry]
 
 
-def test_only_our_own_names_go_and_no_link_is_followed(folder, tmp_path):
+def test_foreign_names_stay_and_links_are_not_followed(folder, tmp_path):
     clock = Clock()
-    mine = [put(folder, name) for name in ("pictures", "a" * 31, "A" * 32, ".hidden")]
+    foreign = [add_entry(folder, name) for name in ("pictures", "a" * 31, "A" * 32, ".hidden")]
     (folder / "letter.txt").write_text("mine")
-    outside = put(tmp_path, "outside")
+    outside = add_entry(tmp_path, "outside")
     (folder / ("b" * 32)).symlink_to(outside, target_is_directory=True)
-    inside = put(folder, "c" * 32)
-    (inside / "link").symlink_to(outside, target_is_directory=True)
-    ours = [put(folder, name) for name in ("d" * 64, "e" * 32 + ".part", "tmpab_cd12x")]
-    sweeps = janitor(folder, clock)
-    sweeps.sweep()
+    with_link = add_entry(folder, "c" * 32)
+    (with_link / "link").symlink_to(outside, target_is_directory=True)
+    own = [add_entry(folder, name) for name in ("d" * 64, "e" * 32 + ".part", "tmpab_cd12x")]
+    cleaner = cleaner_of(folder, clock)
+    cleaner.sweep()
     clock.now += 2 * HOUR
-    assert set(sweeps.sweep()) == {folder / ("b" * 32), inside, *ours}
-    assert all((place / "a.png").exists() for place in (*mine, outside))
+    assert set(cleaner.sweep()) == {folder / ("b" * 32), with_link, *own}
+    assert all((entry / "a.png").exists() for entry in (*foreign, outside))
     assert (folder / "letter.txt").exists()
 
 
-def test_a_download_under_way_is_not_cut_off(folder):
+def test_open_download_survives_deletion(folder):
     clock = Clock()
-    place = put(folder)
-    (place / "a.png").write_bytes(b"x" * 1_000_000)
-    sweeps = janitor(folder, clock)
-    sweeps.sweep()
+    entry = add_entry(folder)
+    (entry / "a.png").write_bytes(b"x" * 1_000_000)
+    cleaner = cleaner_of(folder, clock)
+    cleaner.sweep()
     clock.now += 2 * HOUR
-    with (place / "a.png").open("rb") as file:
+    with (entry / "a.png").open("rb") as file:
         first = file.read(10)
-        sweeps.sweep()
+        cleaner.sweep()
         assert len(first + file.read()) == 1_000_000

@@ -1,4 +1,4 @@
-"""gradio_client against a real server."""
+"""gradio_client with a real server."""
 
 import re
 import time
@@ -12,6 +12,8 @@ from PIL import Image
 from restorer import Options, Restorer
 from tests.conftest import photo_like, png, save_network, save_quick_and_slow
 from tests.web.test_page import PACED, served
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -29,50 +31,50 @@ def address(folder):
 
 @pytest.fixture
 def client(address, tmp_path):
-    return Client(address, verbose=False, download_files=str(tmp_path / "got"))
+    return Client(address, verbose=False, download_files=str(tmp_path / "downloads"))
 
 
 @pytest.fixture
-def old(tmp_path, rng):
-    def photo(name="old.png", height=30, width=40):
+def photo(tmp_path, rng):
+    def save(name="old.png", height=30, width=40):
         (tmp_path / name).write_bytes(png(photo_like(rng, height, width)))
         return tmp_path / name
 
-    return photo
+    return save
 
 
-def test_a_photo_comes_back_whole_with_previews_and_receipt(client, folder, old):
-    path = old()
+def test_enhance_returns_file_previews_and_receipt(client, folder, photo):
+    path = photo()
     file, previews, receipt = client.predict(
         handle_file(path), face_enhance=False, format="webp", api_name="/enhance"
     )
-    run = Restorer(weights=folder / "weights", model="custom/quick", device="cpu:torch")
-    made = run.restore(path.read_bytes(), face_enhance="off", format="webp")
-    with open(file, "rb") as got:
-        assert got.read() == made.data
+    restorer = Restorer(weights=folder / "weights", model="custom/quick", device="cpu:torch")
+    expected = restorer.restore(path.read_bytes(), face_enhance="off", format="webp")
+    with open(file, "rb") as received:
+        assert received.read() == expected.data
     assert file.endswith("old_4x.webp")
     assert [Image.open(preview).size for preview in previews] == [(160, 120)] * 2
-    assert {key: receipt[key] for key in made.receipt} == made.receipt
+    assert {key: receipt[key] for key in expected.receipt} == expected.receipt
     assert (receipt["width"], receipt["height"]) == (160, 120)
 
 
-def test_the_four_endpoints_have_the_page_s_defaults_and_no_other_is_told(client):
-    told = client.view_api(return_format="dict", print_info=False)
-    assert not told["unnamed_endpoints"]
-    assert set(told["named_endpoints"]) == {"/enhance", "/enhance_batch", "/models", "/quote"}
+def test_the_four_endpoints_have_the_defaults_of_the_page(client):
+    api = client.view_api(return_format="dict", print_info=False)
+    assert not api["unnamed_endpoints"]
+    assert set(api["named_endpoints"]) == {"/enhance", "/enhance_batch", "/models", "/quote"}
     for name in ("/enhance", "/enhance_batch"):
-        first, *options = told["named_endpoints"][name]["parameters"]
+        first, *options = api["named_endpoints"][name]["parameters"]
         assert not first["parameter_has_default"]
-        given = {option["parameter_name"]: option["parameter_default"] for option in options}
-        assert given.pop("long_side") == 0
-        assert given.pop("model") == "custom/quick", "the server's own"
-        assert given == {option: getattr(Options(), option) for option in given}
+        defaults = {option["parameter_name"]: option["parameter_default"] for option in options}
+        assert defaults.pop("long_side") == 0
+        assert defaults.pop("model") == "custom/quick", "as set for the server"
+        assert defaults == {option: getattr(Options(), option) for option in defaults}
         assert all(option["type"] for option in options)
 
 
-def test_a_batch_goes_on_after_a_bad_file(client, old, tmp_path):
+def test_batch_continues_after_a_bad_file(client, photo, tmp_path):
     (tmp_path / "bad.jpg").write_text("no photo")
-    paths = [old("a.png", 20, 20), tmp_path / "bad.jpg", old("b.png", 30, 30)]
+    paths = [photo("a.png", 20, 20), tmp_path / "bad.jpg", photo("b.png", 30, 30)]
     photos = [handle_file(path) for path in paths]
     files, receipts = client.predict(photos, outscale=2, api_name="/enhance_batch")
     assert [Image.open(file).size for file in files] == [(40, 40), (60, 60)]
@@ -80,16 +82,16 @@ def test_a_batch_goes_on_after_a_bad_file(client, old, tmp_path):
     assert "not an image" in receipts[1]["error"]
 
 
-def test_models_and_a_quote(client, old):
+def test_models_and_quote(client, photo):
     models = {model["name"]: model for model in client.predict(api_name="/models")}
     assert models["custom/quick"]["present"] and models["restore-lite-x4"]["present"]
-    quote = client.predict(handle_file(old()), long_side=80, api_name="/quote")
+    quote = client.predict(handle_file(photo()), long_side=80, api_name="/quote")
     assert (quote["width"], quote["height"], quote["model"]) == (80, 60, "custom/quick")
     assert quote["tiles"] == 1 and quote["seconds"] >= 0 and quote["cost"] is None
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"outscale": 9}, "from 1 to 8"),
         ({"model": "nope"}, "custom/quick"),
@@ -99,13 +101,13 @@ def test_models_and_a_quote(client, old):
         ({"format": "gif"}, "same, png"),
     ],
 )
-def test_errors_come_in_words_without_places_of_the_server(client, folder, old, options, words):
+def test_errors_have_no_paths_of_the_server(client, folder, photo, options, message):
     with pytest.raises(exceptions.AppError) as error:
-        client.predict(handle_file(old()), api_name="/enhance", **options)
-    assert words in str(error.value) and str(folder) not in str(error.value)
+        client.predict(handle_file(photo()), api_name="/enhance", **options)
+    assert message in str(error.value) and str(folder) not in str(error.value)
 
 
-def test_no_other_file_and_no_address_is_read(client, folder, address, tmp_path):
+def test_only_uploads_are_read(client, folder, address, tmp_path):
     secret = folder / "secret.png"
     secret.write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
     for path in (str(secret), "/etc/hostname", f"{address}/theme.css", "http://127.0.0.1/x.png"):
@@ -114,34 +116,34 @@ def test_no_other_file_and_no_address_is_read(client, folder, address, tmp_path)
                 body = {"photo": {"path": path, **url, **meta}}
                 event = httpx.post(f"{address}/gradio_api/call/v2/enhance", json=body)
                 if event.status_code == 200:
-                    told = httpx.get(
+                    events = httpx.get(
                         f"{address}/gradio_api/call/enhance/{event.json()['event_id']}", timeout=120
                     ).text
-                    assert "event: complete" not in told, (path, meta, url)
+                    assert "event: complete" not in events, (path, meta, url)
     for path in ("file=http://127.0.0.1/", f"file={secret}", "file=/etc/passwd", "proxy=http://x/"):
         assert httpx.get(f"{address}/gradio_api/{path}").status_code in (403, 404)
     assert httpx.post(f"{address}/gradio_api/run/enhance", json={"data": []}).status_code == 404
 
 
-def test_what_is_too_large_is_refused(address):
+def test_too_large_uploads_and_bodies_get_413(address):
     answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"x" * (2**20 + 1))})
     assert answer.status_code == 413
     answer = httpx.post(f"{address}/gradio_api/call/v2/enhance", content=b"x" * (22 * 2**20))
     assert (answer.status_code, "limit" in answer.json()) == (413, True)
 
 
-def test_a_job_tells_its_place_and_progress_and_can_be_cancelled(address, old):
+def test_job_reports_position_and_progress_and_can_be_cancelled(address, photo):
     slow = {"model": "custom/slow", "face_enhance": False, "api_name": "/enhance"}
-    path = old("large.png", 600, 600)
+    path = photo("large.png", 600, 600)
     first, second = (Client(address, verbose=False) for _ in range(2))
     one = first.submit(handle_file(path), **slow)
-    told(one, r"restoring")
+    await_progress(one, r"restoring")
     two = second.submit(handle_file(path), **slow)
-    told(two, r"place 1 in the queue")
+    await_progress(two, r"position 1 in the queue")
     units = one.status().progress_data
     assert units and units[0].length and units[0].length > 1
     one.cancel()
-    told(two, r"restoring")
+    await_progress(two, r"restoring")
     two.cancel()
     deadline = time.monotonic() + 120
     while httpx.get(f"{address}/ready").json()["queue_length"] and time.monotonic() < deadline:
@@ -149,23 +151,23 @@ def test_a_job_tells_its_place_and_progress_and_can_be_cancelled(address, old):
     assert httpx.get(f"{address}/ready").json()["queue_length"] == 0
 
 
-def told(job, words: str, seconds: float = 180) -> None:
+def await_progress(job, pattern: str, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         units = job.status().progress_data
-        if units and re.search(words, units[0].desc or ""):
+        if units and re.search(pattern, units[0].desc or ""):
             return
         time.sleep(0.05)
-    raise AssertionError(f"{words!r} was never told: {job.status()}")
+    raise AssertionError(f"no progress matched {pattern!r}: {job.status()}")
 
 
-def test_a_client_with_the_key_is_served(folder, tmp_path, old):
+def test_only_clients_with_the_key_are_served(folder, tmp_path, photo):
     save_network(tmp_path / "weights/custom/quick.safetensors", seed=1)
     with served(tmp_path, API_KEY="open sesame", LOG_FORMAT="json") as address:
         with pytest.raises(Exception, match="credentials"):
             Client(address, verbose=False)
         client = Client(address, headers={"X-API-KEY": "open sesame"}, verbose=False)
-        file, *_ = client.predict(handle_file(old()), face_enhance=False, api_name="/enhance")
+        file, *_ = client.predict(handle_file(photo()), face_enhance=False, api_name="/enhance")
         assert Image.open(file).size == (160, 120)
         files = {"files": png(np.zeros((9, 9, 3), np.uint8))}
         answer = httpx.post(f"{address}/enhance", files=files, headers={"X-API-KEY": "open sesame"})

@@ -1,9 +1,10 @@
-"""Docker, Hugging Face Spaces, Modal: no engine and no cloud here, but their own packages and our files."""
+"""Docker, Hugging Face Spaces and Modal, checked with their own packages: no Docker engine, no cloud."""
 
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -21,58 +22,58 @@ from restorer.cost import pricing
 from restorer.web import settings
 from tests.conftest import photo_like, png, save_network
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Of the Dockerfile: the word and the rest of each, without comments, on one line."""
+    """The instructions of the Dockerfile, each as name and arguments, with continued lines joined."""
     plain = re.sub(r"(?m)^#.*\n", "", DOCKERFILE)
     lines = re.sub(r"\\\n\s*", "", plain).splitlines()
-    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines) if word]
+    return [(name, arguments) for name, _, arguments in (line.partition(" ") for line in lines) if name]
 
 
 def environment() -> dict[str, str]:
-    """What the image sets."""
-    given = " ".join(rest for word, rest in instructions() if word == "ENV")
-    return dict(re.findall(r"(\w+)=(\S+)", given))
+    """The environment variables of the image."""
+    variables = " ".join(arguments for name, arguments in instructions() if name == "ENV")
+    return dict(re.findall(r"(\w+)=(\S+)", variables))
 
 
 def free_port() -> int:
-    import socket
-
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
 
 
 # Docker
 
 
-def test_the_dockerfile_passes_its_linter():
+def test_dockerfile_passes_hadolint():
     linter = shutil.which("hadolint") or ROOT / ".venv/bin/hadolint"
     subprocess.run([linter, "--failure-threshold", "info", ROOT / "Dockerfile"], check=True)
 
 
-def test_the_image_keeps_its_rules():
-    words = [word for word, _ in instructions()]
-    by_word = {word: [rest for other, rest in instructions() if other == word] for word in words}
-    assert by_word["FROM"][0].startswith("python:3.12-slim")
-    assert by_word["USER"] == ["1000"], "a number, so that a host can tell it is not root"
-    assert words.index("USER") < words.index("CMD") and words[-1] == "CMD"
-    assert json.loads(by_word["ENTRYPOINT"][0]) == ["tini", "--"]
-    assert {rest.partition("=")[0] for rest in by_word["ARG"]} == {"TORCH_BACKEND", "WEIGHTS"}
-    assert "HEALTHCHECK" in words and "/health" in by_word["HEALTHCHECK"][0]
-    runs = " ".join(by_word["RUN"])
-    assert "gradio" not in runs and "app.py" not in runs, "Gradio keeps a seed from its first import on"
+def test_image_is_unprivileged_and_writes_only_to_data():
+    names = [name for name, _ in instructions()]
+    by_name = {name: [arguments for other, arguments in instructions() if other == name] for name in names}
+    assert by_name["FROM"][0].startswith("python:3.12-slim")
+    assert by_name["USER"] == ["1000"], "a number lets a host verify that it is not root"
+    assert names.index("USER") < names.index("CMD") and names[-1] == "CMD"
+    assert json.loads(by_name["ENTRYPOINT"][0]) == ["tini", "--"]
+    assert {argument.partition("=")[0] for argument in by_name["ARG"]} == {"TORCH_BACKEND", "WEIGHTS"}
+    assert "HEALTHCHECK" in names and "/health" in by_name["HEALTHCHECK"][0]
+    runs = " ".join(by_name["RUN"])
+    assert "gradio" not in runs and "app.py" not in runs, "Gradio would store a seed in the image"
     written = [environment()[name] for name in ("UPLOAD_FOLDER", "PROCESSED_FOLDER", "RESTORER_WEIGHTS")]
-    assert by_word["VOLUME"] == ["/data"] and all(folder.startswith("/data/") for folder in written)
-    assert environment()["HOME"] == "/tmp", "the only other place that may be written"
+    assert by_name["VOLUME"] == ["/data"] and all(folder.startswith("/data/") for folder in written)
+    assert environment()["HOME"] == "/tmp", "the only other writable folder"
     assert not re.search(r"(?i)(api_key|token|secret|password)\s*=", DOCKERFILE)
 
 
-def test_only_what_is_needed_is_sent_to_the_build(tmp_path):
-    """The context, as .dockerignore's rules leave it: the last pattern that fits a path decides."""
+def test_build_context_has_only_required_files():
+    """In .dockerignore the last pattern that matches a path decides."""
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
 
     def sent(path: str) -> bool:
@@ -83,8 +84,8 @@ def test_only_what_is_needed_is_sent_to_the_build(tmp_path):
                 ignored = not rule.startswith("!")
         return not ignored
 
-    copied = [rest.split()[:-1] for word, rest in instructions() if word == "COPY"]
-    for name in (one for names in copied for one in names):
+    copied = [arguments.split()[:-1] for name, arguments in instructions() if name == "COPY"]
+    for name in (name for names in copied for name in names):
         assert sent(name) and (ROOT / name).exists(), name
     assert sent("weights/restore-lite-x4.safetensors") and sent("restorer/web/ui/page.js")
     for name in (
@@ -100,78 +101,79 @@ def test_only_what_is_needed_is_sent_to_the_build(tmp_path):
         assert not sent(name), name
 
 
-def test_compose_keeps_its_rules():
-    told = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    inside = environment()
-    assert set(told["services"]) == {"restorer", "restorer-gpu"}
-    for name, service in told["services"].items():
+def test_compose_services_are_confined():
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    image = environment()
+    assert set(compose["services"]) == {"restorer", "restorer-gpu"}
+    for name, service in compose["services"].items():
         assert service["read_only"] is True and service["tmpfs"] == ["/tmp"]
-        assert service["volumes"] == ["data:/data"] and "data" in told["volumes"]
+        assert service["volumes"] == ["data:/data"] and "data" in compose["volumes"]
         assert service["restart"] == "unless-stopped" and service["mem_limit"].endswith("g")
         assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
         assert service["env_file"] == [{"path": ".env", "required": False}]
         for variable in ("HOST", "PORT", "RESTORER_WEIGHTS"):
-            assert service["environment"][variable] == inside[variable], "whatever .env says"
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"]), "opened on purpose only"
+            assert service["environment"][variable] == image[variable], "overridable in .env"
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert (name == "restorer-gpu") == ("devices" in str(service.get("deploy")))
-    assert told["services"]["restorer-gpu"]["profiles"] == ["gpu"]
-    folders = {service["environment"]["UPLOAD_FOLDER"] for service in told["services"].values()}
-    assert len(folders) == 2, "two servers never share jobs"
+    assert compose["services"]["restorer-gpu"]["profiles"] == ["gpu"]
+    folders = {service["environment"]["UPLOAD_FOLDER"] for service in compose["services"].values()}
+    assert len(folders) == 2, "two servers share jobs"
 
 
-def test_its_install_and_start_lines_work_for_an_ordinary_user(tmp_path):
-    """In a tree of its own under a temporary folder, with paths of the image put below that."""
-    place = {"/app": tmp_path / "app", "/data": tmp_path / "data", "/opt/venv": tmp_path / "venv"}
+def test_image_installs_and_starts_for_unprivileged_user(tmp_path):
+    """Runs the instructions of the Dockerfile with its paths moved below a temporary folder."""
+    moved = {"/app": tmp_path / "app", "/data": tmp_path / "data", "/opt/venv": tmp_path / "venv"}
 
-    def moved(text: str) -> str:
-        for inside, here in place.items():
-            text = re.sub(rf"{inside}(?=[/\s\"]|$)", str(here), text)
+    def move_paths(text: str) -> str:
+        for path, folder in moved.items():
+            text = re.sub(rf"{path}(?=[/\s\"]|$)", str(folder), text)
         return text
 
-    for folder in (place["/app"], place["/data"], tmp_path / "tmp"):
+    for folder in (moved["/app"], moved["/data"], tmp_path / "tmp"):
         folder.mkdir(mode=0o777)
-    for word, rest in instructions():
-        if word == "COPY":
-            *names, target = rest.split()
+    for instruction, arguments in instructions():
+        if instruction == "COPY":
+            *names, target = arguments.split()
             for name in names:
-                source, into = ROOT / name, place["/app"] / (name if target != "./" else "")
+                source, destination = ROOT / name, moved["/app"] / (name if target != "./" else "")
                 if source.is_dir():
-                    left = shutil.ignore_patterns("__pycache__", "*.pth", "*.onnx", "custom")
-                    shutil.copytree(source, into, ignore=left)
+                    ignored = shutil.ignore_patterns("__pycache__", "*.pth", "*.onnx", "custom")
+                    shutil.copytree(source, destination, ignore=ignored)
                 else:
-                    shutil.copy(source, into)
-    install = next(rest for word, rest in instructions() if word == "RUN" and "uv venv" in rest)
-    lines = [line for line in install.split(" && ") if not line.lstrip().startswith("pip ")]
-    script = moved(" && ".join(lines)).replace("--no-cache ", "").replace("uv ", f"{sys.executable} -m uv ")
-    user, python = ordinary_user()
+                    shutil.copy(source, destination)
+    install = next(script for name, script in instructions() if name == "RUN" and "uv venv" in script)
+    commands = [line for line in install.split(" && ") if not line.lstrip().startswith("pip ")]
+    script = move_paths(" && ".join(commands))
+    script = script.replace("--no-cache ", "").replace("uv ", f"{sys.executable} -m uv ")
+    user, python = unprivileged_user()
     pypi = {**os.environ, "TORCH_BACKEND": "", "UV_PYTHON": python}
-    subprocess.run(["bash", "-ec", script], cwd=place["/app"], env=pypi, check=True)
-    for folder in (place["/data"], tmp_path / "tmp"):
+    subprocess.run(["bash", "-ec", script], cwd=moved["/app"], env=pypi, check=True)
+    for folder in (moved["/data"], tmp_path / "tmp"):
         folder.chmod(0o777)
-    for folder in (tmp_path, *tmp_path.parents):  # pytest's own are for their owner alone
+    for folder in (tmp_path, *tmp_path.parents):  # pytest creates them for their owner only
         if folder.stat().st_uid == os.geteuid() and str(folder) != "/":
             folder.chmod(folder.stat().st_mode | 0o055)
     port = free_port()
-    words = json.loads(next(rest for word, rest in instructions() if word == "CMD"))
-    command = [moved(word) for word in words]
-    variables = {name: moved(text) for name, text in environment().items()}
+    words = json.loads(next(arguments for name, arguments in instructions() if name == "CMD"))
+    command = [move_paths(word) for word in words]
+    variables = {name: move_paths(value) for name, value in environment().items()}
     variables |= {"HOST": "127.0.0.1", "PORT": str(port)}
     variables |= {"HOME": str(tmp_path / "tmp"), "PATH": os.environ["PATH"]}
-    before = {path for path in place["/app"].rglob("*")}
+    before = set(moved["/app"].rglob("*"))
     with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(command, cwd=place["/app"], env=variables, stdout=log, stderr=log, **user)
+        server = subprocess.Popen(command, cwd=moved["/app"], env=variables, stdout=log, stderr=log, **user)
         try:
             answer = await_ready(server, port)
         finally:
             server.terminate()
             server.wait(120)
     assert answer["model"] == "RealESRGAN_x4plus", (tmp_path / "log").read_text()
-    assert {path for path in place["/app"].rglob("*")} == before, "nothing is written beside the program"
-    shutil.rmtree(place["/opt/venv"])
+    assert set(moved["/app"].rglob("*")) == before, "the server wrote into its program folder"
+    shutil.rmtree(moved["/opt/venv"])
 
 
-def ordinary_user() -> tuple[dict, str]:
-    """Whom the server is started as, and a Python that they may run: nobody, where we are root."""
+def unprivileged_user() -> tuple[dict, str]:
+    """Arguments of Popen for a user without rights, nobody if we are root, and a Python they may run."""
     if os.geteuid() != 0:
         return {}, sys.executable
     nobody = {"user": 65534, "group": 65534, "extra_groups": []}
@@ -181,7 +183,7 @@ def ordinary_user() -> tuple[dict, str]:
         except (OSError, subprocess.CalledProcessError):
             continue
         return nobody, str(python)
-    raise AssertionError("no Python here may be run by an ordinary user")
+    raise AssertionError("no Python that user nobody may run")
 
 
 def await_ready(server: subprocess.Popen, port: int) -> dict:
@@ -200,40 +202,39 @@ def await_ready(server: subprocess.Popen, port: int) -> dict:
 # Hugging Face Spaces
 
 
-def test_the_readmes_front_matter_is_that_of_a_space():
+def test_readme_front_matter_configures_space():
     text = (ROOT / "README.md").read_text()
-    told = yaml.safe_load(text.split("---")[1])
+    config = yaml.safe_load(text.split("---")[1])
     locked = re.findall(r"(?m)^gradio==(\S+)", (ROOT / "requirements.lock").read_text())
-    assert (told["sdk"], told["sdk_version"], told["app_file"]) == ("gradio", *locked, "app.py")
-    assert told["python_version"] in ("3.10", "3.11", "3.12")
-    assert len(told["short_description"]) <= 60, "the hub refuses longer ones"
-    assert (ROOT / told["app_file"]).is_file()
+    assert (config["sdk"], config["sdk_version"], config["app_file"]) == ("gradio", *locked, "app.py")
+    assert config["python_version"] in ("3.10", "3.11", "3.12")
+    assert len(config["short_description"]) <= 60, "the hub refuses longer ones"
+    assert (ROOT / config["app_file"]).is_file()
 
 
-def test_what_a_space_lacks_is_chosen_for_it(tmp_path, monkeypatch):
+def test_space_gets_suitable_defaults(tmp_path, monkeypatch):
     for name in ("HOST", "FORWARDED_ALLOW_IPS", "RESTORER_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(settings, "_SPACE_DISK", tmp_path / "data")
     assert settings.read(tmp_path).host == "127.0.0.1"
     monkeypatch.setenv("SPACE_ID", "someone/restorer")
-    found = settings.read(tmp_path)
-    assert (found.host, found.forwarded_allow_ips, found.restorer_weights) == ("0.0.0.0", "*", "")
+    values = settings.read(tmp_path)
+    assert (values.host, values.forwarded_allow_ips, values.restorer_weights) == ("0.0.0.0", "*", "")
     (tmp_path / "data").mkdir()
     assert settings.read(tmp_path).restorer_weights == str(tmp_path / "data/weights")
     monkeypatch.setenv("HOST", "127.0.0.1")
     assert settings.read(tmp_path).host == "127.0.0.1"
 
 
-def test_it_starts_on_a_space_and_has_a_model_at_once(tmp_path):
+def test_app_starts_offline_on_space(tmp_path):
     port = free_port()
-    faked = {"SPACE_ID": "someone/restorer", "SYSTEM": "spaces", "SPACE_HOST": "someone-restorer.hf.space"}
-    own = {"HOST": "127.0.0.1", "PORT": str(port), "HF_HUB_OFFLINE": "1"}
+    space = {"SPACE_ID": "someone/restorer", "SYSTEM": "spaces", "SPACE_HOST": "someone-restorer.hf.space"}
+    variables = {"HOST": "127.0.0.1", "PORT": str(port), "HF_HUB_OFFLINE": "1"}
     folders = {"UPLOAD_FOLDER": "up", "PROCESSED_FOLDER": "done", "RESTORER_WEIGHTS": "weights"}
-    own |= {name: str(tmp_path / folder) for name, folder in folders.items()}
+    variables |= {name: str(tmp_path / folder) for name, folder in folders.items()}
+    variables = {**os.environ, **space, **variables}
     with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, ROOT / "app.py"], env={**os.environ, **faked, **own}, stdout=log, stderr=log
-        )
+        server = subprocess.Popen([sys.executable, ROOT / "app.py"], env=variables, stdout=log, stderr=log)
         try:
             assert await_ready(server, port)["model"] == "RealESRGAN_x4plus", (tmp_path / "log").read_text()
             assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
@@ -242,33 +243,33 @@ def test_it_starts_on_a_space_and_has_a_model_at_once(tmp_path):
             server.wait(120)
 
 
-def test_on_zero_gpu_the_lent_restorer_does_what_the_plain_one_does(tmp_path, rng):
-    """With the real package, which off ZeroGPU calls the function as it is."""
+def test_zero_gpu_restorer_gives_same_results(tmp_path, rng):
+    """With the real package, which calls the function unchanged outside ZeroGPU."""
     from restorer.errors import Cancelled, ImageTooLarge
     from restorer.web.zerogpu import ZeroGpuRestorer
 
     save_network(tmp_path / "custom/tiny.safetensors", seed=1)
-    given = {"weights": tmp_path, "device": "cpu:torch", "model": "custom/tiny", "face_enhance": "off"}
-    lent, plain = ZeroGpuRestorer(**given), restorer.Restorer(**given)
+    options = {"weights": tmp_path, "device": "cpu:torch", "model": "custom/tiny", "face_enhance": "off"}
+    zero_gpu, plain = ZeroGpuRestorer(**options), restorer.Restorer(**options)
     data = png(photo_like(rng, 90, 120))
     steps: list[tuple[int, int]] = []
-    result = lent.restore(data, tile=32, progress=lambda *step: steps.append(step))
+    result = zero_gpu.restore(data, tile=32, progress=lambda *step: steps.append(step))
     assert result.data == plain.restore(data, tile=32).data
     assert steps[0][0] == 0 and steps[-1][0] == steps[-1][1] > 4
     with pytest.raises(ImageTooLarge, match="choose a smaller scale"):
-        ZeroGpuRestorer(**given, limits=restorer.Limits(output_pixels=10)).restore(data)
+        ZeroGpuRestorer(**options, limits=restorer.Limits(output_pixels=10)).restore(data)
 
-    def leave(done: int, total: int) -> None:
+    def cancel(done: int, total: int) -> None:
         if done == 2:
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled, match="enough"):
-        lent.restore(data, tile=32, progress=leave)
-    lent.measure()
-    assert lent._paces._seen.keys() == {"custom/tiny", "png"}, "from photos, not measured beside the GPU"
+        zero_gpu.restore(data, tile=32, progress=cancel)
+    zero_gpu.measure()
+    assert zero_gpu._throughput._seen.keys() == {"custom/tiny", "png"}, "measured without a GPU"
 
 
-def test_a_server_on_zero_gpu_has_the_lent_restorer(monkeypatch):
+def test_server_uses_zero_gpu_restorer_on_zero_gpu(monkeypatch):
     from restorer.web import server, zerogpu
 
     assert server._restorer_class() is restorer.Restorer
@@ -285,36 +286,34 @@ def modal_app(monkeypatch, tmp_path):
     for name in ("RESTORER_GPU", "RESTORER_SECRET"):
         monkeypatch.delenv(name, raising=False)
     sys.modules.pop("modal_app", None)
-    import modal_app as made
+    import modal_app
 
     save_network(tmp_path / "custom/tiny.safetensors", seed=1)
-    monkeypatch.setattr(made, "WEIGHTS", str(tmp_path))
-    return made
+    monkeypatch.setattr(modal_app, "WEIGHTS", str(tmp_path))
+    return modal_app
 
 
-def test_modal_functions_say_what_they_run_on(modal_app):
+def test_modal_functions_request_their_gpu(modal_app):
     for function in (modal_app.web, modal_app.timed):
         spec = function._spec_
-        assert str(spec.gpus).upper() == "L4", "named, not any"
+        assert str(spec.gpus).upper() == "L4"
         assert "/weights" in spec.volumes
     assert modal_app.benchmark._spec_.gpus is None
     assert "/jobs" in modal_app.web._spec_.volumes
 
 
 @pytest.mark.parametrize("secret", ["", "restorer"])
-def test_modal_counts_the_same_secrets_here_and_in_a_container(secret):
-    """A container imports the file with the image's variables only, and refuses another number of parts."""
+def test_modal_secrets_match_in_container(secret):
+    """A container imports the file with the image's variables only and must define the same objects."""
     script = "import os, modal, modal_app\nprint(len(modal_app.web._spec_.secrets), modal_app.IN_IMAGE)"
-    here = {**os.environ, "RESTORER_SECRET": secret}
+    local = {**os.environ, "RESTORER_SECRET": secret}
     run = partial(subprocess.run, [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    told = run(env=here)
-    count, inside = told.stdout.split(" ", 1)
-    there = {**os.environ, **json.loads(inside.replace("'", '"'))}
-    again = run(env=there)
-    assert again.stdout.split()[0] == count == ("1" if secret else "0")
+    count, in_image = run(env=local).stdout.split(" ", 1)
+    container = {**os.environ, **json.loads(in_image.replace("'", '"'))}
+    assert run(env=container).stdout.split()[0] == count == ("1" if secret else "0")
 
 
-def test_modal_serves_the_same_app(modal_app, tmp_path, monkeypatch):
+def test_modal_serves_app(modal_app, tmp_path, monkeypatch):
     monkeypatch.setenv("UPLOAD_FOLDER", str(tmp_path / "up"))
     monkeypatch.setenv("PROCESSED_FOLDER", str(tmp_path / "done"))
     monkeypatch.setenv("RESTORER_WEIGHTS", str(tmp_path))
@@ -323,17 +322,17 @@ def test_modal_serves_the_same_app(modal_app, tmp_path, monkeypatch):
         assert "custom/tiny" in str(client.get("/models").json())
 
 
-def test_modal_restores_a_photo_of_a_batch(modal_app, tmp_path, rng):
+def test_modal_restores_photo_of_batch(modal_app, tmp_path, rng):
     data = png(photo_like(rng, 20, 24))
     options = {"model": "custom/tiny", "face_enhance": "off"}
     worker = modal_app.Restoring()
     name, result, form, error = worker.restore.local("a.png", data, options)
-    plain = restorer.Restorer(weights=tmp_path).restore(data, **options)  # this process keeps to one way
+    plain = restorer.Restorer(weights=tmp_path).restore(data, **options)  # on the same backend
     assert (name, result, form, error) == ("a.png", plain.data, "png", "")
     assert "damaged" in worker.restore.local("b.png", data[:100], options)[3]
 
 
-def test_modal_measures_rows_for_the_cost_table(modal_app, capsys):
+def test_modal_measures_rows_of_cost_table(modal_app, capsys):
     rows = modal_app.timed.local(["custom/tiny"], [(48, 32)], 2)
     assert [row["how"] for row in rows] == ["measured"]
     assert rows[0]["usd_per_second"] == pytest.approx(
@@ -342,11 +341,11 @@ def test_modal_measures_rows_for_the_cost_table(modal_app, capsys):
     assert len(re.findall(r"\d\.\d{3}(?=, |\s?s$)", capsys.readouterr().out)) >= 1
 
 
-# The requirements themselves
+# Requirements
 
 
-def test_requirements_alone_install_and_import(tmp_path):
-    """Without the lock, as a Space and a plain pip install have them: the newest that are allowed."""
+def test_requirements_install_and_import(tmp_path):
+    """Without the lock, as on a Space or with a plain pip install: the newest versions allowed."""
     python = tmp_path / "venv/bin/python"
     uv = [sys.executable, "-m", "uv"]
     subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv"], check=True)

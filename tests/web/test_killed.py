@@ -1,4 +1,4 @@
-"""A server is killed, or its disk is full, at a step of a job: nothing is lost, halved or done twice."""
+"""A server is killed, or its disk is full, at a step of a job: no job is lost, incomplete or run twice."""
 
 import hashlib
 import json
@@ -12,47 +12,50 @@ from restorer.web.cleanup import CacheCleaner
 from tests.conftest import photo_like, png, save_network
 from tests.crashing import Served, Servers
 
+pytestmark = pytest.mark.slow
+
 PHOTOS = [
     (name, png(photo_like(np.random.default_rng(side), side, 70)))
     for name, side in (("a.png", 60), ("b.png", 20))
 ]
 SEED = 10
-GIVEN_UP = "the server ended 3 times while this was worked on"
+CRASHED = "the server crashed 3 times while restoring this photo"
 
 
 @pytest.fixture(scope="module")
 def clean(servers, tmp_path_factory) -> tuple[list[str], list[str]]:
-    """The sha256 of each result, and the steps, of a server that nothing happened to."""
-    folder = made(tmp_path_factory.mktemp("clean"))
+    """The sha256 of each result, and the steps, of a server without faults."""
+    folder = save_weights(tmp_path_factory.mktemp("clean"))
     with servers.running(folder) as server:
-        told = server.ended(server.post(*PHOTOS, tile="32").json()["job_id"])
-        return results(server, told), (folder / "steps").read_text().splitlines()
+        status = server.ended(server.post(*PHOTOS, tile="32").json()["job_id"])
+        return results(server, status), (folder / "steps").read_text().splitlines()
 
 
-def made(folder: Path) -> Path:
-    torch.manual_seed(0)  # else no two of its biases are alike
+def save_weights(folder: Path) -> Path:
+    torch.manual_seed(0)  # the biases, which save_network() does not seed
     save_network(folder / "weights/custom/quick.safetensors", seed=1)
     return folder
 
 
-def results(server: Served, told: dict) -> list[str]:
-    assert told["status"] == "completed" and not told["errors"], told
-    files = [server.client.get(result["url"]) for result in told["results"]]
+def results(server: Served, status: dict) -> list[str]:
+    """The sha256 of each result of a completed job."""
+    assert status["status"] == "completed" and not status["errors"], status
+    files = [server.client.get(result["url"]) for result in status["results"]]
     assert all(file.status_code == 200 for file in files)
     return [hashlib.sha256(file.content).hexdigest() for file in files]
 
 
 def records(folder: Path) -> dict[str, dict]:
-    """The jobs that lie on disk, by id: those another process will know."""
-    found = (folder / "uploads/jobs").glob("*/job.json")
-    return {path.parent.name: json.loads(path.read_bytes()) for path in found if len(path.parent.name) == 32}
+    """The records on disk by job id, as another process will load them."""
+    paths = (folder / "uploads/jobs").glob("*/job.json")
+    return {path.parent.name: json.loads(path.read_bytes()) for path in paths if len(path.parent.name) == 32}
 
 
 def left(folder: Path) -> list[Path]:
-    """What a sweep leaves once everything is old enough."""
+    """What remains after everything has expired."""
     uploads, processed = folder / "uploads", folder / "processed"
-    places = (uploads, uploads / "jobs", processed, processed / "kept")
-    CacheCleaner(*places, needed=lambda name: name == "jobs", age=0).sweep()
+    swept = (uploads, uploads / "jobs", processed, processed / "kept")
+    CacheCleaner(*swept, in_use=lambda name: name == "jobs", max_age=0).sweep()
     return [
         path
         for root in (uploads, processed)
@@ -61,16 +64,16 @@ def left(folder: Path) -> list[Path]:
     ]
 
 
-def killed(servers: Servers, folder: Path, at: int, whole: list[str]) -> str:
-    """Kill a server at that step of a job, and ask the next one; the last step."""
-    with servers.running(made(folder), fault="kill", at=at) as server:
+def killed(servers: Servers, folder: Path, at: int, expected: list[str]) -> str:
+    """Kill a server at a step of a job, check the next server, and return the last step."""
+    with servers.running(save_weights(folder), fault="kill", at=at) as server:
         answer = server.post(*PHOTOS, tile="32")
         accepted = answer.json()["job_id"] if answer is not None and answer.status_code == 202 else None
-        told = server.ended(accepted) if accepted else None
+        status = server.ended(accepted) if accepted else None
         server.kill()
     steps = (folder / "steps").read_text().splitlines()
     assert len(steps) == at
-    check_next(servers, folder, {accepted: told} if accepted else {}, whole)
+    check_next(servers, folder, {accepted: status} if accepted else {}, expected)
     return steps[-1]
 
 
@@ -78,17 +81,18 @@ def check_next(
     servers: Servers,
     folder: Path,
     accepted: dict[str, dict | None],
-    whole: list[str],
+    expected: list[str],
     seconds: float = 60,
     *,
     often: bool = False,
 ) -> int:
-    """All that was accepted ends, what had ended stays so, no part is seen, and all can be deleted.
+    """Check that accepted jobs end, ended ones stay so, results are complete, and all can be deleted.
 
-    accepted  what was last told of each job, None where the server died before its end
-    often     servers were killed so often that three may have died at one file, which is given up then
+    accepted  last status of each job, None if the server died before its end
+    expected  sha256 of each result
+    often     servers were killed so often that three may have died at one file, which then fails
 
-    Returns how many files were given up.
+    Returns the number of such files.
     """
     lost = 0
     before = records(folder)
@@ -96,25 +100,25 @@ def check_next(
     (folder / "steps").unlink()
     with servers.running(folder) as server:
         for job, record in before.items():
-            told = server.ended(job, seconds)
-            given_up = [error for error in told["errors"] if often and error["error"] == GIVEN_UP]
-            lost += len(given_up)
-            if not given_up:
-                assert results(server, told) == whole
+            status = server.ended(job, seconds)
+            crashed = [error for error in status["errors"] if often and error["error"] == CRASHED]
+            lost += len(crashed)
+            if not crashed:
+                assert results(server, status) == expected
             else:
-                assert len(told["results"]) + len(given_up) == len(whole) and told["errors"] == given_up
+                assert len(status["results"]) + len(crashed) == len(expected) and status["errors"] == crashed
             if accepted.get(job):
-                assert record["state"] == accepted[job]["status"] == told["status"]
+                assert record["state"] == accepted[job]["status"] == status["status"]
         steps = (folder / "steps").read_text().splitlines()
         unfinished = sum(record["state"] in ("queued", "processing") for record in before.values())
-        assert steps.count("begin") == unfinished, "what has ended is not begun again"
-        again = [
+        assert steps.count("begin") == unfinished, "an ended job was started again"
+        pending = sum(
             not item["result"] and not item["error"] for record in before.values() for item in record["items"]
-        ]
+        )
         hopeless = sum(
             record["starts"] >= 3 and record["state"] == "processing" for record in before.values()
         )
-        assert steps.count("decode") == sum(again) - hopeless, "what was done is not done again"
+        assert steps.count("decode") == pending - hopeless, "a finished file was restored again"
         for job in before:
             assert server.client.delete(f"/jobs/{job}").json()["status"] == "deleted"
         server.kill()
@@ -122,44 +126,47 @@ def check_next(
     return lost
 
 
-def test_a_server_killed_at_a_step_loses_and_doubles_nothing(servers, clean, tmp_path):
-    whole, steps = clean
-    some = np.random.default_rng(SEED).choice(len(steps), 4, replace=False) + 1
-    for at in sorted({*some.tolist(), steps.index("tile") + 2}):
+def test_jobs_survive_a_kill_at_any_step(servers, clean, tmp_path):
+    expected, steps = clean
+    sample = np.random.default_rng(SEED).choice(len(steps), 4, replace=False) + 1
+    for at in sorted({*sample.tolist(), steps.index("tile") + 2}):
         (folder := tmp_path / str(at)).mkdir()
-        killed(servers, folder, at, whole)
+        killed(servers, folder, at, expected)
 
 
-def full_at(servers: Servers, folder: Path, at: int, whole: list[str]) -> int:
-    """The disk is full at one step: 507, or a job that ends in one way; the next job is as if nothing was."""
-    with servers.running(made(folder), fault="once", at=at) as server:
+def full_at(servers: Servers, folder: Path, at: int, expected: list[str]) -> int:
+    """Fill the disk at one step: the job is refused with 507 or ends, and the next one is unaffected."""
+    with servers.running(save_weights(folder), fault="once", at=at) as server:
         answer = server.post(*PHOTOS, tile="32")
         assert answer is not None and answer.status_code in (202, 507), answer and answer.text
         if answer.status_code == 507:
-            assert "no room" in answer.json()["error"] and answer.headers["retry-after"]
+            assert "disk is full" in answer.json()["error"] and answer.headers["retry-after"]
             assert records(folder) == {}
         else:
-            told = server.ended(answer.json()["job_id"])
-            assert told["status"] == "completed" and len(told["results"]) + len(told["errors"]) == len(PHOTOS)
-            assert all("no room" in error["error"] for error in told["errors"])
-            assert records(folder)[told["job_id"]]["state"] == told["status"]
+            status = server.ended(answer.json()["job_id"])
+            assert status["status"] == "completed"
+            assert len(status["results"]) + len(status["errors"]) == len(PHOTOS)
+            assert all("disk is full" in error["error"] for error in status["errors"])
+            assert records(folder)[status["job_id"]]["state"] == status["status"]
         assert parts(folder) == []
         second = server.ended(server.post(*PHOTOS, tile="32").json()["job_id"])
-        assert results(server, second) == whole
+        assert results(server, second) == expected
         server.kill()
     assert left(folder) == []
     return answer.status_code
 
 
 def parts(folder: Path) -> list[Path]:
+    """Incomplete files."""
     return [path for path in folder.rglob("*") if path.name.endswith(".part") or path.name.startswith("tmp")]
 
 
 def writing(steps: list[str]) -> int:
+    """The number of steps that need disk space."""
     return sum(step.startswith(("open", "os.mkdir", "os.rename", "fsync")) for step in steps)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(servers, clean, tmp_path):
+def test_full_disk_is_reported_and_leaves_nothing_behind(servers, clean, tmp_path):
     codes = set()
     for at in (1, 6, 9, 17):
         (folder := tmp_path / str(at)).mkdir()
@@ -167,11 +174,11 @@ def test_a_full_disk_is_said_and_leaves_nothing(servers, clean, tmp_path):
     assert codes == {202, 507}
 
 
-def test_a_disk_that_stays_full_heals(servers, clean, tmp_path):
-    """The records of what was accepted are written once there is room; until then nothing has ended."""
-    taken = writing(clean[1][: clean[1].index("begin")])
+def test_records_are_written_once_the_disk_has_space(servers, clean, tmp_path):
+    """Until then no job has ended."""
+    accepting = writing(clean[1][: clean[1].index("begin")])
     (tmp_path / "full").touch()
-    with servers.running(made(tmp_path), fault="full", at=taken + 1) as server:
+    with servers.running(save_weights(tmp_path), fault="full", at=accepting + 1) as server:
         job = server.post(*PHOTOS, tile="32").json()["job_id"]
         assert server.post(*PHOTOS).status_code == 507
         assert server.client.delete(f"/jobs/{job}").status_code == 507
@@ -182,17 +189,16 @@ def test_a_disk_that_stays_full_heals(servers, clean, tmp_path):
     assert set(records(tmp_path)) == {job} and left(tmp_path) == []
 
 
-def test_files_beyond_a_limit_are_refused_and_smaller_ones_taken(servers, clean, tmp_path):
+def test_files_over_the_process_limit_fail_and_smaller_ones_succeed(servers, clean, tmp_path):
     (small,) = [data for name, data in PHOTOS if name == "b.png"]
     large = png(np.random.default_rng(1).integers(0, 256, (200, 200, 3), np.uint8))
-    with servers.running(made(tmp_path), file=90_000) as server:
+    with servers.running(save_weights(tmp_path), max_file_bytes=90_000) as server:
         answer = server.post(("large.png", large))
         assert answer.status_code == 507 and parts(tmp_path) == []
-        told = server.ended(server.post(("b.png", small), outscale="8", format="tiff").json()["job_id"])
-        assert (
-            told["status"] == "failed" and "no room" in told["errors"][0]["error"] and parts(tmp_path) == []
-        )
-        told = server.ended(server.post(("b.png", small), tile="32").json()["job_id"])
-        assert results(server, told) == clean[0][1:]
+        status = server.ended(server.post(("b.png", small), outscale="8", format="tiff").json()["job_id"])
+        assert status["status"] == "failed" and "disk is full" in status["errors"][0]["error"]
+        assert parts(tmp_path) == []
+        status = server.ended(server.post(("b.png", small), tile="32").json()["job_id"])
+        assert results(server, status) == clean[0][1:]
         server.kill()
     assert left(tmp_path) == []

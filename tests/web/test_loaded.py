@@ -1,4 +1,4 @@
-"""More jobs than there is room for, bodies that never end, and jobs by the hundred of which some fail."""
+"""More jobs than the queue holds, bodies that never end, and hundreds of jobs some of which fail."""
 
 import asyncio
 import errno
@@ -25,14 +25,16 @@ from restorer.web.settings import Settings
 from restorer.web.worker import Worker
 from tests.conftest import photo_like, png, save_network
 from tests.loading import Answer, ask, ended, form, get
-from tests.web.test_killed import clean, made
+from tests.web.test_killed import clean, save_weights
+
+pytestmark = pytest.mark.slow
 
 __all__ = ["clean"]  # a fixture
 PHOTO = png(photo_like(np.random.default_rng(4), 20, 20))
 RAISED = (UnsupportedImage, OutOfMemory, InvalidOutput, RuntimeError, MemoryError, OSError)
-KINDS = (
-    len(RAISED) + 4
-)  # and: cancelled in the line, cancelled at work, its input gone, its record not written
+# Kinds of faults: an index into RAISED, or
+CANCELLED_WAITING, CANCELLED_RUNNING, INPUT_DELETED, RECORD_UNWRITABLE = range(len(RAISED), len(RAISED) + 4)
+KINDS, NO_FAULT = len(RAISED) + 4, -1
 
 
 def port_of(server) -> int:
@@ -40,22 +42,22 @@ def port_of(server) -> int:
 
 
 async def submits(port: int, count: int, seconds: float) -> tuple[list[Answer], list[Answer]]:
-    """The answers to jobs that are sent within so many seconds, and to /health meanwhile."""
-    healths, going = [], True
-    gc.freeze()  # else collections in this process would be taken for the server's pauses
+    """Submit jobs within `seconds`; return the answers to them, and to /health meanwhile."""
+    healths, running = [], True
+    gc.freeze()  # collections in this process would look like pauses of the server
 
     async def probe() -> None:
-        while going:
+        while running:
             healths.append(await ask(port, get("/health")))
             await asyncio.sleep(0.02)
 
-    async def one(number: int) -> Answer:
+    async def submit(number: int) -> Answer:
         await asyncio.sleep(seconds * number / count)
         return await ask(port, form(PHOTO))
 
     probing = asyncio.create_task(probe())
-    answers = await asyncio.gather(*map(one, range(count)))
-    going = False
+    answers = await asyncio.gather(*map(submit, range(count)))
+    running = False
     await probing
     return answers, healths
 
@@ -67,8 +69,8 @@ def check_submits(answers: list[Answer], healths: list[Answer], most: int) -> li
     return [json.loads(answer.body)["job_id"] for answer in answers if answer.status == 202]
 
 
-def test_a_full_line_takes_as_many_as_it_may_and_no_more(servers, tmp_path):
-    with servers.running(made(tmp_path), fault="hang", at=1, queue=32) as server:
+def test_full_queue_refuses_jobs_beyond_its_limit(servers, tmp_path):
+    with servers.running(save_weights(tmp_path), fault="hang", at=1, queue=32) as server:
         accepted = check_submits(*asyncio.run(submits(port_of(server), 200, 0)), most=33)
         server.kill()
     with servers.running(tmp_path) as server:
@@ -77,14 +79,14 @@ def test_a_full_line_takes_as_many_as_it_may_and_no_more(servers, tmp_path):
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_body_that_comes_too_slowly_is_ended(monkeypatch, announced):
+def test_slow_body_gets_408(monkeypatch, announced):
     monkeypatch.setattr(middleware, "_BODY_SECONDS", 0.3)
     sent = []
 
     async def app(scope, receive, send):
         while (await receive()).get("more_body"):
             pass
-        raise AssertionError("a body that never ends has ended")
+        raise AssertionError("the endless body has ended")
 
     async def receive():
         await asyncio.sleep(0.05)
@@ -99,23 +101,23 @@ def test_a_body_that_comes_too_slowly_is_ended(monkeypatch, announced):
     assert sent[0]["status"] == 408 and (b"connection", b"close") in sent[0]["headers"]
 
 
-def test_a_body_that_comes_steadily_has_all_the_time_it_needs(monkeypatch):
-    """By a clock of its own: 20 parts of 8 s, each of which earns 10 s beyond the first 30."""
-    got, now = [], 100.0
+def test_steady_body_has_no_deadline(monkeypatch):
+    """On a fake clock: 20 chunks that take 8 s and add 10 s each to the first 30."""
+    chunks, now = [], 100.0
     monkeypatch.setattr(middleware, "time", SimpleNamespace(monotonic=lambda: now))
 
     async def app(scope, receive, send):
         nonlocal now
         while (message := await receive()).get("more_body"):
-            got.append(message["body"])
+            chunks.append(message["body"])
         now += 1000
-        assert (await receive())["type"] == "http.disconnect", "what comes after it has no deadline"
+        assert (await receive())["type"] == "http.disconnect", "after the body there is no deadline"
 
     async def receive():
         nonlocal now
         now += 8
-        await asyncio.sleep(0)  # where a deadline that has passed would end it
-        if len(got) < 20:
+        await asyncio.sleep(0)  # a deadline that has passed raises here
+        if len(chunks) < 20:
             return {"type": "http.request", "body": bytes(200_000), "more_body": True}
         ends.append({"type": "http.request", "body": b"", "more_body": False})
         return ends[0] if len(ends) == 1 else {"type": "http.disconnect"}
@@ -123,37 +125,39 @@ def test_a_body_that_comes_steadily_has_all_the_time_it_needs(monkeypatch):
     ends: list[dict] = []
     scope = {"type": "http", "method": "POST", "path": "/enhance", "headers": []}
     asyncio.run(middleware.BodyLimitMiddleware(app, 10**7)(scope, receive, None))
-    assert len(got) == 20
+    assert len(chunks) == 20
 
 
 class Scripted:
-    """Jobs of one file each through the true line, with a restorer that answers with a hash, or fails."""
+    """Jobs of one file each in the real queue, with a restorer that returns a hash of its input, or fails."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save_network(folder / "weights/custom/quick.safetensors", seed=1)
-        monkeypatch.setattr(routes, "_AGAIN", 0.01)
+        monkeypatch.setattr(routes, "_RETRY_SECONDS", 0.01)
         settings = Settings(
             upload_folder=folder / "uploads", processed_folder=folder / "processed", min_free_disk_mb=0
         )
         settings.processed_folder.mkdir(parents=True)
         restorer = Restorer(weights=folder / "weights", model="custom/quick", device="cpu:torch")
         pixels = photo_like(np.random.default_rng(0), 4, 4)
-        self.one = restorer.restore(png(pixels), face_enhance="off")
+        self.result = restorer.restore(png(pixels), face_enhance="off")
         restorer.restore = self.restore  # type: ignore[method-assign]
-        self.shop = Worker(100)
-        told = metrics.Metrics(self.shop, lambda: 0)
+        self.worker = Worker(100)
+        service_metrics = metrics.Metrics(self.worker, lambda: 0)
         self.jobs = Jobs(settings.jobs_folder, settings.processed_folder)
-        self.rest = routes.RestApi(Service(settings, restorer, self.shop, told), self.jobs)
+        self.rest = routes.RestApi(Service(settings, restorer, self.worker, service_metrics), self.jobs)
         folders = (settings.upload_folder, settings.jobs_folder, settings.processed_folder)
-        needed = self.jobs.needed
-        self.janitor = CacheCleaner(*folders, needed=lambda name: name == "jobs" or needed(name), age=0)
-        self.folder, self.unwritable, really = folder, set(), jobs.write_atomic
+        is_unfinished = self.jobs.is_unfinished
+        self.cleaner = CacheCleaner(
+            *folders, in_use=lambda name: name == "jobs" or is_unfinished(name), max_age=0
+        )
+        self.folder, self.unwritable, write_atomic = folder, set(), jobs.write_atomic
 
         def write(path: Path, data: bytes) -> None:
             if path.parent.name in self.unwritable:
                 self.unwritable.remove(path.parent.name)
-                raise OSError(errno.ENOSPC, "no room")
-            really(path, data)
+                raise OSError(errno.ENOSPC, "disk full")
+            write_atomic(path, data)
 
         monkeypatch.setattr(jobs, "write_atomic", write)
 
@@ -161,48 +165,47 @@ class Scripted:
         number, kind = map(int, data.split())
         progress(0, 2)
         if 0 <= kind < len(RAISED):
-            raise (
-                RAISED[kind](errno.ENOSPC, "no room") if RAISED[kind] is OSError else RAISED[kind]("scripted")
-            )
-        if kind == len(RAISED) + 1:
-            assert self.jobs.end(self.running[number], "cancelled")
-            self.rest._live[self.running[number].id].task.get_loop().call_soon_threadsafe(
-                self.rest._live[self.running[number].id].task.cancel
-            )
+            error = RAISED[kind]
+            raise error(errno.ENOSPC, "disk full") if error is OSError else error("scripted")
+        job = self.batch_jobs[number]
+        if kind == CANCELLED_RUNNING:
+            assert self.jobs.end(job, "cancelled")
+            task = self.rest._queued[job.id].task
+            task.get_loop().call_soon_threadsafe(task.cancel)
         progress(1, 2)
-        if kind == len(RAISED) + 3:
-            self.unwritable.add(self.running[number].id)
-        return replace(self.one, data=hashlib.sha256(data).digest() * 10)
+        if kind == RECORD_UNWRITABLE:
+            self.unwritable.add(job.id)
+        return replace(self.result, data=hashlib.sha256(data).digest() * 10)
 
     async def batch(self, numbers: range) -> Counter[str]:
-        """Run these jobs, a tenth of them with a fault; how they ended."""
-        self.running, kinds = {}, {}
+        """Run jobs, a tenth of them with a fault, and count their final states."""
+        self.batch_jobs, kinds = {}, {}
         for number in numbers:
-            while self.shop.waiting > 50:
+            while self.worker.queue_length > 50:
                 await asyncio.sleep(0.001)
-            kind = kinds[number] = number // 10 % KINDS if number % 10 == 0 else -1
-            place = self.folder / "in"
-            place.write_bytes(b"%d %d" % (number, kind))
-            job = self.running[number] = self.jobs.add([(f"{number}.png", place)], {})
-            if kind == len(RAISED) + 2:
+            kind = kinds[number] = number // 10 % KINDS if number % 10 == 0 else NO_FAULT
+            path = self.folder / "in"
+            path.write_bytes(b"%d %d" % (number, kind))
+            job = self.batch_jobs[number] = self.jobs.add([(f"{number}.png", path)], {})
+            if kind == INPUT_DELETED:
                 (self.jobs.uploads / job.id / "0").unlink()
-            self.rest._start(job, self.shop.join())
-            if kind == len(RAISED):
+            self.rest._start(job, self.worker.join())
+            if kind == CANCELLED_WAITING:
                 assert self.jobs.end(job, "cancelled")
-                self.rest._live[job.id].task.cancel()
-        while self.rest._live or self.shop.waiting:
+                self.rest._queued[job.id].task.cancel()
+        while self.rest._queued or self.worker.queue_length:
             await asyncio.sleep(0.001)
-        states = Counter(self._checked(number, kinds[number]) for number in numbers)
+        states = Counter(self._check(number, kinds[number]) for number in numbers)
         for number in numbers[::2]:
-            self.jobs.delete(self.running[number])
-        self.janitor.sweep()
+            self.jobs.delete(self.batch_jobs[number])
+        self.cleaner.sweep()
         self.jobs.forget_deleted()
         return states
 
-    def _checked(self, number: int, kind: int) -> str:
-        job = self.running[number]
-        failed = 0 <= kind < len(RAISED) or kind == len(RAISED) + 2
-        cancelled = kind in (len(RAISED), len(RAISED) + 1)
+    def _check(self, number: int, kind: int) -> str:
+        job = self.batch_jobs[number]
+        failed = 0 <= kind < len(RAISED) or kind == INPUT_DELETED
+        cancelled = kind in (CANCELLED_WAITING, CANCELLED_RUNNING)
         assert job.state == ("failed" if failed else "cancelled" if cancelled else "completed"), (kind, job)
         (item,) = job.items
         assert bool(item.error) == failed and (item.result is not None) == (job.state == "completed")
@@ -211,8 +214,8 @@ class Scripted:
         files = list(self.jobs.result_folder(job, 0).glob("*"))
         if job.state == "completed":
             (file,) = files
-            right = hashlib.sha256(b"%d %d" % (number, kind)).digest() * 10
-            assert file.name == item.result["file"] and file.read_bytes() == right
+            expected = hashlib.sha256(b"%d %d" % (number, kind)).digest() * 10
+            assert file.name == item.result["file"] and file.read_bytes() == expected
         else:
             assert files == []
         return job.state
@@ -224,17 +227,17 @@ class Scripted:
 def many(
     folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, batch: int
 ) -> tuple[Counter[str], list[float]]:
-    """The ends of so many jobs, and the memory in MB after each batch."""
+    """Run jobs in batches; return their final states, and the memory in MB after each batch."""
     scripted, states, memory = Scripted(folder, monkeypatch), Counter(), []
     for first in range(0, count, batch):
         states += asyncio.run(scripted.batch(range(first, first + batch)))
         gc.collect()
         memory.append(psutil.Process().memory_info().rss / 2**20)
-    assert states.total() == count and not scripted.jobs._known
+    assert states.total() == count and not scripted.jobs._jobs
     assert [path.name for path in scripted.left()] == ["jobs"]
     return states, memory
 
 
-def test_many_jobs_with_faults_end_once_each_and_leave_nothing(tmp_path, monkeypatch):
+def test_jobs_with_faults_end_once_and_leave_nothing_behind(tmp_path, monkeypatch):
     states, _ = many(tmp_path, monkeypatch, 200, 100)
     assert states == {"completed": 182, "failed": 14, "cancelled": 4}

@@ -20,16 +20,21 @@ from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from tests.conftest import photo_like, png, save_quick_and_slow
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 APP, STANDIN, PACED = ROOT / "app.py", ROOT / "tests/standin.py", ROOT / "tests/paced.py"
-_PATIENCE = 180_000  # milliseconds, for machines with much else to do
-expect.set_options(timeout=_PATIENCE)
+_TIMEOUT = 180_000  # milliseconds, long enough for a busy machine
+expect.set_options(timeout=_TIMEOUT)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @contextmanager
 def served(folder: Path, script: Path = APP, **environment: str):
-    """`python app.py`, or a stand-in, with its own folders and port; the address, once it answers."""
+    """Run `python app.py` or another script with its own folders and port; yield the address.
+
+    The server must exit with code 0 after SIGTERM.
+    """
     with launched(folder, script, **environment) as (server, address):
         yield address
         server.terminate()
@@ -38,10 +43,10 @@ def served(folder: Path, script: Path = APP, **environment: str):
 
 @contextmanager
 def launched(folder: Path, script: Path = APP, **environment: str):
-    """The same, process and address, for who ends it himself."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Like served(), but yield the process too and do not check its exit."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     environment = {
         **os.environ,
         "PORT": str(port),
@@ -56,14 +61,14 @@ def launched(folder: Path, script: Path = APP, **environment: str):
         server = subprocess.Popen([sys.executable, script], env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        _await_answer(server, address)
+        _wait_until_ready(server, address)
         yield server, address
     finally:
         server.kill()
         server.wait(timeout=120)
 
 
-def _await_answer(server: subprocess.Popen, address: str) -> None:
+def _wait_until_ready(server: subprocess.Popen, address: str) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and server.poll() is None:
         try:
@@ -71,7 +76,7 @@ def _await_answer(server: subprocess.Popen, address: str) -> None:
             return
         except httpx.HTTPError:
             time.sleep(0.2)
-    raise AssertionError("the server did not come up")
+    raise AssertionError("the server did not start")
 
 
 @pytest.fixture(scope="module")
@@ -99,28 +104,28 @@ def browser():
 
 def new_page(browser: Browser, **options) -> Page:
     page = browser.new_page(**options)
-    page.set_default_timeout(_PATIENCE)
+    page.set_default_timeout(_TIMEOUT)
     return page
 
 
 @contextmanager
 def watched(browser: Browser, address: str, **options):
-    """A page on which nothing may fail: no console error, no failed request, none to anywhere else."""
-    page, wrong = new_page(browser, **options), []
-    page.on("console", lambda m: m.type == "error" and wrong.append(m.text))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("response", lambda r: r.status >= 400 and wrong.append(f"{r.status} {r.url}"))
-    page.on("request", lambda r: r.url.startswith(("data:", "blob:", address)) or wrong.append(r.url))
-    page.on("requestfailed", lambda r: ended_by_the_page(r) or wrong.append(f"{r.failure} {r.url}"))
+    """Open the page and fail on console errors, failed requests and requests to other hosts."""
+    page, errors = new_page(browser, **options), []
+    page.on("console", lambda m: m.type == "error" and errors.append(m.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("response", lambda r: r.status >= 400 and errors.append(f"{r.status} {r.url}"))
+    page.on("request", lambda r: r.url.startswith(("data:", "blob:", address)) or errors.append(r.url))
+    page.on("requestfailed", lambda r: aborted_by_page(r) or errors.append(f"{r.failure} {r.url}"))
     page.goto(address)
     expect(page.locator("#start")).to_be_visible()
     yield page
     page.close()
-    assert wrong == []
+    assert errors == []
 
 
-def ended_by_the_page(request: Request) -> bool:
-    """The page closes its streams when all events have come, and leaves pictures that others replaced."""
+def aborted_by_page(request: Request) -> bool:
+    """The page closes streams once all events have arrived, and aborts loading images it replaces."""
     is_stream = "/queue/data" in request.url or "/upload_progress" in request.url
     return is_stream or request.failure == "net::ERR_ABORTED"
 
@@ -131,9 +136,9 @@ def page(browser, address):
         yield page
 
 
-def choose(page: Page, pixels: np.ndarray, name: str = "holiday.png", **save) -> None:
+def choose(page: Page, pixels: np.ndarray, name: str = "holiday.png", **options) -> None:
     data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG" if name.endswith("png") else "JPEG", **save)
+    Image.fromarray(pixels).save(data, "PNG" if name.endswith("png") else "JPEG", **options)
     upload(page, name, data.getvalue())
 
 
@@ -151,36 +156,36 @@ def choose_model(page: Page, name: str) -> None:
 
 
 def sizes(page: Page, slider: str) -> list[list[int]]:
-    pictures = page.locator(f"{slider} img")
-    expect(pictures).to_have_count(2)
+    images = page.locator(f"{slider} img")
+    expect(images).to_have_count(2)
     page.wait_for_function(
-        "name => [...document.querySelectorAll(name)].every(i => i.complete)", arg=f"{slider} img"
+        "selector => [...document.querySelectorAll(selector)].every(i => i.complete)", arg=f"{slider} img"
     )
-    return [picture.evaluate("i => [i.naturalWidth, i.naturalHeight]") for picture in pictures.all()]
+    return [image.evaluate("i => [i.naturalWidth, i.naturalHeight]") for image in images.all()]
 
 
-def saved(page: Page) -> tuple[str, bytes]:
-    with page.expect_download() as download:
+def download(page: Page) -> tuple[str, bytes]:
+    with page.expect_download() as event:
         page.click("#download")
-    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+    return event.value.suggested_filename, Path(event.value.path()).read_bytes()
 
 
-def test_a_photo_is_restored_compared_and_taken_home(page, rng):
+def test_photo_is_restored_compared_and_downloaded(page, rng):
     choose(page, photo_like(rng, 60, 90))
     expect(page.locator("#said")).to_contain_text("90 × 60 → 360 × 240 PNG · custom/quick")
     expect(page.locator("#said")).to_contain_text(re.compile(r"1 tile, about \d+ s"))
     expect(page.locator("#before img")).to_be_visible()
     page.click("#start")
     expect(page.locator("#download")).to_be_visible()
-    expect(page.locator("#told")).to_contain_text("360 × 240 · custom/quick")
+    expect(page.locator("#result-text")).to_contain_text("360 × 240 · custom/quick")
     assert sizes(page, "#slider") == [[360, 240], [360, 240]]
-    name, data = saved(page)
+    name, data = download(page)
     assert name == "holiday_4x.png"
     assert Image.open(io.BytesIO(data)).size == (360, 240)
     assert Image.open(io.BytesIO(data)).format == "PNG"
 
 
-def test_options_change_the_result(page, rng):
+def test_options_change_result(page, rng):
     choose(page, photo_like(rng, 40, 50), "old photo.jpg", quality=90)
     page.click("#outscale label:has-text('2x')")
     expect(page.locator("#said")).to_contain_text("50 × 40 → 100 × 80")
@@ -189,12 +194,12 @@ def test_options_change_the_result(page, rng):
     page.click("[role=option]:has-text('TIFF')")
     page.click("#start")
     expect(page.locator("#download")).to_contain_text("TIFF")
-    name, data = saved(page)
+    name, data = download(page)
     assert re.fullmatch(r"old.photo_2x\.tif", name)
     assert Image.open(io.BytesIO(data)).size == (100, 80)
 
 
-def test_stop_stops_and_the_next_photo_has_its_turn(page, rng, folder):
+def test_stop_cancels_and_next_photo_is_restored(page, rng, folder):
     choose(page, photo_like(rng, 900, 1100))
     expect(page.locator("#said")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
@@ -211,29 +216,29 @@ def test_stop_stops_and_the_next_photo_has_its_turn(page, rng, folder):
     expect(page.locator("#said")).to_contain_text("30 × 30")
     page.click("#start")
     expect(page.locator("#download")).to_be_visible()
-    assert saved(page)[0] == "next_4x.png"
-    assert len(list(folder.glob("processed/*/after.jpg"))) == before + 1, "the stopped photo left nothing"
+    assert download(page)[0] == "next_4x.png"
+    assert len(list(folder.glob("processed/*/after.jpg"))) == before + 1, "the stopped photo left no files"
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "words"),
+    ("name", "data", "message"),
     [
-        ("notes.png", b"just text", "not an image of a kind that is read"),
+        ("notes.png", b"just text", "not an image in a supported format"),
         ("cut.png", None, "damaged or incomplete"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_words(page, rng, name, data, words):
+def test_unreadable_upload_shows_its_error(page, rng, name, data, message):
     if data is None:
         data = png(photo_like(rng, 60, 60))[:2000]
     upload(page, name, data)
-    expect(page.locator("#said")).to_contain_text(words)
-    assert "/" not in page.locator("#said p").first.inner_text(), "no place of the server"
+    expect(page.locator("#said")).to_contain_text(message)
+    assert "/" not in page.locator("#said p").first.inner_text(), "a path of the server"
     expect(page.locator("#start")).to_be_disabled()
     choose(page, photo_like(rng, 30, 30))
     expect(page.locator("#start")).to_be_enabled()
 
 
-def test_a_click_shows_that_spot_at_full_size_and_the_arrows_move_it(page, rng):
+def test_click_zooms_to_position_and_arrows_pan(page, rng):
     pixels = photo_like(rng, 300, 500)
     pixels[:60, :100] = (250, 20, 20)
     choose(page, pixels)
@@ -241,48 +246,48 @@ def test_a_click_shows_that_spot_at_full_size_and_the_arrows_move_it(page, rng):
     expect(page.locator("#download")).to_be_visible()
     expect(page.locator("#view img").first).to_be_visible()
     assert sizes(page, "#view") == [[1200, 720], [1200, 720]]
-    pictures = [page.locator("#view img").first.get_attribute("src")]
+    sources = [page.locator("#view img").first.get_attribute("src")]
 
-    def changed() -> str:
-        page.wait_for_function("old => document.querySelector('#view img').src != old", arg=pictures[-1])
-        pictures.append(page.locator("#view img").first.get_attribute("src"))
-        return pictures[-1]
+    def next_source() -> str:
+        page.wait_for_function("old => document.querySelector('#view img').src != old", arg=sources[-1])
+        sources.append(page.locator("#view img").first.get_attribute("src"))
+        return sources[-1]
 
     box = page.locator("#slider img").first.bounding_box()
     page.mouse.click(box["x"] + 0.05 * box["width"], box["y"] + 0.05 * box["height"])
-    corner = changed()
-    seen = Image.open(io.BytesIO(httpx.get(corner).content)).getpixel((100, 100))
-    assert np.abs(np.array(seen) - (250, 20, 20)).max() < 20, "the red corner"
+    corner = next_source()
+    pixel = Image.open(io.BytesIO(httpx.get(corner).content)).getpixel((100, 100))
+    assert np.abs(np.array(pixel) - (250, 20, 20)).max() < 20, "not the red corner"
     page.click("#go-right")
-    assert changed() != corner
+    assert next_source() != corner
     page.keyboard.press("ArrowLeft")
-    assert changed() == corner
+    assert next_source() == corner
 
 
-def test_a_detail_is_tried_first_and_models_are_compared(page, rng):
+def test_detail_is_previewed_and_models_are_compared(page, rng):
     pixels = photo_like(rng, 300, 400)
     pixels[:150, :200] = (250, 20, 20)
     choose(page, pixels)
 
-    def shown() -> np.ndarray:
+    def detail() -> np.ndarray:
         expect(page.locator("#detail img")).to_have_count(2)
         assert sizes(page, "#detail") == [[768, 768], [768, 768]]
         data = httpx.get(page.locator("#detail img").first.get_attribute("src")).content
         return np.asarray(Image.open(io.BytesIO(data)))
 
-    def red(pixel: np.ndarray) -> bool:
+    def is_red(pixel: np.ndarray) -> bool:
         return bool(np.abs(pixel - (250.0, 20, 20)).max() < 30)
 
     page.locator("#try").press("Enter")
-    middle = shown()
-    assert red(middle[100, 100]) and not red(middle[500, 700])
+    centre = detail()
+    assert is_red(centre[100, 100]) and not is_red(centre[500, 700])
     old = page.locator("#detail img").first.get_attribute("src")
     box = page.locator("#before img").bounding_box()
     page.locator("#before img").click(position={"x": 0.1 * box["width"], "y": 0.1 * box["height"]})
     page.wait_for_function("old => document.querySelector('#detail img').src != old", arg=old)
-    assert red(shown()[500, 700]), "the detail lies in the red corner"
+    assert is_red(detail()[500, 700]), "not in the red corner"
     page.click("#compare")
-    expect(page.locator("#sheet img")).to_have_count(6)  # two here, one built in, three installed
+    expect(page.locator("#sheet img")).to_have_count(6)  # two custom, one built in, three installed
     for name in ("restore-lite-x4", "RealESRGAN_x4plus", "custom/slow"):
         expect(page.locator("#sheet")).to_contain_text(name)
     expect(page.locator("#said")).to_contain_text("custom/quick")
@@ -290,7 +295,7 @@ def test_a_detail_is_tried_first_and_models_are_compared(page, rng):
     expect(page.locator("#said")).to_contain_text("1600 × 1200 PNG · restore-lite-x4")
 
 
-def test_quality_chooses_the_model_unless_an_exact_one_is_chosen(page, rng):
+def test_quality_chooses_model_unless_one_is_chosen(page, rng):
     choose(page, photo_like(rng, 30, 40))
     expect(page.locator("#said")).to_contain_text("custom/quick")
     expect(page.locator("#preset")).to_contain_text("custom/quick is chosen under More options")
@@ -307,41 +312,41 @@ def test_quality_chooses_the_model_unless_an_exact_one_is_chosen(page, rng):
     expect(page.locator("#said")).not_to_contain_text("Large photo")
 
 
-def test_a_long_side_in_pixels_takes_the_place_of_times(page, rng):
+def test_long_side_overrides_size(page, rng):
     choose(page, photo_like(rng, 50, 100))
     page.click("#options button")
     page.fill("#long_side input", "333")
     page.keyboard.press("Tab")
     expect(page.locator("#said")).to_contain_text("333 × 167")
     page.click("#start")
-    expect(page.locator("#told")).to_contain_text("333 × 167")
-    assert Image.open(io.BytesIO(saved(page)[1])).size == (333, 167)
+    expect(page.locator("#result-text")).to_contain_text("333 × 167")
+    assert Image.open(io.BytesIO(download(page)[1])).size == (333, 167)
     page.fill("#long_side input", "3000")
     page.keyboard.press("Tab")
     expect(page.locator("#said")).to_contain_text("choose from 100 to 800")
     expect(page.locator("#start")).to_be_disabled()
 
 
-def test_what_there_is_of_a_photo_goes_with_it(page, rng):
-    for then in ("another", "broken", "none"):
+def test_result_disappears_with_its_photo(page, rng):
+    for next_upload in ("sample", "broken", "none"):
         choose(page, photo_like(rng, 30, 40))
         expect(page.locator("#said")).to_contain_text("40 × 30 →")
         page.click("#start")
         expect(page.locator("#view img").first).to_be_visible()
-        if then == "another":
+        if next_upload == "sample":
             page.locator("#samples button").first.click()
             expect(page.locator("#before img")).to_be_visible()
-            expect(page.locator("#upload [aria-label=Clear]")).to_be_visible()  # the sample has arrived there
-        elif then == "broken":
+            expect(page.locator("#upload [aria-label=Clear]")).to_be_visible()  # the sample is uploaded
+        elif next_upload == "broken":
             upload(page, "broken.png", b"no photo")
             expect(page.locator("#upload [aria-label=Clear]")).to_be_visible()
         else:
             page.click("#upload [aria-label=Clear]")
-        for gone in ("#slider", "#download", "#view", "#compared"):
-            expect(page.locator(gone)).to_be_hidden()
+        for selector in ("#slider", "#download", "#view", "#compared"):
+            expect(page.locator(selector)).to_be_hidden()
 
 
-def test_all_can_be_done_with_the_keyboard(page, rng):
+def test_page_can_be_used_with_keyboard_only(page, rng):
     pixels = photo_like(rng, 300, 400)
     pixels[:90, :120] = (250, 20, 20)
     choose(page, pixels)
@@ -371,8 +376,8 @@ def test_all_can_be_done_with_the_keyboard(page, rng):
     page.wait_for_function("old => document.querySelector('#view img').src != old", arg=old)
 
 
-def test_everything_has_a_name_and_is_legible(browser, address, rng):
-    """What assistive technology is told, and WCAG's contrast of 4.5 to 1, in light and in dark."""
+def test_elements_have_accessible_names_and_contrast(browser, address, rng):
+    """Contrast of at least 4.5:1 (WCAG 2.1, AA), in the light and the dark theme."""
     for theme in ("light", "dark"):
         page = new_page(browser)
         page.goto(f"{address}?__theme={theme}")
@@ -383,41 +388,42 @@ def test_everything_has_a_name_and_is_legible(browser, address, rng):
         expect(page.locator("#view img").first).to_be_visible()
         page.click("#options button")
         page.wait_for_timeout(500)
-        assert page.evaluate(NAMELESS) == [], theme
-        assert page.evaluate(FAINT) == [], theme
+        assert page.evaluate(FIND_UNNAMED) == [], theme
+        assert page.evaluate(FIND_LOW_CONTRAST) == [], theme
         page.close()
 
 
-NAMELESS = """() => [...document.querySelectorAll("button, input, img, select, textarea, [role=slider]")]
+FIND_UNNAMED = """() => [...document.querySelectorAll("button, input, img, select, textarea, [role=slider]")]
   .filter((e) => e.offsetParent && !e.closest(".toast-wrap"))
   .filter((e) => !(e.ariaLabel || e.alt || e.title || e.textContent.trim() || e.labels?.length
     || e.getAttribute("aria-labelledby") || e.type === "file"))
   .map((e) => e.outerHTML.slice(0, 160))"""
-FAINT = """() => {
+FIND_LOW_CONTRAST = """() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = (c) => c.slice(0, 3).map((v) => v / 255)
+  const luminance = (c) => c.slice(0, 3).map((v) => v / 255)
     .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (e) => {
+  const background = (e) => {
     for (; e; e = e.parentElement) {
       const c = rgb(getComputedStyle(e).backgroundColor);
       if (c.length === 3 || c[3] > 0.95) return c;
     }
     return [255, 255, 255];
   };
-  const found = [];
+  const failures = [];
   for (const e of document.querySelectorAll("main *, .gradio-container *")) {
-    const words = [...e.childNodes].filter((n) => n.nodeType === 3).map((n) => n.textContent.trim()).join("");
-    if (!words || !e.offsetParent || e.closest("[disabled], .image-container, footer, .hide")) continue;
-    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+    const text = [...e.childNodes].filter((n) => n.nodeType === 3).map((n) => n.textContent.trim()).join("");
+    if (!text || !e.offsetParent || e.closest("[disabled], .image-container, footer, .hide")) continue;
+    const colours = [rgb(getComputedStyle(e).color), background(e)];
+    const [a, b] = colours.map(luminance).sort((x, y) => y - x);
     const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) found.push(`${words.slice(0, 40)}: ${ratio.toFixed(2)}`);
+    if (ratio < 4.5) failures.push(`${text.slice(0, 40)}: ${ratio.toFixed(2)}`);
   }
-  return found;
+  return failures;
 }"""
 
 
-def test_a_sample_and_a_pasted_photo_are_taken_as_uploads(page, rng):
+def test_sample_and_pasted_photo_are_uploaded(page, rng):
     page.locator("#samples button").first.click()
     expect(page.locator("#said")).to_contain_text("→")
     paste(page, photo_like(rng, 20, 30))
@@ -432,15 +438,16 @@ def paste(page: Page, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(data, "PNG")
     page.evaluate(
         """data => {
-            const bytes = Uint8Array.from(data), given = new DataTransfer();
-            given.items.add(new File([bytes], "pasted.png", { type: "image/png" }));
-            document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: given, bubbles: true }));
+            const bytes = Uint8Array.from(data), transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], "pasted.png", { type: "image/png" }));
+            const options = { clipboardData: transfer, bubbles: true };
+            document.body.dispatchEvent(new ClipboardEvent("paste", options));
         }""",
         list(data.getvalue()),
     )
 
 
-def test_many_photos_with_a_broken_one(page, rng):
+def test_broken_photo_does_not_stop_batch(page, rng):
     page.get_by_role("tab", name="Many photos").click()
     files = []
     for name, side in (("one.png", 30), ("broken.png", 0), ("two.png", 40)):
@@ -450,8 +457,8 @@ def test_many_photos_with_a_broken_one(page, rng):
     expect(page.locator("#table")).to_contain_text("waiting")
     page.click("#start-all")
     expect(page.locator("#download-all")).to_be_visible()
-    said = " ".join(page.locator("#table").inner_text().split())
-    assert re.search(r"one.png done: 120 × 120.*broken.png failed: .*two.png done: 160 × 160", said), said
+    table = " ".join(page.locator("#table").inner_text().split())
+    assert re.search(r"one.png done: 120 × 120.*broken.png failed: .*two.png done: 160 × 160", table), table
     expect(page.locator("#gallery button img")).to_have_count(2)
     page.locator("#gallery button").nth(1).click()
     assert sizes(page, "#slider-all") == [[160, 160], [160, 160]]
@@ -459,14 +466,14 @@ def test_many_photos_with_a_broken_one(page, rng):
     expect(page.locator("#table")).not_to_contain_text("broken")
     expect(page.locator("#gallery button img")).to_have_count(2)
     expect(page.locator("#download-all")).to_be_visible()
-    with page.expect_download() as download:
+    with page.expect_download() as event:
         page.click("#download-all")
-    with zipfile.ZipFile(download.value.path()) as archive:
+    with zipfile.ZipFile(event.value.path()) as archive:
         assert archive.namelist() == ["one_4x.png", "two_4x.png"]
         assert Image.open(archive.open("two_4x.png")).size == (160, 160)
 
 
-def test_stop_keeps_the_photos_that_are_done(page, rng):
+def test_stop_keeps_finished_photos(page, rng):
     choose_model(page, "custom/slow")
     page.get_by_role("tab", name="Many photos").click()
     files = []
@@ -481,44 +488,44 @@ def test_stop_keeps_the_photos_that_are_done(page, rng):
     expect(page.locator("#start-all")).to_be_visible()
 
 
-def test_each_face_can_be_switched_off_and_weakened(browser, folder, rng, tmp_path):
+def test_faces_can_be_switched_off_one_by_one(browser, folder, rng, tmp_path):
     shutil.copytree(folder / "weights", tmp_path / "weights")
 
-    def changed(page: Page, old: str) -> str:
+    def next_source(page: Page, old: str) -> str:
         page.wait_for_function("old => document.querySelectorAll('#slider img')[1].src != old", arg=old)
         return page.locator("#slider img").nth(1).get_attribute("src")
 
     with served(tmp_path, STANDIN) as address, watched(browser, address) as page:
         choose(page, photo_like(rng, 240, 400))
         page.click("#start")
-        expect(page.locator("#told")).to_contain_text("faces: 2 found, 2 restored")
+        expect(page.locator("#result-text")).to_contain_text("faces: 2 found, 2 restored")
         expect(page.locator("#faces img")).to_have_count(2)
-        whole = saved(page)[1]
+        both = download(page)[1]
         first = page.locator("#slider img").nth(1).get_attribute("src")
         hidden = next(tmp_path.glob("processed/kept/*/samples"))
         assert httpx.get(f"{address}/gradio_api/file={hidden}").status_code == 403
         page.get_by_label("Face 1 restored").uncheck()
-        second = changed(page, first)
-        expect(page.locator("#told")).to_contain_text("1 of them switched off")
-        one = saved(page)[1]
+        second = next_source(page, first)
+        expect(page.locator("#result-text")).to_contain_text("1 of them switched off")
+        one = download(page)[1]
         page.get_by_label("Face 2 restored").uncheck()
-        third = changed(page, second)
-        none = saved(page)[1]
+        third = next_source(page, second)
+        none = download(page)[1]
         page.locator("#restore_faces input").uncheck()
         page.click("#start")
-        changed(page, third)
+        next_source(page, third)
         expect(page.locator("#faces")).to_be_hidden()
-        plain = saved(page)[1]
-    pictures = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (whole, one, none, plain)]
-    assert np.array_equal(pictures[2], pictures[3]), "all switched off is what restoring without faces gives"
+        plain = download(page)[1]
+    images = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (both, one, none, plain)]
+    assert np.array_equal(images[2], images[3]), "all switched off differs from a result without faces"
     left, right = np.s_[:, :800], np.s_[:, 800:]
-    assert not np.array_equal(pictures[0][left], pictures[1][left])
-    assert np.array_equal(pictures[0][right], pictures[1][right])
-    assert np.array_equal(pictures[1][left], pictures[2][left])
-    assert not np.array_equal(pictures[1][right], pictures[2][right])
+    assert not np.array_equal(images[0][left], images[1][left])
+    assert np.array_equal(images[0][right], images[1][right])
+    assert np.array_equal(images[1][left], images[2][left])
+    assert not np.array_equal(images[1][right], images[2][right])
 
 
-def test_two_pages_do_not_mix_their_results(browser, address, rng):
+def test_two_pages_get_their_own_results(browser, address, rng):
     with watched(browser, address) as one, watched(browser, address) as two:
         choose(one, photo_like(rng, 40, 40), "one.png")
         choose(two, photo_like(rng, 30, 50), "two.png")
@@ -528,16 +535,16 @@ def test_two_pages_do_not_mix_their_results(browser, address, rng):
         two.click("#start")
         for page, name, size in ((one, "one_4x.png", (160, 160)), (two, "two_4x.png", (200, 120))):
             expect(page.locator("#download")).to_be_visible()
-            found, data = saved(page)
-            assert (found, Image.open(io.BytesIO(data)).size) == (name, size)
+            file, data = download(page)
+            assert (file, Image.open(io.BytesIO(data)).size) == (name, size)
 
 
-def test_the_page_fits_a_phone(browser, address):
+def test_page_fits_phone(browser, address):
     with watched(browser, address, viewport={"width": 375, "height": 700}) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
-def test_another_photo_while_one_is_worked_on_takes_its_place(page, rng):
+def test_new_upload_replaces_running_photo(page, rng):
     choose(page, photo_like(rng, 900, 1100), "first.png")
     expect(page.locator("#said")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
@@ -547,14 +554,12 @@ def test_another_photo_while_one_is_worked_on_takes_its_place(page, rng):
     expect(page.locator("#said")).to_contain_text("30 × 30")
     page.click("#start")
     expect(page.locator("#download")).to_be_visible()
-    assert saved(page)[0] == "second_4x.png"
+    assert download(page)[0] == "second_4x.png"
 
 
-def test_the_server_ends_well_in_the_middle_of_a_photo(browser, folder, rng, tmp_path):
+def test_server_exits_cleanly_while_restoring(browser, folder, rng, tmp_path):
     shutil.copytree(folder / "weights", tmp_path / "weights")
-    with served(
-        tmp_path, PACED, MODEL="custom/slow", PACE="0.5"
-    ) as address:  # which asserts exit code 0 after SIGTERM
+    with served(tmp_path, PACED, MODEL="custom/slow", PACE="0.5") as address:
         page = new_page(browser)
         page.goto(address)
         choose(page, photo_like(rng, 900, 1100))
@@ -564,16 +569,16 @@ def test_the_server_ends_well_in_the_middle_of_a_photo(browser, folder, rng, tmp
     page.close()
 
 
-def test_nothing_of_a_page_is_left_after_its_time(browser, folder, rng, tmp_path):
+def test_files_of_page_are_deleted_after_retention(browser, folder, rng, tmp_path):
     shutil.copytree(folder / "weights", tmp_path / "weights")
     with served(tmp_path, STANDIN, RETENTION_SECONDS="15", CLEANUP_INTERVAL="1") as address:
         page = new_page(browser)
         page.goto(address)
-        for then in ("#restored", "#stopped"):
-            choose(page, photo_like(rng, 240, 400 if then == "#restored" else 900))
+        for outcome in ("restored", "stopped"):
+            choose(page, photo_like(rng, 240, 400 if outcome == "restored" else 900))
             expect(page.locator("#said")).to_contain_text("240 →")
             page.click("#start")
-            if then == "#restored":
+            if outcome == "restored":
                 expect(page.locator("#view img").first).to_be_visible()
                 assert list(tmp_path.glob("processed/kept/*/samples"))
             else:
@@ -590,7 +595,7 @@ def _files(folder: Path) -> list[Path]:
     return [path for root in roots for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
-def test_with_a_key_the_page_asks_for_it(browser, folder, rng, tmp_path):
+def test_page_requires_api_key(browser, folder, rng, tmp_path):
     shutil.copytree(folder / "weights", tmp_path / "weights")
     with served(tmp_path, API_KEY="open sesame") as address:
         assert httpx.get(f"{address}/config").status_code == 401
@@ -607,14 +612,14 @@ def test_with_a_key_the_page_asks_for_it(browser, folder, rng, tmp_path):
         assert "open sesame" not in (tmp_path / "log").read_text()
 
 
-def test_the_description_of_rest_is_shown(browser, address):
-    page, wrong = new_page(browser), []
-    page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
-    page.on("request", lambda r: r.url.startswith(("data:", address)) or wrong.append(r.url))
+def test_rest_documentation_is_shown(browser, address):
+    page, errors = new_page(browser), []
+    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    page.on("request", lambda r: r.url.startswith(("data:", address)) or errors.append(r.url))
     page.goto(f"{address}/docs")
     enhance = page.locator(".opblock-post").first
     enhance.locator(".opblock-summary").click()
     expect(enhance).to_contain_text("face_strength")
     expect(enhance).to_contain_text("curl -F files=@old.jpg")
-    assert wrong == []
+    assert errors == []
     page.close()

@@ -17,9 +17,9 @@ from tests.conftest import taken
 
 
 def service_of(folder):
-    found = settings.Settings(upload_folder=folder / "uploads", processed_folder=folder / "made")
-    shop = Worker()
-    return Service(found, Restorer(weights=folder), shop, Metrics(shop, lambda: 0))
+    folders = {"upload_folder": folder / "uploads", "processed_folder": folder / "processed"}
+    worker = Worker()
+    return Service(settings.Settings(**folders), Restorer(weights=folder), worker, Metrics(worker, lambda: 0))
 
 
 def result_of(before: Photo, after: Photo, **options: object) -> Result:
@@ -33,50 +33,50 @@ def result_of(before: Photo, after: Photo, **options: object) -> Result:
     )
 
 
-def stored(tmp_path, before, after, **options) -> previews.ResultFiles:
+def written(folder, before, after, **options) -> previews.ResultFiles:
     result = result_of(before, after, **options)
-    shown = previews.write_files(
-        result, "holiday.heic", previews.write(result, "holiday.heic", tmp_path / uuid.uuid4().hex)
-    )
-    previews.cache_result(result, shown)
-    return shown
+    file = previews.write(result, "holiday.heic", folder / uuid.uuid4().hex)
+    files = previews.write_files(result, "holiday.heic", file)
+    previews.cache_result(result, files)
+    return files
 
 
-def test_previews_are_of_one_size_and_show_what_the_photo_shows(tmp_path):
+def test_previews_have_one_size_and_the_colours_of_the_photo(tmp_path):
     before = Photo(
         np.full((30, 40, 3), 60000, np.uint16), np.zeros((30, 40), np.uint16), Meta("png", depth=16)
     )
     after = Photo(np.full((3000, 4000, 3), 200, np.uint8), None, Meta("png"))
-    shown = stored(tmp_path, before, after, outscale=8)
-    assert shown.file.name == "holiday_8x.jpg"
-    assert shown.file.read_bytes() == b"bytes"
-    one, two = Image.open(shown.before), Image.open(shown.after)
-    assert one.size == two.size == (2048, 1536)
-    assert one.getpixel((9, 9)) == (255, 255, 255), "transparent is white"
-    assert two.getpixel((9, 9)) == (200, 200, 200)
+    files = written(tmp_path, before, after, outscale=8)
+    assert files.file.name == "holiday_8x.jpg"
+    assert files.file.read_bytes() == b"bytes"
+    first, second = Image.open(files.before), Image.open(files.after)
+    assert first.size == second.size == (2048, 1536)
+    assert first.getpixel((9, 9)) == (255, 255, 255), "transparency is not white"
+    assert second.getpixel((9, 9)) == (200, 200, 200)
 
 
-def test_what_is_kept_comes_back_and_a_closer_look_shows_its_pixels(tmp_path, rng):
+def test_cached_result_round_trips_and_zoom_shows_its_pixels(tmp_path, rng):
     noise = rng.integers(0, 256, (75, 125, 3), np.uint8)
     small = cv2.resize(noise, (500, 300), interpolation=cv2.INTER_CUBIC)
     large = cv2.resize(small, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
-    shown = stored(tmp_path, Photo(small, None, Meta("png")), Photo(large, None, Meta("png")))
-    result = previews.cached_result(shown)
+    files = written(tmp_path, Photo(small, None, Meta("png")), Photo(large, None, Meta("png")))
+    result = previews.cached_result(files)
     assert np.array_equal(result.after.pixels, large) and np.array_equal(result.before.pixels, small)
     assert result.warnings == ("w",) and result.before.meta == Meta("png")
-    for spot, left, top in (((0.5, 0.5), 400, 240), ((0, 0), 0, 0), ((1, 1), 800, 480), ((0.6, 0.3), 600, 0)):
-        paths = previews.zoomed_pair(result, spot, shown)
+    corners = {(0.5, 0.5): (400, 240), (0, 0): (0, 0), (1, 1): (800, 480), (0.6, 0.3): (600, 0)}
+    for position, (left, top) in corners.items():
+        paths = previews.zoomed_pair(result, position, files)
         before, after = (np.asarray(Image.open(path)).astype(float) for path in paths)
-        whole = large[top : top + 720, left : left + 1200]
+        expected = large[top : top + 720, left : left + 1200]
         assert before.shape == after.shape == (720, 1200, 3)
-        assert np.abs(after - whole).mean() < 2
-        assert np.abs(before - whole).mean() < 3, "the same spot"
-    previews.drop_result(shown)
+        assert np.abs(after - expected).mean() < 2
+        assert np.abs(before - expected).mean() < 3, "not the same position"
+    previews.drop_result(files)
     with pytest.raises(UnsupportedImage, match="restore the photo again"):
-        previews.cached_result(shown)
+        previews.cached_result(files)
 
 
-def test_an_archive_numbers_files_of_one_name(tmp_path):
+def test_zip_numbers_files_of_the_same_name(tmp_path):
     files = [tmp_path / folder / "a.png" for folder in "xyz"] + [tmp_path / "x/A.png"]
     for number, file in enumerate(files):
         file.parent.mkdir(exist_ok=True)
@@ -86,13 +86,13 @@ def test_an_archive_numbers_files_of_one_name(tmp_path):
         assert [archive.read(name) for name in archive.namelist()] == [b"0", b"1", b"2", b"3"]
 
 
-def test_a_batch_tells_what_was_stopped_but_not_of_photos_chosen_meanwhile(tmp_path):
+def test_stopped_batch_marks_unfinished_photos_but_not_new_ones(tmp_path):
     tab = batch_tab.BatchTab(restore_tab.RestoreTab(service_of(tmp_path)))
     rows = [["a", "done: 8 × 8"], ["b", "failed: no"], ["c", "tile 1 of 3"], ["d", "waiting"]]
-    told = tab.archive((), rows)[4]
-    assert [said for _, said in told] == ["done: 8 × 8", "failed: no", *["not restored: stopped"] * 2]
-    others = [["e", "waiting"], ["f", "waiting"]]
-    assert tab.archive((), others)[4] == others
+    stopped = tab.archive((), rows)[4]
+    assert [state for _, state in stopped] == ["done: 8 × 8", "failed: no", *["not restored: stopped"] * 2]
+    new = [["e", "waiting"], ["f", "waiting"]]
+    assert tab.archive((), new)[4] == new
 
 
 def test_only_uploads_are_read(tmp_path):
@@ -106,7 +106,7 @@ def test_only_uploads_are_read(tmp_path):
     for path in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
         assert "⚠" in page.picked(str(tmp_path / path), *values)[2]
         *_, last = taken(page.restore(str(tmp_path / path), None, *values))
-        assert isinstance(last, restore_tab.Failed) and str(tmp_path) not in last.why
+        assert isinstance(last, restore_tab.Failure) and str(tmp_path) not in last.message
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_only_uploads_are_read(tmp_path):
         ("写" * 300 + ".jpg", "写" * 40 + "_4x.png"),
     ],
 )
-def test_a_file_gets_a_name_that_every_system_takes(tmp_path, upload, name):
-    class Made:
+def test_result_name_is_valid_on_every_system(tmp_path, upload, name):
+    class FakeResult:
         data, format, options = b"bytes", "png", Options()
 
-    assert previews.write(Made, upload, tmp_path) == tmp_path / name
+    assert previews.write(FakeResult, upload, tmp_path) == tmp_path / name
     assert (tmp_path / name).read_bytes() == b"bytes"
 
 
@@ -149,9 +149,9 @@ def test_a_file_gets_a_name_that_every_system_takes(tmp_path, upload, name):
         ("写真.heic", "写真_2x.jpg"),
     ],
 )
-def test_a_name_is_no_more_than_a_name(name, expected, tmp_path):
+def test_result_name_stays_inside_its_folder(name, expected, tmp_path):
     photo = Photo(np.zeros((3, 4, 3), np.uint8), None, Meta("png"))
     result = result_of(photo, photo, outscale=2)
-    file = previews.write(result, name, tmp_path / "place")
-    assert [file] == list((tmp_path / "place").iterdir())
+    file = previews.write(result, name, tmp_path / "folder")
+    assert [file] == list((tmp_path / "folder").iterdir())
     assert file.name == expected

@@ -1,4 +1,4 @@
-"""The REST interface: in this process with small networks, and against servers that are killed."""
+"""The REST API: in this process with small networks, and in servers that are killed."""
 
 import hashlib
 import io
@@ -10,7 +10,6 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -65,25 +64,25 @@ def posted(client, *files, **options) -> dict:
 def ended(client, job_id: str, seconds: float = 180) -> dict:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        told = client.get(f"/status/{job_id}").json()
-        if told["status"] not in ("queued", "processing"):
-            return told
+        status = client.get(f"/status/{job_id}").json()
+        if status["status"] not in ("queued", "processing"):
+            return status
         time.sleep(0.02)
-    raise AssertionError(f"not ended: {told}")
+    raise AssertionError(f"not ended: {status}")
 
 
-def test_five_files_one_of_them_broken_are_four_results_and_one_error(client, rng):
+def test_job_with_one_broken_file_has_results_and_one_error(client, rng):
     photos = {f"photo {n}.png": png(photo_like(rng, 20 + n, 30)) for n in range(4)}
     names = ["photo 0.png", "photo 1.png", "bröken.jpg", "photo 2.png", "photo 3.png"]
     answer = posted(client, *((name, photos.get(name, b"no photo")) for name in names), outscale="2")
     assert set(answer) == {"job_id", "status", "queue_position"} and answer["status"] == "queued"
-    told = ended(client, answer["job_id"])
-    assert told["status"] == "completed" and told["queue_position"] == 0
-    assert told["progress"] == {"done": 5000, "total": 5000}
-    (error,) = told["errors"]
+    status = ended(client, answer["job_id"])
+    assert status["status"] == "completed" and status["queue_position"] == 0
+    assert status["progress"] == {"done": 5000, "total": 5000}
+    (error,) = status["errors"]
     assert error["original_filename"] == "bröken.jpg" and "not an image" in error["error"]
-    assert [result["original_filename"] for result in told["results"]] == sorted(photos)
-    for index, result in enumerate(told["results"]):
+    assert [result["original_filename"] for result in status["results"]] == sorted(photos)
+    for index, result in enumerate(status["results"]):
         assert (result["width"], result["height"], result["model"]) == (60, 40 + 2 * index, "custom/quick")
         assert isinstance(result["warnings"], list) and isinstance(result["faces"], str)
         file = client.get(result["url"])
@@ -95,18 +94,18 @@ def test_five_files_one_of_them_broken_are_four_results_and_one_error(client, rn
         assert (part.status_code, part.content) == (206, b"PNG")
 
 
-def test_the_file_is_what_the_package_gives(client, tmp_path, rng):
+def test_result_equals_that_of_the_package(client, tmp_path, rng):
     photo = png(photo_like(rng, 24, 31))
-    told = ended(client, posted(client, ("a.png", photo), face_enhance="false", format="webp")["job_id"])
-    run = Restorer(weights=tmp_path / "weights", model="custom/quick", device="cpu:torch")
-    assert client.get(told["results"][0]["url"]).content == (
-        run.restore(photo, face_enhance="off", format="webp").data
+    status = ended(client, posted(client, ("a.png", photo), face_enhance="false", format="webp")["job_id"])
+    restorer = Restorer(weights=tmp_path / "weights", model="custom/quick", device="cpu:torch")
+    assert client.get(status["results"][0]["url"]).content == (
+        restorer.restore(photo, face_enhance="off", format="webp").data
     )
 
 
-def test_every_option_arrives(client, rng):
+def test_every_option_is_passed_on(client, rng):
     file = ("a.png", png(photo_like(rng, 40, 50)))
-    wanted = {
+    options = {
         "model": "custom/slow",
         "outscale": 3.0,
         "denoise": 1.0,
@@ -122,19 +121,19 @@ def test_every_option_arrives(client, rng):
         "face_mask": "parsing",
         "face_large": True,
     }
-    texts = {name: str(value) for name, value in wanted.items()}
-    told = ended(client, posted(client, file, **texts)["job_id"])
-    assert told["results"][0]["options"] == wanted
-    told = ended(client, posted(client, file, long_side="100")["job_id"])
-    assert (told["results"][0]["width"], told["results"][0]["height"]) == (100, 80)
-    told = ended(client, posted(client, file, face_enhance="true")["job_id"])
-    assert told["status"] == "failed" and "yunet" in told["errors"][0]["error"]
-    told = ended(client, posted(client, file, face_enhance="auto")["job_id"])
-    assert told["status"] == "completed" and "not looked for" in told["results"][0]["faces"]
+    texts = {name: str(value) for name, value in options.items()}
+    status = ended(client, posted(client, file, **texts)["job_id"])
+    assert status["results"][0]["options"] == options
+    status = ended(client, posted(client, file, long_side="100")["job_id"])
+    assert (status["results"][0]["width"], status["results"][0]["height"]) == (100, 80)
+    status = ended(client, posted(client, file, face_enhance="true")["job_id"])
+    assert status["status"] == "failed" and "yunet" in status["errors"][0]["error"]
+    status = ended(client, posted(client, file, face_enhance="auto")["job_id"])
+    assert status["status"] == "completed" and "face detection skipped" in status["results"][0]["faces"]
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"outscale": "9"}, "from 1 to 8"),
         ({"outscale": "nan"}, "from 1 to 8"),
@@ -152,14 +151,14 @@ def test_every_option_arrives(client, rng):
         ({"tile": "4096"}, "at most 1024"),
     ],
 )
-def test_a_bad_option_is_named_with_what_is_allowed(client, rng, options, words):
+def test_invalid_option_gets_422_with_allowed_values(client, rng, options, message):
     answer = client.post("/enhance", files={"files": ("a.png", png(photo_like(rng, 20, 20)))}, data=options)
     assert answer.status_code == 422, answer.text
-    assert words in json.dumps(answer.json(), ensure_ascii=False)
+    assert message in json.dumps(answer.json(), ensure_ascii=False)
     assert client.get("/metrics").text.count('restorer_jobs{state="queued"} 0.0') == 1
 
 
-def test_limits_are_said_before_the_work(tmp_path, rng):
+def test_limits_are_checked_before_the_job_is_accepted(tmp_path, rng):
     settings = settings_in(
         tmp_path,
         max_file_size_mb=1,
@@ -170,22 +169,22 @@ def test_limits_are_said_before_the_work(tmp_path, rng):
     small, large = png(photo_like(rng, 20, 20)), png(rng.integers(0, 256, (120, 120, 3), np.uint8))
     with opened(settings) as client:
 
-        def refused(status: int, limit: float, *files, **options) -> None:
+        def assert_refused(code: int, limit: float, *files, **options) -> None:
             answer = client.post("/enhance", files=[("files", file) for file in files], data=options)
-            assert (answer.status_code, answer.json()["limit"]) == (status, limit), answer.text
+            assert (answer.status_code, answer.json()["limit"]) == (code, limit), answer.text
 
-        refused(413, 2**20, ("a.png", small), ("b.png", b"x" * (2**20 + 1)))
-        head = {"content-type": "multipart/form-data; boundary=x"}
-        odd = b"--x\r\nContent-Disposition: form-data; name=files; filename=a+2AA-.png\r\n\r\n"
-        strange = {"content-type": "multipart/form-data; boundary=x; charset=utf-7"}
-        named = client.post("/enhance", content=odd + small + b"\r\n--x--\r\n", headers=strange)
-        assert named.status_code == 202 and client.get(named.headers["location"]).status_code == 200
-        ended(client, named.json()["job_id"])
-        assert client.delete(f"/jobs/{named.json()['job_id']}").status_code == 200
-        refused(413, 2 * 2**20 + 65536, ("a.png", b"x" * (3 * 2**20)))
-        refused(422, 2, *[("a.png", small)] * 3)
-        refused(422, 10_000, ("a.png", large))
-        refused(422, 50_000, ("a.png", png(photo_like(rng, 60, 60))), outscale="4")
+        assert_refused(413, 2**20, ("a.png", small), ("b.png", b"x" * (2**20 + 1)))
+        multipart = {"content-type": "multipart/form-data; boundary=x"}
+        utf7_name = b"--x\r\nContent-Disposition: form-data; name=files; filename=a+2AA-.png\r\n\r\n"
+        utf7 = {"content-type": "multipart/form-data; boundary=x; charset=utf-7"}
+        accepted = client.post("/enhance", content=utf7_name + small + b"\r\n--x--\r\n", headers=utf7)
+        assert accepted.status_code == 202 and client.get(accepted.headers["location"]).status_code == 200
+        ended(client, accepted.json()["job_id"])
+        assert client.delete(f"/jobs/{accepted.json()['job_id']}").status_code == 200
+        assert_refused(413, 2 * 2**20 + 65536, ("a.png", b"x" * (3 * 2**20)))
+        assert_refused(422, 2, *[("a.png", small)] * 3)
+        assert_refused(422, 10_000, ("a.png", large))
+        assert_refused(422, 50_000, ("a.png", png(photo_like(rng, 60, 60))), outscale="4")
         assert client.post("/enhance").status_code == 422
         assert client.post("/enhance", files={"other": ("a.png", small)}).json()["allowed"] == ["files"]
 
@@ -194,9 +193,9 @@ def test_limits_are_said_before_the_work(tmp_path, rng):
             for _ in range(64):
                 yield b"x" * 2**20
 
-        assert client.post("/enhance", content=chunks(), headers=head).status_code == 413
+        assert client.post("/enhance", content=chunks(), headers=multipart).status_code == 413
         assert [path.name for path in settings.jobs_folder.iterdir()] == [".lock"]
-    with opened(replace(settings, min_free_disk_mb=10_000_000)) as client:
+    with opened(settings.model_copy(update={"min_free_disk_mb": 10_000_000})) as client:
         for code, answer in (
             (507, client.post("/enhance", files={"files": ("a.png", small)})),
             (503, client.get("/ready")),
@@ -206,9 +205,8 @@ def test_limits_are_said_before_the_work(tmp_path, rng):
         assert client.get("/health").status_code == 200
 
 
-def paced(monkeypatch, wait) -> None:
-    """Call `wait` after each tile of custom/slow."""
-    really = Restorer.restore
+def wait_after_slow_tiles(monkeypatch, wait) -> None:
+    real_restore = Restorer.restore
 
     def restore(self, data, *, progress=None, **options):
         def waiting(done, total):
@@ -217,14 +215,14 @@ def paced(monkeypatch, wait) -> None:
                 wait()
 
         slow = options["model"] == "custom/slow"
-        return really(self, data, progress=waiting if slow else progress, **options)
+        return real_restore(self, data, progress=waiting if slow else progress, **options)
 
     monkeypatch.setattr(Restorer, "restore", restore)
 
 
-def test_the_queue_has_an_end_and_jobs_run_in_order(tmp_path, rng, monkeypatch):
+def test_queue_is_limited_and_jobs_run_in_order(tmp_path, rng, monkeypatch):
     cancelled = threading.Event()
-    paced(monkeypatch, lambda: cancelled.wait(600))
+    wait_after_slow_tiles(monkeypatch, lambda: cancelled.wait(600))
     settings = settings_in(tmp_path, max_queue=2, max_output_megapixels=100)
     slow, quick = png(photo_like(rng, 300, 300)), png(photo_like(rng, 20, 20))
     with opened(settings) as client:
@@ -249,22 +247,22 @@ def test_the_queue_has_an_end_and_jobs_run_in_order(tmp_path, rng, monkeypatch):
         assert [path.name for path in settings.jobs_folder.iterdir()] == [".lock"]
 
 
-def test_the_events_of_a_job_end_with_it(client, rng, monkeypatch):
-    monkeypatch.setattr(routes, "_LOOK", 0.05)
-    paced(monkeypatch, lambda: time.sleep(0.05))
+def test_events_stream_until_the_job_ends(client, rng, monkeypatch):
+    monkeypatch.setattr(routes, "_EVENT_SECONDS", 0.05)
+    wait_after_slow_tiles(monkeypatch, lambda: time.sleep(0.05))
     photo = png(photo_like(rng, 200, 200))
     job = posted(client, ("a.png", photo), ("b.png", photo), model="custom/slow", tile="32")
-    told = []
+    statuses = []
     with client.stream("GET", f"/status/{job['job_id']}/events") as stream:
         for line in stream.iter_lines():
             if line.startswith("data: "):
-                told.append(json.loads(line.removeprefix("data: ")))
-    done = [now["progress"]["done"] for now in told]
+                statuses.append(json.loads(line.removeprefix("data: ")))
+    done = [status["progress"]["done"] for status in statuses]
     assert done == sorted(done) and done[-1] == 2000 and len(set(done)) > 4
-    assert told[-1]["status"] == "completed" and told[-1]["results"]
+    assert statuses[-1]["status"] == "completed" and statuses[-1]["results"]
 
 
-def test_no_file_of_anything_else_is_handed_out(client, tmp_path, rng):
+def test_only_results_are_served(client, tmp_path, rng):
     job = posted(client, ("a.png", png(photo_like(rng, 20, 20))))["job_id"]
     assert ended(client, job)["status"] == "completed"
     for path in (
@@ -282,13 +280,13 @@ def test_no_file_of_anything_else_is_handed_out(client, tmp_path, rng):
         assert client.get(path).status_code in (403, 404, 422), path
 
 
-def test_the_server_is_built_without_a_warning(tmp_path):
+def test_server_is_built_without_warnings(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         server.asgi(settings_in(tmp_path))
 
 
-def test_models_quote_health_ready_metrics_and_the_description(client, rng):
+def test_models_quote_health_ready_metrics_and_openapi(client, rng):
     by_name = {model["name"]: model for model in client.get("/models").json()}
     assert by_name["custom/quick"]["present"] and not by_name["GFPGANv1.3"]["present"]
     quote = client.post("/quote", files={"files": ("a.png", png(photo_like(rng, 40, 30)))}).json()
@@ -304,14 +302,14 @@ def test_models_quote_health_ready_metrics_and_the_description(client, rng):
     assert 'restorer_photos_total{state="completed"} 1.0' in text
     assert 'restorer_jobs{state="completed"} 1.0' in text
     assert "restorer_disk_free_bytes" in text and "secret" not in text
-    described = client.get("/openapi.json").json()
-    assert {"/enhance", "/status/{job_id}", "/quote", "/models"} <= set(described["paths"])
+    openapi = client.get("/openapi.json").json()
+    assert {"/enhance", "/status/{job_id}", "/quote", "/models"} <= set(openapi["paths"])
     page = client.get("/docs").text
-    assert "http://" not in page and "https://" not in page, "nothing is fetched from elsewhere"
+    assert "http://" not in page and "https://" not in page, "nothing is loaded from other hosts"
     assert client.get("/docs/static/swagger-ui-bundle.js").status_code == 200
 
 
-def test_each_photo_is_a_line_of_the_log_without_its_name(tmp_path, rng, caplog):
+def test_each_photo_is_logged_without_its_name(tmp_path, rng, caplog):
     with opened(settings_in(tmp_path)) as client, caplog.at_level("INFO", "restorer"):
         files = [("my wedding.png", png(photo_like(rng, 20, 30))), ("broken wedding.png", b"no")]
         job = posted(client, *files)["job_id"]
@@ -322,26 +320,25 @@ def test_each_photo_is_a_line_of_the_log_without_its_name(tmp_path, rng, caplog)
     assert [line["state"] for line in lines] == ["completed", "failed"]
     assert (lines[0]["pixels_in"], lines[0]["pixels_out"]) == (600, 9600)
     assert lines[0]["model"] == "custom/quick" and lines[0]["seconds"] >= 0
-    assert [line["id"] for line in lines] == [f"{job[:12]}/0", f"{job[:12]}/1"], "found again, opens nothing"
+    assert [line["id"] for line in lines] == [f"{job[:12]}/0", f"{job[:12]}/1"], "only part of the id"
     assert "wedding" not in caplog.text
 
 
-def test_page_and_rest_share_one_line(tmp_path, rng, monkeypatch):
-    """However they come, no two photos are worked on at once."""
-    at_once, most = 0, 0
-    lock, really = threading.Lock(), Restorer.restore
+def test_page_and_rest_share_one_queue(tmp_path, rng, monkeypatch):
+    running, most = 0, 0
+    lock, real_restore = threading.Lock(), Restorer.restore
 
-    def counted(self, *given, **options):
-        nonlocal at_once, most
+    def counted(self, *args, **options):
+        nonlocal running, most
         with lock:
-            at_once += 1
-            most = max(most, at_once)
+            running += 1
+            most = max(most, running)
         try:
             time.sleep(0.02)
-            return really(self, *given, **options)
+            return real_restore(self, *args, **options)
         finally:
             with lock:
-                at_once -= 1
+                running -= 1
 
     monkeypatch.setattr(Restorer, "restore", counted)
     photo = png(photo_like(rng, 20, 20))
@@ -357,13 +354,13 @@ def test_page_and_rest_share_one_line(tmp_path, rng, monkeypatch):
             event = call.json()["event_id"]
             return "event: complete" in client.get(f"/gradio_api/call/enhance/{event}").text
 
-        futures = [pool.submit(way, n) for n in range(5) for way in (by_rest, by_gradio)]
+        futures = [pool.submit(submit, n) for n in range(5) for submit in (by_rest, by_gradio)]
         assert all(future.result(timeout=600) for future in futures)
     assert most == 1
 
 
-def restored_twice(tmp_path: Path, end) -> None:
-    """A job of three photos that is accepted, interrupted by `end`, and finished by the next process."""
+def check_resumed(tmp_path: Path, end) -> None:
+    """Interrupt a server with `end` while two jobs are unfinished; the next process finishes them."""
     settings_in(tmp_path)
     rng = np.random.default_rng(5)
     photos = [("small.png", png(photo_like(rng, 20, 20))), ("large.png", png(photo_like(rng, 700, 700)))]
@@ -378,9 +375,9 @@ def restored_twice(tmp_path: Path, end) -> None:
     assert {record["state"] for record in records} <= {"queued", "processing"} and len(records) == 2
     with served(tmp_path, MODEL="custom/slow") as address:
         for job, count in ((first, 2), (second, 1)):
-            told = ended(httpx.Client(base_url=address), job["job_id"], seconds=300)
-            assert (told["status"], len(told["results"]), told["errors"]) == ("completed", count, [])
-            for result in told["results"]:
+            status = ended(httpx.Client(base_url=address), job["job_id"], seconds=300)
+            assert (status["status"], len(status["results"]), status["errors"]) == ("completed", count, [])
+            for result in status["results"]:
                 file = httpx.get(result["url"]).content
                 Image.open(io.BytesIO(file)).verify()
 
@@ -390,19 +387,19 @@ def test_accepted_jobs_survive_a_kill(tmp_path):
         process.kill()
         assert process.wait(timeout=120) == -signal.SIGKILL
 
-    restored_twice(tmp_path, kill)
+    check_resumed(tmp_path, kill)
 
 
-def test_an_orderly_end_puts_jobs_back_and_takes_no_new_ones(tmp_path):
+def test_clean_shutdown_requeues_jobs(tmp_path):
     def end(process: subprocess.Popen, address: str) -> None:
         process.terminate()
         assert process.wait(timeout=120) == 0
 
-    restored_twice(tmp_path, end)
+    check_resumed(tmp_path, end)
     assert not list((tmp_path / "uploads/jobs").glob("*.part"))
 
 
-def test_an_end_in_the_middle_of_a_long_tile_comes_in_time_all_the_same(tmp_path):
+def test_shutdown_does_not_wait_for_a_long_tile(tmp_path):
     settings_in(tmp_path)
     photo = png(photo_like(np.random.default_rng(5), 20, 20))
     with launched(tmp_path, PACED, PACE="inf") as (process, address):
@@ -413,20 +410,20 @@ def test_an_end_in_the_middle_of_a_long_tile_comes_in_time_all_the_same(tmp_path
                 time.sleep(0.05)
             process.terminate()
             time.sleep(0.3)
-            process.terminate()  # impatience changes nothing
+            process.terminate()  # a second signal changes nothing
             assert process.wait(timeout=120) == 0
             events.close()
     (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("uploads/jobs/*/job.json"))
     assert (record["state"], record["starts"]) == ("queued", 0)
 
 
-def test_a_folder_has_one_server(client, tmp_path):
-    with pytest.raises(OSError, match="another server's"):
+def test_second_server_for_a_folder_raises_os_error(client, tmp_path):
+    with pytest.raises(OSError, match="used by another server"):
         server.asgi(settings_in(tmp_path))
 
 
-def test_nothing_is_left_after_a_soak(tmp_path, rng, monkeypatch):
-    """Page, client and REST, some of it given up: by a clock that then goes on, both folders are empty."""
+def test_everything_expires_and_is_deleted(tmp_path, rng, monkeypatch):
+    """Files of page, gradio_client and REST, a cancelled job included, on a clock that is then advanced."""
     now, step = 1000.0, 0.0
 
     def clock():
@@ -440,12 +437,12 @@ def test_nothing_is_left_after_a_soak(tmp_path, rng, monkeypatch):
     photo, slow = png(photo_like(rng, 20, 20)), png(photo_like(rng, 200, 200))
     with opened(settings) as client:
         jobs = [posted(client, ("a.png", photo))["job_id"] for _ in range(3)]
-        stopped = posted(client, ("b.png", slow), model="custom/slow", tile="32")["job_id"]
+        cancelled = posted(client, ("b.png", slow), model="custom/slow", tile="32")["job_id"]
         (path,) = client.post("/gradio_api/upload", files={"files": ("a.png", photo)}).json()
-        client.post("/gradio_api/upload", files={"files": ("never used.png", slow)})
+        client.post("/gradio_api/upload", files={"files": ("unused.png", slow)})
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         event = client.post("/gradio_api/call/v2/enhance", json={"photo": file}).json()["event_id"]
-        client.delete(f"/jobs/{stopped}")
+        client.delete(f"/jobs/{cancelled}")
         assert "event: complete" in client.get(f"/gradio_api/call/enhance/{event}").text
         assert all(ended(client, job)["status"] == "completed" for job in jobs)
         step = 2000
@@ -458,14 +455,14 @@ def left(settings: Settings) -> list[Path]:
     return [path for root in roots for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
-def test_results_are_whole_files_of_the_right_photo_under_load(client, rng):
+def test_concurrent_jobs_get_the_results_of_their_own_photo(client, rng):
     photos = [photo_like(rng, 10 + n, 40 - n) for n in range(12)]
     with ThreadPoolExecutor(6) as pool:
         jobs = list(pool.map(lambda p: posted(client, ("a.png", png(p)), outscale="1"), photos))
-    seen = set()
+    hashes = set()
     for photo, job in zip(photos, jobs, strict=True):
         (result,) = ended(client, job["job_id"])["results"]
         file = client.get(result["url"]).content
         assert Image.open(io.BytesIO(file)).size == photo.shape[1::-1]
-        seen.add(hashlib.sha256(file).hexdigest())
-    assert len(seen) == len(photos)
+        hashes.add(hashlib.sha256(file).hexdigest())
+    assert len(hashes) == len(photos)

@@ -15,24 +15,24 @@ def empty_environment(monkeypatch):
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def test_the_environment_wins_over_the_file_and_the_file_over_the_default(tmp_path, monkeypatch):
+def test_environment_overrides_file_and_file_overrides_default(tmp_path, monkeypatch):
     (tmp_path / ".env").write_text("API_KEY=from-file\nMAX_FILE_SIZE_MB=3\nPORT=\n")
     monkeypatch.setenv("API_KEY", "from-environment")
-    found = settings.read(tmp_path)
-    assert found.api_key == "from-environment"
-    assert found.max_file_size_mb == 3
-    assert found.port == 7860
-    assert found.upload_folder == (tmp_path / "temp_uploads").resolve()
-    assert found.processed_folder == (tmp_path / "processed_images").resolve()
+    result = settings.read(tmp_path)
+    assert result.api_key == "from-environment"
+    assert result.max_file_size_mb == 3
+    assert result.port == 7860
+    assert result.upload_folder == (tmp_path / "temp_uploads").resolve()
+    assert result.processed_folder == (tmp_path / "processed_images").resolve()
 
 
-def test_an_absolute_folder_stays(tmp_path, monkeypatch):
+def test_absolute_folder_is_used_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("UPLOAD_FOLDER", str(tmp_path / "elsewhere"))
     assert settings.read(Path("/nowhere")).upload_folder == (tmp_path / "elsewhere").resolve()
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
         ("PORT", "http", "PORT is 'http'; it must be a valid integer"),
         ("PORT", "70000", "PORT is '70000'; it must be less than or equal to 65535"),
@@ -42,16 +42,16 @@ def test_an_absolute_folder_stays(tmp_path, monkeypatch):
         ("WATCHDOG_TIMEOUT", "soon", "WATCHDOG_TIMEOUT is 'soon'"),
     ],
 )
-def test_a_bad_value_is_named(tmp_path, monkeypatch, name, value, words):
+def test_invalid_value_raises_invalid_option(tmp_path, monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
-    with pytest.raises(InvalidOption, match=words):
+    with pytest.raises(InvalidOption, match=message):
         settings.read(tmp_path)
 
 
-def test_the_example_names_every_setting_with_its_default(tmp_path):
+def test_example_lists_every_setting_with_its_default(tmp_path):
     example = (ROOT / ".env.example").read_text()
-    named = re.findall(r"^([A-Z_]+)=", example, re.MULTILINE)
-    assert sorted(named) == sorted(name.upper() for name in settings.Settings.model_fields)
+    names = re.findall(r"^([A-Z_]+)=", example, re.MULTILINE)
+    assert sorted(names) == sorted(name.upper() for name in settings.Settings.model_fields)
     (tmp_path / ".env").write_text(example)
     assert settings.read(tmp_path) == settings.Settings(
         upload_folder=(tmp_path / "temp_uploads").resolve(),
@@ -59,21 +59,21 @@ def test_the_example_names_every_setting_with_its_default(tmp_path):
     )
 
 
-def test_gradios_names_are_read_where_ours_are_not_set(tmp_path, monkeypatch):
+def test_gradio_variables_are_read_if_ours_are_not_set(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_SERVER_PORT", "8001")
     monkeypatch.setenv("GRADIO_SERVER_NAME", "127.0.0.2")
     monkeypatch.setenv("HOST", "127.0.0.3")
-    found = settings.read(tmp_path)
-    assert (found.host, found.port) == ("127.0.0.3", 8001)
+    result = settings.read(tmp_path)
+    assert (result.host, result.port) == ("127.0.0.3", 8001)
 
 
-def test_deprecated_names_are_read_with_a_warning(tmp_path, monkeypatch, caplog):
+def test_deprecated_variables_are_read_with_a_warning(tmp_path, monkeypatch, caplog):
     (tmp_path / ".env").write_text("KEEP_SECONDS=7\n")
     monkeypatch.setenv("STEP_SECONDS", "5")
     monkeypatch.setenv("SWEEP_SECONDS", "6")
     monkeypatch.setenv("CLEANUP_INTERVAL", "8")
-    found = settings.read(tmp_path)
-    assert (found.watchdog_timeout, found.retention_seconds, found.cleanup_interval) == (5, 7, 8)
+    result = settings.read(tmp_path)
+    assert (result.watchdog_timeout, result.retention_seconds, result.cleanup_interval) == (5, 7, 8)
     assert [record.getMessage() for record in caplog.records] == [
         "KEEP_SECONDS is deprecated; use RETENTION_SECONDS",
         "STEP_SECONDS is deprecated; use WATCHDOG_TIMEOUT",

@@ -1,1 +1,1 @@
-"""File formats and the metadata they carry."""
+"""Image file formats and their metadata."""

@@ -1,4 +1,4 @@
-"""XMP packets: checked when they are read, corrected for the new picture (ISO 16684-1)."""
+"""Validate XMP packets when they are read, and update them when they are written (ISO 16684-1)."""
 
 import re
 from collections.abc import Callable
@@ -6,21 +6,21 @@ from xml.parsers import expat
 
 _TAG = re.compile(rb"<(?:[^>\"']|\"[^\"]*\"|'[^']*')*>")
 _ATTRIBUTE = re.compile(rb"\s([\w.:-]+)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
-LARGEST = 2 << 20  # bytes: what is left out of a packet is looked for element by element
-# Embedded pictures, and the digest that announces a further packet, which is not carried
-_NEVER_CARRIED = ("thumbnails", "hasextendedxmp")
+MAX_SIZE = 2 << 20  # bytes: update() visits every element
+# Embedded images, and the digest that announces an extended packet, which is not kept
+_ALWAYS_REMOVED = ("thumbnails", "hasextendedxmp")
 
 
-def read(packet: bytes, warnings: list[str]) -> bytes:
-    """A packet, b"" for none; one that is not XML in UTF-8 is left out, and said in `warnings`."""
+def validate(packet: bytes, warnings: list[str]) -> bytes:
+    """Return a packet without its padding; b"" if it is too large or no XML in UTF-8, with a warning."""
     packet = packet.strip(b"\0 \t\r\n")
     if not packet:
         return b""
-    if len(packet) > LARGEST:
-        warnings.append("the XMP block is far too large and was left out")
+    if len(packet) > MAX_SIZE:
+        warnings.append(f"the XMP block is larger than {MAX_SIZE >> 20} MB and was left out")
         return b""
     try:
-        if b"<!DOCTYPE" in packet:  # XMP has none; entities that unfold without end need one
+        if b"<!DOCTYPE" in packet:  # never part of XMP; entities that expand without end need one
             raise ValueError("a document type")
         packet.decode()
         expat.ParserCreate("utf-8").Parse(packet, True)
@@ -31,7 +31,7 @@ def read(packet: bytes, warnings: list[str]) -> bytes:
 
 
 def update(packet: bytes, *, width: int, height: int, remove_gps: bool) -> bytes:
-    """A packet with size and orientation of the new picture, and no embedded thumbnails."""
+    """Set the size, in pixels, and an upright orientation; remove thumbnails and, if requested, GPS."""
     if not packet:
         return b""
     for names, value in (
@@ -42,42 +42,39 @@ def update(packet: bytes, *, width: int, height: int, remove_gps: bool) -> bytes
         number = rb"\g<1>%d" % value
         packet = re.sub(rb"(\s(?:%s)\s*=\s*[\"'])\d+" % names, number, packet)
         packet = re.sub(rb"(<(?:%s)\s*>\s*)\d+" % names, number, packet)
-    unwanted = (*_NEVER_CARRIED, "gps") if remove_gps else _NEVER_CARRIED
-    return _without(packet, lambda name: name.rpartition(":")[2].lower().startswith(unwanted))
+    prefixes = (*_ALWAYS_REMOVED, "gps") if remove_gps else _ALWAYS_REMOVED
+    return _remove(packet, lambda name: name.rpartition(":")[2].lower().startswith(prefixes))
 
 
-def _without(packet: bytes, unwanted: Callable[[str], bool]) -> bytes:
-    """A packet without the elements and attributes of unwanted names.
+def _remove(packet: bytes, unwanted: Callable[[str], bool]) -> bytes:
+    """Remove the elements and attributes with unwanted names.
 
-    The parser says where elements are: a pattern alone would take what stands in a comment for one, and
-    could be made to run for hours.
+    The parser locates the elements: a regular expression alone would match inside comments, and could
+    take exponential time.
     """
     parser = expat.ParserCreate("utf-8")
     cuts: list[tuple[int, int]] = []
-    inside: list[int] = []  # where the unwanted elements around this place begin
+    open_elements: list[int] = []  # offsets of the unwanted element being removed and of those inside it
 
-    def begin(name: str, attributes: dict[str, str]) -> None:
+    def start_element(name: str, attributes: dict[str, str]) -> None:
         at = parser.CurrentByteIndex
-        if inside or unwanted(name):
-            inside.append(at)
+        if open_elements or unwanted(name):
+            open_elements.append(at)
         elif any(map(unwanted, attributes)) and (tag := _TAG.match(packet, at)):
-            found = _ATTRIBUTE.finditer(packet, at, tag.end())
-            cuts.extend(each.span() for each in found if unwanted(each[1].decode()))
+            matches = _ATTRIBUTE.finditer(packet, at, tag.end())
+            cuts.extend(match.span() for match in matches if unwanted(match[1].decode()))
 
-    def end(_name: str) -> None:
-        if not inside:
+    def end_element(_name: str) -> None:
+        if not open_elements:
             return
-        at = inside.pop()
-        if not inside:
-            tag = _TAG.match(packet, at)
-            last = (
-                tag.end()
-                if tag and tag[0].endswith(b"/>")
-                else packet.index(b">", parser.CurrentByteIndex) + 1
-            )
-            cuts.append((at, last))
+        at = open_elements.pop()
+        if open_elements:
+            return
+        tag, close = _TAG.match(packet, at), parser.CurrentByteIndex
+        end = tag.end() if tag and tag[0].endswith(b"/>") else packet.index(b">", close) + 1
+        cuts.append((at, end))
 
-    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    parser.StartElementHandler, parser.EndElementHandler = start_element, end_element
     parser.Parse(packet, True)
     starts, stops = (0, *(stop for _, stop in cuts)), (*(start for start, _ in cuts), len(packet))
     return b"".join(packet[start:stop] for start, stop in zip(starts, stops, strict=True))

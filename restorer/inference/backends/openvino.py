@@ -1,21 +1,24 @@
-"""Run a network with OpenVINO: direct convolution with fused activations."""
+"""Run a network with OpenVINO, which fuses activations into direct convolutions."""
 
+import sys
 import warnings
 from collections import OrderedDict
 from typing import Any
 
-import openvino
 import torch
 from torch import nn
 
-# Compiled shapes to keep, each with its buffers: two of the largest tiles or a few small ones, for threads
-# whose photos differ
-_SHAPES, _PIXELS = 4, 2 * 600**2
-_EXAMPLE = 8  # side of the input that is traced
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # else every import is reported
+import openvino  # noqa: E402
+
+# Limits of the cache of compiled shapes, each with its buffers: two of the largest tiles, or a few small
+# ones, for threads with different photos
+_MAX_SHAPES, _MAX_PIXELS = 4, 2 * 600**2
+_TRACE_SIDE = 8  # of the input that is traced
 
 
 class OpenVinoNetwork:
-    """A network on the CPU: (1, 3, h, w) float32 in [0, 1] to (1, 3, h*scale, w*scale).
+    """A network on the CPU that maps (1, 3, h, w) float32 in [0, 1] to (1, 3, h*scale, w*scale).
 
     The output is valid until the next call.
     """
@@ -23,10 +26,9 @@ class OpenVinoNetwork:
     def __init__(self, network: nn.Module) -> None:
         network = network.eval()
         with warnings.catch_warnings(), torch.no_grad(), torch.inference_mode(False):
-            warnings.simplefilter(
-                "ignore"
-            )  # torch.jit.trace is deprecated; converting an export takes 10 times as long
-            traced = torch.jit.trace(network, torch.zeros(1, 3, _EXAMPLE, _EXAMPLE), check_trace=False)
+            # torch.jit.trace is deprecated, but converting an exported program takes 10 times as long
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(network, torch.zeros(1, 3, _TRACE_SIDE, _TRACE_SIDE), check_trace=False)
             self._model = openvino.convert_model(traced, input=[1, 3, -1, -1])
         self._core = openvino.Core()
         self._hints = {
@@ -46,7 +48,7 @@ class OpenVinoNetwork:
         compiled = self._compiled
         if shape not in compiled:
             while compiled and (
-                len(compiled) >= _SHAPES or sum(map(_pixels, compiled)) + _pixels(shape) > _PIXELS
+                len(compiled) >= _MAX_SHAPES or sum(map(_pixels, compiled)) + _pixels(shape) > _MAX_PIXELS
             ):
                 compiled.popitem(last=False)
             self._model.reshape(list(shape))

@@ -1,4 +1,4 @@
-"""What comes in with a form: files and options, checked and refused before anything is worked on."""
+"""Read the forms of requests, and refuse invalid files and options before any work starts."""
 
 import asyncio
 import shutil
@@ -21,104 +21,118 @@ from ...options import Options
 from ..service import Service
 from ..worker import Worker
 
-FORM_BYTES = 64 * 1024  # bytes of a form beside its files
-_RETRY = 30  # seconds after which asking again makes sense
-Read = tuple[list[tuple[str, Path]], dict[str, object]]  # files, each with its name, and options
-_OPTIONS = {field.name: type(field.default) for field in fields(Options)} | {"long_side": int}
+FORM_BYTES = 64 * 1024  # size of a form without its files
+_RETRY_AFTER = 30  # seconds
+Form = tuple[list[tuple[str, Path]], dict[str, object]]  # files as (name, path), and options by name
+_OPTION_TYPES = {field.name: type(field.default) for field in fields(Options)} | {"long_side": int}
 
 
 class Refusal(Exception):
-    """An answer that is not the one asked for: a status, and a body that says why and what the limit is."""
+    """An error response: a status, and a body with the reason and, where there is one, the limit."""
 
     def __init__(self, status: int, error: str, **more: object) -> None:
         super().__init__(error)
         self.status, self.body = status, {"error": error, **more}
 
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": str(_RETRY)} if self.status in (503, 507) else None
+        headers = {"Retry-After": str(_RETRY_AFTER)} if self.status in (503, 507) else None
         return JSONResponse(self.body, self.status, headers)
 
 
 @contextmanager
-def refuse_with(status: int, kind: type[RestoreError], **limit: int) -> Iterator[None]:
-    """What there is no room for is refused with that status, and with the limit if there is one."""
+def refuse_with(status: int, error_type: type[RestoreError], **limit: int) -> Iterator[None]:
+    """Convert an error of that type to a Refusal with this status and limit."""
     try:
         yield
-    except kind as error:
+    except error_type as error:
         raise Refusal(status, str(error), **limit) from error
 
 
 class QueueFullMiddleware:
-    """ASGI middleware that refuses a job before anything is read or done where the line is full: cheaply."""
+    """ASGI middleware that refuses jobs while the queue is full, before reading the request."""
 
     def __init__(self, app: ASGIApp, worker: Worker) -> None:
-        self.app, self._workshop = app, worker
+        self.app, self._worker = app, worker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/enhance"):
             try:
-                self._workshop.check()
+                self._worker.check()
             except QueueFull as error:
-                refusal = Refusal(503, str(error), limit=self._workshop.longest)
+                refusal = Refusal(503, str(error), limit=self._worker.max_waiting)
                 return await refusal.response()(scope, receive, send)
         return await self.app(scope, receive, send)
 
 
 @asynccontextmanager
 async def read(
-    request: Request, folder: Path, *, most: int, megabytes: int, admitted: AbstractAsyncContextManager[None]
-) -> AsyncIterator[Read]:
-    """The files of a form, below `folder` in one of their own for as long as this lasts, and its options.
+    request: Request,
+    folder: Path,
+    *,
+    max_files: int,
+    max_megabytes: int,
+    admission: AbstractAsyncContextManager[None],
+) -> AsyncIterator[Form]:
+    """Read a form; its files stay in a temporary folder below `folder` until the context exits.
 
-    admitted  is entered once all has arrived, before it is looked into; what it raises refuses the form
+    max_megabytes  of one file
+    admission      entered once the form is complete, before it is examined; its errors refuse the form
+
+    Raises Refusal.
     """
-    largest = megabytes * 2**20
+    max_bytes = max_megabytes * 2**20
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > most * largest + FORM_BYTES:
-        raise Refusal(413, f"the request has {length} bytes: send smaller files", limit=most * largest)
+    if length.isdigit() and int(length) > max_files * max_bytes + FORM_BYTES:
+        limit = max_files * max_bytes
+        raise Refusal(
+            413, f"the request has {length} bytes, the limit is {limit}; send smaller files", limit=limit
+        )
     try:
-        form = await request.form(max_files=most, max_fields=len(_OPTIONS), max_part_size=FORM_BYTES)
+        form = await request.form(
+            max_files=max_files, max_fields=len(_OPTION_TYPES), max_part_size=FORM_BYTES
+        )
     except (HTTPException, MultiPartException) as error:
-        why = getattr(error, "detail", str(error))
-        if "Too many files" in str(why):
-            raise Refusal(422, f"a request takes at most {most} files", limit=most) from error
-        raise Refusal(422, f"the form cannot be read: {why}") from error
+        reason = getattr(error, "detail", str(error))
+        if "Too many files" in str(reason):
+            raise Refusal(422, f"too many files; send at most {max_files}", limit=max_files) from error
+        raise Refusal(422, f"invalid form: {reason}") from error
     except ClientDisconnect as error:
-        raise Refusal(400, "the upload was not finished") from error
+        raise Refusal(400, "incomplete upload") from error
     try:
-        async with admitted:
-            with tempfile.TemporaryDirectory(dir=folder, prefix="tmp") as place:
-                files, given = [], {}
+        async with admission:
+            with tempfile.TemporaryDirectory(dir=folder, prefix="tmp") as temporary:
+                files, options = [], {}
                 for field, value in form.multi_items():
                     if isinstance(value, UploadFile):
-                        files.append(await _copied(field, value, Path(place) / str(len(files)), largest))
+                        path = Path(temporary) / str(len(files))
+                        files.append(await _save_upload(field, value, path, max_bytes))
                     else:
-                        given[field] = _typed(field, value)
+                        options[field] = _parse_option(field, value)
                 if not files:
-                    raise Refusal(422, "there is no file: send one or more in the field files")
-                yield files, given
+                    raise Refusal(422, "no file; send one or more in the field files")
+                yield files, options
     finally:
         await form.close()
 
 
-async def _copied(field: str, upload: UploadFile, path: Path, largest: int) -> tuple[str, Path]:
-    # a name as it can be told again: lone surrogates of odd charsets cannot, nor what turns the text around
+async def _save_upload(field: str, upload: UploadFile, path: Path, max_bytes: int) -> tuple[str, Path]:
+    # lone surrogates cannot be encoded in an answer, and control characters may reverse the text
     name = (upload.filename or "photo").encode("utf-8", "replace").decode().replace("\\", "/")
-    name = "".join(sign if sign.isprintable() else "_" for sign in name.rpartition("/")[2][-255:])
+    name = "".join(char if char.isprintable() else "_" for char in name.rpartition("/")[2][-255:])
     if field not in ("files", "files[]", "file"):
-        raise Refusal(422, f"files come in the field files, not {field!r}", allowed=["files"])
-    if (upload.size or 0) > largest:
-        raise Refusal(413, f"{name} has {upload.size} bytes; a file may have {largest}", limit=largest)
+        raise Refusal(422, f"unknown file field {field!r}; use files", allowed=["files"])
+    if (upload.size or 0) > max_bytes:
+        raise Refusal(413, f"{name} has {upload.size} bytes; the limit is {max_bytes}", limit=max_bytes)
     with path.open("wb") as out:
         await asyncio.to_thread(shutil.copyfileobj, upload.file, out)
     return name, path
 
 
-def validate(service: Service, files: list[tuple[str, Path]], given: dict[str, object]) -> None:
-    """Refuse what is seen to be wrong or too large before any of it is worked on."""
+def validate(service: Service, files: list[tuple[str, Path]], options: dict[str, object]) -> None:
+    """Raise Refusal for invalid options and for photos that are too large, before or after restoration."""
     limits = service.settings.limits
     try:
-        service.restorer.model(service.options(given, None))
+        service.restorer.model(service.options(options, None))
     except (UnknownModel, InvalidOption) as error:
         raise Refusal(422, service.user_message(error)) from error
     for name, path in files:
@@ -127,28 +141,28 @@ def validate(service: Service, files: list[tuple[str, Path]], given: dict[str, o
         except ImageTooLarge as error:
             raise Refusal(422, f"{name}: {error}", limit=limits.input_pixels) from error
         except RestoreError:
-            continue  # one bad file of a job is told in its status
+            continue  # one bad file of a job is reported in its status
         try:
-            service.restorer.enlarged(*size, service.options(given, size).outscale)
+            service.restorer.enlarged(*size, service.options(options, size).outscale)
         except ImageTooLarge as error:
             raise Refusal(422, f"{name}: {error}", limit=limits.output_pixels) from error
         except InvalidOption as error:
             raise Refusal(422, f"{name}: {error}") from error
 
 
-def _typed(name: str, value: str) -> object:
-    "An option of a form as what it is. Raises Refusal."
-    kind = _OPTIONS.get(name)
-    if kind is None:
-        raise Refusal(422, f"there is no option {name!r}", allowed=sorted(_OPTIONS))
+def _parse_option(name: str, value: str) -> object:
+    """Convert an option to its type. Raises Refusal."""
+    option_type = _OPTION_TYPES.get(name)
+    if option_type is None:
+        raise Refusal(422, f"unknown option {name!r}", allowed=sorted(_OPTION_TYPES))
     text = value.strip()
-    if name == "face_enhance" or kind is bool:
-        truth = {"true": True, "false": False}.get(text.lower())
-        if truth is None and kind is bool:
-            raise Refusal(422, f"{name} is {text!r}", allowed=["true", "false"])
-        return text if truth is None else truth
+    if name == "face_enhance" or option_type is bool:
+        boolean = {"true": True, "false": False}.get(text.lower())
+        if boolean is None and option_type is bool:
+            raise Refusal(422, f"{name} is {text!r}; use true or false", allowed=["true", "false"])
+        return text if boolean is None else boolean
     try:
-        return kind(text)
+        return option_type(text)
     except ValueError as error:
-        words = {float: "a number", int: "a whole number"}[kind]
-        raise Refusal(422, f"{name} is {text!r}; it must be {words}") from error
+        description = {float: "a number", int: "a whole number"}[option_type]
+        raise Refusal(422, f"{name} is {text!r}; it must be {description}") from error

@@ -1,4 +1,4 @@
-"""Jobs on disk: what was accepted survives the process, and each ends in exactly one way."""
+"""REST jobs as records on disk: accepted jobs survive the process, and each ends exactly once."""
 
 import json
 import logging
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ...atomic import write_atomic
 
-WAITING = ("queued", "processing")
-STATES = (*WAITING, "completed", "failed", "cancelled")
-_STARTS = 3  # of a job whose process ended in the middle, before it is taken for the cause
+UNFINISHED = ("queued", "processing")
+STATES = (*UNFINISHED, "completed", "failed", "cancelled")
+_MAX_STARTS = 3  # crashes of the process during one file until that file is taken for the cause
 _RECORD = "job.json"
 
 
@@ -24,9 +24,9 @@ _RECORD = "job.json"
 class JobFile:
     """One file of a job.
 
-    name    as it was uploaded, for the answer only
-    result  what the answer says of it once it is restored
-    error   why it could not be, in the user's words
+    name    as uploaded; used in answers only
+    result  what answers report once it is restored
+    error   why it could not be restored, as a message for the user
     """
 
     name: str
@@ -34,17 +34,17 @@ class JobFile:
     error: str = ""
 
     @property
-    def waiting(self) -> bool:
+    def pending(self) -> bool:
         return not self.result and not self.error
 
 
 @dataclass
 class Job:
-    """What was asked for, and how far it is.
+    """A job and its state.
 
     state    "queued", "processing", "completed", "failed" or "cancelled"
     created  seconds since 1970; jobs run in this order
-    starts   how often it was begun
+    starts   how often it was started since a file was last finished
     """
 
     id: str
@@ -56,36 +56,36 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        return self.state not in WAITING
+        return self.state not in UNFINISHED
 
     @property
     def next(self) -> JobFile | None:
-        """The first file of which nothing is known yet."""
-        return next((item for item in self.items if item.waiting), None)
+        """The first pending file."""
+        return next((item for item in self.items if item.pending), None)
 
     @property
     def final_state(self) -> str:
-        """How it ends once all of its files have."""
+        """The state once no file is pending."""
         return "completed" if any(item.result for item in self.items) else "failed"
 
 
 class Jobs:
-    """All jobs of a server. A job's record and inputs lie in uploads/<id>, its results in results/<id>.
+    """All jobs of a server. A job's record and inputs are in uploads/<id>, its results in results/<id>.
 
-    Whatever is changed is on disk before anybody hears of it: where that fails nothing is, and OSError
-    is raised. Safe for threads.
+    Every change is written to disk before it becomes visible; if that fails, OSError is raised and nothing
+    has changed. Thread-safe.
     """
 
     def __init__(self, uploads: Path, results: Path) -> None:
         self.uploads, self.results = uploads, results
         self._lock = threading.Lock()
         uploads.mkdir(parents=True, exist_ok=True)
-        self._known = {job.id: job for job in _read(uploads)}
-        for job in self.waiting():
+        self._jobs = {job.id: job for job in _read_records(uploads)}
+        for job in self.unfinished():
             job.state = "queued"
 
     def add(self, files: Iterable[tuple[str, Path]], options: dict[str, object]) -> Job:
-        """Accept a job: `files` (name and where it is now) are moved into its folder."""
+        """Accept a job and move its `files` (name and current path) into its folder."""
         job = Job(uuid.uuid4().hex, options, [])
         part = self.uploads / f"{job.id}.part"
         part.mkdir()
@@ -98,86 +98,86 @@ class Jobs:
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-        self._known[job.id] = job
+        self._jobs[job.id] = job
         return job
 
     def get(self, job_id: str) -> Job | None:
-        return self._known.get(job_id)
+        return self._jobs.get(job_id)
 
-    def waiting(self) -> list[Job]:
-        """Those that have not ended, the oldest first."""
-        return sorted((job for job in self._known.values() if not job.ended), key=lambda job: job.created)
+    def unfinished(self) -> list[Job]:
+        """Return the queued and running jobs, oldest first."""
+        return sorted((job for job in self._jobs.values() if not job.ended), key=lambda job: job.created)
 
     def count(self, state: str) -> int:
-        return sum(job.state == state for job in list(self._known.values()))
+        return sum(job.state == state for job in list(self._jobs.values()))
 
     def input(self, job: Job, index: int) -> bytes:
         return (self.uploads / job.id / str(index)).read_bytes()
 
     def result_folder(self, job: Job, index: int) -> Path:
-        """Where the results of one file go; of its own, for two files may have one name."""
+        """Return the folder for one file's results; one per file, as two files may have the same name."""
         return self.results / job.id / str(index)
 
     def begin(self, job: Job) -> bool:
-        """Take a queued job up; False for one that has ended.
+        """Start a queued job; return False if it has ended.
 
-        A file at which the process came down again and again is given up, and the job goes on with the next.
+        A file during which the process crashed _MAX_STARTS times fails, and the job continues with the next.
         """
         with self._lock:
             if job.ended:
                 return False
             starts, items = job.starts, job.items
-            if starts >= _STARTS and (stuck := job.next):
-                why = f"the server ended {_STARTS} times while this was worked on"
-                starts, items = 0, _with(items, stuck, error=why)
+            if starts >= _MAX_STARTS and (suspect := job.next):
+                error = f"the server crashed {_MAX_STARTS} times while restoring this photo"
+                starts, items = 0, _with(items, suspect, error=error)
             self._change(job, state="processing", starts=starts + 1, items=items)
             return True
 
-    def note(
+    def finish_file(
         self, job: Job, item: JobFile, *, result: dict[str, object] | None = None, error: str = ""
     ) -> bool:
-        """Write down what became of one file; False when that is known, or the job has ended meanwhile."""
+        """Record a file's result or error; return False if it has one, or the job has ended."""
         with self._lock:
-            if job.ended or not any(one is item and one.waiting for one in job.items):
+            if job.ended or not any(one is item and one.pending for one in job.items):
                 return False
             items = _with(job.items, item, result=result, error=error)
-            self._change(job, items=items, starts=1)  # whatever comes down now, it was not this file
+            self._change(job, items=items, starts=1)  # later crashes are not this file's fault
             return True
 
     def end(self, job: Job, state: str) -> bool:
-        """End a job; False, and nothing changes, when it has ended already."""
+        """End a job; return False, and change nothing, if it has ended already."""
         with self._lock:
             if job.ended:
                 return False
             self._change(job, state=state)
-            with suppress(OSError):  # the hour of its results begins now
+            with suppress(OSError):  # restart the retention time of its results
                 os.utime(self.results / job.id)
             return True
 
-    def put_back(self) -> None:
-        """What is under way into the queue again, for the next process: this one ends in an orderly way."""
+    def requeue(self) -> None:
+        """Put running jobs back into the queue for the next process; a clean shutdown is not a crash."""
         with self._lock:
-            for job in self._known.values():
+            for job in self._jobs.values():
                 if job.state == "processing":
-                    with suppress(OSError):  # as it is on disk it comes back too, counted as a start
+                    with suppress(OSError):  # the old record is resumed too, but counts as a start
                         self._change(job, state="queued", starts=0)
 
     def delete(self, job: Job) -> None:
-        """Everything of a job that has ended."""
-        self._known.pop(job.id, None)
+        """Delete an ended job with its inputs and results."""
+        self._jobs.pop(job.id, None)
         shutil.rmtree(self.results / job.id, ignore_errors=True)
         shutil.rmtree(self.uploads / job.id, ignore_errors=True)
 
-    def needed(self, name: str) -> bool:
-        """Whether a folder of that name belongs to a job that has not ended."""
-        job = self._known.get(name)
+    def is_unfinished(self, job_id: str) -> bool:
+        """Return whether there is a job of that id that has not ended."""
+        job = self._jobs.get(job_id)
         return job is not None and not job.ended
 
     def forget_deleted(self) -> None:
-        """Know no more of the jobs whose folders are gone."""
-        for job in list(self._known.values()):
+        """Drop ended jobs whose folders were deleted."""
+        for job in list(self._jobs.values()):
             if job.ended and not (self.uploads / job.id).is_dir():
-                self._known.pop(job.id, None)
+                self._jobs.pop(job.id, None)
 
     def _change(self, job: Job, **fields: object) -> None:
         self._save(replace(job, **fields))
@@ -192,8 +192,8 @@ def _with(items: list[JobFile], changed: JobFile, **fields: object) -> list[JobF
     return [replace(item, **fields) if item is changed else item for item in items]
 
 
-def _is_sound(job: Job) -> bool:
-    """Whether a record says what it should, whoever wrote it."""
+def _is_valid(job: Job) -> bool:
+    """Check the field types of a record."""
     return (
         job.state in STATES
         and isinstance(job.created, int | float)
@@ -203,15 +203,15 @@ def _is_sound(job: Job) -> bool:
     )
 
 
-def _read(uploads: Path) -> list[Job]:
-    """The jobs of an earlier process."""
-    found = []
+def _read_records(uploads: Path) -> list[Job]:
+    """Return the jobs of earlier processes; invalid records are logged and skipped."""
+    jobs = []
     for record in uploads.glob(f"*/{_RECORD}"):
         try:
-            read = json.loads(record.read_bytes())
-            job = Job(**{**read, "items": [JobFile(**item) for item in read["items"]]})
-            if job.id == record.parent.name and _is_sound(job):
-                found.append(job)
+            fields = json.loads(record.read_bytes())
+            job = Job(**{**fields, "items": [JobFile(**item) for item in fields["items"]]})
+            if job.id == record.parent.name and _is_valid(job):
+                jobs.append(job)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            logging.getLogger(__name__).warning("the record of a job cannot be read: %s", error)
-    return found
+            logging.getLogger(__name__).warning("skipping an invalid job record: %s", error)
+    return jobs

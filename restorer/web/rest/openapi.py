@@ -1,4 +1,4 @@
-"""The routes of the REST interface, and what its description says of them."""
+"""The routes of the REST API and their OpenAPI description."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -57,23 +57,29 @@ def _router(rest: RestApi) -> APIRouter:
             router.add_api_route(path, run, methods=["HEAD"], response_model=None, include_in_schema=False)
 
     example = {"200": {"content": {"application/json": {"example": _STATUS}}}}
-    add("/enhance", rest.enhance, "POST", "Restore photos: a job", 202, requestBody=_form(many=True))
-    add("/status/{job_id}", rest.status, "GET", "How far a job is", parameters=[_JOB], responses=example)
-    add("/status/{job_id}/events", rest.events, "GET", "The same as server-sent events", parameters=[_JOB])
+    add("/enhance", rest.enhance, "POST", "Submit a job", 202, requestBody=_form(multiple=True))
+    add("/status/{job_id}", rest.status, "GET", "Get a job's status", parameters=[_JOB], responses=example)
+    add(
+        "/status/{job_id}/events",
+        rest.events,
+        "GET",
+        "Stream status as server-sent events",
+        parameters=[_JOB],
+    )
     index = {"name": "index", "in": "path", "required": True, "schema": {"type": "integer"}}
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     path = "/processed/{job_id}/{index}/{name}"
-    add(path, rest.processed, "GET", "A restored photo; Range is understood", parameters=[_JOB, index, name])
-    add("/jobs/{job_id}", rest.delete, "DELETE", "Cancel a job, or remove an ended one", parameters=[_JOB])
-    add("/quote", rest.quote, "POST", "What a photo will take", requestBody=_form(many=False))
-    add("/models", rest.models, "GET", "The models, and which are here")
-    add("/health", rest.health, "GET", "The server answers")
-    add("/ready", rest.ready, "GET", "A job would be worked on")
-    add("/metrics", rest.metrics, "GET", "Numbers for Prometheus")
+    add(path, rest.processed, "GET", "Get a restored photo; supports Range", parameters=[_JOB, index, name])
+    add("/jobs/{job_id}", rest.delete, "DELETE", "Cancel a job, or delete an ended one", parameters=[_JOB])
+    add("/quote", rest.quote, "POST", "Estimate size, time and cost", requestBody=_form(multiple=False))
+    add("/models", rest.models, "GET", "List the models")
+    add("/health", rest.health, "GET", "Check that the server responds")
+    add("/ready", rest.ready, "GET", "Check that a job would run")
+    add("/metrics", rest.metrics, "GET", "Export metrics for Prometheus")
     return router
 
 
-# Where it is more than the address
+# curl options of the examples
 _CURL = {
     "/enhance": "-F files=@old.jpg -F outscale=2 -F face_enhance=auto ",
     "/quote": "-F files=@old.jpg -F outscale=2 ",
@@ -83,39 +89,39 @@ _CURL = {
 _JOB = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def _form(*, many: bool) -> dict[str, Any]:
-    """What a form may hold, for the description: the files, and every option with its default."""
+def _form(*, multiple: bool) -> dict[str, Any]:
+    """Describe a form: the files, and every option with its default."""
     file: dict[str, Any] = {"type": "string", "format": "binary"}
-    kinds = {str: "string", float: "number", int: "integer", bool: "boolean"}
+    types = {str: "string", float: "number", int: "integer", bool: "boolean"}
     options: dict[str, Any] = {
-        field.name: {"type": kinds[type(field.default)], "default": field.default}
+        field.name: {"type": types[type(field.default)], "default": field.default}
         for field in fields(Options)
     }
-    options["long_side"] = {"type": "integer", "default": 0, "description": "in pixels, in place of outscale"}
+    options["long_side"] = {"type": "integer", "default": 0, "description": "in pixels; 0: use outscale"}
     options["face_enhance"] = {"enum": ["auto", "true", "false"], "default": "auto"}
     options["format"]["enum"], options["face_mask"]["enum"] = list(FORMATS), list(FACE_MASKS)
     schema = {
         "type": "object",
         "required": ["files"],
-        "properties": {"files": {"type": "array", "items": file} if many else file, **options},
+        "properties": {"files": {"type": "array", "items": file} if multiple else file, **options},
     }
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
 def routes(rest: RestApi) -> list[BaseRoute]:
-    """All routes of the interface, /openapi.json and /docs."""
-    own = list(_router(rest).routes)
-    return own + _description(own)
+    """Return all routes of the API, /openapi.json and /docs."""
+    api = list(_router(rest).routes)
+    return api + _documentation(api)
 
 
-def _description(described: list[BaseRoute]) -> list[BaseRoute]:
-    """/openapi.json, and /docs, which shows it with files that are installed, not fetched."""
-    # the installed page shows 3.0
-    text = get_openapi(title=TITLE, version=__version__, openapi_version="3.0.3", routes=described)
-    if "components" not in text:
-        text["components"] = {}
-    text["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"}}
-    text["security"] = [{}, {"key": []}]
+def _documentation(described: list[BaseRoute]) -> list[BaseRoute]:
+    """Return /openapi.json, and /docs, whose Swagger UI is served from an installed package."""
+    # the installed Swagger UI supports 3.0
+    schema = get_openapi(title=TITLE, version=__version__, openapi_version="3.0.3", routes=described)
+    if "components" not in schema:
+        schema["components"] = {}
+    schema["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"}}
+    schema["security"] = [{}, {"key": []}]
 
     def docs(request: Request) -> Response:
         root = request.scope.get("root_path", "")
@@ -128,7 +134,7 @@ def _description(described: list[BaseRoute]) -> list[BaseRoute]:
         )
 
     return [
-        Route("/openapi.json", lambda _: JSONResponse(text)),
+        Route("/openapi.json", lambda _: JSONResponse(schema)),
         Route("/docs", docs),
         Mount("/docs/static", StaticFiles(directory=swagger_ui_bundle.swagger_ui_path)),
     ]

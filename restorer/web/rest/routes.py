@@ -1,4 +1,4 @@
-"""The REST interface: jobs are taken, run in the one line, asked about, and their files handed out."""
+"""The handlers of the REST API: accept jobs, run them in the worker's queue, report them, serve results."""
 
 import asyncio
 import json
@@ -24,212 +24,212 @@ from . import forms
 from .forms import Refusal, refuse_with
 from .jobs import STATES, Job, Jobs
 
-_TYPES = {
+_MEDIA_TYPES = {
     ".jpg": "image/jpeg",
     ".png": "image/png",
     ".webp": "image/webp",
     ".tif": "image/tiff",
     ".avif": "image/avif",
 }
-_PING = 15  # seconds after which a stream of events says something
-_LOOK = 0.25  # seconds between two looks at a job whose events are streamed
-_AGAIN = 1.0  # seconds after which a record that could not be written is tried again
-_AT_ONCE = 2  # forms that are looked into: more would only keep the others from being answered
-_THOUSAND = 1000  # what one file counts in a job's progress
+_KEEP_ALIVE_SECONDS = 15
+_EVENT_SECONDS = 0.25  # between two looks at a job whose events are streamed
+_RETRY_SECONDS = 1.0  # until a record that could not be written is tried again
+_MAX_ADMISSIONS = 2  # forms examined at a time: more would delay all other answers
+_UNITS_PER_FILE = 1000  # of a job's progress
 
 
-class _Live:
-    """What is known of a job in the line beside its record.
+class _QueuedJob:
+    """The state of a job in the queue that is not part of its record.
 
-    at    which file is worked on, and of that the steps done and all
-    news  set, and replaced, whenever something is new
+    progress  index of the current file, its steps done and in total
+    changed   set, and replaced by a new event, on every change
     """
 
-    def __init__(self, ticket: QueueEntry) -> None:
-        self.ticket, self.at, self.news = ticket, (0, 0, 0), asyncio.Event()
+    def __init__(self, entry: QueueEntry) -> None:
+        self.entry, self.progress, self.changed = entry, (0, 0, 0), asyncio.Event()
         self.task: asyncio.Task | None = None
 
-    def tell(self) -> None:
-        self.news.set()
-        self.news = asyncio.Event()
+    def notify(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
 
 
 class RestApi:
-    """The routes, and the jobs behind them."""
+    """The handlers of the routes, and the jobs behind them."""
 
     def __init__(self, service: Service, jobs: Jobs) -> None:
         self.service, self.jobs, self.settings = service, jobs, service.settings
-        self._live: dict[str, _Live] = {}
-        self._accepting = asyncio.Semaphore(_AT_ONCE)
+        self._queued: dict[str, _QueuedJob] = {}
+        self._admissions = asyncio.Semaphore(_MAX_ADMISSIONS)
         for state in STATES:
             service.metrics.count_jobs(state, partial(jobs.count, state))
 
     def resume(self) -> None:
-        """Put the jobs of an earlier process into the line, in their order. In the server's event loop."""
-        for job in self.jobs.waiting():
+        """Queue the jobs of earlier processes in their order. Call this in the server's event loop."""
+        for job in self.jobs.unfinished():
             self._start(job, self.service.worker.join(always=True))
 
-    def _start(self, job: Job, ticket: QueueEntry) -> None:
-        live = self._live[job.id] = _Live(ticket)
-        live.task = asyncio.get_running_loop().create_task(self._run(job, live))
-        live.task.add_done_callback(lambda _: self._left(job))
+    def _start(self, job: Job, entry: QueueEntry) -> None:
+        queued = self._queued[job.id] = _QueuedJob(entry)
+        queued.task = asyncio.get_running_loop().create_task(self._run(job, queued))
+        queued.task.add_done_callback(lambda _: self._remove(job))
 
-    def _left(self, job: Job) -> None:
-        live = self._live.pop(job.id)
-        self.service.worker.leave(live.ticket)  # a task that is cancelled before it began never did
-        live.tell()
+    def _remove(self, job: Job) -> None:
+        queued = self._queued.pop(job.id)
+        self.service.worker.leave(queued.entry)  # a task cancelled before it started has not left the queue
+        queued.notify()
 
-    async def _run(self, job: Job, live: _Live) -> None:
+    async def _run(self, job: Job, queued: _QueuedJob) -> None:
         try:
-            async for step in self.service.worker.steps(partial(self._work, job, live), live.ticket):
+            async for step in self.service.worker.steps(partial(self._work, job, queued), queued.entry):
                 if isinstance(step, Step):
-                    live.tell()
-        except Cancelled:  # by the client, who has the answer, or by the server's end, for the next process
+                    queued.notify()
+        except Cancelled:  # by the client, who was answered, or by a shutdown: the next process resumes it
             pass
         except TimedOut as error:
-            await asyncio.to_thread(self._given_up, job, str(error))
+            await asyncio.to_thread(self._abort, job, str(error))
         except Exception:  # noqa: BLE001  one job of the queue
-            logging.getLogger(__name__).exception("a job failed")
+            logging.getLogger(__name__).exception("job failed")
             self.jobs.end(job, "failed")
 
-    def _given_up(self, job: Job, why: str) -> None:
-        """The file under way has failed; the next process goes on with those after it."""
+    def _abort(self, job: Job, error: str) -> None:
+        """Fail the current file; the next process continues with those after it."""
         if job.next:
-            self.jobs.note(job, job.next, error=why)
+            self.jobs.finish_file(job, job.next, error=error)
         if not job.next:
             self.jobs.end(job, job.final_state)
 
-    def _work(self, job: Job, live: _Live, progress: Progress) -> None:
-        """All files of a job that are not done yet, in the worker's thread."""
-        if not _written(partial(self.jobs.begin, job), progress):
+    def _work(self, job: Job, queued: _QueuedJob, progress: Progress) -> None:
+        """Restore all pending files of a job; runs in the worker's thread."""
+        if not _retry_until_written(partial(self.jobs.begin, job), progress):
             return
         for index, item in enumerate(job.items):
-            if item.waiting:
-                self._one(job, index, live, progress)
-        _written(partial(self.jobs.end, job, job.final_state), progress)
+            if item.pending:
+                self._restore_file(job, index, queued, progress)
+        _retry_until_written(partial(self.jobs.end, job, job.final_state), progress)
 
-    def _one(self, job: Job, index: int, live: _Live, progress: Progress) -> None:
-        item, place = job.items[index], self.jobs.result_folder(job, index)
+    def _restore_file(self, job: Job, index: int, queued: _QueuedJob, progress: Progress) -> None:
+        item, folder = job.items[index], self.jobs.result_folder(job, index)
 
-        def noted(done: int, total: int) -> None:
-            live.at = index, done, total
+        def report(done: int, total: int) -> None:
+            queued.progress = index, done, total
             progress(done, total)
 
         try:
             result, file = self.service.restore_to_file(
-                self.jobs.input(job, index), job.options, noted, name=item.name, place=place
+                self.jobs.input(job, index), job.options, report, name=item.name, folder=folder
             )
             outcome = {"result": {"file": file.name, **receipt(result)}}
         except Cancelled:
             raise
         except Exception as error:  # noqa: BLE001  one file of a batch
             outcome = {"error": self.service.user_message(error)}
-        if not _written(partial(self.jobs.note, job, item, **outcome), progress):
-            shutil.rmtree(place, ignore_errors=True)
+        if not _retry_until_written(partial(self.jobs.finish_file, job, item, **outcome), progress):
+            shutil.rmtree(folder, ignore_errors=True)
             raise Cancelled("the job has ended")
 
     async def enhance(self, request: Request) -> Response:
-        """Take a job."""
-        line, tickets = self.service.worker, []
+        """Accept a job."""
+        worker, entries = self.service.worker, []
 
         @asynccontextmanager
-        async def admitted() -> AsyncIterator[None]:
+        async def admission() -> AsyncIterator[None]:
             with refuse_with(503, QueueFull, limit=self.settings.max_queue):
-                tickets.append(line.join())
-            async with self._accepting:
+                entries.append(worker.join())
+            async with self._admissions:
                 yield
 
         with refuse_with(503, QueueFull, limit=self.settings.max_queue):
-            line.check()  # before the form is read, and again when it has been
+            worker.check()  # before reading the form; join() checks again afterwards
         with refuse_with(507, DiskFull, limit=self.settings.min_free_disk_mb):
             self.service.check_disk_space()
         try:
-            async with self._form(request, self.settings.max_files_per_job, admitted()) as (files, given):
-                job = await asyncio.to_thread(self.jobs.add, files, given)
-                self._start(job, tickets.pop())
+            async with self._form(request, self.settings.max_files_per_job, admission()) as (files, options):
+                job = await asyncio.to_thread(self.jobs.add, files, options)
+                self._start(job, entries.pop())
         finally:
-            for ticket in tickets:
-                line.leave(ticket)
-        body = {"job_id": job.id, "status": job.state, "queue_position": self._place(job)}
+            for entry in entries:
+                worker.leave(entry)
+        body = {"job_id": job.id, "status": job.state, "queue_position": self._position(job)}
         return JSONResponse(body, 202, {"Location": f"/status/{job.id}"})
 
     async def quote(self, request: Request) -> Response:
-        """What a photo will take."""
-        async with self._form(request, 1, self._accepting) as (files, given):
+        """Estimate what a photo takes."""
+        async with self._form(request, 1, self._admissions) as (files, options):
             data = await asyncio.to_thread(files[0][1].read_bytes)
         try:
-            return JSONResponse(await asyncio.to_thread(self.service.quote, data, given))
+            return JSONResponse(await asyncio.to_thread(self.service.quote, data, options))
         except RestoreError as error:
             raise Refusal(422, self.service.user_message(error)) from error
 
     async def status(self, request: Request) -> Response:
-        """How far a job is."""
-        return JSONResponse(self._told(self._known(request), request))
+        """Report a job's status."""
+        return JSONResponse(self._status(self._job(request), request))
 
     async def events(self, request: Request) -> Response:
-        """How far a job is, whenever that changes, until it has ended."""
-        job = self._known(request)
+        """Stream a job's status whenever it changes, until the job has ended."""
+        job = self._job(request)
 
-        async def lines() -> AsyncIterator[str]:
-            told, spoke = "", time.monotonic()
+        async def stream() -> AsyncIterator[str]:
+            sent, sent_at = "", time.monotonic()
             while True:
-                live = self._live.get(job.id)
-                news = live.news if live else asyncio.Event()
-                ended, now = job.ended, json.dumps(self._told(job, request))
-                if now != told:
-                    told, spoke = now, time.monotonic()
-                    yield f"data: {now}\n\n"
-                elif time.monotonic() - spoke > _PING:  # else what stands between would think it has gone
-                    spoke = time.monotonic()
-                    yield ": still here\n\n"
+                queued = self._queued.get(job.id)
+                changed = queued.changed if queued else asyncio.Event()
+                ended, status = job.ended, json.dumps(self._status(job, request))
+                if status != sent:
+                    sent, sent_at = status, time.monotonic()
+                    yield f"data: {status}\n\n"
+                elif time.monotonic() - sent_at > _KEEP_ALIVE_SECONDS:  # or proxies close the connection
+                    sent_at = time.monotonic()
+                    yield ": keep-alive\n\n"
                 if ended or self.service.worker.closed:
                     return
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(news.wait(), _LOOK)
+                    await asyncio.wait_for(changed.wait(), _EVENT_SECONDS)
 
         headers = {"Cache-Control": "no-store"}
-        return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
 
     async def processed(self, request: Request) -> Response:
-        """A restored photo."""
-        job, number = self._known(request), request.path_params["index"]
+        """Serve a restored photo."""
+        job, number = self._job(request), request.path_params["index"]
         index = int(number) if number.isdecimal() and len(number) < 6 else len(job.items)
         item = job.items[index] if index < len(job.items) else None
         if item is None or not item.result or item.result["file"] != request.path_params["name"]:
-            raise Refusal(404, "there is no such file")
+            raise Refusal(404, "no such file")
         path = self.jobs.result_folder(job, index) / str(item.result["file"])
         if not path.is_file():
-            raise Refusal(404, "the file was deleted; restore the photo again")
+            raise Refusal(404, "the file has expired; restore the photo again")
         return FileResponse(
             path,
             filename=path.name,
-            media_type=_TYPES.get(path.suffix, "application/octet-stream"),
+            media_type=_MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
             headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private"},
         )
 
     async def delete(self, request: Request) -> Response:
-        """Cancel a job that has not ended; remove one that has."""
-        job = self._known(request)
+        """Cancel an unfinished job; delete an ended one."""
+        job = self._job(request)
         if await asyncio.to_thread(self.jobs.end, job, "cancelled"):
-            if (live := self._live.get(job.id)) and live.task:
-                live.task.cancel()
-                self.service.worker.leave(live.ticket)  # now: the answer tells that the next ones moved up
+            if (queued := self._queued.get(job.id)) and queued.task:
+                queued.task.cancel()
+                self.service.worker.leave(queued.entry)  # at once: others have moved up when this is answered
             return JSONResponse({"job_id": job.id, "status": "cancelled"})
         await asyncio.to_thread(self.jobs.delete, job)
         return JSONResponse({"job_id": job.id, "status": "deleted"})
 
     async def models(self, _request: Request) -> Response:
-        """The models."""
+        """List the models."""
         return JSONResponse(await asyncio.to_thread(self.service.models))
 
     async def health(self, _request: Request) -> Response:
-        """The loop answers, and the device was not given up."""
+        """Report whether the event loop and the device respond."""
         if self.service.worker.stuck.is_set():
-            raise Refusal(503, "the device hangs: the server must be started anew")
+            raise Refusal(503, "the device does not respond; restart the server")
         return JSONResponse({"status": "ok"})
 
     async def ready(self, _request: Request) -> Response:
-        """Whether a job would be worked on."""
+        """Report whether a job would run: queue, disk space and model."""
         worker, restorer = self.service.worker, self.service.restorer
         with refuse_with(503, QueueFull):
             worker.check(always=True)
@@ -237,49 +237,51 @@ class RestApi:
             self.service.check_disk_space()
         model = restorer.model(restorer.options)
         if not sources.is_present(model, restorer.weights) and not model.url:
-            raise Refusal(503, f"the model {model.name} is not here and cannot be fetched")
-        return JSONResponse({"status": "ready", "model": model.name, "queue_length": worker.waiting})
+            raise Refusal(503, f"model {model.name} is missing and cannot be downloaded")
+        return JSONResponse({"status": "ready", "model": model.name, "queue_length": worker.queue_length})
 
     async def metrics(self, _request: Request) -> Response:
-        """Numbers for Prometheus."""
+        """Export metrics for Prometheus."""
         return Response(self.service.metrics.metrics(), media_type="text/plain; version=0.0.4")
 
     @asynccontextmanager
     async def _form(
-        self, request: Request, most: int, admitted: AbstractAsyncContextManager[None]
-    ) -> AsyncIterator[forms.Read]:
-        """A form of at most so many files, checked."""
-        megabytes, folder = self.settings.max_file_size_mb, self.settings.jobs_folder
-        async with forms.read(request, folder, most=most, megabytes=megabytes, admitted=admitted) as (
-            files,
-            given,
-        ):
-            await asyncio.to_thread(forms.validate, self.service, files, given)
-            yield files, given
+        self, request: Request, max_files: int, admission: AbstractAsyncContextManager[None]
+    ) -> AsyncIterator[forms.Form]:
+        """Read and validate a form."""
+        async with forms.read(
+            request,
+            self.settings.jobs_folder,
+            max_files=max_files,
+            max_megabytes=self.settings.max_file_size_mb,
+            admission=admission,
+        ) as (files, options):
+            await asyncio.to_thread(forms.validate, self.service, files, options)
+            yield files, options
 
-    def _known(self, request: Request) -> Job:
+    def _job(self, request: Request) -> Job:
         job = self.jobs.get(request.path_params["job_id"])
         if job is None:
-            raise Refusal(404, "there is no such job; those that ended an hour ago are deleted")
+            raise Refusal(404, "no such job; ended jobs are deleted after a while")
         return job
 
-    def _place(self, job: Job) -> int:
-        live = self._live.get(job.id)
-        return self.service.worker.place(live.ticket) if live else 0
+    def _position(self, job: Job) -> int:
+        queued = self._queued.get(job.id)
+        return self.service.worker.position(queued.entry) if queued else 0
 
-    def _told(self, job: Job, request: Request) -> dict[str, Any]:
+    def _status(self, job: Job, request: Request) -> dict[str, Any]:
         root = get_root_url(request=request, route_path=request.url.path, root_path=None)
-        live = self._live.get(job.id)
-        index, done, steps = live.at if live else (0, 0, 0)
-        through = sum(bool(item.result or item.error) for item in job.items)
-        under_way = index == through and steps and not job.ended
-        part = _THOUSAND * done // steps if under_way else 0
-        total = _THOUSAND * len(job.items)
+        queued = self._queued.get(job.id)
+        current, done, steps = queued.progress if queued else (0, 0, 0)
+        finished = sum(not item.pending for item in job.items)
+        running = current == finished and steps and not job.ended
+        part = _UNITS_PER_FILE * done // steps if running else 0
+        total = _UNITS_PER_FILE * len(job.items)
         return {
             "job_id": job.id,
             "status": job.state,
-            "queue_position": self._place(job),
-            "progress": {"done": _THOUSAND * through + part, "total": total},
+            "queue_position": self._position(job),
+            "progress": {"done": _UNITS_PER_FILE * finished + part, "total": total},
             "results": [
                 {
                     "original_filename": item.name,
@@ -295,12 +297,12 @@ class RestApi:
         }
 
 
-def _written(change: Callable[[], bool], progress: Progress) -> bool:
-    """What a change of a job's record says, once there is room on the disk to write it down."""
+def _retry_until_written(change: Callable[[], bool], progress: Progress) -> bool:
+    """Return what a change of a job's record returns, retrying until it can be written to disk."""
     while True:
         try:
             return change()
         except OSError:
-            logging.getLogger(__name__).exception("a job's record cannot be written; trying again")
-            time.sleep(_AGAIN)
-            progress(0, 0)  # raises where nobody waits any more
+            logging.getLogger(__name__).exception("cannot write a job record; retrying")
+            time.sleep(_RETRY_SECONDS)
+            progress(0, 0)  # raises if the job was cancelled

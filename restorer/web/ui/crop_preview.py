@@ -1,4 +1,4 @@
-"""A detail, before the minutes that all of a photo may take: with these options, or by every model."""
+"""Event handlers that restore a detail of a photo first: with the chosen options, or with every model."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -16,89 +16,95 @@ from ...progress import Progress
 from ...result import Result
 from .. import previews
 from ..worker import Step
-from .restore_tab import RestoreTab, SelectedPhoto, spot_of
+from .restore_tab import RestoreTab, SelectedPhoto, parse_position
 
 T = TypeVar("T")
 
 
 class CropPreview:
-    """What those named *values are given are the values of handlers.FIELDS."""
+    """Handlers that need the server's state. `*values` are the values of restore_tab.FIELDS.
+
+    A position is "x,y", each 0 to 1; "" stands for the centre.
+    """
 
     def __init__(self, page: RestoreTab) -> None:
         self.page = page
 
-    async def tried(self, spot: str, asked: SelectedPhoto | None, *values: object) -> AsyncIterator[tuple]:
-        """A detail about the spot that was clicked, as these options would restore it."""
-        if not spot:
-            yield gr.skip(), gr.skip(), tried_out()
+    async def preview_click(
+        self, position: str, photo: SelectedPhoto | None, *values: object
+    ) -> AsyncIterator[tuple]:
+        """Preview the position that was clicked."""
+        if not position:  # cleared, as the upload changed
+            yield gr.skip(), gr.skip(), reset_button()
             return
-        async for shown in self.tried_again(spot, asked, *values):
-            yield shown
+        async for update in self.preview(position, photo, *values):
+            yield update
 
-    async def tried_again(
-        self, spot: str, asked: SelectedPhoto | None, *values: object
+    async def preview(
+        self, position: str, photo: SelectedPhoto | None, *values: object
     ) -> AsyncIterator[tuple]:
-        """The same detail with the options as they are now; where none was clicked, the middle."""
-        async for pair in self._watched(self._detail, spot, asked, values):
-            yield gr.ImageSlider(pair, visible=True), gr.Button(visible=True), tried_out()
+        """Show the detail before and after, restored with the current options."""
+        async for pair in self._run(self._restore, position, photo, values):
+            yield gr.ImageSlider(pair, visible=True), gr.Button(visible=True), reset_button()
 
-    def _detail(
-        self, spot: str, asked: SelectedPhoto, values: tuple[object, ...], progress: Progress
+    def _restore(
+        self, position: str, photo: SelectedPhoto, values: tuple[object, ...], progress: Progress
     ) -> tuple[str, str]:
-        made = self.page.restorer.restore(
-            self._part(spot, asked), progress=progress, **vars(self.page.options(values, asked.outline))
-        )
-        return self._previews(made)
+        crop = self._crop(position, photo)
+        options = self.page.options(values, photo.outline)
+        return self._previews(self.page.restorer.restore(crop, progress=progress, **vars(options)))
 
-    async def side_by_side(
-        self, spot: str, asked: SelectedPhoto | None, *values: object
+    async def compare_models(
+        self, position: str, photo: SelectedPhoto | None, *values: object
     ) -> AsyncIterator[tuple]:
-        """The same detail through every model that is here, and their names."""
-        async for made in self._watched(self._by_each_model, spot, asked, values):
-            sheet = gr.Gallery([(after, name) for name, after in made.items()], visible=True)
-            yield sheet, tuple(made), gr.Markdown("Click one to take its model.", visible=True)
+        """Show the detail restored by every model that needs no download, and return their names."""
+        async for images in self._run(self._restore_by_each_model, position, photo, values):
+            gallery = gr.Gallery([(after, name) for name, after in images.items()], visible=True)
+            yield gallery, tuple(images), gr.Markdown("Click an image to choose its model.", visible=True)
 
-    def _by_each_model(
-        self, spot: str, asked: SelectedPhoto, values: tuple[object, ...], progress: Progress
+    def _restore_by_each_model(
+        self, position: str, photo: SelectedPhoto, values: tuple[object, ...], progress: Progress
     ) -> dict[str, str]:
-        weights, made = self.page.restorer.weights, {}
-        part, options = self._part(spot, asked), self.page.options(values, asked.outline)
+        weights, images = self.page.restorer.weights, {}
+        crop, options = self._crop(position, photo), self.page.options(values, photo.outline)
         for model in registry.available(weights):
             if model.kind != "upscale" or not sources.is_present(model, weights):
                 continue
-            with suppress(BadWeights):  # a file of the user's that is no network has nothing to show
+            with suppress(BadWeights):  # skip a custom file that is not a network
                 denoise = options.denoise if model.pair else Options.denoise
                 chosen = replace(options, model=model.name, denoise=denoise, face_enhance="off")
-                result = self.page.restorer.restore(part, progress=progress, **vars(chosen))
-                made[model.name] = self._previews(result)[1]
-        return made
+                result = self.page.restorer.restore(crop, progress=progress, **vars(chosen))
+                images[model.name] = self._previews(result)[1]
+        return images
 
-    def _part(self, spot: str, asked: SelectedPhoto) -> Photo:
-        return previews.detail(self.page.service.decode(self.page.service.upload(asked.path)), spot_of(spot))
+    def _crop(self, position: str, photo: SelectedPhoto) -> Photo:
+        service = self.page.service
+        return previews.detail(service.decode(service.upload(photo.path)), parse_position(position))
 
     def _previews(self, result: Result) -> tuple[str, str]:
         before, after = previews.previews(result, self.page.service.new_folder())
         return str(before), str(after)
 
-    async def _watched(
-        self, make: Callable[..., T], spot: str, asked: SelectedPhoto | None, values: tuple[object, ...]
+    async def _run(
+        self, make: Callable[..., T], position: str, photo: SelectedPhoto | None, values: tuple[object, ...]
     ) -> AsyncIterator[T]:
-        """What `make` makes of the photo that was chosen, if one was; what stops this, stops it."""
-        if asked is None:
+        """Yield the result of `make` from the queue, if a photo is selected."""
+        if photo is None:
             return
         with self.page.service.user_errors():
-            async for step in self.page.service.worker.steps(partial(make, spot, asked, values)):
+            async for step in self.page.service.worker.steps(partial(make, position, photo, values)):
                 if not isinstance(step, Step):
                     yield step
 
 
-def took(names: tuple[str, ...], event: gr.SelectData) -> tuple[str, str]:
+def choose_model(names: tuple[str, ...], event: gr.SelectData) -> tuple[str, str]:
     return names[event.index], f"**{names[event.index]}** is chosen."
 
 
-def trying(spot: str = "?") -> Any:  # noqa: ANN401  a button or nothing
-    return gr.Button("Trying…", interactive=False) if spot else gr.skip()
+def disable_button(position: str = "?") -> Any:  # noqa: ANN401  a button or nothing
+    """Disable the button while a preview runs; a cleared position ("") starts none."""
+    return gr.Button("Working…", interactive=False) if position else gr.skip()
 
 
-def tried_out() -> gr.Button:
-    return gr.Button("Try a detail", interactive=True)
+def reset_button() -> gr.Button:
+    return gr.Button("Preview a detail", interactive=True)

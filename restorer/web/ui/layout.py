@@ -1,5 +1,6 @@
-"""The page: what is on it and what a click leads to. The handlers are in restore_tab.py."""
+"""The page: its components, and which handler each event calls."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,32 +14,98 @@ from ...options import FORMATS, PRESETS
 from .. import client_api, previews
 from ..service import Service
 from . import batch_tab, crop_preview, restore_tab
+from .batch_tab import BatchTab
+from .crop_preview import CropPreview
+from .restore_tab import FORMAT_NAMES, RestoreTab
 from .result_view import ResultView
 
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
 TITLE = "Neural Image Restore"
-# Everything that computes waits in the worker's one line
-_DEVICE: dict[str, Any] = {"concurrency_limit": None}
+# Handlers that compute wait in the worker's queue, not in Gradio's
+_COMPUTE: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private"}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _LATEST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
-# What is seen of the closer look is known to the browser alone
-_WITH_FRAME = """(spot, shown, frame) => {
-  const seen = document.querySelector("#view img");
-  return [spot, shown, seen ? `${seen.clientWidth},${seen.clientHeight}` : ""];
+# Only the browser knows the size of the view at 100 %
+_WITH_VIEW_SIZE = """(position, shown, size) => {
+  const image = document.querySelector("#view img");
+  return [position, shown, image ? `${image.clientWidth},${image.clientHeight}` : ""];
 }"""
-_SIZES = (1, 2, 3, 4, 6, 8)
-_STEPS = {"◂ Left": (-1, 0), "▴ Up": (0, -1), "▾ Down": (0, 1), "▸ Right": (1, 0)}
+_SCALES = (1, 2, 3, 4, 6, 8)
+_DIRECTIONS = {"◂ Left": (-1, 0), "▴ Up": (0, -1), "▾ Down": (0, 1), "▸ Right": (1, 0)}
+
+
+@dataclass(frozen=True)
+class _State:
+    """Components of the first tab that are not displayed. Positions are "x,y", each 0 to 1."""
+
+    photo: gr.State  # SelectedPhoto
+    restored: gr.State  # ResultFiles or Failure of the last run
+    shown: gr.State  # ResultFiles on display: restored, or recomposed from it
+    model_names: gr.State  # of the compared models
+    zoom_position: gr.Textbox
+    crop_position: gr.Textbox
+    view_size: gr.Textbox  # "width,height" of the visible part of the view at 100 %, in pixels
+
+
+@dataclass(frozen=True)
+class _Controls:
+    """The left column of the first tab."""
+
+    upload: gr.File
+    samples: gr.Gallery
+    message: gr.Markdown
+    start: gr.Button
+    stop: gr.Button
+    fields: dict[str, Any]  # option controls by name, in the order of restore_tab.FIELDS
+
+    @property
+    def options(self) -> list[Any]:
+        return list(self.fields.values())
+
+    @property
+    def estimate(self) -> list[Any]:
+        """The outputs of RestoreTab.estimate()."""
+        return [self.message, self.start, self.fields["preset"]]
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """The photo and the preview of a detail."""
+
+    photo: gr.Image
+    column: gr.Column
+    preview: gr.Button
+    slider: gr.ImageSlider
+    compare: gr.Button
+    message: gr.Markdown
+    gallery: gr.Gallery
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The result, its faces, and its view at 100 %."""
+
+    hint: gr.Markdown
+    slider: gr.ImageSlider
+    group: gr.Group
+    message: gr.Markdown
+    download: gr.DownloadButton
+    receipt: gr.JSON
+    faces: gr.Column
+    zoom_column: gr.Column
+    zoom_slider: gr.ImageSlider
+    pan_buttons: dict[tuple[int, int], gr.Button]  # by direction (right, down)
 
 
 def theme() -> themes.Base:
-    """Gradio's plain theme in the system's own fonts: none is fetched from elsewhere."""
+    """Return Gradio's plain theme with system fonts, so that none is downloaded."""
     return themes.Base(
         primary_hue="teal",
         neutral_hue="stone",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
-    ).set(  # contrasts of at least 4.5 to 1
+    ).set(  # contrast of at least 4.5:1
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",
@@ -50,373 +117,466 @@ def theme() -> themes.Base:
 
 
 def build(service: Service) -> gr.Blocks:
-    """The page and its interface for programs, ready for server.py to queue and serve."""
-    page, settings = restore_tab.RestoreTab(service), service.settings
-    age = max(1, round(settings.cleanup_interval)), max(1, round(settings.retention_seconds))
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=age) as blocks:
-        gr.Markdown(f"# {TITLE}\nMakes old, small and damaged photos large and clear.", elem_id="title")
+    """Build the page and the endpoints for gradio_client."""
+    page, settings = RestoreTab(service), service.settings
+    delete_cache = max(1, round(settings.cleanup_interval)), max(1, round(settings.retention_seconds))
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=delete_cache) as blocks:
+        gr.Markdown(f"# {TITLE}\nRestores and enlarges old, small and damaged photos.", elem_id="title")
         with gr.Tab("One photo"):
-            fields = _one(page)
+            state = _build_state()
+            with gr.Row():
+                with gr.Column(scale=1, min_width=300):
+                    controls = _build_controls(page)
+                with gr.Column(scale=3, min_width=320):
+                    crop = _build_crop()
+                    result = _build_result()
+            _connect(page, state, controls, crop, result)
         with gr.Tab("Many photos"):
-            _many(page, fields)
+            _build_batch_tab(page, controls.options)
         client_api.add_endpoints(service)
     return blocks
 
 
-def _one(page: restore_tab.RestoreTab) -> list[Any]:
-    """The first tab; the fields of its options, in the order of handlers.FIELDS."""
-    tries, outcome = crop_preview.CropPreview(page), ResultView(page)
-    asked, made, shown = gr.State(), gr.State(), gr.State()
-    names = gr.State(())
-    spot = gr.Textbox(label="Spot of the closer look", visible="hidden", elem_id="spot")
-    place = gr.Textbox(label="Spot of the detail", visible="hidden", elem_id="place")
-    frame = gr.Textbox(label="Size of the closer look", visible="hidden", elem_id="frame")
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            upload = gr.File(label="Photo", file_types=_endings(), height=140, elem_id="upload")
-            samples = gr.Gallery(
-                list(map(str, restore_tab.SAMPLES)),
-                label="Photos to try",
+def _build_state() -> _State:
+    return _State(
+        photo=gr.State(),
+        restored=gr.State(),
+        shown=gr.State(),
+        model_names=gr.State(()),
+        zoom_position=gr.Textbox(label="Position of the view at 100 %", visible="hidden", elem_id="spot"),
+        crop_position=gr.Textbox(label="Position of the detail", visible="hidden", elem_id="place"),
+        view_size=gr.Textbox(label="Size of the view at 100 %", visible="hidden", elem_id="frame"),
+    )
+
+
+def _build_controls(page: RestoreTab) -> _Controls:
+    return _Controls(
+        upload=gr.File(label="Photo", file_types=_file_types(), height=140, elem_id="upload"),
+        samples=gr.Gallery(
+            list(map(str, restore_tab.SAMPLES)),
+            label="Sample photos",
+            show_label=False,
+            columns=len(restore_tab.SAMPLES),
+            height="auto",
+            allow_preview=False,
+            object_fit="cover",
+            buttons=[],
+            elem_id="samples",
+        ),
+        message=gr.Markdown(restore_tab.START_MESSAGE, elem_id="said"),
+        start=gr.Button("Restore", variant="primary", interactive=False, elem_id="start"),
+        stop=gr.Button("Stop", variant="stop", visible=False, elem_id="stop"),
+        fields=_build_fields(page),
+    )
+
+
+def _build_crop() -> _Crop:
+    photo = gr.Image(
+        show_label=False, interactive=False, buttons=[], height=560, visible=False, elem_id="before"
+    )
+    with gr.Column(visible=False, elem_id="trial") as column:
+        gr.Markdown(
+            "Click the photo to preview the options on a detail. With the keyboard, move to it with the"
+            " arrow keys and press Enter."
+        )
+        return _Crop(
+            photo=photo,
+            column=column,
+            preview=gr.Button("Preview a detail", size="sm", elem_id="try"),
+            slider=_slider("Detail before and after", "detail", visible=False, max_height=520),
+            compare=gr.Button("Compare models", size="sm", visible=False, elem_id="compare"),
+            message=gr.Markdown(visible=False, elem_id="taken"),
+            gallery=gr.Gallery(
+                label="Detail restored by each model",
                 show_label=False,
-                columns=len(restore_tab.SAMPLES),
+                columns=3,
                 height="auto",
+                fit_columns=False,
                 allow_preview=False,
-                object_fit="cover",
-                buttons=[],
-                elem_id="samples",
-            )
-            said = gr.Markdown(restore_tab.START, elem_id="said")
-            start = gr.Button("Restore", variant="primary", interactive=False, elem_id="start")
-            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
-            fields = _option_fields(page)
-        with gr.Column(scale=3, min_width=320):
-            before = gr.Image(
-                show_label=False, interactive=False, buttons=[], height=560, visible=False, elem_id="before"
-            )
-            with gr.Column(visible=False, elem_id="trial") as trial_column:
-                gr.Markdown(
-                    "Click on the photo to try the options on a detail of it first; with the keyboard, choose"
-                    " the spot with the arrow keys and press Enter."
-                )
-                again = gr.Button("Try a detail", size="sm", elem_id="try")
-                detail = _slider("The detail, before and after", "detail", visible=False, max_height=520)
-                compare = gr.Button("Compare models", size="sm", visible=False, elem_id="compare")
-                taken = gr.Markdown(visible=False, elem_id="taken")
-                sheet = gr.Gallery(
-                    label="The same detail through every model",
-                    show_label=False,
-                    columns=3,
-                    height="auto",
-                    fit_columns=False,
-                    allow_preview=False,
-                    visible=False,
-                    buttons=[],
-                    elem_id="sheet",
-                )
-            compared = gr.Markdown(
-                "Left of the handle **before**, right of it **after**. A click shows that spot at 100 %.",
                 visible=False,
-                elem_id="compared",
-            )
-            slider = _slider("Before and after", "slider", visible=False)
-            with gr.Group(visible=False, elem_id="result") as result:
-                told = gr.Markdown(elem_id="told", padding=True)
-                download = gr.DownloadButton("Download", variant="primary", elem_id="download")
-                with gr.Accordion("Details", open=False, elem_id="details"):
-                    receipt = gr.JSON(show_label=False, elem_id="receipt")
-            faces = gr.Column(visible=False, elem_id="faces")
-            with gr.Column(visible=False, elem_id="closer") as closer:
-                gr.Markdown("At 100 %, pixel for pixel:")
-                view = _slider("At 100 %, before and after", "view", max_height=previews.VIEW[1])
-                with gr.Row(elem_id="steps"):
-                    for name, (right, down) in _STEPS.items():
-                        button = gr.Button(
-                            name, size="sm", min_width=60, elem_id=f"go-{name.split()[1].lower()}"
-                        )
-                        move = partial(outcome.moved, right, down)
-                        button.click(move, [spot, shown, frame], spot, js=_WITH_FRAME, **_QUIET)
-
-    options = list(fields.values())
-    given = [upload, *options]
-    quote = [said, start, fields["preset"]]
-    run = start.click(restore_tab.busy, None, [start, stop], **_QUIET).then(
-        page.restore,
-        [upload, asked, *options],
-        made,
-        show_progress_on=[before, slider],
-        api_visibility="private",
-        **_DEVICE,
-    )
-    made.change(
-        page.show,
-        [made, asked, *options],
-        [before, trial_column, compared, slider, result, closer, faces, *quote, stop],
-        **_QUIET,
-    ).then(outcome.opened, made, [shown, spot], **_LATEST)
-    tried = {"show_progress_on": detail, "trigger_mode": "always_last", "api_visibility": "private"} | _DEVICE
-    place.change(crop_preview.trying, place, again, **_QUIET)
-    again.click(crop_preview.trying, None, again, **_QUIET)
-    trying = place.change(tries.tried, [place, asked, *options], [detail, compare, again], **tried)
-    trying_again = again.click(tries.tried_again, [place, asked, *options], [detail, compare, again], **tried)
-    for run_of_detail in (trying, trying_again):
-        run_of_detail.failure(crop_preview.tried_out, None, again, **_QUIET)
-        run_of_detail.then(page.quoted, [asked, *options], quote, **_LATEST)  # its pace is known now
-    comparing = compare.click(
-        tries.side_by_side,
-        [place, asked, *options],
-        [sheet, names, taken],
-        show_progress_on=compare,
-        api_visibility="private",
-        **_DEVICE,
-    )
-    sheet.select(crop_preview.took, names, [fields["model"], taken], **_QUIET)
-    shown.change(
-        outcome.told,
-        [shown, made],
-        [before, trial_column, compared, slider, result, closer, told, download, receipt],
-        **_QUIET,
-    )
-    # Restore is there again when the end of this run has arrived, as a failure: not sooner, or that would be
-    # taken for the end of the next one
-    stop.click(page.stopped, [asked, *options], said, cancels=run, queue=False, **_QUIET)
-    # The cancel comes after the handler: so that one is light
-    upload.change(
-        restore_tab.dropped,
-        None,
-        [asked, made, *quote, stop],
-        cancels=[run, trying, trying_again, comparing],  # what is late would show the photo before
-        queue=False,
-        **_QUIET,
-    ).then(
-        page.picked,
-        given,
-        [asked, before, *quote, stop, trial_column, detail, sheet, taken, compare, again, place]
-        + [shown, spot, compared, slider, result, closer, faces],
-        **_LATEST,
-    ).then(page.measured, [asked, *options], quote, **_LATEST)
-    run.failure(restore_tab.idle, None, [start, stop], **_QUIET)  # stopped; or the queue was full, say
-    samples.select(page.sample, None, upload, **_QUIET)
-    for name, field in fields.items():
-        if name in restore_tab.QUOTED:
-            field.change(page.quoted, [asked, *options], quote, **_LATEST).then(
-                page.measured, [asked, *options], quote, **_LATEST
-            )
-    fields["restore_faces"].change(
-        restore_tab.faces_wanted,
-        fields["restore_faces"],
-        [fields["face_model"], fields["face_strength"]],
-        **_QUIET,
-    )
-    fields["long_side"].change(restore_tab.sized, fields["long_side"], fields["outscale"], **_QUIET)
-    fields["format"].change(restore_tab.lossy, fields["format"], fields["quality"], **_QUIET)
-    fields["keep_metadata"].change(
-        restore_tab.kept_metadata, fields["keep_metadata"], fields["remove_gps"], **_QUIET
-    )
-    fields["model"].change(restore_tab.exact, fields["model"], fields["preset"], **_QUIET)
-    for name in ("model", "preset", "outscale"):
-        network = [fields["model"], fields["preset"], fields["outscale"]]
-        fields[name].change(page.denoise, network, fields["denoise"], **_QUIET)
-    for trigger in (spot.change, shown.change):
-        trigger(outcome.look, [spot, shown], view, **_LATEST)
-    with faces:
-        _faces(outcome, made, shown)
-    return options
+                buttons=[],
+                elem_id="sheet",
+            ),
+        )
 
 
-def _slider(label: str, name: str, *, visible: bool = True, max_height: int = 720) -> gr.ImageSlider:
+def _build_result() -> _Result:
+    hint = gr.Markdown(
+        "**Before** is left of the handle, **after** is right of it. Click to view a part at 100 %.",
+        visible=False,
+        elem_id="compared",
+    )
+    slider = _slider("Before and after", "slider", visible=False)
+    with gr.Group(visible=False, elem_id="result") as group:
+        message = gr.Markdown(elem_id="result-text", padding=True)
+        download = gr.DownloadButton("Download", variant="primary", elem_id="download")
+        with gr.Accordion("Details", open=False, elem_id="details"):
+            receipt = gr.JSON(show_label=False, elem_id="receipt")
+    faces = gr.Column(visible=False, elem_id="faces")
+    with gr.Column(visible=False, elem_id="closer") as zoom_column:
+        gr.Markdown("View at 100 %")
+        zoom_slider = _slider("At 100 %, before and after", "view", max_height=previews.VIEW[1])
+        with gr.Row(elem_id="steps"):
+            pan_buttons = {
+                direction: gr.Button(label, size="sm", min_width=60, elem_id=f"go-{label.split()[1].lower()}")
+                for label, direction in _DIRECTIONS.items()
+            }
+    return _Result(
+        hint, slider, group, message, download, receipt, faces, zoom_column, zoom_slider, pan_buttons
+    )
+
+
+def _slider(label: str, elem_id: str, *, visible: bool = True, max_height: int = 720) -> gr.ImageSlider:
     return gr.ImageSlider(
         label=label,
-        show_label=False,  # it would lie on the picture
+        show_label=False,  # it would cover the image
         type="filepath",
         interactive=False,
         buttons=["fullscreen"],
         max_height=max_height,
         visible=visible,
-        elem_id=name,
+        elem_id=elem_id,
     )
 
 
-def _faces(outcome: ResultView, made: gr.State, shown: gr.State) -> None:
-    """A row of faces, made anew for each result: before and after, a tick and a strength for each."""
+def _connect(page: RestoreTab, state: _State, controls: _Controls, crop: _Crop, result: _Result) -> None:
+    """Connect the events of the first tab."""
+    view = ResultView(page)
+    run = _connect_run(page, state, controls, crop, result, view)
+    previews_running = _connect_crop(page, state, controls, crop)
+    _connect_upload(page, state, controls, crop, result, cancels=[run, *previews_running])
+    _connect_fields(page, state, controls)
+    _connect_zoom(state, result, view)
+    with result.faces:
+        _render_faces(view, state)
 
-    @gr.render(inputs=made, triggers=[made.change])
-    def row(result: object) -> None:
-        found = result.faces if isinstance(result, previews.ResultFiles) else ()
-        ticks, strengths = [], []
+
+def _connect_run(
+    page: RestoreTab, state: _State, controls: _Controls, crop: _Crop, result: _Result, view: ResultView
+) -> Any:  # noqa: ANN401  Gradio's Dependency
+    """Connect start, stop and the display of a result; return the event that restores."""
+    buttons = [controls.start, controls.stop]
+    panels = [crop.photo, crop.column, result.hint, result.slider, result.group, result.zoom_column]
+    run = controls.start.click(restore_tab.show_stop, None, buttons, **_QUIET).then(
+        page.restore,
+        [controls.upload, state.photo, *controls.options],
+        state.restored,
+        show_progress_on=[crop.photo, result.slider],
+        **_COMPUTE,
+    )
+    state.restored.change(
+        page.finish,
+        [state.restored, state.photo, *controls.options],
+        [*panels, result.faces, *controls.estimate, controls.stop],
+        **_QUIET,
+    ).then(view.open_result, state.restored, [state.shown, state.zoom_position], **_LATEST)
+    state.shown.change(
+        view.show_result,
+        [state.shown, state.restored],
+        [*panels, result.message, result.download, result.receipt],
+        **_QUIET,
+    )
+    # The start button returns when this run's failure arrives, not sooner: a failure that arrived during the
+    # next run would be taken for its end
+    controls.stop.click(
+        page.stop, [state.photo, *controls.options], controls.message, cancels=run, queue=False, **_QUIET
+    )
+    run.failure(restore_tab.show_start, None, buttons, **_QUIET)  # stopped, or the queue was full
+    return run
+
+
+def _connect_crop(page: RestoreTab, state: _State, controls: _Controls, crop: _Crop) -> list[Any]:
+    """Connect the preview of a detail and the comparison of models; return the events that compute."""
+    handlers = CropPreview(page)
+    inputs = [state.crop_position, state.photo, *controls.options]
+    outputs = [crop.slider, crop.compare, crop.preview]
+    latest: dict[str, Any] = {"show_progress_on": crop.slider, "trigger_mode": "always_last", **_COMPUTE}
+    state.crop_position.change(crop_preview.disable_button, state.crop_position, crop.preview, **_QUIET)
+    crop.preview.click(crop_preview.disable_button, None, crop.preview, **_QUIET)
+    clicked = state.crop_position.change(handlers.preview_click, inputs, outputs, **latest)
+    repeated = crop.preview.click(handlers.preview, inputs, outputs, **latest)
+    for event in (clicked, repeated):
+        event.failure(crop_preview.reset_button, None, crop.preview, **_QUIET)
+        # the preview has measured the model
+        event.then(page.estimate, [state.photo, *controls.options], controls.estimate, **_LATEST)
+    compared = crop.compare.click(
+        handlers.compare_models,
+        inputs,
+        [crop.gallery, state.model_names, crop.message],
+        show_progress_on=crop.compare,
+        **_COMPUTE,
+    )
+    crop.gallery.select(
+        crop_preview.choose_model, state.model_names, [controls.fields["model"], crop.message], **_QUIET
+    )
+    return [clicked, repeated, compared]
+
+
+def _connect_upload(
+    page: RestoreTab,
+    state: _State,
+    controls: _Controls,
+    crop: _Crop,
+    result: _Result,
+    *,
+    cancels: list[Any],
+) -> None:
+    # Gradio cancels after the handler returns, so that one is light and the next does the work
+    controls.upload.change(
+        restore_tab.clear,
+        None,
+        [state.photo, state.restored, *controls.estimate, controls.stop],
+        cancels=cancels,  # a late one would show the previous photo
+        queue=False,
+        **_QUIET,
+    ).then(
+        page.picked,
+        [controls.upload, *controls.options],
+        [state.photo, crop.photo, *controls.estimate, controls.stop]
+        + [crop.column, crop.slider, crop.gallery, crop.message, crop.compare, crop.preview]
+        + [state.crop_position, state.shown, state.zoom_position]
+        + [result.hint, result.slider, result.group, result.zoom_column, result.faces],
+        **_LATEST,
+    ).then(page.measure, [state.photo, *controls.options], controls.estimate, **_LATEST)
+    controls.samples.select(page.choose_sample, None, controls.upload, **_QUIET)
+
+
+def _connect_fields(page: RestoreTab, state: _State, controls: _Controls) -> None:
+    """Update the estimate, and show or disable controls, when an option changes."""
+    fields, inputs = controls.fields, [state.photo, *controls.options]
+    for name in restore_tab.ESTIMATE_FIELDS:
+        fields[name].change(page.estimate, inputs, controls.estimate, **_LATEST).then(
+            page.measure, inputs, controls.estimate, **_LATEST
+        )
+    for name, handler, changed in (
+        ("restore_faces", restore_tab.face_controls, [fields["face_model"], fields["face_strength"]]),
+        ("long_side", restore_tab.size_radio, fields["outscale"]),
+        ("format", restore_tab.quality_slider, fields["quality"]),
+        ("keep_metadata", restore_tab.gps_checkbox, fields["remove_gps"]),
+        ("model", restore_tab.preset_radio, fields["preset"]),
+    ):
+        fields[name].change(handler, fields[name], changed, **_QUIET)
+    network = [fields["model"], fields["preset"], fields["outscale"]]
+    for field in network:
+        field.change(page.denoise_slider, network, fields["denoise"], **_QUIET)
+
+
+def _connect_zoom(state: _State, result: _Result, view: ResultView) -> None:
+    """Update the view at 100 % when its position or the result changes, and pan it."""
+    for component in (state.zoom_position, state.shown):
+        component.change(view.zoom, [state.zoom_position, state.shown], result.zoom_slider, **_LATEST)
+    for direction, button in result.pan_buttons.items():
+        button.click(
+            partial(view.pan, *direction),
+            [state.zoom_position, state.shown, state.view_size],
+            state.zoom_position,
+            js=_WITH_VIEW_SIZE,
+            **_QUIET,
+        )
+
+
+def _render_faces(view: ResultView, state: _State) -> None:
+    """Render each face of a result before and after, with a checkbox and a strength."""
+
+    @gr.render(inputs=state.restored, triggers=[state.restored.change])
+    def render(restored: object) -> None:
+        faces = restored.faces if isinstance(restored, previews.ResultFiles) else ()
+        checkboxes, strengths = [], []
         with gr.Row():
-            for number, face in enumerate(found, 1):
+            for number, face in enumerate(faces, 1):
                 with gr.Column(min_width=240, scale=0):
                     gr.Image(str(face.pair), show_label=False, interactive=False, buttons=[], height=120)
-                    left = bool(face.reason)
-                    ticks.append(gr.Checkbox(not left, label=f"Face {number} restored", interactive=not left))
+                    done = not face.reason
+                    checkboxes.append(gr.Checkbox(done, label=f"Face {number} restored", interactive=done))
                     strengths.append(
-                        gr.Slider(
-                            0, 1, 0 if left else 1, label=f"Face {number} strength", interactive=not left
-                        )
+                        gr.Slider(0, 1, int(done), label=f"Face {number} strength", interactive=done)
                     )
-                    if left:
-                        gr.Markdown(f"Left as it was: {face.reason}.")
-        if found:
+                    if not done:
+                        gr.Markdown(f"Not restored: {face.reason}.")
+        if faces:
             gr.on(
-                [control.change for control in (*ticks, *strengths)],
-                outcome.recompose,
-                [made, shown, *ticks, *strengths],
-                shown,
+                [control.change for control in (*checkboxes, *strengths)],
+                view.recompose,
+                [state.restored, state.shown, *checkboxes, *strengths],
+                state.shown,
                 **_LATEST,
             )
 
 
-def _many(page: restore_tab.RestoreTab, fields: list[Any]) -> None:
-    """The second tab."""
-    tab = batch_tab.BatchTab(page)
-    done = gr.State(())
+def _build_batch_tab(page: RestoreTab, options: list[Any]) -> None:
+    """Build the second tab and connect its events."""
+    tab, done = BatchTab(page), gr.State(())
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             upload = gr.File(
-                label="Photos",
-                file_types=_endings(),
-                file_count="multiple",
-                height=200,
-                elem_id="uploads",
+                label="Photos", file_types=_file_types(), file_count="multiple", height=200, elem_id="uploads"
             )
-            gr.Markdown("Each is restored with the options of the first tab.")
+            gr.Markdown("All photos are restored with the options of the first tab.")
             start = gr.Button("Restore all", variant="primary", interactive=False, elem_id="start-all")
             stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-all")
             archive = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download-all")
         with gr.Column(scale=3, min_width=320):
-            table = gr.Dataframe(
-                type="array",
-                headers=["Photo", "State"],
-                datatype="str",
-                interactive=False,
-                wrap=True,
-                column_widths=["40%", "60%"],
-                buttons=[],
-                elem_id="table",
-            )
-            gallery = gr.Gallery(
-                label="Restored",
-                show_label=False,
-                columns=4,
-                fit_columns=False,
-                height="auto",
-                allow_preview=False,
-                visible=False,
-                buttons=[],
-                elem_id="gallery",
-            )
+            table, gallery = _build_table(), _build_gallery()
             slider = _slider("Before and after", "slider-all", visible=False)
             download = gr.DownloadButton("Download this one", visible=False, elem_id="download-one")
-    run = start.click(batch_tab.busy_with_all, None, [start, stop, archive, upload], **_QUIET).then(
-        tab.restore_all,
-        [upload, *fields],
-        [table, done],
-        show_progress="hidden",
-        api_visibility="private",
-        **_DEVICE,
+    run = start.click(batch_tab.lock_controls, None, [start, stop, archive, upload], **_QUIET).then(
+        tab.restore_all, [upload, *options], [table, done], show_progress="hidden", **_COMPUTE
     )
-    ended = [start, stop, archive]
-    # also after Stop, or where the line was full
-    run.then(tab.archive, [done, table], [*ended, upload, table], **_QUIET)
+    buttons = [start, stop, archive]
+    # runs also after Stop and if the queue was full
+    run.then(tab.archive, [done, table], [*buttons, upload, table], **_QUIET)
     stop.click(None, cancels=run, **_QUIET)
-    done.change(batch_tab.results, done, [gallery, slider, download], **_QUIET)
-    upload.change(batch_tab.picked_all, [upload, done], [table, done, *ended], cancels=run, **_QUIET)
-    gallery.select(batch_tab.compared, done, [slider, download], **_QUIET)
+    done.change(batch_tab.show_results, done, [gallery, slider, download], **_QUIET)
+    upload.change(batch_tab.picked_all, [upload, done], [table, done, *buttons], cancels=run, **_QUIET)
+    gallery.select(batch_tab.show_comparison, done, [slider, download], **_QUIET)
 
 
-def _option_fields(page: restore_tab.RestoreTab) -> dict[str, Any]:
-    "The controls by name, in the order of restore_tab.FIELDS."
-    default, weights = page.restorer.options, page.restorer.weights
-    faces = default.face_enhance != "off"
-    upscalers = [model for model in registry.available(weights) if model.kind == "upscale"]
-    preset = default.model in PRESETS
-    exact = "" if preset else default.model
-    made: dict[str, Any] = {
+def _build_table() -> gr.Dataframe:
+    return gr.Dataframe(
+        type="array",
+        headers=["Photo", "State"],
+        datatype="str",
+        interactive=False,
+        wrap=True,
+        column_widths=["40%", "60%"],
+        buttons=[],
+        elem_id="table",
+    )
+
+
+def _build_gallery() -> gr.Gallery:
+    return gr.Gallery(
+        label="Restored",
+        show_label=False,
+        columns=4,
+        fit_columns=False,
+        height="auto",
+        allow_preview=False,
+        visible=False,
+        buttons=[],
+        elem_id="gallery",
+    )
+
+
+def _build_fields(page: RestoreTab) -> dict[str, Any]:
+    """Build the option controls by name, in the order of restore_tab.FIELDS."""
+    fields = _build_main_fields(page)
+    with gr.Accordion("More options", open=False, elem_id="options"):
+        fields |= _build_model_fields(page) | _build_face_fields(page) | _build_file_fields(page)
+    return {name: fields[name] for name in restore_tab.FIELDS}
+
+
+def _build_main_fields(page: RestoreTab) -> dict[str, Any]:
+    default = page.restorer.options
+    is_preset = default.model in PRESETS
+    return {
         "preset": gr.Radio(
             restore_tab.preset_choices(),
-            value=default.model if preset else "auto",
+            value=default.model if is_preset else "auto",
             label="Quality",
             elem_id="preset",
-            **restore_tab.quality_state(exact),
+            **restore_tab.preset_state("" if is_preset else default.model),
         ),
         "outscale": gr.Radio(
-            [(f"{times}x", times) for times in _SIZES],
+            [(f"{scale}x", scale) for scale in _SCALES],
             value=default.outscale,
             label="Size",
-            info=restore_tab.TIMES,
+            info=restore_tab.SIZE_INFO,
             elem_id="outscale",
         ),
         "restore_faces": gr.Checkbox(
-            faces, label="Restore faces", info=page.face_help(), elem_id="restore_faces"
+            default.face_enhance != "off",
+            label="Restore faces",
+            info=page.face_info(),
+            elem_id="restore_faces",
         ),
     }
-    with gr.Accordion("More options", open=False, elem_id="options"):
-        made |= {
-            "model": gr.Dropdown(
-                [("As chosen under Quality", ""), *((page.about(m), m.name) for m in upscalers)],
-                value=exact,
-                label="Model",
-                elem_id="model",
-            ),
-            "long_side": gr.Number(
-                0,
-                label="Long side in pixels",
-                info="In place of a size in times; 0 for that",
-                precision=0,
-                elem_id="long_side",
-            ),
-            "denoise": gr.Slider(
-                0,
-                1,
-                default.denoise,
-                label="Denoise",
-                info="Less keeps more grain",
-                visible=bool(page.restorer.model(default).pair),
-                elem_id="denoise",
-            ),
-            "face_model": gr.Dropdown(
-                [model.name for model in registry.MODELS if model.kind == "face"],
-                value=default.face_model,
-                label="Face model",
-                visible=faces,
-                elem_id="face_model",
-            ),
-            "face_strength": gr.Slider(
-                0,
-                1,
-                default.face_strength,
-                label="Face strength",
-                info="Less keeps more of the face as it was",
-                visible=faces,
-                elem_id="face_strength",
-            ),
-            "format": gr.Dropdown(
-                [(restore_tab.FORMAT_NAMES[form], form) for form in FORMATS],
-                value=default.format,
-                label="File format",
-                elem_id="format",
-            ),
-            "quality": gr.Slider(
-                1,
-                100,
-                default.quality,
-                step=1,
-                label="File quality",
-                info="Of JPEG, WebP and AVIF",
-                elem_id="quality",
-            ),
-            "keep_metadata": gr.Checkbox(
-                default.keep_metadata,
-                label="Keep metadata",
-                info="Date, camera, caption",
-                elem_id="keep_metadata",
-            ),
-            "remove_gps": gr.Checkbox(
-                default.remove_gps, label="Remove GPS", info="Where it was taken", elem_id="remove_gps"
-            ),
-        }
-    return {name: made[name] for name in restore_tab.FIELDS}
 
 
-def _endings() -> list[str]:
+def _build_model_fields(page: RestoreTab) -> dict[str, Any]:
+    default = page.restorer.options
+    upscalers = [model for model in registry.available(page.restorer.weights) if model.kind == "upscale"]
+    return {
+        "model": gr.Dropdown(
+            [
+                ("As chosen under Quality", ""),
+                *((page.model_label(model), model.name) for model in upscalers),
+            ],
+            value="" if default.model in PRESETS else default.model,
+            label="Model",
+            elem_id="model",
+        ),
+        "long_side": gr.Number(
+            0,
+            label="Long side in pixels",
+            info="Overrides Size; 0 to use Size",
+            precision=0,
+            elem_id="long_side",
+        ),
+        "denoise": gr.Slider(
+            0,
+            1,
+            default.denoise,
+            label="Denoise",
+            info="Lower keeps more grain",
+            visible=bool(page.restorer.model(default).pair),
+            elem_id="denoise",
+        ),
+    }
+
+
+def _build_face_fields(page: RestoreTab) -> dict[str, Any]:
+    default = page.restorer.options
+    visible = default.face_enhance != "off"
+    return {
+        "face_model": gr.Dropdown(
+            [model.name for model in registry.MODELS if model.kind == "face"],
+            value=default.face_model,
+            label="Face model",
+            visible=visible,
+            elem_id="face_model",
+        ),
+        "face_strength": gr.Slider(
+            0,
+            1,
+            default.face_strength,
+            label="Face strength",
+            info="Lower keeps more of the original face",
+            visible=visible,
+            elem_id="face_strength",
+        ),
+    }
+
+
+def _build_file_fields(page: RestoreTab) -> dict[str, Any]:
+    default = page.restorer.options
+    return {
+        "format": gr.Dropdown(
+            [(FORMAT_NAMES[form], form) for form in FORMATS],
+            value=default.format,
+            label="File format",
+            elem_id="format",
+        ),
+        "quality": gr.Slider(
+            1,
+            100,
+            default.quality,
+            step=1,
+            label="File quality",
+            info="For JPEG, WebP and AVIF",
+            elem_id="quality",
+        ),
+        "keep_metadata": gr.Checkbox(
+            default.keep_metadata,
+            label="Keep metadata",
+            info="Date, camera, caption",
+            elem_id="keep_metadata",
+        ),
+        "remove_gps": gr.Checkbox(
+            default.remove_gps, label="Remove GPS", info="Location of the photo", elem_id="remove_gps"
+        ),
+    }
+
+
+def _file_types() -> list[str]:
     return ["image", *(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)]

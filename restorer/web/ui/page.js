@@ -1,15 +1,15 @@
-// What Gradio has no event for: a photo from the clipboard, a spot of the picture by mouse or keyboard, names
-// for what it leaves nameless, and a focus and a view that follow what happens.
+// What Gradio has no event or option for: pasting a photo, choosing a position on an image by mouse or
+// keyboard, accessible names, and moving focus and scroll position to what changes.
 () => {
   const one = (selector) => document.querySelector(selector);
 
-  const pick = async (name, files) => {
-    if (name === "#upload") one("#upload [aria-label=Clear]")?.click();  // a filled one takes no other
-    for (let wait = 0; wait < 40; wait++) {
-      const field = one(`${name} input[type=file]`);
-      if (field) {
-        field.files = files;
-        field.dispatchEvent(new Event("change", { bubbles: true }));
+  const upload = async (id, files) => {
+    if (id === "#upload") one("#upload [aria-label=Clear]")?.click();  // a single upload has no input while full
+    for (let attempt = 0; attempt < 40; attempt++) {
+      const input = one(`${id} input[type=file]`);
+      if (input) {
+        input.files = files;
+        input.dispatchEvent(new Event("change", { bubbles: true }));
         return;
       }
       await new Promise((resolve) => setTimeout(resolve, 50));
@@ -19,123 +19,130 @@
     const files = event.clipboardData?.files;
     if (!files?.length) return;
     event.preventDefault();
-    pick(one("#uploads")?.offsetParent ? "#uploads" : "#upload", files);
+    upload(one("#uploads")?.offsetParent ? "#uploads" : "#upload", files);
   });
 
-  // The picture as it is drawn within its element (object-fit: contain)
-  const drawn = (image) => {
+  // The box in which an image is drawn inside its element (object-fit: contain)
+  const drawnBox = (image) => {
     const box = image.getBoundingClientRect();
-    const fit = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight);
-    const width = image.naturalWidth * fit, height = image.naturalHeight * fit;
+    const scale = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight);
+    const width = image.naturalWidth * scale, height = image.naturalHeight * scale;
     return { left: box.left + (box.width - width) / 2, top: box.top + (box.height - height) / 2, width, height };
   };
-  const see = (selector) => {
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    one(selector)?.scrollIntoView({ block: "nearest", behavior: still ? "auto" : "smooth" });
+  const scrollTo = (selector) => {
+    const reduced = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    one(selector)?.scrollIntoView({ block: "nearest", behavior: reduced ? "auto" : "smooth" });
   };
-  const take = (around, x, y) => {
-    const name = around.id === "slider" ? "spot" : "place";
-    const field = one(`#${name} textarea, #${name} input`);
-    field.value = `${x.toFixed(4)},${y.toFixed(4)}`;
-    field.dispatchEvent(new Event("input", { bubbles: true }));
-    see(name === "spot" ? "#view" : "#detail");
+  // Send a position (x, y, each 0 to 1) on #slider or #before to the server
+  const choosePosition = (element, x, y) => {
+    const id = element.id === "slider" ? "spot" : "place";
+    const input = one(`#${id} textarea, #${id} input`);
+    input.value = `${x.toFixed(4)},${y.toFixed(4)}`;
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+    scrollTo(id === "spot" ? "#view" : "#detail");
   };
 
-  let pressed = null;
-  document.addEventListener("pointerdown", (event) => { pressed = [event.clientX, event.clientY]; }, true);
+  let pressedAt = null;
+  document.addEventListener("pointerdown", (event) => { pressedAt = [event.clientX, event.clientY]; }, true);
   document.addEventListener("pointerup", (event) => {
-    const around = event.target.closest?.("#slider, #before"), image = around?.querySelector("img");
-    const other = event.target.closest?.("button")?.querySelector("img") === null;  // of the toolbar
-    if (!image || !pressed || other || event.button !== 0) return;
-    if (Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) > 4) return;  // the handle was drawn
-    const box = drawn(image);
+    const element = event.target.closest?.("#slider, #before"), image = element?.querySelector("img");
+    const inToolbar = event.target.closest?.("button")?.querySelector("img") === null;
+    if (!image || !pressedAt || inToolbar || event.button !== 0) return;
+    const dragged = Math.hypot(event.clientX - pressedAt[0], event.clientY - pressedAt[1]) > 4;  // the handle
+    if (dragged) return;
+    const box = drawnBox(image);
     const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
-    if (x >= 0 && x <= 1 && y >= 0 && y <= 1) take(around, x, y);
+    if (x >= 0 && x <= 1 && y >= 0 && y <= 1) choosePosition(element, x, y);
   }, true);
 
-  // The same with the arrow keys and Enter: a mark shows where
-  const mark = Object.assign(document.createElement("div"), { id: "crosshair", hidden: true });
-  document.body.append(mark);
-  let spot = [0.5, 0.5];
-  const place = (around) => {
-    const box = drawn(around.querySelector("img"));
-    mark.style.left = `${box.left + spot[0] * box.width}px`;
-    mark.style.top = `${box.top + spot[1] * box.height}px`;
-    mark.hidden = false;
+  // The same with arrow keys and Enter: a crosshair marks the position
+  const crosshair = Object.assign(document.createElement("div"), { id: "crosshair", hidden: true });
+  document.body.append(crosshair);
+  let position = [0.5, 0.5];
+  const showCrosshair = (element) => {
+    const box = drawnBox(element.querySelector("img"));
+    crosshair.style.left = `${box.left + position[0] * box.width}px`;
+    crosshair.style.top = `${box.top + position[1] * box.height}px`;
+    crosshair.hidden = false;
   };
-  const within = (value) => Math.min(Math.max(value, 0), 1);
-  document.addEventListener("focusout", () => { mark.hidden = true; });
-  addEventListener("scroll", () => { mark.hidden = true; }, true);
+  const clip = (value) => Math.min(Math.max(value, 0), 1);
+  document.addEventListener("focusout", () => { crosshair.hidden = true; });
+  addEventListener("scroll", () => { crosshair.hidden = true; }, true);
   const steps = { ArrowLeft: [-1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowRight: [1, 0] };
-  const ways = { ArrowLeft: "left", ArrowUp: "up", ArrowDown: "down", ArrowRight: "right" };
+  const directions = { ArrowLeft: "left", ArrowUp: "up", ArrowDown: "down", ArrowRight: "right" };
   document.addEventListener("keydown", (event) => {
-    const at = event.target, step = steps[event.key];
-    if (at.matches?.("#before, #slider") && at.querySelector("img")) {
-      if (event.key === "Enter") take(at, ...spot);
-      else if (step) spot = [within(spot[0] + 0.05 * step[0]), within(spot[1] + 0.05 * step[1])];
+    const target = event.target, step = steps[event.key];
+    if (target.matches?.("#before, #slider") && target.querySelector("img")) {
+      if (event.key === "Enter") choosePosition(target, ...position);
+      else if (step) position = [clip(position[0] + 0.05 * step[0]), clip(position[1] + 0.05 * step[1])];
       else return;
       event.preventDefault();
-      place(at);
-    } else if (step && at.closest?.("#closer") && !at.matches("input, textarea")) {
+      showCrosshair(target);
+    } else if (step && target.closest?.("#closer") && !target.matches("input, textarea")) {
       event.preventDefault();
-      one(`#go-${ways[event.key]}`)?.click();
+      one(`#go-${directions[event.key]}`)?.click();
     }
   });
 
-  // Names for people who do not see the page, and one group for the sizes
-  const names = {
-    "#before img": "The photo", "#slider img": "Before and after", "#view img": "A part at 100 %",
-    "#detail img": "A detail, before and after", "#faces img": "A face, before and after",
-    "#samples img": "A photo to try", "#gallery img": "A restored photo", "#sheet img": "The detail by one model",
+  // Accessible names and roles that Gradio does not set
+  const altTexts = {
+    "#before img": "Photo", "#slider img": "Before and after", "#view img": "View at 100 %",
+    "#detail img": "Detail before and after", "#faces img": "Face before and after",
+    "#samples img": "Sample photo", "#gallery img": "Restored photo", "#sheet img": "Detail restored by one model",
   };
-  let told = "", focused = null;
-  document.addEventListener("focusin", (event) => { focused = event.target.closest("#start, #stop, #start-all, #stop-all"); });
-  const settle = () => {
-    for (const [selector, name] of Object.entries(names)) {
+  const groupLabels = { "#before": "Choose a detail to preview", "#slider": "Choose a part to view at 100 %" };
+  const labelElements = () => {
+    for (const [selector, text] of Object.entries(altTexts)) {
       for (const image of document.querySelectorAll(selector)) {
-        if (!image.alt) image.alt = name;
+        if (!image.alt) image.alt = text;
       }
     }
-    for (const [selector, name] of [["#before", "Choose a spot for a detail"], ["#slider", "Choose a spot to see at 100 %"]]) {
-      const around = one(selector);
-      if (around && !around.hasAttribute("tabindex")) {
-        around.tabIndex = 0;
-        around.setAttribute("role", "group");
-        around.setAttribute("aria-label", `${name}: arrow keys, then Enter`);
+    for (const [selector, label] of Object.entries(groupLabels)) {
+      const element = one(selector);
+      if (element && !element.hasAttribute("tabindex")) {
+        element.tabIndex = 0;
+        element.setAttribute("role", "group");
+        element.setAttribute("aria-label", `${label}: arrow keys, then Enter`);
       }
     }
     document.querySelectorAll("#samples button, #sheet button, #gallery button").forEach((button) => {
       const caption = button.querySelector(".caption-label")?.textContent.trim();
       const file = button.querySelector("img")?.src.split("/").pop().split(".")[0];
-      const name = caption || (button.closest("#samples") && file);
-      if (name && button.ariaLabel !== name) button.ariaLabel = name;
+      const label = caption || (button.closest("#samples") && file);
+      if (label && button.ariaLabel !== label) button.ariaLabel = label;
     });
-    document.querySelectorAll('[aria-label="common.upload"]').forEach((field) => { field.ariaLabel = "Upload"; });
-    for (const group of ["outscale", "preset"]) {
+    document.querySelectorAll('[aria-label="common.upload"]').forEach((input) => { input.ariaLabel = "Upload"; });
+    for (const group of ["outscale", "preset"]) {  // one name makes the radio buttons one group
       document.querySelectorAll(`#${group} input`).forEach((input) => { if (input.name !== group) input.name = group; });
     }
-    for (const selector of ["#said", "#told", "#taken"]) {
-      const around = one(selector);
-      if (around && !around.hasAttribute("role")) around.setAttribute("role", "status");
+    for (const selector of ["#said", "#result-text", "#taken"]) {
+      const element = one(selector);
+      if (element && !element.hasAttribute("role")) element.setAttribute("role", "status");
     }
-    // The button that had the focus has gone: the one in its place gets it
+  };
+
+  let lastResult = "", focused = null;
+  document.addEventListener("focusin", (event) => { focused = event.target.closest("#start, #stop, #start-all, #stop-all"); });
+  const update = () => {
+    labelElements();
+    // A focused button that was hidden passes the focus to the one that replaces it
     if (focused && document.activeElement === document.body && !focused.offsetParent) {
-      const all = focused.id.endsWith("-all") ? "-all" : "";
-      const next = [`#stop${all}`, `#start${all}`].map(one).find((button) => button?.offsetParent && !button.disabled);
+      const suffix = focused.id.endsWith("-all") ? "-all" : "";
+      const next = [`#stop${suffix}`, `#start${suffix}`].map(one).find((button) => button?.offsetParent && !button.disabled);
       next?.focus({ preventScroll: true });
     }
-    const now = one("#told")?.offsetParent ? one("#told").textContent : "";
-    if (now && !told) see("#slider");
-    told = now;
+    const result = one("#result-text")?.offsetParent ? one("#result-text").textContent : "";
+    if (result && !lastResult) scrollTo("#slider");
+    lastResult = result;
   };
-  let due = false;
+  let scheduled = false;
   new MutationObserver(() => {
-    if (due) return;
-    due = true;
-    setTimeout(() => { due = false; settle(); }, 100);
+    if (scheduled) return;
+    scheduled = true;
+    setTimeout(() => { scheduled = false; update(); }, 100);
   }).observe(document.body, { subtree: true, childList: true, attributes: true, attributeFilter: ["class", "src"] });
-  settle();
+  update();
   document.addEventListener("click", (event) => {
-    if (event.target.closest?.("#start")) setTimeout(() => see(one("#before")?.offsetParent ? "#before" : "#slider"), 400);
+    if (event.target.closest?.("#start")) setTimeout(() => scrollTo(one("#before")?.offsetParent ? "#before" : "#slider"), 400);
   });
 }

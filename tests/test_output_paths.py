@@ -1,4 +1,4 @@
-"""Which file becomes which, and files that appear whole or not at all."""
+"""Output paths, file types by name, and atomic writes."""
 
 import itertools
 import os
@@ -30,28 +30,28 @@ def touch(*names: str) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def planned(photos: list[str], output: str | None = None, **options) -> dict[str, str]:
+def plan_as_text(photos: list[str], output: str | None = None, **options) -> dict[str, str]:
     """Source to target, as text."""
     folder = Path(output) if output else None
-    found = plan([Path(name) for name in photos], folder, **{"outscale": 4, **options})
-    return {str(task.source): str(task.target) for task in found}
+    tasks = plan([Path(name) for name in photos], folder, **{"outscale": 4, **options})
+    return {str(task.source): str(task.target) for task in tasks}
 
 
-def test_result_lies_beside_the_photo_or_in_the_folder():
+def test_result_is_beside_the_photo_or_in_the_output_folder():
     touch("a/x.jpg", "y.png")
-    assert planned(["a/x.jpg", "y.png"]) == {"a/x.jpg": "a/x_4x", "y.png": "y_4x"}
-    assert planned(["a/x.jpg", "y.png"], "out") == {"a/x.jpg": "out/x_4x", "y.png": "out/y_4x"}
+    assert plan_as_text(["a/x.jpg", "y.png"]) == {"a/x.jpg": "a/x_4x", "y.png": "y_4x"}
+    assert plan_as_text(["a/x.jpg", "y.png"], "out") == {"a/x.jpg": "out/x_4x", "y.png": "out/y_4x"}
 
 
 @pytest.mark.parametrize(("outscale", "name"), [(4.0, "x_4x"), (1, "x_1x"), (2.5, "x_2.5x")])
 def test_scale_is_in_the_name(outscale, name):
-    assert planned(["x.jpg"], outscale=outscale) == {"x.jpg": name}
-    assert planned(["x.jpg"], "out", outscale=outscale) == {"x.jpg": f"out/{name}"}
+    assert plan_as_text(["x.jpg"], outscale=outscale) == {"x.jpg": name}
+    assert plan_as_text(["x.jpg"], "out", outscale=outscale) == {"x.jpg": f"out/{name}"}
 
 
 def test_folder_keeps_its_structure():
     touch("scans/1950/a.jpg", "scans/1950/b.png", "scans/1960/summer/a.jpg", "scans/c.heic")
-    assert planned(["scans"], "out") == {
+    assert plan_as_text(["scans"], "out") == {
         "scans/1950/a.jpg": "out/1950/a_4x",
         "scans/1950/b.png": "out/1950/b_4x",
         "scans/1960/summer/a.jpg": "out/1960/summer/a_4x",
@@ -59,37 +59,37 @@ def test_folder_keeps_its_structure():
     }
 
 
-def test_folder_gives_its_photos_only():
+def test_folder_yields_photos_only():
     photos = [f"in/{number}{ending}" for number, ending in enumerate(file_types.FORMAT_OF)]
     photos += ["in/LOUD.JPG", "in/ü ñ 写真.Png"]
     touch(*photos, "in/notes.txt", "in/film.mp4", "in/.hidden.jpg", "in/._a.jpg", "in/.cache/a.jpg", "in/a")
     Path("in/folder.jpg").mkdir()
-    assert set(planned(["in"], "out")) == set(photos)
+    assert set(plan_as_text(["in"], "out")) == set(photos)
     touch(".photos/a.jpg")
-    assert planned([".photos"], "out") == {".photos/a.jpg": "out/a_4x"}
+    assert plan_as_text([".photos"], "out") == {".photos/a.jpg": "out/a_4x"}
 
 
-def test_output_folder_inside_is_not_read_again():
+def test_output_folder_inside_the_input_is_skipped():
     touch("in/a.jpg", "in/out/a_4x.jpg", "in/out/deep/b_4x.jpg", "in/outer/c.jpg")
-    assert set(planned(["in"], "in/out")) == {"in/a.jpg", "in/outer/c.jpg"}
-    assert set(planned(["in", "in/out/a_4x.jpg"], "in/out")) == {
+    assert set(plan_as_text(["in"], "in/out")) == {"in/a.jpg", "in/outer/c.jpg"}
+    assert set(plan_as_text(["in", "in/out/a_4x.jpg"], "in/out")) == {
         "in/a.jpg",
         "in/outer/c.jpg",
         "in/out/a_4x.jpg",
     }
-    assert planned(["in"], ".")["in/a.jpg"] == "a_4x"
+    assert plan_as_text(["in"], ".")["in/a.jpg"] == "a_4x"
 
 
-def test_each_photo_is_done_once():
+def test_each_photo_is_planned_once():
     touch("in/a.jpg", "in/b.jpg")
     Path("link.jpg").symlink_to("in/a.jpg")
-    assert list(planned(["in/a.jpg", "in", "link.jpg", "./in/../in/b.jpg"], "out")) == [
+    assert list(plan_as_text(["in/a.jpg", "in", "link.jpg", "./in/../in/b.jpg"], "out")) == [
         "in/a.jpg",
         "in/b.jpg",
     ]
 
 
-def test_two_photos_never_have_one_target():
+def test_targets_are_unique():
     names = ["a.jpg", "a.png", "A.webp", "a_jpg.tif", "b.jpg", "x/a.jpg", "y/a.jpg", "x/b.gif"]
     touch(*(f"in/{name}" for name in names), *names)
     kinds = [*names, "in", "in/x", "in/y/../y/a.jpg"]
@@ -99,21 +99,24 @@ def test_two_photos_never_have_one_target():
         assert len(set(paths)) == len(tasks)
 
 
-def test_names_of_photos_with_one_stem():
+def test_names_of_photos_with_the_same_stem():
     touch("a.jpg", "a.png", "b.jpg", "x/a.jpg", "y/a.jpg")
-    assert planned(["a.jpg", "a.png", "b.jpg"], "out") == {
+    assert plan_as_text(["a.jpg", "a.png", "b.jpg"], "out") == {
         "a.jpg": "out/a_jpg_4x",
         "a.png": "out/a_png_4x",
         "b.jpg": "out/b_4x",
     }
-    assert planned(["x/a.jpg", "y/a.jpg"], "out") == {"x/a.jpg": "out/a_jpg_4x", "y/a.jpg": "out/a_jpg_2_4x"}
-    assert planned(["x/a.jpg", "y/a.jpg"]) == {"x/a.jpg": "x/a_4x", "y/a.jpg": "y/a_4x"}
+    assert plan_as_text(["x/a.jpg", "y/a.jpg"], "out") == {
+        "x/a.jpg": "out/a_jpg_4x",
+        "y/a.jpg": "out/a_jpg_2_4x",
+    }
+    assert plan_as_text(["x/a.jpg", "y/a.jpg"]) == {"x/a.jpg": "x/a_4x", "y/a.jpg": "y/a_4x"}
 
 
-def test_two_ways_to_write_a_name_are_one_target():
+def test_unicode_normal_forms_are_one_target():
     composed, decomposed = "in/\u00e9.jpg", "other/e\u0301.png"
     touch(composed, decomposed)
-    targets = {*planned([composed, decomposed], "out").values()}
+    targets = {*plan_as_text([composed, decomposed], "out").values()}
     assert len({output_paths._key(Path(target)) for target in targets}) == 2
     absolute = str(Path("in/\u00e9.png").absolute())
     touch(absolute)
@@ -121,44 +124,44 @@ def test_two_ways_to_write_a_name_are_one_target():
     assert len({task.path("webp").resolve() for task in tasks}) == 2
 
 
-def test_one_photo_to_a_named_file():
+def test_single_photo_to_a_named_file():
     touch("a.jpg")
     for name in ("new.png", "new.JPEG", "deep/er/new.tif", "new.avif", "new.webp"):
         (task,) = plan([Path("a.jpg")], Path(name), outscale=4)
         assert task == OutputTask(Path("a.jpg"), Path(name))
         assert task.path("png") == Path(name)
     Path("folder.png").mkdir()
-    assert planned(["a.jpg"], "folder.png") == {"a.jpg": "folder.png/a_4x"}
+    assert plan_as_text(["a.jpg"], "folder.png") == {"a.jpg": "folder.png/a_4x"}
 
 
 @pytest.mark.parametrize(
-    ("photos", "output", "told"),
+    ("photos", "output", "message"),
     [
-        (["in"], None, "in is a folder: give another folder .* -o"),
+        (["in"], None, "in is a folder; name another folder .* -o"),
         (["a.jpg", "in"], None, "in is a folder"),
         (["in"], "in", "in is a folder"),
         (["in"], "./in/../in", "in is a folder"),
-        (["a.jpg"], "b.gif", r"b.gif ends with .gif, which is not written; use .png, .jpg"),
-        (["a.jpg"], "b.txt", r"ends with .txt"),
+        (["a.jpg"], "b.gif", r"b.gif: cannot write .gif files; use .png, .jpg"),
+        (["a.jpg"], "b.txt", r"cannot write .txt files"),
         (["a.jpg"], "a.jpg", "a.jpg is the photo itself"),
         (["a.jpg"], "in/../a.jpg", "is the photo itself"),
-        (["a.jpg", "b.jpg"], "c.jpg", "c.jpg is a file: several photos need a folder"),
-        (["a.jpg", "b.jpg"], "notes", "notes is a file: several photos need a folder"),
-        (["in"], "notes", "notes is a file: several photos need a folder"),
+        (["a.jpg", "b.jpg"], "c.jpg", "c.jpg is a file; name a folder with -o for several photos"),
+        (["a.jpg", "b.jpg"], "notes", "notes is a file; name a folder with -o for several photos"),
+        (["in"], "notes", "notes is a file; name a folder with -o for several photos"),
     ],
 )
-def test_output_that_cannot_be_meant(photos, output, told):
+def test_contradictory_output_is_rejected(photos, output, message):
     touch("a.jpg", "b.jpg", "in/c.jpg", "notes")
-    with pytest.raises(InvalidOption, match=told):
-        planned(photos, output)
+    with pytest.raises(InvalidOption, match=message):
+        plan_as_text(photos, output)
 
 
-def test_photo_that_does_not_exist_is_a_task_that_will_fail():
-    assert planned(["none.jpg"], "out") == {"none.jpg": "out/none_4x"}
+def test_missing_photo_is_planned_to_fail_later():
+    assert plan_as_text(["none.jpg"], "out") == {"none.jpg": "out/none_4x"}
 
 
 @pytest.mark.parametrize(
-    ("source", "form", "there", "found"),
+    ("source", "form", "existing", "matches"),
     [
         ("a.jpg", "same", "a_4x.jpg", True),
         ("a.jpg", "same", "a_4x.png", False),
@@ -174,20 +177,20 @@ def test_photo_that_does_not_exist_is_a_task_that_will_fail():
         ("a.jpg", "same", "a_4x.part", False),
     ],
 )
-def test_existing_output_is_the_one_that_would_be_written(source, form, there, found):
+def test_existing_output_has_the_expected_format(source, form, existing, matches):
     touch(source)
     (task,) = plan([Path(source)], Path("out"), outscale=4, form=form)
     assert task.existing() is None
-    touch(f"out/{there}")
-    assert task.existing() == (Path("out", there) if found else None)
+    touch(f"out/{existing}")
+    assert task.existing() == (Path("out", existing) if matches else None)
 
 
-def test_name_too_long_fails_when_its_turn_comes():
+def test_too_long_name_fails_when_written():
     (task,) = plan([Path("ü" * 126 + ".jpg")], None, outscale=4, form="webp")
     assert task.existing() is None
     with pytest.raises(OSError, match="too long"):
         atomic.write_atomic(task.path("webp"), b"x")
-    assert planned(["n" * 300]) == {"n" * 300: "n" * 300 + "_4x"}
+    assert plan_as_text(["n" * 300]) == {"n" * 300: "n" * 300 + "_4x"}
 
 
 def test_existing_named_output():
@@ -204,13 +207,13 @@ def encoded_as(form: str, *, depth: int = 8, alpha: np.ndarray | None = None) ->
 
 
 @pytest.mark.parametrize("form", [form for form in file_types.SUFFIXES if form != "heif"])
-def test_same_means_here_what_it_means_to_the_encoder(form):
+def test_same_matches_the_encoder(form):
     written = encoded_as(form)
     for suffix in file_types.SUFFIXES[form]:
         assert file_types.result_formats(Path("a" + suffix), "same") == (written,)
 
 
-def test_heif_may_become_either():
+def test_heif_becomes_jpeg_or_png():
     kinds = itertools.product((8, 16), (None, np.zeros((1, 1))))
     written = {encoded_as("heif", depth=depth, alpha=alpha) for depth, alpha in kinds}
     assert set(file_types.result_formats(Path("a.heic"), "same")) == written
@@ -219,8 +222,8 @@ def test_heif_may_become_either():
 @pytest.mark.parametrize(
     "suffix", [suffix for suffix in file_types.FORMAT_OF if suffix not in (".mpo", ".dib", ".avifs")]
 )
-def test_endings_are_those_of_their_formats(suffix):
-    """Pillow names the same format for each ending, but for HEIF, which it knows only by a plug-in."""
+def test_suffixes_match_pillow(suffix):
+    """Pillow maps each suffix to the same format; HEIF needs a plug-in."""
     Image.init()
     form = file_types.FORMAT_OF[suffix]
     names = {".hif": "HEIF", ".heif": "HEIF", ".heic": "HEIF"} | Image.registered_extensions()
@@ -228,7 +231,7 @@ def test_endings_are_those_of_their_formats(suffix):
     assert form in {name.lower() for name in photo.READABLE} | {"heif"}
 
 
-def test_format_that_a_name_announces():
+def test_format_of_file_name():
     assert [
         file_types.format_of(Path(name)) for name in ("a.JPG", "a.tiff", "a.gif", "a.heic", "a", "png")
     ] == [
@@ -242,13 +245,13 @@ def test_format_that_a_name_announces():
 
 
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp", "tiff", "avif"])
-def test_suffixed_is_undone_by_format_of(form):
+def test_format_of_inverts_suffixed(form):
     path = file_types.suffixed(Path("out/holiday.2019_2.5x"), form)
     assert path.name.startswith("holiday.2019_2.5x.")
     assert file_types.format_of(path) == form
 
 
-def test_write_atomic_makes_folders_and_replaces():
+def test_write_atomic_creates_folders_and_replaces():
     path = Path("deep/er/a.png")
     atomic.write_atomic(path, b"first")
     atomic.write_atomic(path, b"second")
@@ -267,11 +270,11 @@ def test_permissions_follow_the_umask(umask):
 
 
 @pytest.mark.parametrize("stopped", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_what_stops_a_write_leaves_the_old_file_and_no_part(stopped, monkeypatch):
+def test_interrupted_write_leaves_the_old_file(stopped, monkeypatch):
     touch("a.png")
 
     def stop(descriptor: int) -> None:
-        assert os.fstat(descriptor).st_size == 3  # the new bytes are there by now, under another name
+        assert os.fstat(descriptor).st_size == 3  # the new bytes are written under a temporary name
         assert Path("a.png").read_bytes() == b"a.png"
         raise stopped
 
@@ -282,13 +285,13 @@ def test_what_stops_a_write_leaves_the_old_file_and_no_part(stopped, monkeypatch
     assert [path.name for path in Path().iterdir()] == ["a.png"]
 
 
-def test_longest_name_that_the_file_system_takes():
+def test_longest_file_name():
     path = Path("n" * 251 + ".png")
     atomic.write_atomic(path, b"x")
     assert path.read_bytes() == b"x"
 
 
-def test_readers_see_one_whole_file_or_another():
+def test_readers_see_complete_files_only():
     bodies = [bytes([number]) * 300_000 for number in range(4)]
     atomic.write_atomic(Path("a.bin"), bodies[0])
     writers = [
