@@ -126,6 +126,7 @@ def test_interrupted_run_resumes_to_the_same_weights(shards, tmp_path, monkeypat
     assert new_run(PLAN, tmp_path / "b").step == 6
 
 
+@pytest.mark.slow
 def test_training_reduces_the_loss(shards, tmp_path):
     plan = replace(PLAN, steps=100, rate=1e-2, energy=0)
     run = new_run(plan, tmp_path)
@@ -162,6 +163,7 @@ def test_loss_prefers_texture_where_l1_prefers_blur():
     assert learn.loss(target, target, with_energy) == 0
 
 
+@pytest.mark.slow
 def test_command_creates_a_weights_file_from_photographs(photos, tmp_path, monkeypatch):
     save_network(tmp_path / "weights/custom/teacher.pth", seed=1)
     monkeypatch.setenv("RESTORER_WEIGHTS", str(tmp_path / "weights"))

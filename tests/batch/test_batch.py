@@ -168,6 +168,7 @@ def kill_after(command: list[str], count: int, folder: Path) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_without_repeating_photos(folder, rng):
     save_network(folder / "weights/custom/tiny.safetensors", seed=1, features=64, convs=16)
     for index in range(40):
@@ -193,6 +194,7 @@ def test_killed_run_resumes_without_repeating_photos(folder, rng):
         assert (folder / "out" / by_path[path]["output"]).read_bytes() == data
 
 
+@pytest.mark.slow
 def test_photo_that_kills_the_process_fails_after_three_attempts(folder):
     script = """
 import os, sys

@@ -30,6 +30,7 @@ def seeded(module: str, name: str, **arguments: object) -> torch.nn.Module:
     return compat.load(module, name)(**arguments).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name", "arguments", "options"),
     [
@@ -52,6 +53,7 @@ def test_restored_crop_matches_the_package_and_is_reproducible(module, name, arg
     assert first.tobytes() == second.tobytes()
 
 
+@pytest.mark.slow
 def test_parsing_mask_matches_the_classes_of_the_network(rng):
     network = seeded("facexlib.parsing.parsenet", "ParseNet", in_size=512, out_size=512, parsing_ch=19)
     state = network.state_dict()

@@ -153,6 +153,7 @@ def test_wrong_network_and_missing_file_are_rejected(tmp_path):
 # Pixels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_pixels_equal_realesrganer(name, restored, tmp_path):
     """The reference runs the same weights from a .pth file in float32, without tiling."""
@@ -166,6 +167,7 @@ def test_pixels_equal_realesrganer(name, restored, tmp_path):
         assert distance(restored(name, photo), expected) <= 1, photo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_pixels_equal_ncnn_on_the_packages_own_graph(name, restored):
     """ncnn reads .param and .bin itself, without our reader or our network."""

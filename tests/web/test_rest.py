@@ -247,6 +247,7 @@ def test_queue_is_limited_and_jobs_run_in_order(tmp_path, rng, monkeypatch):
         assert [path.name for path in settings.jobs_folder.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_events_stream_until_the_job_ends(client, rng, monkeypatch):
     monkeypatch.setattr(routes, "_EVENT_SECONDS", 0.05)
     wait_after_slow_tiles(monkeypatch, lambda: time.sleep(0.05))
@@ -382,6 +383,7 @@ def check_resumed(tmp_path: Path, end) -> None:
                 Image.open(io.BytesIO(file)).verify()
 
 
+@pytest.mark.slow
 def test_accepted_jobs_survive_a_kill(tmp_path):
     def kill(process: subprocess.Popen, _address: str) -> None:
         process.kill()
@@ -390,6 +392,7 @@ def test_accepted_jobs_survive_a_kill(tmp_path):
     check_resumed(tmp_path, kill)
 
 
+@pytest.mark.slow
 def test_clean_shutdown_requeues_jobs(tmp_path):
     def end(process: subprocess.Popen, address: str) -> None:
         process.terminate()
@@ -399,6 +402,7 @@ def test_clean_shutdown_requeues_jobs(tmp_path):
     assert not list((tmp_path / "uploads/jobs").glob("*.part"))
 
 
+@pytest.mark.slow
 def test_shutdown_does_not_wait_for_a_long_tile(tmp_path):
     settings_in(tmp_path)
     photo = png(photo_like(np.random.default_rng(5), 20, 20))
