@@ -13,7 +13,6 @@ CPU_BACKENDS = ("torch", "winograd", "openvino", "ncnn", "bfloat16")
 BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
 # "cuda:1" is the second GPU. "cpu" measures which backend is fastest; "cpu:ncnn" fixes it
 DEVICES = ("cuda", "mps", "cpu", *(f"cpu:{backend}" for backend in CPU_BACKENDS), VULKAN)
-DEVICE_HELP = f"{', '.join(DEVICES)} (the fastest available)"
 FACE_ENHANCE = ("auto", "on", "off")
 FACE_MASKS = ("ellipse", "parsing")
 _KINDS = {str: "a string", float: "a number", int: "a whole number", bool: "true or false"}

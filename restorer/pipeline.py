@@ -20,7 +20,7 @@ from .faces import networks as face_networks
 from .faces.paste import Face, without_faces
 from .images import encode, photo
 from .images.photo import Photo
-from .inference.model_cache import LockedEngine, LockedUpscaler, ModelCache
+from .inference.model_cache import RETRY_SECONDS, LockedEngine, LockedUpscaler, ModelCache
 from .inference.throughput import ThroughputEstimator
 from .inference.upscale import fill_transparent, is_opaque, output_size, tiles_needed, upscale
 from .models import download, registry, selection, sources
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from .inference.engine import Engine
 
 T = TypeVar("T")
-_RETRY_SECONDS = 600  # before a failed download is tried again
 _OUT_OF_MEMORY = "photo and result do not fit into memory; choose a smaller scale"
 _RECOMPOSE_OPTIONS = {"face_strength", "format", "quality", "keep_metadata", "remove_gps"}
 
@@ -72,7 +71,7 @@ class Restorer:
     decoder  decodes a file's bytes like photo.decode; use sandbox.decode for untrusted files
     options  defaults for restore(), see Options
 
-    Networks are loaded when first needed. A Restorer is thread-safe and computes one tile at a time.
+    Networks are loaded when first needed. A Restorer is thread-safe; one thread at a time uses the device.
     """
 
     def __init__(
@@ -351,7 +350,7 @@ class Restorer:
         if options.model == "fast":
             return selection.fast(self.weights, options)
         if self._is_large(options, pixels):
-            fetch = time.monotonic() - self._download_failed > _RETRY_SECONDS and not download.offline()
+            fetch = time.monotonic() - self._download_failed > RETRY_SECONDS and not download.offline()
             return selection.for_large(self.weights, options, fetch=fetch)
         if options.model in ("auto", "best"):
             return selection.best(self.weights, options, fetch=options.model == "best")

@@ -66,6 +66,8 @@ def test_documents_speak_standard_english(path):
         ("Keep GPS out of XMP\nIt was left.", "empty line"),
         ("Keep GPS out of XMP\n# a comment\n", "say why"),
         ("Fixed GPS\n\nbody", "not imperative"),
+        ("Express sizes in pixels\n\nThe unit was missing.", ""),
+        ("Removes GPS\n\nbody", "not imperative"),
         ("gps: remove\n\nbody", "capital"),
         ("Remove GPS.\n\nbody", "full stop"),
         (f"Remove {'x' * 80}\n\nbody", "87 characters"),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from .. import output_paths
 from ..errors import InvalidOption, RestoreError
 from ..images import photo
-from ..options import DEVICE_HELP, Options
+from ..options import DEVICES, Options
 from ..pipeline import Restorer
 from ..version import __version__
 from . import cases, degradation, summary
@@ -233,5 +233,5 @@ def build_parser() -> argparse.ArgumentParser:
         "--fail-under", action="append", default=[], metavar="ssim=0.8", help="exit with 1 if a mean is worse"
     )
     parser.add_argument("--weights-dir", metavar="DIR", help="folder of the models' files (weights/)")
-    parser.add_argument("--device", help=DEVICE_HELP)
+    parser.add_argument("--device", help=f"{', '.join(DEVICES)} (the fastest available)")
     return parser

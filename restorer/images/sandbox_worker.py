@@ -173,9 +173,10 @@ def _run_fork_server(control: socket.socket) -> None:
         try:
             message, fds, _, _ = socket.recv_fds(control, 1, 1)
         except TimeoutError:
-            message, fds = READY, []
+            _reap(deadlines)
+            continue
         except OSError:
-            message, fds = b"", []
+            break
         if not message:
             break
         for fd in fds:

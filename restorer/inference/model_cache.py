@@ -17,7 +17,7 @@ from .tiling import Answers
 if TYPE_CHECKING:
     from .engine import Engine
 
-_RETRY_SECONDS = 600  # between attempts to load a model that failed
+RETRY_SECONDS = 600  # between attempts to load or download a model that failed
 
 
 class LockedEngine:
@@ -122,5 +122,5 @@ class ModelCache:
 
     def _raise_recent_failure(self, model: Model) -> None:
         when, error = self._failed.get(model.name, (0.0, None))
-        if error and time.monotonic() - when < _RETRY_SECONDS and not is_present(model, self._weights):
+        if error and time.monotonic() - when < RETRY_SECONDS and not is_present(model, self._weights):
             raise error

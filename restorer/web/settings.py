@@ -68,7 +68,6 @@ class _SpaceSettings(Settings):
     """Defaults on a Hugging Face Space, which is reached only through its proxy."""
 
     host: str = "0.0.0.0"
-    port: int = Field(default=7860, ge=0, le=65535)
     forwarded_allow_ips: str = "*"
     restorer_weights: str = Field(
         default_factory=lambda: str(_SPACE_DISK / "weights") if os.access(_SPACE_DISK, os.W_OK) else ""

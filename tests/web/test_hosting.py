@@ -222,6 +222,8 @@ def test_space_gets_suitable_defaults(tmp_path, monkeypatch):
     assert (values.host, values.forwarded_allow_ips, values.restorer_weights) == ("0.0.0.0", "*", "")
     (tmp_path / "data").mkdir()
     assert settings.read(tmp_path).restorer_weights == str(tmp_path / "data/weights")
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "8001")
+    assert settings.read(tmp_path).port == 8001
     monkeypatch.setenv("HOST", "127.0.0.1")
     assert settings.read(tmp_path).host == "127.0.0.1"
 
