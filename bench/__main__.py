@@ -15,7 +15,7 @@ import torch
 from restorer import errors
 from restorer.inference import backends
 
-from . import faces, lines, machine, memory, table
+from . import faces, lines, machine, memory, seam, table
 from .rounds import OURS
 from .subjects import NAMES, subject
 
@@ -75,6 +75,8 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, An
         results["lines"] += faces.lines(*size, rounds=arguments.rounds or 2, device=device)
     except errors.RestoreError as error:
         _print_left_out({"GFPGANer": str(error)}, results["left_out"])
+    if complete:
+        results["seams"] = seam.measure()
     _save(results, complete)
     return results
 

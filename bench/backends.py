@@ -1,7 +1,8 @@
 """`python -m bench.backends`: compare CPU backends and 16-bit types with PyTorch in float32.
 
-One network's real weights on photos. Prints PSNR of the float output and of the 8-bit result over all photos,
-and the largest difference in levels of 255. With --rounds also seconds per megapixel, interleaved.
+One network's real weights on photos, untiled. Prints PSNR of the float output and of the 8-bit result over
+all photos, and the largest difference in levels of 255. With --rounds also seconds per megapixel,
+interleaved.
 """
 
 import argparse
@@ -14,19 +15,20 @@ import numpy as np
 import torch
 
 from restorer.images import photo
-from restorer.inference import backends
-from restorer.inference.backends import Network
+from restorer.inference import backends, network
+from restorer.inference.backends import Backend
+from restorer.inference.network import Segment
 from restorer.models import architectures, loader
 from restorer.options import BFLOAT16
 
 from . import machine, peers, present
-from .pad import PHOTOS, middle
 from .rounds import interleaved
+from .seam import PHOTOS, middle
 from .subjects import X4PLUS
 from .table import rows
 
 _REFERENCE, _HALF = "cpu:torch", "float16 (half=True)"
-_NAMES = (_REFERENCE, "cpu:winograd", "cpu:openvino", "cpu:ncnn", BFLOAT16)
+_NAMES = (_REFERENCE, "cpu:openvino", "cpu:ncnn", BFLOAT16)
 
 
 def main() -> int:
@@ -47,15 +49,29 @@ def main() -> int:
     return 0
 
 
-def _networks(name: str) -> dict[str, Network]:
+def _networks(name: str) -> dict[str, peers.Network]:
     state = loader.load(present(name)).state
     shape = architectures.detect(state, name)
-    runs = {one: backends.build(one, shape, state, name)[0] for one in _NAMES}
-    half = architectures.build(shape, state, name).eval().half().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return {**runs, _HALF: lambda batch: half(batch.half()).float()}
+    module = architectures.build(shape, state, name).eval().requires_grad_(False)
+    parts = network.segments(module.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    computed = {one: backends.build(one, parts) for one in _NAMES}
+    computed[_HALF] = backends.modules(parts, torch.float16)
+    return {one: _whole(parts, backend) for one, backend in computed.items()}
 
 
-def _distances(runs: dict[str, Network], photos: list[np.ndarray]) -> list[list[str]]:
+def _whole(parts: list[Segment], backend: Backend) -> peers.Network:
+    """Return a function that runs all segments on whole maps, in float32 outside."""
+
+    def run(image: torch.Tensor) -> torch.Tensor:
+        maps = {network.IMAGE: image.to(backend.dtype, memory_format=backend.layout)}
+        for part, compute in zip(parts, backend.compute, strict=True):
+            maps[part.writes] = compute(*(maps[name] for name in part.reads)).clone()
+        return maps[parts[-1].writes].float()
+
+    return run
+
+
+def _distances(runs: dict[str, peers.Network], photos: list[np.ndarray]) -> list[list[str]]:
     """Return a row per backend except the reference, over all samples of all photos."""
     results = {name: [_result(run, pixels) for pixels in photos] for name, run in runs.items()}
     reference = results.pop(_REFERENCE)
@@ -72,8 +88,8 @@ def _compare(outs: list[torch.Tensor], reference: list[torch.Tensor]) -> tuple[s
 
 
 @torch.inference_mode()
-def _result(run: Network, pixels: np.ndarray) -> torch.Tensor:
-    return run(peers.planes(pixels)).clone()
+def _result(run: peers.Network, pixels: np.ndarray) -> torch.Tensor:
+    return run(peers.planes(pixels))
 
 
 def _decibels(differences: np.ndarray) -> str:
@@ -82,7 +98,7 @@ def _decibels(differences: np.ndarray) -> str:
     return f"{-10 * np.log10(mean):.1f}" if mean else "equal"
 
 
-def _seconds(runs: dict[str, Network], pixels: np.ndarray, rounds: int) -> list[list[str]]:
+def _seconds(runs: dict[str, peers.Network], pixels: np.ndarray, rounds: int) -> list[list[str]]:
     """Median and minimum for each, in seconds per input megapixel; without float16, which is slow on CPUs."""
     calls = {name: lambda run=run: _result(run, pixels) for name, run in runs.items() if name != _HALF}
     for call in calls.values():

@@ -25,8 +25,9 @@ from .subjects import GENERAL, LITE, NAMES, X2PLUS, X4PLUS, Subject, subject
 
 _SAME = {"cpu": 60.0}  # dB to the same network in float32 from which on pixels are the same
 _SAME_IN_HALF = 45.0
-# Pixels from the edges that RealESRGANer pads, up to which RRDBNet's result is another: 63 dB are left beyond
-_EDGE = {"RRDBNet": 48}
+# Pixels from the edges that RealESRGANer pads, up to which its result is another: the receptive field of
+# realesr-general-x4v3, and of RRDBNet's a part, beyond which 63 dB are left
+_EDGE = {"RRDBNet": 48, "SRVGGNetCompact": 34}
 _WARM = 48  # side of the picture that warms up
 NETWORK, FILE, FOLDER, FACES = "network", "file", "folder", "faces"
 _PHOTOS = 8  # in a folder
@@ -44,6 +45,7 @@ class Line(NamedTuple):
     side     of the square photo in pixels
     alpha    the photo has an opaque alpha channel
     twice    2x instead of 4x, with RealESRGAN_x2plus
+    rounds   number of rounds; None: see rounds.interleaved()
     """
 
     figure: str
@@ -51,6 +53,7 @@ class Line(NamedTuple):
     side: int
     alpha: bool = False
     twice: bool = False
+    rounds: int | None = None
 
     @property
     def photo(self) -> str:
@@ -64,6 +67,7 @@ QUICK = (
     Line(NETWORK, X4PLUS, 128),
     Line(FILE, X4PLUS, 128),
     Line(FILE, X4PLUS, 128, twice=True),
+    Line(FILE, X4PLUS, 1024, rounds=1),  # 1 megapixel; minutes for each contestant
     *(Line(NETWORK, GENERAL, side) for side in (256, 512)),
     *(Line(FILE, GENERAL, side) for side in (256, 512)),
     Line(FILE, GENERAL, 512, alpha=True),
@@ -123,12 +127,13 @@ class Contestants:
     def file(self, line: Line, pixels: np.ndarray) -> dict[str, Callable[[], bytes]]:
         """Ours and RealESRGANer from bytes to bytes. Both have run once before, on a small picture."""
         own, outscale = self.own, 4
+        tile = 0 if peers.fits(own, pixels, self.device) else peers.TILE
         runs: dict[str, Callable[[bytes], bytes]] = {}
         if line.twice:
             own, outscale = subject(X2PLUS, self.own.weights), 2
             runs[TWICE] = file_by_realesrganer(own, self.device, outscale)
         runs[OURS] = file_by_ours(own, self.device, outscale)
-        runs[SHIPPED] = file_by_realesrganer(self.own, self.device, outscale)
+        runs[SHIPPED] = file_by_realesrganer(self.own, self.device, outscale, tile)
         small, data = (png(image, alpha=line.alpha) for image in (_small(pixels), pixels))
         for run in runs.values():
             run(small)
@@ -146,7 +151,7 @@ class Contestants:
 def run(line: Line, contestants: Contestants, rounds: int | None) -> dict[str, Any]:
     """Time one line: seconds, ratios, GFLOP/s and PSNR of each contestant, as results.json has them.
 
-    rounds  see rounds.interleaved()
+    rounds  None: those of the line
     """
     with tempfile.TemporaryDirectory() as place:
         return _run(line, contestants, rounds, Path(place))
@@ -167,20 +172,21 @@ def _run(line: Line, contestants: Contestants, rounds: int | None, place: Path) 
     product()
     seconds, outputs = interleaved(
         {MATRIX: lambda: product() or synchronise(device), **runs},
-        rounds=rounds,
+        rounds=rounds or line.rounds,
         keep=lambda out: out if out is None else levels(out) if of_network else decoded(out),
     )
     products = seconds.pop(MATRIX)
     results: dict[str, dict[str, Any]] = {**summary(seconds)}
     gflop = own.flops * line.side**2 / 1e9
     same, like = _reference(line, contestants, pixels, outputs)
+    tiled = not peers.fits(own, pixels, device)  # the reference has seams
     for name, result in results.items():
-        # RealESRGANer puts 10 reflected pixels at two edges, which are seen as far as the network looks
-        seen = min(_EDGE.get(own.shape.arch, own.shape.pad), line.side * 3 // 8)
+        # RealESRGANer puts 10 reflected pixels at two edges
+        seen = min(_EDGE[own.shape.arch], line.side * 3 // 8)
         edge = 0 if of_network and name != SHIPPED else seen
         result["gflops"] = gflop / result["min"] if of_network else None
         alike = min(psnr(same, outputs[name], border=edge * len(same) // line.side), EQUAL)
-        result["psnr"] = None if line.twice and name == SHIPPED else alike
+        result["psnr"] = None if tiled or (line.twice and name == SHIPPED) else alike
     return {
         "figure": line.figure,
         "network": line.network,
@@ -253,9 +259,11 @@ def file_by_ours(own: Subject, device: torch.device, outscale: int) -> Callable[
     return lambda data: loaded.restore(data).data
 
 
-def file_by_realesrganer(own: Subject, device: torch.device, outscale: int) -> Callable[[bytes], bytes]:
+def file_by_realesrganer(
+    own: Subject, device: torch.device, outscale: int, tile: int = 0
+) -> Callable[[bytes], bytes]:
     """Decoded and encoded as its own command line does."""
-    theirs = peers.upsampler(own, device)
+    theirs = peers.upsampler(own, device, tile)
 
     def restore(data: bytes) -> bytes:
         photo = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import psutil
 import torch
 from torch import nn
 
 import restorer
-from restorer.inference import tiling
+from restorer.inference import memory, network
 from restorer.models import compat
 
 from .machine import synchronise
@@ -32,8 +31,11 @@ if TYPE_CHECKING:
     from restorer.inference.engine import Engine
 
 Ready = Callable[[np.ndarray], Callable[[], Any]]  # (h, w, 3) uint8 RGB to the call that is timed
+Network = Callable[[torch.Tensor], torch.Tensor]
 REFERENCE, SHIPPED, COMPILED = "PyTorch", "RealESRGANer", "torch.compile"
-_TILE = 512  # where a whole picture does not fit into memory
+TILE, _PAD = 512, 10  # where a whole picture does not fit into memory; the context is RealESRGANer's default
+# Working memory of a whole picture per pixel in float32: measured with PyTorch, rounded up
+_BYTES = {"RRDBNet": 9600, "SRVGGNetCompact": 1536}
 
 
 def levels(out: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -50,7 +52,7 @@ def make(name: str, subject: Subject, device: torch.device) -> Ready:
         raise RuntimeError(f"it is not run on {device.type} here")
     imported(name)
     ready = PEERS[name][1](subject, device)
-    return ready if name == OURS else _in_parts(ready, subject)
+    return ready if name == OURS else _in_parts(ready, subject, device)
 
 
 def imported(name: str) -> None:
@@ -68,19 +70,39 @@ def engine_of(loaded: "restorer.Restorer") -> "Engine":
     return next(iter(loaded._models.loaded.values()))[1]
 
 
-def _in_parts(ready: Ready, subject: Subject) -> Ready:
-    """The picture whole where half of the free memory holds it, else in tiles."""
+def fits(subject: Subject, pixels: np.ndarray, device: torch.device) -> bool:
+    """Return whether half of the free memory holds the whole picture."""
+    return pixels[..., 0].size * _BYTES[subject.shape.arch] < memory.free(device) // 2
+
+
+def _in_parts(ready: Ready, subject: Subject, device: torch.device) -> Ready:
+    """The picture whole where it fits, else in tiles."""
+
+    def run(part: np.ndarray) -> np.ndarray:
+        return levels(ready(part)())
 
     def parts(pixels: np.ndarray) -> Callable[[], Any]:
-        height, width = pixels.shape[:2]
-        if height * width * subject.shape.bytes < psutil.virtual_memory().available // 2:
+        if fits(subject, pixels, device):
             return ready(pixels)
-        _, _, scale, align, pad, _ = subject.shape
-        return lambda: tiling.run(
-            pixels, lambda tile: levels(ready(tile)()), scale=scale, tile=_TILE, pad=pad, align=align
-        )
+        return lambda: in_tiles(pixels, run, scale=subject.shape.scale, tile=TILE, pad=_PAD)
 
     return parts
+
+
+def in_tiles(
+    pixels: np.ndarray, run: Callable[[np.ndarray], np.ndarray], *, scale: int, tile: int, pad: int
+) -> np.ndarray:
+    """Run a whole network on tiles with `pad` pixels of context, which is cut off, as most programs do."""
+    height, width = pixels.shape[:2]
+    result = np.empty((height * scale, width * scale, 3), np.uint8)
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            above, before = max(top - pad, 0), max(left - pad, 0)
+            window = pixels[above : top + tile + pad, before : left + tile + pad]
+            out = run(np.ascontiguousarray(window))[(top - above) * scale :, (left - before) * scale :]
+            core = result[top * scale : (top + tile) * scale, left * scale : (left + tile) * scale]
+            core[:] = out[: core.shape[0], : core.shape[1]]
+    return result
 
 
 def in_float32(subject: Subject, device: torch.device, pixels: np.ndarray) -> np.ndarray:
@@ -95,25 +117,18 @@ def _ours(subject: Subject, device: torch.device) -> Ready:
     loaded = restorer.load(f"custom/{subject.name}", weights=subject.weights, device=str(device))
     engine = engine_of(loaded)
 
-    def ready(pixels: np.ndarray) -> Callable[[], np.ndarray]:
-        tile = engine.best_tile()
-        if max(pixels.shape) <= tile:
-            return lambda: engine(pixels)
-        return lambda: tiling.run(
-            pixels, engine, scale=engine.scale, tile=tile, pad=engine.pad, align=engine.align
-        )
-
-    return ready
+    return lambda pixels: lambda: np.concatenate(list(engine.bands(pixels, tile=engine.best_tile())))
 
 
-def upsampler(subject: Subject, device: torch.device) -> "RealESRGANer":
-    """RealESRGANer as shipped: whole pictures, half precision on a GPU only."""
+def upsampler(subject: Subject, device: torch.device, tile: int = 0) -> "RealESRGANer":
+    """RealESRGANer as shipped: whole pictures unless there is a tile size, half precision on a GPU only."""
     imported(SHIPPED)
     from realesrgan import RealESRGANer
 
-    network = copy.deepcopy(subject.network)
-    half = device.type == "cuda"
-    return RealESRGANer(subject.shape.scale, str(subject.file), model=network, half=half, device=device)
+    model, half = copy.deepcopy(subject.network), device.type == "cuda"
+    return RealESRGANer(
+        subject.shape.scale, str(subject.file), model=model, tile=tile, half=half, device=device
+    )
 
 
 def _shipped(subject: Subject, device: torch.device) -> Ready:
@@ -126,7 +141,7 @@ def _shipped(subject: Subject, device: torch.device) -> Ready:
     return ready
 
 
-def _module(network: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> Ready:
+def _module(run_network: Network, device: torch.device) -> Ready:
     half = device.type == "cuda"
 
     def ready(pixels: np.ndarray) -> Callable[[], torch.Tensor]:
@@ -135,7 +150,7 @@ def _module(network: Callable[[torch.Tensor], torch.Tensor], device: torch.devic
 
         @torch.inference_mode()
         def run() -> torch.Tensor:
-            out = network(batch)
+            out = run_network(batch)
             synchronise(device)
             return out
 
@@ -144,8 +159,8 @@ def _module(network: Callable[[torch.Tensor], torch.Tensor], device: torch.devic
     return ready
 
 
-def _placed(network: nn.Module, device: torch.device) -> nn.Module:
-    placed = copy.deepcopy(network).to(device)
+def _placed(module: nn.Module, device: torch.device) -> nn.Module:
+    placed = copy.deepcopy(module).to(device)
     return placed.half() if device.type == "cuda" else placed
 
 
@@ -154,8 +169,8 @@ def _eager(subject: Subject, device: torch.device) -> Ready:
 
 
 def _compiled(subject: Subject, device: torch.device) -> Ready:
-    network: Any = torch.compile(_placed(subject.network, device), dynamic=False)
-    ready = _module(network, device)
+    module: Any = torch.compile(_placed(subject.network, device), dynamic=False)
+    ready = _module(module, device)
 
     def compiled(pixels: np.ndarray) -> Callable[[], Any]:
         run = ready(pixels)
@@ -198,8 +213,8 @@ def _openvino(subject: Subject, device: torch.device) -> Ready:
 
     def ready(pixels: np.ndarray) -> Callable[[], Any]:
         batch = planes(pixels).numpy()
-        network = compiled(*pixels.shape[:2])
-        return lambda: network(batch)[0]
+        model = compiled(*pixels.shape[:2])
+        return lambda: model(batch)[0]
 
     return ready
 
@@ -224,10 +239,33 @@ def _onnx(subject: Subject) -> Path:
 
 
 def _ncnn(subject: Subject, device: torch.device) -> Ready:
-    """By the graph that restorer writes: nobody else's converter is needed."""
-    from restorer.inference.backends.ncnn import NcnnNetwork
+    """The whole network, by the layers that restorer writes for its segments: no converter is needed."""
+    from ncnn import ncnn  # type: ignore[attr-defined]
 
-    return _module(NcnnNetwork(subject.shape, subject.network.state_dict()), device)
+    from restorer.inference.backends.ncnn import _Layers
+
+    layers = _Layers()
+    nodes = {network.IMAGE: layers.add("Input", [])}
+    for part in network.segments(subject.network):
+        sources = (nodes[name] for name in part.reads)
+        nodes[part.writes] = layers.segment(part.module, *sources)
+    net, weights = ncnn.Net(), subject.file.with_suffix(".bin")
+    net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = False
+    net.opt.use_bf16_storage = False
+    net.opt.num_threads = torch.get_num_threads()
+    weights.write_bytes(b"".join(layers.weights))
+    if net.load_param_mem(layers.text()) or net.load_model(str(weights)):
+        raise RuntimeError("ncnn failed to load the network")
+
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        with net.create_extractor() as extractor:
+            extractor.input(nodes[network.IMAGE], ncnn.Mat(batch[0].numpy()))
+            failed, out = extractor.extract(nodes["output"])
+            if failed:
+                raise RuntimeError(f"ncnn failed with {failed}")
+            return torch.from_numpy(np.array(out))[None]
+
+    return _module(run, device)
 
 
 def planes(pixels: np.ndarray) -> torch.Tensor:

@@ -8,16 +8,17 @@ better), ours over the teacher's. Writes OUT/sheet-SET.png: bicubic, ours and te
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
 
 from restorer.evaluation import degradation, metrics
 from restorer.images import photo
-from restorer.inference import engine, tiling
+from restorer.inference import engine
+from restorer.inference.network import segments
 from restorer.models import architectures, loader
 
 from . import present
@@ -68,12 +69,13 @@ def main() -> int:
     return 0
 
 
-def network(name: str, file: Path | None = None) -> "tiling.TileFunction":
+def network(name: str, file: Path | None = None) -> Callable[[np.ndarray], np.ndarray]:
     """A model of the table, or the copy of it in custom/, or a file: (h, w, 3) to (4h, 4w, 3), uint8 RGB."""
     state = architectures.read_state(file) if file else loader.load(present(name)).state
     shape = architectures.detect(state, name)
-    run = engine.Engine(architectures.build(shape, state, name), scale=4, device=torch.device("cpu"))
-    return lambda image: tiling.run(image, run, scale=4, tile=256, pad=shape.pad)
+    module = architectures.build(shape, state, name).eval().requires_grad_(False)
+    run = engine.Engine(segments(module), scale=4)
+    return lambda image: np.concatenate(list(run.bands(image, tile=256)))
 
 
 def figures(

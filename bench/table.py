@@ -24,6 +24,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     rate = results["machine"]["matrix_gflops"]
     title = f"GFLOP/s, and part of the matrix product's {rate:.0f} GFLOP/s"
     parts += _section(title, of_network, lambda result: _rate(result, rate))
+    if results.get("seams"):
+        parts += ["**Tiles beside the whole picture: difference in levels of 255**", seams(results["seams"])]
     parts += _section("Peak memory beyond the imported libraries, MiB", results.get("memory", []), _mebibytes)
     parts += [f"Left out: {name} ({why})" for name, why in results.get("left_out", {}).items()]
     return "\n\n".join(parts) + "\n"
@@ -33,6 +35,15 @@ def rows(cells: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first row is its head."""
     head, *body = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([head, "|" + "---|" * len(cells[0]), *body])
+
+
+def seams(differences: Sequence[Mapping[str, Any]]) -> str:
+    """The table of bench.seam."""
+    body = [
+        [row["network"], row["tiling"], str(row["tile"]), str(row["largest"]), f"{row['mean']:.2g}"]
+        for row in differences
+    ]
+    return rows([["network", "tiles", "side", "largest", "mean"], *body])
 
 
 def _section(title: str, lines: Sequence[Mapping[str, Any]], cell: Callable[[Any], str]) -> list[str]:

@@ -9,9 +9,9 @@ AUTO_CPU_MEGAPIXELS = 0.5  # on a CPU, "auto" uses the best model for photos up 
 PRESETS = ("auto", "best", "fast")  # accepted instead of a model's name
 FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
 SMALLEST_TILE = 32
-CPU_BACKENDS = ("torch", "winograd", "openvino", "ncnn", "bfloat16")
+CPU_BACKENDS = ("openvino", "ncnn", "torch", "bfloat16")
 BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
-# "cuda:1" is the second GPU. "cpu" measures which backend is fastest; "cpu:ncnn" fixes it
+# "cuda:1" is the second GPU. "cpu" uses the fastest backend; "cpu:ncnn" fixes it
 DEVICES = ("cuda", "mps", "cpu", *(f"cpu:{backend}" for backend in CPU_BACKENDS), VULKAN)
 FACE_ENHANCE = ("auto", "on", "off")
 FACE_MASKS = ("ellipse", "parsing")
@@ -28,7 +28,8 @@ class Options:
     outscale       1 to 8: output side = input side x outscale, whatever the network's own scale
     denoise        0 to 1: how much noise the general model removes; 1 is the model as published.
                    Other models have no second checkpoint to blend with and reject values below 1
-    tile           side of a tile in input pixels, 32 to 4096; 0 chooses by free memory
+    tile           side of a tile in input pixels, 32 to 4096; 0 chooses by free memory. It changes the memory
+                   needed, not the result; ncnn has tiles of its own
     format         "same" keeps the input's format if it can be written
     quality        1 to 100, for the lossy formats (jpeg, webp, avif)
     keep_metadata  keep EXIF, XMP and resolution; the colour profile is always kept

@@ -20,9 +20,17 @@ from .faces import networks as face_networks
 from .faces.paste import Face, without_faces
 from .images import encode, photo
 from .images.photo import Photo
-from .inference.model_cache import RETRY_SECONDS, LockedEngine, LockedUpscaler, ModelCache
+from .inference.model_cache import RETRY_SECONDS, LockedEngine, ModelCache
 from .inference.throughput import ThroughputEstimator
-from .inference.upscale import fill_transparent, is_opaque, output_size, tiles_needed, upscale
+from .inference.upscale import (
+    Stats,
+    fill_transparent,
+    is_opaque,
+    network_pixels,
+    output_size,
+    tiles_needed,
+    upscale,
+)
 from .models import download, registry, selection, sources
 from .options import VULKAN, Limits, Options
 from .progress import Progress, StageTimer
@@ -61,9 +69,9 @@ class Restorer:
     """Restore photos; owns the networks, the device and the lock around the device.
 
     weights  folder of the model files (default: RESTORER_WEIGHTS, else weights/ beside the package)
-    device   "cuda", "mps", "cpu", or None for the fastest available. "cpu" measures which backend is fastest;
-             "cpu:winograd", "cpu:openvino", "cpu:ncnn" and "cpu:torch" fix it, "cpu:bfloat16" computes in
-             16 bits, for processors with AMX, and "vulkan" is ncnn on a GPU
+    device   "cuda", "mps", "cpu", or None for the fastest available. "cpu" uses the
+             fastest backend for the network; "cpu:openvino", "cpu:ncnn" and "cpu:torch" fix it,
+             "cpu:bfloat16" computes in 16 bits, for processors with AMX, and "vulkan" is ncnn on a GPU
     half     compute in 16 bits; None: on CUDA only
     limits   largest photo and result
     auto_cpu_megapixels  on a CPU, model="auto" uses the best model for photos up to this size and a faster
@@ -135,7 +143,10 @@ class Restorer:
         timer.lap("faces")
         total = _TotalProgress(progress, pipeline.count_pending(faces))
         tile = chosen.tile or engine.best_tile()
-        plain = upscale(before, engine, outscale=chosen.outscale, tile=tile, progress=total.tiles)
+        stats = Stats()
+        plain = upscale(
+            before, engine, outscale=chosen.outscale, tile=tile, progress=total.tiles, stats=stats
+        )
         timer.lap("enlarge")
         if pipeline.count_pending(faces):
             network, masks = self._face_networks(chosen, on_download)
@@ -149,12 +160,12 @@ class Restorer:
             model=model.name,
             sha256=engine.sha256,
             source=engine.source,
-            device=engine.device,
+            device=engine.name,
             detection_note=detection_note,
             timer=timer,
-            retries=engine.retries,
+            retries=stats.retries,
         )
-        _, pixels = _tiles_and_pixels(before, engine, chosen.outscale, tile)
+        pixels = network_pixels(before, engine, chosen.outscale)
         self._throughput.learn(model.name, result.stages["enlarge"], pixels)
         self._throughput.learn(result.format, result.stages["encode"], result.width * result.height)
         return result
@@ -250,9 +261,7 @@ class Restorer:
         masks = get("parsenet", "parse") if chosen.face_mask == "parsing" else None
         return get(chosen.face_model, "face"), masks
 
-    def _upscaler(
-        self, model: registry.Model, denoise: float, progress: Progress | None = None
-    ) -> LockedUpscaler:
+    def _upscaler(self, model: registry.Model, denoise: float, progress: Progress | None = None) -> "Engine":
         def load() -> "Engine":
             from .inference import engine
 
@@ -266,12 +275,11 @@ class Restorer:
                 progress=progress,
             )
 
-        return LockedUpscaler(self._models.get(model, load, variant=denoise), self._lock)
+        return self._models.get(model, load, variant=denoise)
 
-    def _loaded_upscaler(self, model: registry.Model) -> LockedUpscaler | None:
+    def _loaded_upscaler(self, model: registry.Model) -> "Engine | None":
         """Return the model's network if it is loaded, with any denoise strength."""
-        engine = self._models.peek(model)
-        return LockedUpscaler(engine, self._lock) if engine else None
+        return self._models.peek(model)
 
     def _face_network(
         self, name: str, kind: str, *, backoff: bool = False, progress: Progress | None = None
@@ -304,7 +312,8 @@ class Restorer:
         if engine is None or model.name not in self._throughput:
             return Plan(width, height, model, reason, None, None, losses)
         tile = chosen.tile or engine.best_tile()
-        tiles, pixels = _tiles_and_pixels(before, engine, chosen.outscale, tile)
+        tiles = tiles_needed(before, engine, outscale=chosen.outscale, tile=tile)
+        pixels = network_pixels(before, engine, chosen.outscale)
         seconds = self._throughput.expected(model.name, pixels) + self._throughput.expected(
             form, width * height
         )
@@ -403,7 +412,7 @@ class Restorer:
     def backend(self, model: registry.Model) -> str:
         """Return device and backend of a loaded model: "cuda" or "cpu:ncnn"; "" if it is not loaded."""
         engine = self._loaded_upscaler(model)
-        return engine.device if engine else ""
+        return engine.name if engine else ""
 
     def sha256(self, model: registry.Model) -> str:
         """Return the SHA-256 of a loaded model's weights; "" if it is not loaded."""
@@ -436,13 +445,6 @@ def _visible_pixels(before: Photo) -> np.ndarray:
     if before.alpha is None or is_opaque(before.alpha):
         return before.pixels
     return fill_transparent(before.pixels, before.alpha)
-
-
-def _tiles_and_pixels(before: Photo, engine: LockedUpscaler, outscale: float, tile: int) -> tuple[int, int]:
-    """Return the number of tiles and of the pixels in them, including those of the alpha channel."""
-    tiles, pixels = tiles_needed(before.width, before.height, engine, outscale=outscale, tile=tile)
-    planes = 1 if before.alpha is None or is_opaque(before.alpha) else 2
-    return planes * tiles, planes * pixels
 
 
 _DownloadProgress = Callable[[str, int, int], None]  # model, bytes so far, total bytes

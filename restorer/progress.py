@@ -18,3 +18,16 @@ class StageTimer:
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
+
+
+class PassProgress:
+    """Progress over several passes; those to come are assumed to have as many steps as the current one."""
+
+    def __init__(self, progress: Progress | None, passes: int) -> None:
+        self._progress, self._passes_left, self._done = progress, passes, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._progress:
+            self._progress(self._done + done, self._done + total * self._passes_left)
+        if done == total:
+            self._done, self._passes_left = self._done + total, self._passes_left - 1

@@ -31,7 +31,7 @@ class Result:
     strengths      of single faces by index, if set by Restorer.recompose()
     paste_backup   the pixels under the faces, for Restorer.recompose()
     stages         `seconds` by stage: decode, load, enlarge, faces, encode; only encode after recompose()
-    retries        how often tiles ran out of memory and were computed again at half the size
+    retries        how often tiles ran out of memory and were computed again, at half the size except by ncnn
     """
 
     data: bytes

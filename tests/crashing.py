@@ -67,7 +67,7 @@ def serve(request: dict) -> None:
 
     from restorer import result
     from restorer.images import encode, sandbox
-    from restorer.inference import tiling
+    from restorer.inference import engine
     from restorer.web import server
     from restorer.web.rest import jobs
     from restorer.web.settings import Settings
@@ -104,7 +104,7 @@ def serve(request: dict) -> None:
     if steps.fault in ("", "kill", "hang"):
         count_calls(sandbox, "_read_photo", "decode")
         count_calls(result.encode, "encode", "encode")
-        count_calls(tiling._Watched, "_answers", "tile")
+        count_calls(engine.Guarded, "__call__", "tile")
         count_calls(jobs.Jobs, "begin", "begin")
     count_calls(os, "fsync", "fsync")  # which may be the first to report a full disk
     assert result.encode is encode

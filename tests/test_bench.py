@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import growth, lines, peers, rounds, subjects, table
+from bench import growth, lines, peers, rounds, seam, subjects, table
 
 
 def test_rounds_are_interleaved_with_a_rotating_start():
@@ -21,6 +21,25 @@ def test_ratio_is_the_median_of_the_rounds():
     result = rounds.summary({"restorer": [1.0, 10.0, 2.0], "peer": [2.0, 30.0, 2.0]})
     assert result["peer"] == {"min": 2.0, "median": 2.0, "ratio": 2.0}  # medians alone would say 1
     assert result["restorer"] == {"min": 1.0, "median": 2.0, "ratio": 1.0}
+
+
+@pytest.mark.parametrize(("tile", "context"), [(16, 0), (13, 3), (20, 10), (64, 5)])
+def test_tilings_of_peers_equal_the_whole_where_no_context_is_needed(tile, context, rng):
+    pixels = rng.integers(0, 256, (50, 33, 3), np.uint8)
+    expected = _nearest(peers.planes(pixels))
+    cropped = peers.in_tiles(
+        pixels, lambda part: peers.levels(_nearest(peers.planes(part))), scale=2, tile=tile, pad=context
+    )
+    assert np.array_equal(cropped, peers.levels(expected))
+    blended = seam.blended(peers.planes(pixels), _nearest, scale=2, tile=tile, overlap=context or 1)
+    torch.testing.assert_close(blended, expected)
+
+
+def test_blended_tiles_are_weighted_by_their_distance_from_the_edge():
+    first = iter([0.0, 1.0])
+    planes = torch.zeros(1, 3, 4, 12)
+    out = seam.blended(planes, lambda part: torch.full_like(part, next(first)), scale=1, tile=8, overlap=4)
+    assert out[0, 0, 0].tolist() == pytest.approx([0] * 4 + [0.2, 0.4, 0.6, 0.8] + [1] * 4)
 
 
 def test_flops_of_known_networks():
@@ -92,6 +111,7 @@ def test_tables_have_a_row_per_line_and_a_column_per_contestant():
             {**network, "photo": "9 x 9", "contestants": {"restorer": ours}},
         ],
         "memory": [{**network, "contestants": {"restorer": 12.4}}],
+        "seams": [{"network": "n", "tiling": "restorer", "tile": 32, "largest": 0, "mean": 0.125}],
         "left_out": {"other": "not here"},
     }
     text = table.markdown(results)
@@ -99,6 +119,7 @@ def test_tables_have_a_row_per_line_and_a_column_per_contestant():
     assert "| n | 8 x 8 | 0.500 | 1.25 (2.50) |" in text
     assert "| n | 9 x 9 | 0.500 |  |" in text
     assert "| n | 8 x 8 | 80 (50%) | 20 (12%) |" in text
+    assert "| n | restorer | 32 | 0 | 0.12 |" in text
     assert "| n | 8 x 8 | 12 |" in text
     assert "Left out: other (not here)" in text
 
@@ -111,6 +132,10 @@ def test_growth_is_fitted_to_full_size_tiles():
     memory, seconds = growth.fitted(points)
     assert memory == pytest.approx((50e6, 1.5), rel=1e-6)
     assert seconds == pytest.approx((2, 0.5), rel=1e-6)
+
+
+def _nearest(planes):
+    return nn.functional.interpolate(planes, scale_factor=2)
 
 
 def _network(module, arch, parameters):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ..exit_status import exit_status
-from . import batch, cost, faces, models, restore
+from . import backends, batch, cost, faces, models, restore
 from .parser import device_name, parser
 
 COMMANDS = {
@@ -15,6 +15,7 @@ COMMANDS = {
     "models": models.run,
     "batch": batch.run,
     "cost": cost.run,
+    "backends": backends.run,
 }
 
 

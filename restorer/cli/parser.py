@@ -40,6 +40,11 @@ def parser() -> argparse.ArgumentParser:
             "cost", parents=[weights, device], help="time photos on this machine and estimate their cost"
         )
     )
+    command = commands.add_parser(
+        "backends", parents=[weights], help="time the backends of this machine's CPU, and choose the fastest"
+    )
+    command.add_argument("--save", action="store_true", help="use the fastest ones in later runs")
+    command.add_argument("--rounds", type=int, default=2, help="of each backend (%(default)s)")
     return parser
 
 
@@ -69,7 +74,7 @@ def _device_options() -> argparse.ArgumentParser:
         "--backend",
         choices=("auto", *CPU_BACKENDS),
         default="auto",
-        help="how a CPU computes; auto measures which is fastest, bfloat16 is less exact (%(default)s)",
+        help="how a CPU computes; auto is the fastest, see 'backends'; bfloat16 is less exact (%(default)s)",
     )
     return command
 
@@ -117,7 +122,10 @@ def _restore_options() -> argparse.ArgumentParser:
     command.add_argument("--face-mask", choices=FACE_MASKS, default=Options.face_mask, help="(%(default)s)")
     command.add_argument("--face-large", action="store_true", help="also restore faces above 512 pixels")
     command.add_argument(
-        "--tile", type=int, default=Options.tile, help="side in pixels; 0: by free memory (%(default)s)"
+        "--tile",
+        type=int,
+        default=Options.tile,
+        help="side in pixels, without effect on the result and with ncnn; 0: by free memory (%(default)s)",
     )
     command.add_argument("--fp32", action="store_true", help="use full precision on a GPU too")
     return command

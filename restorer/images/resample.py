@@ -21,9 +21,46 @@ _LANCZOS = Image.Resampling.LANCZOS
 _LOBES = 3  # of Pillow's Lanczos: its radius, in pixels of the smaller image
 
 
-def bands(height: int) -> Iterator[slice]:
-    """Split the rows of an image into slices of bounded height."""
-    return (slice(top, min(top + _ROWS, height)) for top in range(0, height, _ROWS))
+class RowReader:
+    """An image (H, W, C) that arrives in bands of rows, from the top.
+
+    shape, dtype  of the image
+
+    Slices of rows must be read from the top; rows above the latest slice are forgotten.
+    """
+
+    def __init__(self, bands: Iterator[np.ndarray], shape: tuple[int, int, int], dtype: np.dtype) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._bands, self._top, self._rows = bands, 0, np.empty((0, *shape[1:]), dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def all(self) -> np.ndarray:
+        """Return the image, of which nothing was read before."""
+        out, top = np.empty(self.shape, self.dtype), 0
+        for band in self._bands:
+            rows = band[: len(out) - top]
+            out[top : top + len(rows)] = rows
+            top += len(rows)
+        return out
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last, _ = rows.indices(len(self))
+        pieces = [self._rows[first - self._top :]]
+        bottom = self._top + len(self._rows)
+        while bottom < last:
+            band = next(self._bands)
+            pieces.append(band[max(0, first - bottom) :])
+            bottom += len(band)
+        self._rows = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        self._top = first
+        return self._rows[: last - first]
+
+
+def bands(height: int, size: int = _ROWS) -> Iterator[slice]:
+    """Split the rows of an image into slices of at most `size` rows."""
+    return (slice(top, min(top + size, height)) for top in range(0, height, size))
 
 
 def map_stripes(function: Callable[[slice], T], height: int, size: int) -> Iterator[T]:
@@ -61,17 +98,22 @@ def lookup(samples: np.ndarray, table: np.ndarray) -> np.ndarray:
     return out
 
 
-def resize(plane: np.ndarray, width: int, height: int) -> np.ndarray:
+def resize(plane: np.ndarray | RowReader, width: int, height: int) -> np.ndarray:
     """Resize (H, W, C) uint8 or uint16: antialiased Lanczos with three lobes, rounded once."""
     if plane.shape[:2] == (height, width):
-        return plane
+        return plane if isinstance(plane, np.ndarray) else plane.all()
     out = np.empty((height, width, plane.shape[2]), plane.dtype)
-    for rows in bands(height):
+    for rows in resampled_bands(plane, height):
         out[rows] = round_to(resample_rows(plane, rows, width, height), plane.dtype)
     return out
 
 
-def resample_rows(plane: np.ndarray, rows: slice, width: int, height: int) -> np.ndarray:
+def resampled_bands(plane: np.ndarray | RowReader, height: int) -> Iterator[slice]:
+    """Split the rows of an image resized to `height` into slices that need few rows of `plane`."""
+    return bands(height, max(1, round(_ROWS / max(1, len(plane) / height))))
+
+
+def resample_rows(plane: np.ndarray | RowReader, rows: slice, width: int, height: int) -> np.ndarray:
     """Return some rows of (H, W, C) resized to width x height, as float32, neither rounded nor clipped."""
     if plane.shape[:2] == (height, width):
         return plane[rows].astype(np.float32)

@@ -1,30 +1,33 @@
-"""Run an upscaling network on tiles of integer samples."""
+"""Run an upscaling network on images of integer samples."""
 
-import copy
-import functools
-import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch
-from torch import nn
+from torch.nn import functional
 
 from ..errors import InvalidOption, InvalidOutput, OutOfMemory
 from ..models import architectures, download, loader, registry
 from ..options import BFLOAT16, SMALLEST_TILE
-from ..progress import Progress
-from . import backends
-from .backends import Network
+from ..progress import PassProgress, Progress
+from . import backends, memory, network
+from .backends import Backend
+from .network import Segment
+from .tiling import Box, Compute, NotFinite, Run, Sink, count_tiles
+from .upscale import Stats
 
-# Only a few sizes, so that small differences in free memory do not change the result. Larger tiles waste
-# less on context, but on a CPU they no longer fit in the cache: 256 measured fastest, except with OpenVINO
-_TILES = (768, 512, 384, 256, 192, 128, 96, 64, 48, SMALLEST_TILE)
-_LARGEST_ON_CPU, _LARGEST_OF_OPENVINO = 256, 512
-_ROWS_PER_CHUNK = 64  # of an output quantised at a time on a CPU, to stay in its cache
+# Context of a part of an image whose maps do not fit in memory, in pixels: at most 1 level of difference with
+# RealESRGAN_x4plus, where 64 pixels leave 5 levels
+PART_CONTEXT = 96
+# The largest tile that is chosen: on a CPU for its cache, on a GPU for 32-bit indices
+_TILE, _TILE_ON_GPU = 256, 2048
+# Working memory of a tile in bytes, per pixel and feature in float32; measured with RRDBNet
+_TILE_BYTES = 40
+_FRACTION = 0.8  # of the free memory that maps and tiles may take
 # Messages of torch's allocators that raise a plain RuntimeError (CPU, MPS, the CUDA runtime)
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator", "out of memory")
 
@@ -50,150 +53,234 @@ def without_tf32() -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
-# Waits for the samples (n, h, w, 3) as uint8 or int32, and which of the n outputs are finite (n,)
-_Outputs = Callable[[], tuple[np.ndarray, np.ndarray]]
+class Part(NamedTuple):
+    """Rows of an image: those to read, and those of them whose output is used."""
+
+    first: int
+    last: int
+    top: int
+    bottom: int
 
 
 class Engine:
     """A super-resolution network on a device.
 
-    network  maps (n, 3, h, w) float32 in [0, 1] to (n, 3, h*scale, w*scale); n is 1 except on CUDA
-    name     device and backend: "cuda" or "cpu:ncnn"
+    parts    segments of the network, see network.segments(); their modules are moved to the device
+    backend  computes the segments; None: the modules themselves
     scale    the network's upscaling factor
     align    input sides must be multiples of this (pixel unshuffle)
-    pad      context in pixels that each tile needs
-    bytes    working memory per input pixel in float32
-    half     compute in float16, which requires network to be an nn.Module; tiles that overflow are recomputed
-             in float32
-    lock     held while a tile is recomputed, after start() has returned
+    name     device and backend: "cuda" or "cpu:ncnn"
+    family   class of the network: "RRDBNet" or "SRVGGNetCompact"
+    lock     held while a tile is computed
     sha256, source  of the weights, see loader.Weights
-
-    asynchronous  see tiling.Device; True on CUDA
     """
 
     def __init__(
         self,
-        network: Network,
+        parts: Sequence[Segment],
+        backend: Backend | None = None,
         *,
         scale: int,
-        name: str = "cpu:torch",
-        device: torch.device,
         align: int = 1,
-        pad: int = 0,
-        bytes: int = 10_000,
-        half: bool = False,
+        name: str = "cpu:torch",
+        device: torch.device | None = None,
         lock: AbstractContextManager[object] | None = None,
+        family: str = "",
         sha256: str = "",
         source: str = "",
     ) -> None:
-        self.sha256, self.source = sha256, source
-        self.name, self.scale, self.align, self.pad, self.device = name, scale, align, pad, device
-        self.bytes = bytes // 2 if half else bytes
-        if isinstance(network, nn.Module):
-            network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network = network
-        self.half_network = copy.deepcopy(network).half() if half else None  # type: ignore[attr-defined]
+        self.family, self.sha256, self.source = family, sha256, source
+        self.name, self.scale, self.align, self.device = name, scale, align, device or torch.device("cpu")
+        self._parts = list(parts)
+        self._exact = backends.modules(self._parts)  # in float32, for values that 16 bits cannot hold
+        self._backend = backend or self._exact
         self._lock = lock or nullcontext()
-        self.asynchronous = device.type == "cuda"
+        self._map_bytes = network.map_channels(self._parts) * self._backend.dtype.itemsize
 
-    def __call__(self, tile: np.ndarray) -> np.ndarray:
-        """Upscale (h, w, 3) uint8 or uint16 RGB to (h*scale, w*scale, 3) of the same dtype, rounded.
+    def bands(
+        self, image: np.ndarray, *, tile: int, progress: Progress | None = None, stats: Stats | None = None
+    ) -> Iterator[np.ndarray]:
+        """Upscale (H, W, 3) uint8 or uint16 RGB; yield (rows, W*scale, 3) of the same dtype, from the top.
 
-        Raises OutOfMemory, and InvalidOutput if the output is NaN or infinite even in float32.
+        H and W are multiples of `align`. `tile` is the side of a tile in pixels, see Run.
+
+        Raises OutOfMemory, InvalidOutput, and what `progress` raises.
         """
-        return self.start(tile[None])()[0]
+        stats = stats if stats is not None else Stats()
+        height, width = image.shape[:2]
+        parts = self._cut(height, width, tile)
+        stats.parts = max(stats.parts, len(parts))
+        steps = PassProgress(progress, len(parts))
+        for part in parts:
+            bands = self._part(image[part.first : part.last], tile, steps, stats)
+            first, last = (self.scale * (row - part.first) for row in (part.top, part.bottom))
+            yield from _rows(bands, first, last)
 
-    def start(self, tiles: np.ndarray) -> Callable[[], np.ndarray]:
-        """Start upscaling (n, h, w, 3) uint8 or uint16 RGB; n is 1 unless asynchronous.
-
-        Returns a function that waits for (n, h*scale, w*scale, 3) of the same dtype, rounded. On CUDA the GPU
-        computes in the meantime; elsewhere the result is complete when start() returns.
-
-        Both raise OutOfMemory; the returned function also raises InvalidOutput if an output is NaN or
-        infinite even in float32.
-        """
-        outputs = self._forward(self.half_network or self.network, tiles, half=self.half_network is not None)
-
-        def wait() -> np.ndarray:
-            samples, finite = outputs()
-            for index in np.flatnonzero(~finite):
-                samples[index] = self._recompute_in_float32(tiles[index])
-            return samples.astype(tiles.dtype, copy=False)
-
-        return wait
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Upscale a small image: (H, W, 3) to (H*scale, W*scale, 3)."""
+        return np.concatenate(list(self.bands(image, tile=_TILE)))
 
     def best_tile(self) -> int:
-        """Return the largest tile side in pixels that, with its context, fits in half of the free memory."""
-        side = math.isqrt(self._free_memory() // 2 // self.bytes) - 2 * self.pad
-        if self.device.type == "cpu":
-            side = min(side, _LARGEST_OF_OPENVINO if self.name == "cpu:openvino" else _LARGEST_ON_CPU)
-        return next((tile for tile in _TILES if tile <= side), SMALLEST_TILE)
+        """Return the largest tile side that fits in a quarter of the free memory, at most the fastest one."""
+        tile = _TILE if self.device.type == "cpu" else _TILE_ON_GPU
+        while tile > SMALLEST_TILE and self._tile_bytes(tile) > memory.free(self.device) // 4:
+            tile //= 2
+        return tile
 
-    def _free_memory(self) -> int:
-        if self.device.type != "cuda":
-            return psutil.virtual_memory().available
-        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return torch.cuda.mem_get_info(self.device)[0] + max(cached, 0)
+    def count_tiles(self, height: int, width: int, tile: int) -> int:
+        """Return the number of tiles of all segments, if the maps fit in memory and it does not run out."""
+        sides = height // self.align, width // self.align
+        return count_tiles(self._parts, *sides, self._backend.tile or tile)
 
-    def _recompute_in_float32(self, tile: np.ndarray) -> np.ndarray:
-        if self.half_network is not None:
-            with self._lock:
-                outputs = self._forward(self.network, tile[None], half=False)
-            samples, finite = outputs()
-            if finite.all():
-                return samples[0]
-        raise InvalidOutput("the network returned NaN or infinite values, even in float32")
+    def _tile_bytes(self, tile: int) -> int:
+        return tile * tile * self._parts[0].channels * _TILE_BYTES * self._backend.dtype.itemsize // 4
 
-    def _forward(self, network: Network, tiles: np.ndarray, *, half: bool) -> _Outputs:
-        with nullcontext() if half or not self.asynchronous else without_tf32():
-            return self._run(network, tiles, half=half)
+    def _cut(self, height: int, width: int, tile: int) -> list[Part]:
+        """Cut an image into parts of as many rows as fit; the fewest, of about the same height."""
+        room = memory.free(self.device) * _FRACTION - self._tile_bytes(tile)
+        rows = int(room // (width * (self._map_bytes + 3 * self.scale**2)))
+        if rows >= height:
+            return [Part(0, height, 0, height)]
+        context = -(-PART_CONTEXT // self.align) * self.align
+        rows = max(rows - 2 * context, SMALLEST_TILE) // self.align * self.align
+        count = -(-height // rows)
+        rows = -(-height // count // self.align) * self.align
+        return [
+            Part(max(top - context, 0), min(top + rows + context, height), top, min(top + rows, height))
+            for top in range(0, height, rows)
+        ]
 
-    @out_of_memory()
+    def _part(
+        self, image: np.ndarray, tile: int, progress: Progress | None, stats: Stats
+    ) -> Iterator[np.ndarray]:
+        """Yield the bands of an image whose maps fit. In 16 bits, continue in float32 after an overflow."""
+        done = 0
+        try:
+            for band in self._run(self._backend, image, tile, progress, stats):
+                yield band
+                done += len(band)
+        except NotFinite as error:
+            if self._backend.dtype == torch.float32:
+                raise InvalidOutput("the network returned NaN or infinite values") from error
+        else:
+            return
+        yield from _rows(self._run(self._exact, image, tile, progress, stats), done, len(image) * self.scale)
+
     @torch.inference_mode()
-    def _run(self, network: Network, tiles: np.ndarray, *, half: bool) -> _Outputs:
-        white = int(np.iinfo(tiles.dtype).max)
-        host = torch.from_numpy(tiles.astype(np.uint8 if white == 255 else np.int32))
-        if self.asynchronous:
+    def _run(
+        self, backend: Backend, image: np.ndarray, tile: int, progress: Progress | None, stats: Stats
+    ) -> Iterator[np.ndarray]:
+        white = int(np.iinfo(image.dtype).max)
+        cuda = self.device.type == "cuda"
+        run = Run(
+            self._parts,
+            [Guarded(compute) for compute in backend.compute],
+            tile=backend.tile or tile,
+            fixed=backend.tile is not None,
+            progress=progress,
+            lock=self._lock,
+            check_all=not cuda,
+        )
+        try:
+            with out_of_memory():
+                first = self._upload(image, white, backend)
+            yield from run.bands(first, _sink(white, self.device))
+        finally:
+            stats.retries += run.retries
+
+    def _upload(self, image: np.ndarray, white: int, backend: Backend) -> torch.Tensor:
+        """Convert (H, W, 3) samples to the first map (1, 3*align**2, H/align, W/align), 1.0 being white."""
+        host = torch.from_numpy(image.astype(np.uint8 if white == 255 else np.int32))
+        if self.device.type == "cuda":
             host = host.pin_memory()
-        integers = host.to(self.device, non_blocking=self.asynchronous)
-        batch = integers.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last) / white
-        out = network(batch.half() if half else batch).float()
-        # Minimum and maximum are NaN if any value is; one pass, where isfinite() takes several
-        bounds = torch.stack([bound for image in out for bound in torch.aminmax(image)]).view(-1, 2)
-        values = out.permute(0, 2, 3, 1)
-        if self.asynchronous:
-            return self._copy_to_host(_quantize(values, white, host.dtype), bounds)
-        samples = torch.empty(values.shape, dtype=host.dtype)
-        rows = _ROWS_PER_CHUNK if self.device.type == "cpu" else values.shape[1]
-        for chunk, target in zip(values.split(rows, 1), samples.split(rows, 1), strict=True):
-            target.copy_(_quantize(chunk, white, host.dtype))
-        finite = bounds.isfinite().all(1).cpu().numpy()
-        return lambda: (samples.numpy(), finite)
-
-    @functools.cached_property
-    def _copy_stream(self) -> torch.cuda.Stream:
-        return torch.cuda.Stream(self.device)
-
-    def _copy_to_host(self, samples: torch.Tensor, bounds: torch.Tensor) -> _Outputs:
-        """Copy to pinned memory on a second stream, while the GPU computes the next batch."""
-        copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in (samples, bounds)]
-        self._copy_stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._copy_stream):
-            for source, target in zip((samples, bounds), copies, strict=True):
-                target.copy_(source, non_blocking=True)
-                source.record_stream(self._copy_stream)
-            done = torch.cuda.Event(blocking=True)  # a waiting thread sleeps instead of spinning
-            done.record(self._copy_stream)
-
-        def wait() -> tuple[np.ndarray, np.ndarray]:
-            done.synchronize()
-            return copies[0].numpy(), copies[1].isfinite().all(1).numpy()
-
-        return wait
+        planes = host.to(self.device, non_blocking=True).permute(2, 0, 1)[None].float() / white
+        planes = functional.pixel_unshuffle(planes, self.align) if self.align > 1 else planes
+        return planes.to(backend.dtype).contiguous(memory_format=backend.layout)
 
 
-def _quantize(values: torch.Tensor, white: int, dtype: torch.dtype) -> torch.Tensor:
-    return values.contiguous().mul_(white).round_().clamp_(0, white).to(dtype)
+class Guarded:
+    """A segment whose errors of memory are OutOfMemory, in full float32 precision."""
+
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+
+    def __call__(self, *windows: torch.Tensor) -> torch.Tensor:
+        with out_of_memory(), without_tf32():
+            return self._compute(*windows)
+
+
+def _rows(bands: Iterator[np.ndarray], first: int, last: int) -> Iterator[np.ndarray]:
+    """Yield the rows first to last of an image that arrives in bands."""
+    top = 0
+    for band in bands:
+        rows = band[max(0, first - top) : max(0, last - top)]
+        top += len(band)
+        if len(rows):
+            yield rows
+
+
+def _sink(white: int, device: torch.device) -> Sink[Any]:
+    return _CudaSink(white, device) if device.type == "cuda" else _HostSink(white)
+
+
+class _HostSink:
+    """Rounds outputs to samples in host memory."""
+
+    def __init__(self, white: int) -> None:
+        self._white = white
+
+    def band(self, rows: int, columns: int) -> np.ndarray:
+        return np.empty((rows, columns, 3), np.uint8 if self._white == 255 else np.uint16)
+
+    def write(self, band: np.ndarray, box: Box, output: torch.Tensor) -> None:
+        samples, finite = _quantize(output, self._white)
+        if not finite:
+            raise NotFinite("the network returned NaN or infinite values")
+        band[box.slices] = samples.cpu().numpy()
+
+    def samples(self, band: np.ndarray) -> np.ndarray:
+        return band
+
+
+class _CudaBand(NamedTuple):
+    """A band in pinned memory, whether its outputs are finite, and the end of the copies to it."""
+
+    samples: torch.Tensor
+    finite: list[torch.Tensor]
+
+
+class _CudaSink:
+    """Rounds outputs to samples and copies them to pinned memory while the GPU computes the next tile."""
+
+    def __init__(self, white: int, device: torch.device) -> None:
+        self._white, self._device, self._stream = white, device, torch.cuda.Stream(device)
+
+    def band(self, rows: int, columns: int) -> _CudaBand:
+        dtype = torch.uint8 if self._white == 255 else torch.int32
+        return _CudaBand(torch.empty((rows, columns, 3), dtype=dtype, pin_memory=True), [])
+
+    def write(self, band: _CudaBand, box: Box, output: torch.Tensor) -> None:
+        samples, finite = _quantize(output, self._white)
+        band.finite.append(finite)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            band.samples[box.slices].copy_(samples, non_blocking=True)
+            samples.record_stream(self._stream)
+
+    def samples(self, band: _CudaBand) -> np.ndarray:
+        self._stream.synchronize()
+        if not torch.stack(band.finite).all():
+            raise NotFinite("the network returned NaN or infinite values")
+        samples = band.samples.numpy()
+        return samples if self._white == 255 else samples.astype(np.uint16)
+
+
+def _quantize(output: torch.Tensor, white: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round (1, 3, h, w) in [0, 1] to (h, w, 3) uint8 or int32; also return whether all are finite."""
+    # the minimum and maximum are NaN if any value is; one pass, where isfinite() takes several
+    finite = torch.stack(torch.aminmax(output)).isfinite().all()
+    values = output[0].permute(1, 2, 0).contiguous().float().mul_(white).round_().clamp_(0, white)
+    return values.to(torch.uint8 if white == 255 else torch.int32), finite
 
 
 def load(
@@ -210,7 +297,7 @@ def load(
 
     weights, device, half  see Restorer
     denoise   below 1, interpolate the weights with those of the model's pair
-    lock      held while backends are timed and tiles are computed
+    lock      held while tiles are computed
     progress  see download.ensure()
 
     Raises WeightsUnavailable, BadWeights, and InvalidOption for a precision the device does not support.
@@ -225,21 +312,24 @@ def load(
     use_half = target.type == "cuda" if half is None else half
     if device in backends.NAMES and (use_half or (device == BFLOAT16 and half is False)):
         raise InvalidOption(f"{device} has a fixed precision; leave out half and --fp32")
-    if target.type != "cpu" or use_half:
-        network, name = architectures.build(spec, state, model.name), str(target)
+    module = architectures.build(spec, state, model.name).eval().requires_grad_(False)
+    parts = network.segments(module.to(target, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    if use_half:
+        name, backend = str(target), backends.modules(parts, torch.float16)
+    elif target.type != "cpu":
+        name, backend = str(target), backends.modules(parts)
     else:
-        with lock:  # other work would disturb the timing of the backends
-            network, name = backends.build(device or "cpu", spec, state, model.name)
+        name = backends.choose(spec.arch, weights) if device in (None, "cpu") else str(device)
+        backend = backends.build(name, parts)
     return Engine(
-        network,
+        parts,
+        backend,
         name=name,
         scale=spec.scale,
         align=spec.align,
-        pad=spec.pad,
-        bytes=round(spec.bytes * backends.MEMORY_FACTOR.get(name, 1)),
         device=target,
-        half=use_half,
         lock=lock,
+        family=spec.arch,
         sha256=checkpoint.sha256,
         source=checkpoint.kind,
     )

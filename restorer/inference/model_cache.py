@@ -2,20 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from ..errors import BadWeights, OutOfMemory, WeightsUnavailable
+from ..errors import BadWeights, WeightsUnavailable
 from ..models.registry import Model
 from ..models.sources import is_present
-from .tiling import Answers
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 RETRY_SECONDS = 600  # between attempts to load or download a model that failed
 
@@ -33,51 +26,6 @@ class LockedEngine:
     def __call__(self, inputs: Any, /) -> Any:  # noqa: ANN401  depends on the network
         with self._lock:
             return self._engine(inputs)
-
-
-class LockedUpscaler(LockedEngine):
-    """An engine.Engine that runs under the device's lock.
-
-    seconds  duration of the latest call, without waiting for the lock
-    retries  number of out-of-memory errors
-    device   device and backend: "cuda" or "cpu:ncnn"
-    sha256   of the weights
-    source   kind of the weights' source, see models/sources.py
-    """
-
-    seconds = 0.0
-    retries = 0
-
-    def __init__(self, engine: "Engine", lock: threading.Lock) -> None:
-        super().__init__(engine, lock)
-        self.scale, self.align, self.pad = engine.scale, engine.align, engine.pad
-        self.best_tile, self.asynchronous = engine.best_tile, engine.asynchronous
-        self.device, self.sha256, self.source = engine.name, engine.sha256, engine.source
-
-    def __call__(self, tile: np.ndarray) -> np.ndarray:
-        return self.start(tile[None])()[0]
-
-    def start(self, tiles: np.ndarray) -> Answers:
-        """See Engine.start(). The lock is released while waiting for a GPU."""
-        with self._lock, self._counting_retries():
-            begin = time.perf_counter()
-            wait = self._engine.start(tiles)  # type: ignore[attr-defined]
-
-        def finish() -> np.ndarray:
-            with self._counting_retries():
-                samples = wait()
-            self.seconds = time.perf_counter() - begin
-            return samples
-
-        return finish
-
-    @contextmanager
-    def _counting_retries(self) -> Iterator[None]:
-        try:
-            yield
-        except OutOfMemory:
-            self.retries += 1
-            raise
 
 
 class ModelCache:

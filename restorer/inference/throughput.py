@@ -1,15 +1,18 @@
 """Estimate how long a photo takes on this machine."""
 
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..images import encode
 from ..images.photo import Meta, Photo
 from ..options import FORMATS, Options
-from .model_cache import LockedUpscaler
 
-_TILE_SIDE, _TILE_SIDE_ON_GPU = 64, 512  # of the tile that is timed; a small one does not saturate a GPU
+if TYPE_CHECKING:
+    from .engine import Engine
+
+_SIDE, _SIDE_ON_GPU = 64, 512  # of the image that is timed; a small one does not saturate a GPU
 _PHOTO_SIDE = 1536  # of the photo that is encoded
 
 
@@ -17,7 +20,7 @@ class ThroughputEstimator:
     """Speed of each model and of each format's encoder, from benchmarks and from the photos since."""
 
     def __init__(self) -> None:
-        # by model or format: seconds, and pixels of the model's tiles or of the encoded photos
+        # by model or format: seconds, and pixels that its network read or its encoder wrote
         self._seen: dict[str, tuple[float, int]] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -28,15 +31,16 @@ class ThroughputEstimator:
         old_seconds, old_pixels = self._seen.get(name, (0.0, 0))
         self._seen[name] = seconds + old_seconds / 4, pixels + old_pixels // 4
 
-    def time(self, model: str, engine: LockedUpscaler) -> None:
-        """Time small tiles: one to warm up, then the fastest of three."""
-        side = min(_TILE_SIDE_ON_GPU, engine.best_tile()) if engine.asynchronous else _TILE_SIDE
-        tile = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-        engine(tile)
+    def time(self, model: str, engine: "Engine") -> None:
+        """Time small images: one to warm up, then the fastest of three."""
+        side = _SIDE if engine.device.type == "cpu" else _SIDE_ON_GPU
+        image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+        engine(image)
         seconds = []
         for _ in range(3):
-            engine(tile)
-            seconds.append(engine.seconds)
+            start = time.perf_counter()
+            engine(image)
+            seconds.append(time.perf_counter() - start)
         self.learn(model, min(seconds), side * side)
 
     def time_writers(self) -> None:
@@ -59,6 +63,6 @@ class ThroughputEstimator:
             self.learn(form, time.perf_counter() - start, side * side)
 
     def expected(self, name: str, pixels: int) -> float:
-        """Return the seconds for that many pixels of tiles or of an encoded photo; 0 if never timed."""
+        """Return the seconds for that many pixels; 0 if never timed."""
         total_seconds, total_pixels = self._seen.get(name, (0.0, 1))
         return total_seconds / total_pixels * pixels

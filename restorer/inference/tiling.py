@@ -1,49 +1,25 @@
-"""Cut an image into overlapping windows, process each, and assemble the cores.
-
-Independent of networks: a TileFunction maps (h, w, C) to (h*scale, w*scale, C) of the same dtype; a Device
-does so with several windows of one shape at once.
-"""
+"""Run a network segment by segment, each in tiles of one shape."""
 
 import math
-from collections import deque
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-import cv2
 import numpy as np
+import torch
 
 from ..errors import InvalidOutput, OutOfMemory
 from ..options import SMALLEST_TILE
 from ..progress import Progress
+from .network import IMAGE, Segment, unused
 
-Answers = Callable[[], np.ndarray]
-# An output is compared with its window by the means of _GRID x _GRID cells, which may differ by _TOLERANCE
-# of white. Photos differ by up to 21 of 255 levels with the real models and by 37 with random weights; the
-# output of the neighbouring tile differs by more in 9 of 10 cases
-_GRID, _TOLERANCE = 8, 1 / 8
-_MAX_DOUBTS = 4  # tiles that are computed twice before a network is trusted to change the means
-
-
-@runtime_checkable
-class Device(Protocol):
-    """Processes batches of windows; engine.Engine is one.
-
-    asynchronous  computes after start() has returned, several windows at a time. The next batch is started
-                  before the previous outputs are written
-    """
-
-    asynchronous: bool
-
-    def start(self, windows: np.ndarray) -> Answers:
-        """Start computing windows (n, h, w, C).
-
-        Returns a function that waits for the outputs (n, h*scale, w*scale, C). Both may raise OutOfMemory.
-        """
-        ...
-
-
-TileFunction = Callable[[np.ndarray], np.ndarray]
+Buffer = TypeVar("Buffer")
+Compute = Callable[..., torch.Tensor]  # a segment's module as a backend runs it
+# Largest difference of a pixel to the same pixel computed alone, relative to the largest value around it.
+# Backends differ by 1e-5 in float32 and by 2e-2 in 16 bits; the output of another tile by 0.2 and more
+_TOLERANCE = 0.05
+_FIXED_ATTEMPTS = 3  # further ones, in all
 
 
 class Box(NamedTuple):
@@ -71,6 +47,15 @@ class Box(NamedTuple):
             self.top - outer.top, self.left - outer.left, self.bottom - outer.top, self.right - outer.left
         )
 
+    def grown(self, pixels: int, shape: tuple[int, int]) -> "Box":
+        """Return this box with so many pixels more on each side, clipped to (height, width)."""
+        return Box(
+            max(self.top - pixels, 0),
+            max(self.left - pixels, 0),
+            min(self.bottom + pixels, shape[0]),
+            min(self.right + pixels, shape[1]),
+        )
+
 
 class Tile(NamedTuple):
     """A window, which is the input, and its core, the part of the output that is used."""
@@ -79,18 +64,12 @@ class Tile(NamedTuple):
     core: Box
 
 
-_Batch = list[tuple[Tile, int]]  # tiles, each with the tile size it was cut for
-_Wait = Callable[[], list[np.ndarray]]
+def tiles(height: int, width: int, *, tile: int, pad: int) -> list[Tile]:
+    """Return windows of one shape, at most tile + 2 pad a side, whose cores cover the map exactly once.
 
-
-def tiles(height: int, width: int, *, tile: int, pad: int, align: int = 1) -> list[Tile]:
-    """Return windows of one shape, at most tile + 2 pad a side, whose cores cover the image exactly once.
-
-    Every core has `pad` pixels of context on each side, or reaches the image's edge. Windows start at
-    multiples of `align`; height, width, tile and pad must be multiples of it too.
+    Every core has `pad` pixels of context on each side, or reaches the map's edge. Row by row, from the top.
     """
-    rows = _spans(height, tile, pad, align)
-    columns = _spans(width, tile, pad, align)
+    rows, columns = _spans(height, tile, pad), _spans(width, tile, pad)
     return [
         Tile(Box(y0, x0, y1, x1), Box(top, left, bottom, right))
         for y0, y1, top, bottom in rows
@@ -98,12 +77,12 @@ def tiles(height: int, width: int, *, tile: int, pad: int, align: int = 1) -> li
     ]
 
 
-def _spans(length: int, tile: int, pad: int, align: int) -> list[tuple[int, int, int, int]]:
+def _spans(length: int, tile: int, pad: int) -> list[tuple[int, int, int, int]]:
     if length <= tile + 2 * pad:
         return [(0, length, 0, length)]
     count = math.ceil((length - 2 * pad) / tile)
-    window = math.ceil((length - 2 * pad) / count / align) * align + 2 * pad  # no larger than needed
-    starts = [(length - window) * i // (count - 1) // align * align for i in range(count)]
+    window = math.ceil((length - 2 * pad) / count) + 2 * pad  # no larger than needed
+    starts = [(length - window) * i // (count - 1) for i in range(count)]
     # cut in the middle of the overlap, so that each side has its pad
     cuts = [
         0,
@@ -113,182 +92,213 @@ def _spans(length: int, tile: int, pad: int, align: int) -> list[tuple[int, int,
     return [(s, s + window, cuts[i], cuts[i + 1]) for i, s in enumerate(starts)]
 
 
-def run(
-    image: np.ndarray,
-    function: TileFunction | Device,
-    *,
-    scale: int,
-    tile: int,
-    pad: int,
-    align: int = 1,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """Apply `function` to an image tile by tile; return (H*scale, W*scale, C) of the same dtype.
-
-    image     (H, W, C), uint8 or uint16; it is not changed, and `function` cannot change it
-    function  may raise OutOfMemory: smaller batches are tried first, then half the tile size for that tile
-              and those after it, down to 32, before the error propagates
-    progress  called with (done, total) before the first tile and after each; an exception from it stops
-              the work within one tile, or within two batches of a Device
-
-    Raises InvalidOutput unless every pixel was written exactly once from an output of the right shape and
-    dtype, and if a tile's output resembles neither the tile nor a second output for it.
-    """
-    height, width, channels = image.shape
-    out = np.empty((height * scale, width * scale, channels), image.dtype)
-    written = np.zeros((height, width), bool)
-    tile_size = min(tile, max(height, width))
-    engine = _Watched(function, scale)
-    max_pixels = (tile + 2 * pad) ** 2 if engine.asynchronous else 0  # of a batch of several windows
-    pending = [(task, tile_size) for task in reversed(tiles(height, width, tile=tile, pad=pad, align=align))]
-    running: deque[tuple[_Batch, _Wait]] = deque()
-    done, total = 0, len(pending)
-    if progress:
-        progress(0, total)
-    while pending or running:
-        if pending and pending[-1][1] > tile_size:
-            parts = _split(pending.pop()[0], tile_size, pad, align, (height, width))
-            pending.extend((part, tile_size) for part in reversed(parts))
-            total += len(parts) - 1
-            continue
-        if pending and len(running) <= engine.asynchronous:
-            batch = _next_batch(pending, max_pixels)
-            running.append((batch, engine.start([image[task.window.slices] for task, _ in batch])))
-            continue
-        batch, wait = running.popleft()
-        try:
-            outputs = wait()
-        except OutOfMemory:
-            if len(batch) > 1:
-                max_pixels = min(max_pixels, len(batch) // 2 * math.prod(batch[0][0].window.shape))
-            elif batch[0][1] <= tile_size:  # otherwise an earlier batch has already reduced it
-                tile_size = _halve(tile_size, align)
-            pending.extend(reversed(batch))
-            continue
-        for (task, _), output in zip(batch, outputs, strict=True):
-            if written[task.core.slices].any():
-                raise InvalidOutput(f"the tile at {task.core.left}, {task.core.top} was written twice")
-            core = task.core.seen_from(task.window)
-            out[task.core.scaled(scale).slices] = output[core.scaled(scale).slices]
-            written[task.core.slices] = True
-            done += 1
-            if progress:
-                progress(done, total)
-    if not written.all():
-        raise InvalidOutput(f"{np.count_nonzero(~written)} pixels of the image were not written")
-    return out
+def segment_tile(segment: Segment, tile: int) -> int:
+    """Return the side of a segment's tiles in pixels of the maps it reads."""
+    return max(tile // segment.divisor, SMALLEST_TILE)
 
 
-def _next_batch(pending: _Batch, max_pixels: int) -> _Batch:
-    """Pop the last pending tile, and those before it of the same shape, up to `max_pixels` in total."""
-    batch = [pending.pop()]
-    task, side = batch[0]
-    while (
-        (len(batch) + 1) * math.prod(task.window.shape) <= max_pixels
-        and pending
-        and pending[-1][1] == side
-        and pending[-1][0].window.shape == task.window.shape
-    ):
-        batch.append(pending.pop())
-    return batch
+def count_tiles(parts: Sequence[Segment], height: int, width: int, tile: int) -> int:
+    """Return the number of tiles of all segments for maps of this size."""
+    return sum(len(tiles(height, width, tile=segment_tile(part, tile), pad=part.halo)) for part in parts)
 
 
-def _halve(tile: int, align: int) -> int:
-    if tile <= SMALLEST_TILE:
-        raise OutOfMemory(
-            f"not enough memory for a tile of {tile} pixels; close other programs or use a smaller model"
-        )
-    return max(tile // 2 // align * align, SMALLEST_TILE)
+class NotFinite(InvalidOutput):
+    """A network returned NaN or infinite values."""
 
 
-def _split(task: Tile, tile: int, pad: int, align: int, shape: tuple[int, int]) -> list[Tile]:
-    """Split a core into tiles of at most `tile` pixels a side, each with its context from the image."""
-    core = task.core
-    result = []
-    # a core may start between two multiples of align, its window may not
-    for part in tiles(core.bottom - core.top, core.right - core.left, tile=tile, pad=0):
-        box = Box(
-            part.core.top + core.top,
-            part.core.left + core.left,
-            part.core.bottom + core.top,
-            part.core.right + core.left,
-        )
-        window = Box(
-            max(box.top - pad, 0) // align * align,
-            max(box.left - pad, 0) // align * align,
-            min(-(-(box.bottom + pad) // align) * align, shape[0]),
-            min(-(-(box.right + pad) // align) * align, shape[1]),
-        )
-        result.append(Tile(window, box))
-    return result
+class Sink(Protocol, Generic[Buffer]):
+    """Converts the output to samples, one band of rows at a time."""
+
+    def band(self, rows: int, columns: int) -> Buffer:
+        """Return memory for a band."""
+        ...
+
+    def write(self, band: Buffer, box: Box, output: torch.Tensor) -> None:
+        """Write an output (1, C, h, w) to a box of the band. May raise NotFinite."""
+        ...
+
+    def samples(self, band: Buffer) -> np.ndarray:
+        """Return the complete band (rows, columns, C). May raise NotFinite."""
+        ...
 
 
-class _Watched:
-    """A function whose outputs are checked: shape, dtype, and whether each can belong to its window.
+class Run:
+    """One pass of a network over an image.
 
-    A network roughly preserves local brightness, which an output of another tile does not match. A network
-    that does change it returns the same output twice; after a few of these the check is dropped.
+    parts      segments of the network, with modules in float32 on the device of the maps
+    compute    the segments as the backend runs them
+    tile       side of a tile in pixels; halved when memory runs out, down to 32
+    fixed      try a tile again, up to three times, instead of smaller ones
+    progress   called with (done, total) tiles of all segments before the first tile and after each; an
+               exception from it stops the work within one tile
+    lock       held while a tile is computed
+    check_all  compare one pixel of each tile with the same pixel computed alone by the module; False: only in
+               the last segment, as every comparison waits for the device
+
+    retries    number of out-of-memory errors so far
     """
 
-    def __init__(self, function: TileFunction | Device, scale: int) -> None:
-        self._function, self._scale, self._doubts_left = function, scale, _MAX_DOUBTS
-        self.asynchronous = isinstance(function, Device) and function.asynchronous
+    def __init__(
+        self,
+        parts: Sequence[Segment],
+        compute: Sequence[Compute],
+        *,
+        tile: int,
+        fixed: bool = False,
+        progress: Progress | None = None,
+        lock: AbstractContextManager[object] | None = None,
+        check_all: bool = True,
+    ) -> None:
+        self._parts, self._compute, self._tile = parts, compute, tile
+        self._progress, self._lock, self._check_all = progress, lock or nullcontext(), check_all
+        self._fixed, self._attempts_left = fixed, _FIXED_ATTEMPTS
+        self._done = self._total = self.retries = 0
 
-    def start(self, windows: list[np.ndarray]) -> _Wait:
-        wait = self._start(windows)
-        return lambda: [self._verify(*pair) for pair in zip(windows, wait(), strict=True)]
+    def bands(self, image: torch.Tensor, sink: Sink[Buffer]) -> Iterator[np.ndarray]:
+        """Yield the output of a (1, C, h, w) image from top to bottom, in bands of rows.
 
-    def _verify(self, window: np.ndarray, output: np.ndarray) -> np.ndarray:
-        if self._doubts_left and _unlike(output, window):
-            if _unlike(output, self._start([window])()[0]):
-                raise InvalidOutput("the device returned two different results for one tile; try again")
-            self._doubts_left -= 1
-        return output
+        The result does not depend on the tile size, nor on errors: maps are exact, with zeros beyond the
+        image's edges only, as in the network itself. A band is yielded after the next one was started.
 
-    def _start(self, windows: list[np.ndarray]) -> _Wait:
-        wait = self._answers(windows)
+        Raises OutOfMemory if a tile of 32 pixels does not fit, NotFinite, and InvalidOutput unless every
+        pixel was computed exactly once, in the expected shape, and the checks pass.
+        """
+        maps, last = {IMAGE: image}, len(self._parts) - 1
+        for index, part in enumerate(self._parts[:-1]):
+            if part.writes not in maps:
+                maps[part.writes] = _empty_map(part, image)
+            target = maps[part.writes]
+            for core, output in self._outputs(index, maps, self._tiles(index, maps)):
+                target[(..., *core.slices)] = output
+            for name in unused(self._parts, index, maps):
+                del maps[name]
+        scale, previous = self._parts[-1].scale, None
+        for _, row in groupby(self._tiles(last, maps), key=lambda tile: tile.core.top):
+            tasks = list(row)
+            top, left, bottom, right = tasks[0].core.top, 0, tasks[0].core.bottom, tasks[-1].core.right
+            band = sink.band((bottom - top) * scale, (right - left) * scale)
+            for core, output in self._outputs(last, maps, tasks):
+                sink.write(band, core.seen_from(Box(top, left, bottom, right)).scaled(scale), output)
+            if previous is not None:
+                yield sink.samples(previous)
+            previous = band
+        if previous is not None:
+            yield sink.samples(previous)
 
-        def checked() -> list[np.ndarray]:
-            outputs = wait()
-            if len(outputs) != len(windows):
-                raise InvalidOutput(f"the device returned {len(outputs)} of {len(windows)} tiles")
-            return [self._check_shape(*pair) for pair in zip(windows, outputs, strict=True)]
+    def _tiles(self, index: int, maps: dict[str, torch.Tensor]) -> list[Tile]:
+        """Cut a segment's map, and count the tiles to come, which a smaller tile size may have changed."""
+        part = self._parts[index]
+        height, width = maps[part.reads[0]].shape[-2:]
+        self._total = self._done + count_tiles(self._parts[index:], height, width, self._tile)
+        self._report()
+        return tiles(height, width, tile=segment_tile(part, self._tile), pad=part.halo)
 
-        return checked
-
-    def _answers(self, windows: list[np.ndarray]) -> Callable[[], np.ndarray | list[np.ndarray]]:
-        """Start the function; the returned function raises OutOfMemory for both."""
-        function = self._function
-        if isinstance(function, Device):
+    def _outputs(
+        self, index: int, maps: dict[str, torch.Tensor], tasks: list[Tile]
+    ) -> Iterator[tuple[Box, torch.Tensor]]:
+        """Yield the cores of these tiles, a whole row or map, and their outputs."""
+        part = self._parts[index]
+        height, width = maps[part.reads[0]].shape[-2:]
+        top, bottom = tasks[0].core.top, tasks[-1].core.bottom
+        written = np.zeros((bottom - top, width), bool)
+        pending = [(task, self._tile) for task in reversed(tasks)]
+        while pending:
+            task, size = pending.pop()
+            if size > self._tile:  # memory ran out after the tile was cut
+                smaller = _split(task.core, segment_tile(part, self._tile), part.halo, (height, width))
+                pending.extend((tile, self._tile) for tile in reversed(smaller))
+                self._total += len(smaller) - 1
+                continue
             try:
-                return function.start(np.stack(windows))
-            except OutOfMemory as error:
-                # a new exception: the traceback of this one keeps its frames, and their memory, alive
-                return partial(_raise, OutOfMemory(*error.args))
-        (window,) = windows
-        read_only = window.view()
-        read_only.flags.writeable = False
-        return lambda: [function(read_only)]
+                output = self._output(index, maps, task)
+            except OutOfMemory:
+                self.retries += 1
+                self._shrink()
+                pending.append((task, size))
+                continue
+            region = written[
+                task.core.top - top : task.core.bottom - top, slice(task.core.left, task.core.right)
+            ]
+            if region.any():
+                raise InvalidOutput(f"the tile at {task.core.left}, {task.core.top} was computed twice")
+            region[:] = True
+            yield task.core, output
+            self._done += 1
+            self._report()
+        if not written.all():
+            raise InvalidOutput(f"{np.count_nonzero(~written)} pixels of the image were not computed")
 
-    def _check_shape(self, window: np.ndarray, output: np.ndarray) -> np.ndarray:
-        height, width, channels = window.shape
-        expected = (height * self._scale, width * self._scale, channels)
-        actual = getattr(output, "shape", None), getattr(output, "dtype", type(output))
-        if actual != (expected, window.dtype):
-            raise InvalidOutput(
-                f"the output of a tile is {actual[0]} {actual[1]}; expected {expected} {window.dtype}"
+    def _output(self, index: int, maps: dict[str, torch.Tensor], task: Tile) -> torch.Tensor:
+        """Compute a tile; return the output of its core."""
+        part = self._parts[index]
+        windows = [_cut(maps[name], task.window) for name in part.reads]
+        with self._lock:
+            output = self._compute[index](*windows)
+        expected = (1, part.channels, *(side * part.scale for side in task.window.shape))
+        if tuple(output.shape) != expected:
+            raise InvalidOutput(f"the output of a tile is {tuple(output.shape)}; expected {expected}")
+        core = task.core.seen_from(task.window)
+        if self._check_all or index == len(self._parts) - 1:
+            _check_pixel(part, windows, output, core)
+        return output[(..., *core.scaled(part.scale).slices)]
+
+    def _shrink(self) -> None:
+        """Halve the tile size, or use up an attempt. Raises OutOfMemory at the end of either."""
+        if self._fixed and self._attempts_left:
+            self._attempts_left -= 1
+        elif self._fixed or self._tile <= SMALLEST_TILE:
+            raise OutOfMemory(
+                f"not enough memory for a tile of {self._tile} pixels; close other programs or use a "
+                "smaller model"
             )
-        return output
+        else:
+            self._tile = max(self._tile // 2, SMALLEST_TILE)
+
+    def _report(self) -> None:
+        if self._progress:
+            self._progress(self._done, self._total)
 
 
-def _raise(error: OutOfMemory) -> np.ndarray:
-    raise error
+def _empty_map(part: Segment, image: torch.Tensor) -> torch.Tensor:
+    nhwc = image.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(
+        (1, part.channels, *image.shape[-2:]),
+        dtype=image.dtype,
+        device=image.device,
+        memory_format=torch.channels_last if nhwc else torch.contiguous_format,
+    )
 
 
-def _unlike(one: np.ndarray, other: np.ndarray) -> bool:
-    """Return whether the means of any cell of two images, at whatever scales, differ too much."""
-    grid = tuple(min(_GRID, side) for side in other.shape[1::-1])
-    means = [
-        cv2.resize(image, grid, interpolation=cv2.INTER_AREA).astype(np.float32) for image in (one, other)
-    ]
-    return float(np.abs(means[0] - means[1]).max()) > _TOLERANCE * np.iinfo(one.dtype).max
+def _cut(plane: torch.Tensor, window: Box) -> torch.Tensor:
+    if window.shape == plane.shape[-2:]:
+        return plane
+    nhwc = plane.is_contiguous(memory_format=torch.channels_last)
+    return plane[(..., *window.slices)].contiguous(
+        memory_format=torch.channels_last if nhwc else torch.contiguous_format
+    )
+
+
+def _check_pixel(part: Segment, windows: list[torch.Tensor], output: torch.Tensor, core: Box) -> None:
+    """Compare the pixel in the middle of a core with the same pixel computed alone."""
+    y, x = (core.top + core.bottom) // 2, (core.left + core.right) // 2
+    pixel = Box(y, x, y + 1, x + 1)
+    height, width = windows[0].shape[-2:]
+    around = pixel.grown(part.halo, (height, width))
+    alone = part.module(*(window[(..., *around.slices)].float() for window in windows))
+    expected = alone[(..., *pixel.seen_from(around).scaled(part.scale).slices)]
+    actual = output[(..., *pixel.scaled(part.scale).slices)].float()
+    if not (actual.isfinite().all() and expected.isfinite().all()):
+        raise NotFinite("the network returned NaN or infinite values")
+    limit = _TOLERANCE * max(float(expected.abs().max()), _TOLERANCE)
+    if not float((actual - expected).abs().max()) <= limit:
+        raise InvalidOutput("the device returned a wrong result for a tile; try again or another backend")
+
+
+def _split(core: Box, tile: int, halo: int, shape: tuple[int, int]) -> list[Tile]:
+    """Split a core into tiles of at most `tile` pixels a side, each with its context from the map."""
+    parts = tiles(*core.shape, tile=tile, pad=0)
+    moved = (
+        Box(part.top + core.top, part.left + core.left, part.bottom + core.top, part.right + core.left)
+        for _, part in parts
+    )
+    return [Tile(box.grown(halo, shape), box) for box in moved]

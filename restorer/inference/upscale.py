@@ -1,25 +1,41 @@
 """Upscale a Photo: network passes, transparency, and the final resize."""
 
 import math
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from ..images.photo import Photo
-from ..images.resample import bands, luma, resample_rows, resize, round_to
-from ..progress import Progress
-from .tiling import run, tiles
+from ..images.resample import RowReader, bands, luma, resample_rows, resampled_bands, resize, round_to
+from ..progress import PassProgress, Progress
 
 
-class TileEngine(Protocol):
+@dataclass
+class Stats:
+    """What happened while an image was upscaled.
+
+    retries  number of out-of-memory errors after which smaller tiles were used
+    parts    largest number of parts that an image was cut into, because its maps did not fit in memory
+    """
+
+    retries: int = 0
+    parts: int = 1
+
+
+class BandEngine(Protocol):
     """What upscale() needs of a network; engine.Engine is one."""
 
     scale: int
     align: int
-    pad: int
 
-    def __call__(self, tile: np.ndarray) -> np.ndarray: ...
+    def bands(
+        self, image: np.ndarray, *, tile: int, progress: Progress | None = None, stats: Stats | None = None
+    ) -> Iterator[np.ndarray]: ...
+
+    def count_tiles(self, height: int, width: int, tile: int) -> int: ...
 
 
 def network_passes(outscale: float, scale: int) -> int:
@@ -39,46 +55,62 @@ def output_size(width: int, height: int, outscale: float) -> tuple[int, int]:
     return max(1, math.floor(width * outscale + 0.5)), max(1, math.floor(height * outscale + 0.5))
 
 
-def tiles_needed(
-    width: int, height: int, engine: TileEngine, *, outscale: float, tile: int
-) -> tuple[int, int]:
-    """Return the number of tiles for a photo's colour, and of the input pixels in them, context included."""
-    count = pixels = 0
-    for _ in range(network_passes(outscale, engine.scale)):
-        windows = tiles(
-            _round_up(height, engine.align),
-            _round_up(width, engine.align),
-            tile=_round_up(tile, engine.align),
-            pad=_round_up(engine.pad, engine.align),
-            align=engine.align,
-        )
-        count += len(windows)
-        pixels += sum((box.bottom - box.top) * (box.right - box.left) for box, _ in windows)
-        width, height = width * engine.scale, height * engine.scale
-    return count, pixels
+def network_pixels(photo: Photo, engine: BandEngine, outscale: float) -> int:
+    """Return how many pixels networks read to enlarge a photo, in all passes and for its alpha."""
+    return _planes(photo) * sum(math.prod(size) for size in _pass_sizes(photo, engine, outscale))
+
+
+def tiles_needed(photo: Photo, engine: BandEngine, *, outscale: float, tile: int) -> int:
+    """Return the number of tiles to enlarge a photo, which progress counts."""
+    return _planes(photo) * sum(
+        engine.count_tiles(*size, tile) for size in _pass_sizes(photo, engine, outscale)
+    )
+
+
+def _planes(photo: Photo) -> int:
+    return 1 if photo.alpha is None or is_opaque(photo.alpha) else 2
+
+
+def _pass_sizes(photo: Photo, engine: BandEngine, outscale: float) -> list[tuple[int, int]]:
+    """Return the height and width that each pass reads, multiples of `align`."""
+    sizes = []
+    for number in range(network_passes(outscale, engine.scale)):
+        sides = (side * engine.scale**number for side in (photo.height, photo.width))
+        height, width = (-(-side // engine.align) * engine.align for side in sides)
+        sizes.append((height, width))
+    return sizes
 
 
 def upscale(
-    photo: Photo, engine: TileEngine, *, outscale: float, tile: int, progress: Progress | None = None
+    photo: Photo,
+    engine: BandEngine,
+    *,
+    outscale: float,
+    tile: int,
+    progress: Progress | None = None,
+    stats: Stats | None = None,
 ) -> Photo:
-    """Enlarge a Photo `outscale` times, colour and alpha, in tiles of `tile` input pixels a side.
+    """Enlarge a Photo `outscale` times, colour and alpha, in tiles of `tile` pixels a side.
 
     An opaque alpha is not run through the network; any other is run as a separate grey image. The colour of
     fully transparent pixels never shows: the network does not see it, and colour is premultiplied by alpha
-    for the resize.
+    for the resize. The network's output is resized as it arrives, so that it is never held as a whole.
+
+    stats  see Engine.bands()
     """
     width, height = output_size(photo.width, photo.height, outscale)
     pixels, alpha = photo.pixels, photo.alpha
     passes = network_passes(outscale, engine.scale)
-    if alpha is not None and not is_opaque(alpha):
-        total = _TotalProgress(progress, 2 * passes)
+    transparent = alpha is not None and not is_opaque(alpha)
+    steps = PassProgress(progress, (1 + transparent) * passes)
+    enlarge = partial(_enlarge, engine=engine, passes=passes, tile=tile, progress=steps, stats=stats)
+    if alpha is not None and transparent:
         # Alpha first: only one of its channels stays in memory while the colour is enlarged
-        coverage = luma(_enlarge(np.repeat(alpha[..., None], 3, axis=2), engine, passes, tile, total))
-        colour = _enlarge(fill_transparent(pixels, alpha), engine, passes, tile, total)
-        larger, alpha = _resize_with_alpha(colour, coverage, width, height)
+        coverage = enlarge(np.repeat(alpha[..., None], 3, axis=2))
+        coverage = np.concatenate([luma(rows) for rows in all_rows(coverage)])
+        larger, alpha = _resize_with_alpha(enlarge(fill_transparent(pixels, alpha)), coverage, width, height)
     else:
-        total = _TotalProgress(progress, passes)
-        larger = resize(_enlarge(pixels, engine, passes, tile, total), width, height)
+        larger = resize(enlarge(pixels), width, height)
         if alpha is not None:
             alpha = np.full((height, width), np.iinfo(alpha.dtype).max, alpha.dtype)
     if photo.meta.grey:  # networks add a slight tint
@@ -87,37 +119,18 @@ def upscale(
     return replace(photo, pixels=larger, alpha=alpha)
 
 
-class _TotalProgress:
-    """Progress over several passes; those to come are assumed to have as many tiles as the current one."""
-
-    def __init__(self, progress: Progress | None, passes: int) -> None:
-        self._progress, self._passes_left, self._tiles_done = progress, passes, 0
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._progress:
-            self._progress(self._tiles_done + done, self._tiles_done + total * self._passes_left)
-        if done == total:
-            self._tiles_done, self._passes_left = self._tiles_done + total, self._passes_left - 1
+def all_rows(plane: RowReader) -> Iterator[np.ndarray]:
+    return (plane[rows] for rows in bands(len(plane)))
 
 
-def _enlarge(plane: np.ndarray, engine: TileEngine, passes: int, tile: int, progress: Progress) -> np.ndarray:
-    for _ in range(passes):
-        height, width = plane.shape[:2]
-        padded = _pad_to_multiple(plane, engine.align)
-        plane = run(
-            padded,
-            engine,
-            scale=engine.scale,
-            tile=_round_up(tile, engine.align),
-            pad=_round_up(engine.pad, engine.align),
-            align=engine.align,
-            progress=progress,
-        )[: height * engine.scale, : width * engine.scale]
-    return plane
-
-
-def _round_up(length: int, align: int) -> int:
-    return -(-length // align) * align
+def _enlarge(
+    plane: np.ndarray, engine: BandEngine, passes: int, tile: int, progress: Progress, stats: Stats | None
+) -> RowReader:
+    height, width = (engine.scale * side for side in plane.shape[:2])
+    padded = _pad_to_multiple(plane, engine.align)
+    output = engine.bands(padded, tile=tile, progress=progress, stats=stats)
+    reader = RowReader((rows[:, :width] for rows in output), (height, width, 3), plane.dtype)
+    return reader if passes == 1 else _enlarge(reader.all(), engine, passes - 1, tile, progress, stats)
 
 
 def _pad_to_multiple(plane: np.ndarray, align: int) -> np.ndarray:
@@ -164,7 +177,7 @@ def _sum_2x2(plane: np.ndarray) -> np.ndarray:
 
 
 def _resize_with_alpha(
-    colour: np.ndarray, alpha: np.ndarray, width: int, height: int
+    colour: RowReader, alpha: np.ndarray, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resize colour and alpha: premultiply, resize, divide.
 
@@ -172,20 +185,24 @@ def _resize_with_alpha(
     colour is black, as it is invisible.
     """
     white = int(np.iinfo(alpha.dtype).max)
+    out = np.empty((height, width, 3), alpha.dtype)
     if alpha.shape == (height, width):
         for rows in bands(height):
-            colour[rows][alpha[rows] == 0] = 0
-        return colour, alpha
-    product = np.empty(colour.shape, np.uint16)
-    for rows in bands(len(product)):
-        product[rows] = np.rint(colour[rows] * (alpha[rows, :, None] * np.float32(65535 / white / white)))
-    out = np.empty((height, width, 3), alpha.dtype)
+            out[rows] = np.where(alpha[rows, :, None] > 0, colour[rows], 0)
+        return out, alpha
+    scale = np.float32(65535 / white / white)
+
+    def premultiplied() -> Iterator[np.ndarray]:
+        for rows in bands(len(colour)):
+            yield np.rint(colour[rows] * (alpha[rows, :, None] * scale)).astype(np.uint16)
+
+    product = RowReader(premultiplied(), colour.shape, np.dtype(np.uint16))
     coverage = np.empty((height, width), alpha.dtype)
-    for rows in bands(height):
+    for rows in resampled_bands(product, height):
         share = resample_rows(alpha[..., None], rows, width, height) / np.float32(white)
-        premultiplied = resample_rows(product, rows, width, height) * np.float32(white / 65535)
+        values = resample_rows(product, rows, width, height) * np.float32(white / 65535)
         visible = share * white >= 0.5
-        np.divide(premultiplied, share, out=premultiplied, where=visible)
-        out[rows] = np.where(visible, round_to(premultiplied, alpha.dtype), 0)
+        np.divide(values, share, out=values, where=visible)
+        out[rows] = np.where(visible, round_to(values, alpha.dtype), 0)
         coverage[rows] = round_to(share[..., 0] * white, alpha.dtype)
     return out, coverage

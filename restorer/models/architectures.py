@@ -86,19 +86,15 @@ _KEY_PATTERNS = (
 
 
 class NetworkSpec(NamedTuple):
-    """A network's class, its constructor arguments and its tiling requirements.
+    """A network's class, its constructor arguments and what it requires of its input.
 
     align  input sides must be multiples of this
-    pad    context around a tile, in input pixels (measured with bench/pad.py)
-    bytes  working memory per input pixel in float32 (measured, rounded up)
     """
 
     arch: str
     parameters: dict
     scale: int
     align: int
-    pad: int
-    bytes: int
 
 
 def read_state(path: Path) -> StateDict:
@@ -149,7 +145,7 @@ def detect_face_network(state: StateDict, kind: str, name: str) -> NetworkSpec:
     """Return the spec of a face network of the kind "face", "detect" or "parse". Raises BadWeights."""
     for arch, (network_kind, key, parameters) in _FACE_NETWORKS.items():
         if network_kind == kind and key in state:
-            return NetworkSpec(arch.partition(" ")[0], parameters, 1, align=1, pad=0, bytes=0)
+            return NetworkSpec(arch.partition(" ")[0], parameters, 1, align=1)
     raise BadWeights(f"{name} is not a supported {kind!r} network: its first key is {next(iter(state))!r}")
 
 
@@ -228,11 +224,7 @@ def _detect_rrdb(state: StateDict, name: str) -> NetworkSpec:
         "num_grow_ch": len(growth),
         "scale": scale,
     }
-    # The receptive field is 351 pixels, and RealESRGAN_x4plus uses it: with tiles of 256 and a pad of 24 the
-    # output differs from the untiled one by up to 42 levels of 255, 0.17 on average (python -m bench.pad)
-    return NetworkSpec(
-        "RRDBNet", parameters, scale, 4 // scale, pad=24, bytes=150 * features * scale**2 // 16
-    )
+    return NetworkSpec("RRDBNet", parameters, scale, 4 // scale)
 
 
 def _detect_compact(state: StateDict, name: str) -> NetworkSpec:
@@ -253,8 +245,7 @@ def _detect_compact(state: StateDict, name: str) -> NetworkSpec:
         "upscale": scale,
         "act_type": "prelu",
     }
-    # pad is the receptive field, one pixel per 3x3 convolution: tiling does not change the output
-    return NetworkSpec(arch, parameters, scale, 1, pad=last // 2 + 1, bytes=24 * len(first))
+    return NetworkSpec(arch, parameters, scale, 1)
 
 
 def _last_layer(state: StateDict, arch: str, name: str) -> int:

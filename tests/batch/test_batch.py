@@ -328,7 +328,7 @@ def test_only_bfloat16_among_cpu_backends_restores_everything_again(folder, monk
     monkeypatch.setattr(backends, "has_bfloat16_kernels", lambda: True)  # slow without them, but it computes
     main(arguments(folder))
     before = results(folder)
-    for device, restored in (("cpu:winograd", 0), ("cpu:bfloat16", 6), ("cpu:torch", 6)):
+    for device, restored in (("cpu:openvino", 0), ("cpu:bfloat16", 6), ("cpu:torch", 6)):
         capsys.readouterr()
         main(arguments(folder, "--device", device))
         assert f"{restored} restored" in capsys.readouterr().out

@@ -4,13 +4,11 @@ import csv
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from restorer.cost import benchmark, pricing
 from restorer.cost.pricing import Work
-from restorer.inference.upscale import tiles_needed
 from restorer.models import compat
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -93,15 +91,15 @@ def large_network_work() -> Work:
 
 
 def comparison_rows() -> Iterator[str]:
-    engine = SimpleNamespace(scale=4, align=1, pad=24)
     for width, height, photo in ((720, 540, "90 kB"), (1254, 940, "276 kB")):
         measured = next(
             entry for entry in RUN if entry["width"] == str(width) and "general" in entry["model"]
         )
-        _, pixels_seen = tiles_needed(width, height, engine, outscale=4, tile=256)
         for gpu in THEN:
             seconds = pricing.estimate_seconds(
-                large_network_work() * pixels_seen, PRICES[gpu], codec_seconds=float(measured["elsewhere"])
+                large_network_work() * (width * height),
+                PRICES[gpu],
+                codec_seconds=float(measured["elsewhere"]),
             )
             fast, slow = SECONDS[gpu, photo]
             yield row(
@@ -166,8 +164,7 @@ def test_scale_page_follows_from_the_cost_page():
     page = (DOCS / "scale.md").read_text()
     measured = next(entry for entry in RUN if entry["width"] == "720" and "general" in entry["model"])
     codec_seconds = float(measured["elsewhere"])
-    engine = SimpleNamespace(scale=4, align=1, pad=24)
-    work = large_network_work() * tiles_needed(720, 540, engine, outscale=4, tile=256)[1]
+    work = large_network_work() * (720 * 540)
     expected = []
     for price in PRICES.values():
         if price.fp16_tflops:

@@ -1,34 +1,56 @@
 """Tests that need a GPU."""
 
+import threading
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from restorer.evaluation.metrics import psnr
-from restorer.inference import engine, tiling
-from restorer.models import architectures
-from tests.conftest import photo_like
+from restorer.inference import engine
+from restorer.inference.upscale import Stats
+from restorer.models import registry
+from tests.reference import photos
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-CUDA = torch.device("cuda")
-FILE = Path(__file__).parents[2] / "weights/restore-lite-x4.safetensors"
 
 
-def create_engine(device, *, half):
-    state = architectures.read_state(FILE)
-    spec = architectures.detect(state, FILE.name)
-    network = architectures.build(spec, state, FILE.name)
-    return engine.Engine(network, scale=4, device=device, half=half, pad=spec.pad)
+def enlarge(device, image, *, half=None, tile=2048, fail=()):
+    """Return the result of the built-in model, with out-of-memory errors at some calls."""
+    weights = Path(__file__).parents[2] / "weights"
+    model = registry.find("restore-lite-x4", weights)
+    run = engine.load(model, weights, device=device, half=half, lock=threading.Lock())
+    calls = []
+
+    def failing(compute):
+        def call(*windows):
+            calls.append(len(calls))
+            if calls[-1] in fail:
+                raise torch.OutOfMemoryError("out of memory")
+            return compute(*windows)
+
+        return call
+
+    run._backend = run._backend._replace(compute=[failing(compute) for compute in run._backend.compute])
+    stats = Stats()
+    result = np.concatenate(list(run.bands(image, tile=tile, stats=stats)))
+    assert stats.retries == len(fail)
+    return result
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_gpu_and_cpu_results_agree(rng, dtype):
-    image = photo_like(rng, 300, 410).astype(dtype) * dtype(np.iinfo(dtype).max // 255)
-    out = {}
-    for device, half in ((torch.device("cpu"), False), (CUDA, False), (CUDA, True)):
-        run = create_engine(device, half=half)
-        out[device.type, half] = tiling.run(image, run, scale=4, tile=64, pad=run.pad)
-    assert psnr(out["cpu", False], out["cuda", False]) > 60
-    assert psnr(out["cpu", False], out["cuda", True]) > 45
+def test_gpu_and_cpu_results_agree(dtype):
+    image = photos()["chelsea"].astype(dtype) * dtype(np.iinfo(dtype).max // 255)
+    white, expected = int(np.iinfo(dtype).max), enlarge("cpu:torch", image).astype(np.float64)
+    for half, decibels in ((False, 60), (True, 45)):
+        error = np.square(enlarge("cuda", image, half=half) - expected).mean()
+        assert 10 * np.log10(white**2 / error) > decibels
+
+
+def test_tiles_and_errors_change_at_most_one_level():
+    image = photos()["chelsea"]
+    expected = enlarge("cuda", image).astype(int)
+    for options in ({"tile": 64}, {"fail": (0,)}, {"fail": (2, 5)}):
+        assert np.abs(enlarge("cuda", image, **options) - expected).max() <= 1
+    assert cv2.PSNR(enlarge("cuda", image), expected.astype(np.uint8)) > 100

@@ -1,25 +1,21 @@
-"""Allocated and estimated memory; bench.growth and bench.tiles measure that of a process."""
+"""Allocated and estimated memory; bench.growth measures that of a process."""
 
-import threading
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from restorer.images import encode, resample
 from restorer.images.photo import Meta, Photo
-from restorer.inference import backends, engine, upscale
-from restorer.models import architectures
-from restorer.models.registry import find
-from tests.conftest import save_network
+from restorer.inference import upscale
 
 
 class Nearest:
-    scale, align, pad = 4, 1, 8
+    scale, align = 4, 1
 
-    def __call__(self, tile):
-        return tile.repeat(4, axis=0).repeat(4, axis=1)
+    def bands(self, image, *, tile, progress=None, stats=None):
+        for top in range(0, len(image), tile):
+            yield image[top : top + tile].repeat(4, axis=0).repeat(4, axis=1)
 
 
 def restore(height: int, width: int, form: str, channels: int, depth: int) -> tuple[int, int]:
@@ -49,16 +45,15 @@ def test_peak_memory_is_little_more_than_the_result(form, channels, depth, monke
     assert 1 <= (peak - file) / result < 1.8
 
 
-@pytest.mark.parametrize("backend", [name for name in backends.NAMES if name.startswith("cpu")])
-def test_tile_size_follows_the_memory_of_the_backend(backend, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(backends, "has_bfloat16_kernels", lambda: True)
-    save_network(tmp_path / "custom/tiny.pth", seed=1)
-    spec = architectures.detect(architectures.read_state(tmp_path / "custom/tiny.pth"), "tiny")
-    model = find("custom/tiny", tmp_path)
-    run = engine.load(model, tmp_path, device=backend, half=None, lock=threading.Lock())
-    assert run.bytes == round(spec.bytes * backends.MEMORY_FACTOR.get(backend, 1))
-    free = 2 * run.bytes * (96 + 2 * run.pad) ** 2
-    monkeypatch.setattr(run, "_free_memory", lambda: free)
-    assert run.best_tile() == 96
-    monkeypatch.setattr(run, "_free_memory", lambda: free - 1)
-    assert run.best_tile() == 64
+def test_network_output_is_never_held_as_a_whole(monkeypatch):
+    """At 1x the 4x output is 16 times the result."""
+    pixels = np.zeros((2000, 2000, 3), np.uint8)
+    photo = Photo(pixels, None, Meta("png"))
+    upscale.upscale(photo, Nearest(), outscale=1, tile=64)
+    tracemalloc.start()
+    try:
+        upscale.upscale(photo, Nearest(), outscale=1, tile=64)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * pixels.nbytes

@@ -1,61 +1,78 @@
 import numpy as np
 import pytest
+import torch
 
 from restorer.errors import Cancelled, InvalidOutput, OutOfMemory
-from restorer.inference import tiling
-
-
-def nearest(scale):
-    """A pointwise network: tiled and untiled outputs are identical."""
-    return lambda tile: tile.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def box_blur(radius):
-    """A zero-padded network with a known receptive field."""
-
-    def blur(tile):
-        padded = np.pad(tile.astype(np.int64), ((radius, radius), (radius, radius), (0, 0)))
-        height, width = tile.shape[:2]
-        offsets = range(2 * radius + 1)
-        total = sum(padded[y : y + height, x : x + width] for y in offsets for x in offsets)
-        return (total // (2 * radius + 1) ** 2).astype(tile.dtype)
-
-    return blur
-
+from restorer.inference import network, tiling
+from tests.inference.seeded import NETWORKS, Blur, Nearest, create, image, parts_of
 
 SIZES = [(1, 1), (1, 97), (31, 33), (64, 64), (65, 63), (127, 200), (40, 301)]
 
 
+class Floats:
+    """A sink that stores outputs as they are."""
+
+    def band(self, rows, columns):
+        return np.full((rows, columns, 3), np.nan, np.float32)
+
+    def write(self, band, box, output):
+        assert np.isnan(band[box.slices]).all(), "written twice"
+        band[box.slices] = output[0].permute(1, 2, 0).numpy()
+
+    def samples(self, band):
+        return band
+
+
+def run(parts, first, compute=None, **options):
+    passes = tiling.Run(parts, compute or [part.module for part in parts], **options)
+    return torch.from_numpy(np.concatenate(list(passes.bands(first, Floats())))).permute(2, 0, 1)[None]
+
+
+def whole(parts, first):
+    for part in parts:
+        first = part.module(first)
+    return first
+
+
+BLURS = parts_of(Blur(2), Blur(3), Nearest(2), halos=(2, 3, 0), scale=2)
+
+
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("tile", "pad"), [(32, 0), (32, 5), (33, 16), (64, 34), (4096, 10)])
-@pytest.mark.parametrize("scale", [1, 2, 3])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_pointwise_function_is_the_same_tiled_and_untiled(rng, size, tile, pad, scale, dtype):
-    image = rng.integers(0, np.iinfo(dtype).max, (*size, 3), dtype=dtype)
-    out = tiling.run(image, nearest(scale), scale=scale, tile=tile, pad=pad)
-    np.testing.assert_array_equal(out, nearest(scale)(image))
-    assert out.dtype == dtype
+@pytest.mark.parametrize("tile", [32, 33, 64, 4096])
+def test_result_does_not_depend_on_the_tile(size, tile):
+    first = image(*size)
+    torch.testing.assert_close(run(BLURS, first, tile=tile), whole(BLURS, first), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(50, 70), (131, 77), (200, 33)])
-@pytest.mark.parametrize("radius", [1, 4])
-def test_context_of_the_receptive_field_leaves_no_seam(rng, size, radius):
-    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    untiled = box_blur(radius)(image)
-    np.testing.assert_array_equal(tiling.run(image, box_blur(radius), scale=1, tile=32, pad=radius), untiled)
-    seamed = tiling.run(image, box_blur(radius), scale=1, tile=32, pad=radius - 1)
-    assert (seamed != untiled).any(), "less context leaves a seam"
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_networks_are_exact_at_any_tile(kind, layout):
+    module, align = create(kind).to(memory_format=layout), NETWORKS[kind][3]
+    parts = network.segments(module)
+    for height, width in ((1, 40), (73, 51)):
+        batch = image(height * align, width * align)
+        first = torch.nn.functional.pixel_unshuffle(batch, align).contiguous(memory_format=layout)
+        expected = module(batch)
+        for tile in (32, 40, 64):
+            limit = 1e-5 * float(expected.abs().max())
+            torch.testing.assert_close(run(parts, first, tile=tile), expected, rtol=0, atol=limit)
 
 
-@pytest.mark.parametrize("align", [1, 2, 4])
+def test_one_row_less_context_leaves_a_seam():
+    first = image(131, 77)
+    parts = [BLURS[0], BLURS[1]._replace(halo=2), BLURS[2]]
+    with pytest.raises(AssertionError):
+        out = run(parts, first, tile=32, check_all=False)
+        torch.testing.assert_close(out, whole(parts, first), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (132, 100), (300, 44), (36, 1000)])
 @pytest.mark.parametrize(("tile", "pad"), [(32, 8), (64, 24), (48, 0)])
-def test_tiles_cover_the_image_once_with_context_and_alignment(size, tile, pad, align):
-    tiles = tiling.tiles(*size, tile=tile, pad=pad, align=align)
+def test_tiles_cover_the_map_once_with_context(size, tile, pad):
+    tiles = tiling.tiles(*size, tile=tile, pad=pad)
     count = np.zeros(size, int)
     for window, core in tiles:
         count[core.slices] += 1
-        assert window.top % align == window.left % align == 0
         for near, far, edge, limit in (
             (window.top, core.top, 0, None),
             (window.left, core.left, 0, None),
@@ -64,208 +81,172 @@ def test_tiles_cover_the_image_once_with_context_and_alignment(size, tile, pad, 
         ):
             assert far - near >= pad or near == edge or far == limit
     assert (count == 1).all()
-    assert len({(w.bottom - w.top, w.right - w.left) for w, _ in tiles}) == 1
-    assert tiles[0].window.bottom - tiles[0].window.top <= tile + 2 * pad
+    assert len({window.shape for window, _ in tiles}) == 1
+    assert max(tiles[0].window.shape) <= tile + 2 * pad
 
 
-class Faulty:
-    """Runs out of memory for tiles above a size, or at some calls."""
+class Scripted:
+    """A segment with faults at some of its calls, {call: fault}; counts the calls of all its copies."""
 
-    def __init__(self, function, *, largest=None, calls=()):
-        self.function, self.largest, self.calls, self.called = function, largest, set(calls), 0
-        self.sides = []
+    def __init__(self, part, faults, calls):
+        self.part, self.faults, self.calls, self.sides = part, faults, calls, []
 
-    def __call__(self, tile):
-        self.called += 1
-        self.sides.append(max(tile.shape[:2]))
-        if self.called in self.calls or (self.largest and max(tile.shape[:2]) > self.largest):
+    def __call__(self, *windows):
+        fault = self.faults.get(self.calls[0], lambda part, *windows: part.module(*windows))
+        self.calls[0] += 1
+        self.sides.append(max(windows[0].shape[-2:]))
+        return fault(self.part, *windows)
+
+
+def scripted(parts, faults):
+    calls = [0]
+    return [Scripted(part, faults, calls) for part in parts], calls
+
+
+def out_of_memory(part, *windows):
+    raise OutOfMemory("out of memory")
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_out_of_memory_at_any_segment_and_tile_changes_nothing(depth):
+    first = image(150, 200)
+    expected = run(BLURS, first, tile=128)
+    compute, calls = scripted(BLURS, {})
+    run(BLURS, first, compute, tile=128)
+    total = calls[0]
+    assert total >= 20
+    for call in range(total):
+        compute, _ = scripted(BLURS, {call + offset: out_of_memory for offset in range(depth)})
+        torch.testing.assert_close(run(BLURS, first, compute, tile=128), expected, rtol=0, atol=0)
+
+
+def test_tile_size_is_halved_once_for_the_rest_of_the_image():
+    first = image(400, 400)
+    largest = 70
+
+    def small_only(part, *windows):
+        if max(windows[0].shape[-2:]) > largest:
             raise OutOfMemory("out of memory")
-        return self.function(tile)
+        return part.module(*windows)
+
+    compute, _ = scripted(BLURS, {call: small_only for call in range(1000)})
+    passes = tiling.Run(BLURS, compute, tile=256)
+    list(passes.bands(first, Floats()))
+    assert passes.retries == 2, "256 and 128"
+    assert [max(part.sides) for part in compute[1:]] == [63, 31]
 
 
-@pytest.mark.parametrize("call", range(1, 13))
-def test_out_of_memory_at_any_tile_does_not_change_the_result(rng, call):
-    image = rng.integers(0, 256, (190, 250, 3), dtype=np.uint8)
-    faulty = Faulty(box_blur(3), calls=[call])
-    out = tiling.run(image, faulty, scale=1, tile=64, pad=3)
-    np.testing.assert_array_equal(out, box_blur(3)(image))
-    assert faulty.called > 12
+def test_fixed_tile_is_tried_again():
+    """A backend whose result depends on the tile's size."""
+    first = image(150, 200)
+    expected, sides = run(BLURS, first, tile=64), set()
+    for call in range(12):
+        compute, _ = scripted(BLURS, {call + offset: out_of_memory for offset in range(3)})
+        torch.testing.assert_close(run(BLURS, first, compute, tile=64, fixed=True), expected, rtol=0, atol=0)
+        sides.add(max(compute[0].sides))
+    assert len(sides) == 1
+    compute, calls = scripted(BLURS, {call: out_of_memory for call in range(1000)})
+    with pytest.raises(OutOfMemory, match="not enough memory for a tile of 64 pixels"):
+        run(BLURS, first, compute, tile=64, fixed=True)
+    assert calls[0] == 4
 
 
-@pytest.mark.parametrize("align", [1, 4])
-def test_tile_size_is_halved_until_tiles_fit(rng, align):
-    image = rng.integers(0, 256, (400, 400, 3), dtype=np.uint8)
-    faulty = Faulty(nearest(2), largest=40)
-    out = tiling.run(image, faulty, scale=2, tile=256, pad=4, align=align)
-    np.testing.assert_array_equal(out, nearest(2)(image))
-    failed = [side for side in faulty.sides if side > 40]
-    assert len(failed) == 3  # 256, 128, 64: each once
-    assert max(faulty.sides[-50:]) <= 40 + 2 * align
-
-
-def test_too_little_memory_for_the_smallest_tile_raises(rng):
-    image = rng.integers(0, 256, (100, 100, 3), dtype=np.uint8)
-    faulty = Faulty(nearest(1), largest=1)
+def test_too_little_memory_for_the_smallest_tile_raises():
+    compute, calls = scripted(BLURS, {call: out_of_memory for call in range(1000)})
     with pytest.raises(OutOfMemory, match="not enough memory for a tile of 32 pixels"):
-        tiling.run(image, faulty, scale=1, tile=100, pad=0)
-    assert faulty.sides == [100, 50, 25]  # at most 32
+        run(BLURS, image(100, 100), compute, tile=100)
+    assert calls[0] == 3, "100, 50 and 32 pixels"
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
-        lambda tile: tile.repeat(2, 0),
-        lambda tile: nearest(2)(tile).astype(np.uint16),
-        lambda tile: nearest(2)(tile)[1:],
-        lambda tile: nearest(2)(tile)[..., :1],
-    ],
-)
-def test_output_of_the_wrong_shape_or_dtype_raises(rng, broken):
-    with pytest.raises(InvalidOutput, match="the output of a tile is"):
-        tiling.run(rng.integers(0, 256, (60, 60, 3), dtype=np.uint8), broken, scale=2, tile=32, pad=2)
+def stale(part, *windows):
+    """Another tile's output."""
+    return part.module(*(window.flip(-1, -2) * 0.5 + 0.4 for window in windows))
 
 
-def test_missing_and_duplicate_tiles_raise(rng, monkeypatch):
-    image = rng.integers(0, 256, (100, 100, 3), dtype=np.uint8)
+WRONG = {
+    "empty": lambda part, *windows: part.module(*windows) * 0,
+    "stale": stale,
+    "nan": lambda part, *windows: part.module(*windows) * torch.nan,
+    "channels": lambda part, *windows: part.module(*windows)[:, :1],
+    "rows": lambda part, *windows: part.module(*windows)[..., 1:, :],
+    "two images": lambda part, *windows: part.module(*windows).repeat(2, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_output_at_any_segment_and_tile_raises(wrong):
+    first = image(60, 90)
+    compute, calls = scripted(BLURS, {})
+    run(BLURS, first, compute, tile=40)
+    for call in range(calls[0]):
+        compute, _ = scripted(BLURS, {call: WRONG[wrong]})
+        with pytest.raises(InvalidOutput):
+            run(BLURS, first, compute, tile=40)
+
+
+@pytest.mark.parametrize("kind", ["rrdb", "compact"])
+def test_exchanged_outputs_raise(kind):
+    """In each segment, two neighbouring tiles of a picture in which no two tiles are alike."""
+    parts = network.segments(create(kind))
+    squares = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(3))
+    first = torch.nn.functional.interpolate(squares, scale_factor=16)
+    for index in range(len(parts)):
+        seen = []
+
+        def exchanged(*windows, part=parts[index], seen=seen):
+            seen.append(windows)
+            return part.module(*(seen[0] if len(seen) == 2 else windows))
+
+        compute = [part.module for part in parts]
+        compute[index] = exchanged
+        with pytest.raises(InvalidOutput, match="wrong result for a tile"):
+            run(parts, first, compute, tile=48)
+
+
+def test_missing_and_duplicate_tiles_raise(monkeypatch):
     original = tiling.tiles
-    for change, message in ((lambda t: t[:-1], "not written"), (lambda t: [*t, t[0]], "twice")):
+    for change, message in ((lambda t: t[:-1], "not computed"), (lambda t: [*t, t[-1]], "computed twice")):
         monkeypatch.setattr(tiling, "tiles", lambda *a, change=change, **k: change(original(*a, **k)))
         with pytest.raises(InvalidOutput, match=message):
-            tiling.run(image, nearest(1), scale=1, tile=32, pad=2)
+            run(BLURS, image(100, 100), tile=32)
 
 
-def test_progress_counts_every_tile_and_may_cancel(rng):
-    image = rng.integers(0, 256, (100, 100, 3), dtype=np.uint8)
+def test_backend_that_writes_to_its_window_is_detected():
+    def overwrite(window):
+        output = BLURS[0].module(window)
+        window.zero_()
+        return output
+
+    with pytest.raises(InvalidOutput):
+        run(BLURS, image(50, 50), [overwrite, *(part.module for part in BLURS[1:])], tile=32)
+
+
+def test_progress_counts_the_tiles_of_all_segments_and_may_cancel():
     steps = []
-    tiling.run(image, nearest(1), scale=1, tile=50, pad=0, progress=lambda *t: steps.append(t))
-    assert steps == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    run(BLURS, image(100, 100), tile=50, progress=lambda *step: steps.append(step))
+    total = sum(len(tiling.tiles(100, 100, tile=side, pad=pad)) for side, pad in ((50, 2), (50, 3), (32, 0)))
+    assert steps[0] == (0, total) and steps[-1] == (total, total)
+    assert [done for done, _ in dict.fromkeys(steps)] == list(range(total + 1))
+    assert tiling.count_tiles(BLURS, 100, 100, 50) == total
 
-    calls = Faulty(nearest(1))
+    compute, calls = scripted(BLURS, {})
 
     def stop(done, _total):
         if done == 2:
             raise Cancelled("stopped")
 
     with pytest.raises(Cancelled):
-        tiling.run(image, calls, scale=1, tile=50, pad=0, progress=stop)
-    assert calls.called == 2
+        run(BLURS, image(100, 100), compute, tile=50, progress=stop)
+    assert calls[0] == 2
 
 
-class FakeDevice:
-    """A Device that computes batches at once; runs out of memory at some calls or above `room` pixels."""
+def test_a_band_is_yielded_after_the_next_one_was_computed():
+    computed = []
 
-    def __init__(self, function, *, asynchronous=True, room=None, starts=(), waits=()):
-        self.function, self.asynchronous, self.room = function, asynchronous, room
-        self.starts, self.waits = set(starts), set(waits)
-        self.started, self.waited, self.open, self.most_open = 0, 0, 0, 0
-        self.batches = []
+    def counting(window):
+        computed.append(len(computed))
+        return BLURS[2].module(window)
 
-    def start(self, windows):
-        self.started += 1
-        self.batches.append(windows.shape[:3])
-        count, height, width, _ = windows.shape
-        if self.started in self.starts or (self.room and count * height * width > self.room):
-            raise OutOfMemory("out of memory")
-        self.open += 1
-        self.most_open = max(self.most_open, self.open)
-        outputs = np.stack([self.function(window) for window in windows])
-
-        def wait():
-            self.waited += 1
-            self.open -= 1
-            if self.waited in self.waits:
-                raise OutOfMemory("out of memory")
-            return outputs
-
-        return wait
-
-
-@pytest.mark.parametrize("size", [*SIZES, (190, 250), (9, 900), (900, 17), (24, 1200)])
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_batches_are_written_to_their_positions(rng, size, asynchronous):
-    image = rng.integers(0, 30, (*size, 3), dtype=np.uint8)  # dark: every output resembles its window
-    device = FakeDevice(box_blur(3), asynchronous=asynchronous)
-    steps = []
-    out = tiling.run(image, device, scale=1, tile=32, pad=3, progress=lambda *t: steps.append(t))
-    np.testing.assert_array_equal(out, box_blur(3)(image))
-    tiles = tiling.tiles(*size, tile=32, pad=3)
-    height, width = tiles[0].window.shape
-    batch_size = max(1, 38**2 // (height * width)) if asynchronous else 1
-    assert len(device.batches) == -(-len(tiles) // batch_size), "as few batches as possible"
-    assert max(count * height * width for count, height, width in device.batches) <= 38**2
-    assert steps == [(done, len(tiles)) for done in range(len(tiles) + 1)]
-    assert device.most_open == min(asynchronous + 1, len(device.batches))
-
-
-def test_thin_windows_are_batched(rng):
-    device = FakeDevice(nearest(1))
-    tiling.run(rng.integers(0, 30, (9, 900, 3), dtype=np.uint8), device, scale=1, tile=32, pad=3)
-    assert max(batch[0] for batch in device.batches) == 4
-
-
-@pytest.mark.parametrize("call", range(1, 10))
-@pytest.mark.parametrize("where", ["starts", "waits"])
-@pytest.mark.parametrize("size", [(190, 250), (11, 1500)])
-def test_out_of_memory_in_any_batch_does_not_change_the_result(rng, call, where, size):
-    image = rng.integers(0, 30, (*size, 3), dtype=np.uint8)
-    device = FakeDevice(box_blur(3), **{where: [call]})
-    out = tiling.run(image, device, scale=1, tile=64, pad=3)
-    np.testing.assert_array_equal(out, box_blur(3)(image))
-    assert device.open == 0, "every batch was waited for"
-
-
-def test_smaller_batches_are_tried_before_smaller_tiles():
-    image = np.full((7, 800, 3), 90, np.uint8)
-    shape = tiling.tiles(7, 800, tile=50, pad=2)[0].window.shape
-    device = FakeDevice(nearest(2), room=3 * shape[0] * shape[1])
-    tiling.run(image, device, scale=2, tile=50, pad=2)
-    assert [batch[0] for batch in device.batches] == [7, 7, 3, 3, 3, 3, 3, 1]
-    assert {batch[1:] for batch in device.batches} == {shape}, "no tile is smaller"
-
-
-def test_split_tiles_are_batched_by_shape(rng):
-    image = rng.integers(0, 30, (100, 131, 3), dtype=np.uint8)
-    device = FakeDevice(box_blur(3), room=10_000)
-    out = tiling.run(image, device, scale=1, tile=131, pad=3)
-    np.testing.assert_array_equal(out, box_blur(3)(image))
-    assert len({batch[1:] for batch in device.batches}) > 3
-
-
-def test_two_failed_batches_halve_the_tile_size_once():
-    image = np.full((100, 200, 3), 90, np.uint8)
-    device = FakeDevice(nearest(1), waits=[1, 2])
-    tiling.run(image, device, scale=1, tile=100, pad=0)
-    assert device.batches[:2] == [(1, 100, 100)] * 2
-    assert {batch[1:] for batch in device.batches[2:]} == {(50, 50)}
-    assert sum(batch[0] for batch in device.batches[2:]) == 8
-
-
-def test_cancelling_starts_no_further_batch():
-    image = np.full((200, 200, 3), 90, np.uint8)
-    device = FakeDevice(nearest(1))
-
-    def stop(done, _total):
-        if done == 1:
-            raise Cancelled("stopped")
-
-    with pytest.raises(Cancelled):
-        tiling.run(image, device, scale=1, tile=50, pad=0, progress=stop)
-    assert len(device.batches) == 2
-
-
-def test_missing_or_reordered_outputs_raise(rng):
-    image = rng.integers(0, 256, (1, 60, 3), np.uint8).repeat(10, axis=0).repeat(10, axis=1)
-
-    class Shuffled(FakeDevice):
-        change = staticmethod(lambda outputs: outputs[::-1])
-
-        def start(self, windows):
-            wait = super().start(windows)
-            return lambda: self.change(wait())
-
-    device = Shuffled(nearest(2))
-    with pytest.raises(InvalidOutput, match="two different results"):
-        tiling.run(image, device, scale=2, tile=40, pad=4)
-    device.change = lambda outputs: outputs[1:]
-    with pytest.raises(InvalidOutput, match="returned 3 of 4 tiles"):
-        tiling.run(image, device, scale=2, tile=40, pad=4)
+    passes = tiling.Run(BLURS, [BLURS[0].module, BLURS[1].module, counting], tile=64)
+    bands = passes.bands(image(100, 32), Floats())
+    assert next(bands).shape[0] < 100 and len(computed) == 2

@@ -10,13 +10,24 @@ from tests.conftest import photo_like
 class Nearest:
     """An engine that repeats pixels and counts its calls."""
 
-    def __init__(self, scale=4, align=1, pad=3):
-        self.scale, self.align, self.pad, self.calls = scale, align, pad, 0
+    def __init__(self, scale=4, align=1):
+        self.scale, self.align, self.calls, self.pixels = scale, align, 0, 0
 
-    def __call__(self, tile):
+    def enlarge(self, image):
+        return image.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+
+    def count_tiles(self, height, width, tile):
+        return -(-height // tile)
+
+    def bands(self, image, *, tile, progress=None, stats=None):
         self.calls += 1
-        assert tile.shape[0] % self.align == tile.shape[1] % self.align == 0
-        return tile.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+        self.pixels += image.shape[0] * image.shape[1]
+        assert image.shape[0] % self.align == image.shape[1] % self.align == 0
+        out, rows, total = self.enlarge(image), tile * self.scale, self.count_tiles(*image.shape[:2], tile)
+        progress(0, total)
+        for number in range(total):
+            progress(number + 1, total)
+            yield out[number * rows : (number + 1) * rows]
 
 
 def photo(pixels, alpha=None, **meta):
@@ -63,8 +74,8 @@ def test_shrinking_is_antialiased(rng):
     """A 4x network at scale 1: fine stripes average out instead of aliasing."""
 
     class Stripes(Nearest):
-        def __call__(self, tile):
-            out = super().__call__(tile)
+        def enlarge(self, tile):
+            out = super().enlarge(tile)
             out[:, ::2] = 0
             out[:, 1::2] = 200
             return out
@@ -129,8 +140,8 @@ def test_colour_of_transparent_pixels_never_shows(hidden, outscale):
 
 def test_grey_photo_stays_grey(rng):
     class Tinting(Nearest):
-        def __call__(self, tile):
-            out = super().__call__(tile).astype(np.int64)
+        def enlarge(self, tile):
+            out = super().enlarge(tile).astype(np.int64)
             out[..., 0] += 9
             return np.clip(out, 0, 255).astype(tile.dtype)
 
@@ -159,9 +170,9 @@ def test_progress_is_monotonic_and_ends_complete(rng):
 def test_transparent_pixels_do_not_affect_the_result(rng):
 
     class Blurring(Nearest):
-        def __call__(self, tile):
+        def enlarge(self, tile):
             mean = sum(np.roll(tile.astype(int), shift, axis) for axis in (0, 1) for shift in (-2, 0, 2)) // 6
-            return super().__call__(mean.astype(tile.dtype))
+            return super().enlarge(mean.astype(tile.dtype))
 
     pixels = photo_like(rng, 50, 61)
     alpha = rng.integers(0, 256, (50, 61), dtype=np.uint8)
@@ -189,15 +200,32 @@ def test_transparent_pixels_are_filled_with_the_nearest_visible_colours(rng):
 
 @pytest.mark.parametrize("outscale", [1, 3, 4, 8])
 @pytest.mark.parametrize(("scale", "align"), [(4, 1), (2, 2), (1, 4)])
-def test_tiles_needed_matches_the_tiles_that_run(rng, outscale, scale, align):
-    sizes = []
-
-    class Counting(Nearest):
-        def __call__(self, tile):
-            sizes.append(tile.shape[0] * tile.shape[1])
-            return super().__call__(tile)
-
-    engine = Counting(scale, align)
+@pytest.mark.parametrize("alpha", [None, 255, 99])
+def test_predicted_tiles_and_pixels_match_those_that_run(rng, outscale, scale, align, alpha):
+    engine, steps = Nearest(scale, align), []
     pixels = rng.integers(0, 256, (101, 67, 3), dtype=np.uint8)
-    upscale.upscale(photo(pixels), engine, outscale=outscale, tile=32)
-    assert upscale.tiles_needed(67, 101, engine, outscale=outscale, tile=32) == (len(sizes), sum(sizes))
+    before = photo(pixels, None if alpha is None else np.full((101, 67), alpha, np.uint8))
+    upscale.upscale(before, engine, outscale=outscale, tile=32, progress=lambda *step: steps.append(step))
+    assert upscale.tiles_needed(before, engine, outscale=outscale, tile=32) == steps[-1][0] == steps[-1][1]
+    assert upscale.network_pixels(before, engine, outscale) == engine.pixels
+
+
+@pytest.mark.parametrize("outscale", [0.3, 1, 1.7, 2, 3, 3.99])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_resize_of_bands_equals_that_of_the_whole_image(rng, outscale, dtype, alpha):
+    """Bands of rows see as much beyond their edges as Lanczos needs; Pillow resizes the whole image."""
+    top = np.iinfo(dtype).max
+    pixels = rng.integers(0, top, (150, 40, 3), dtype=dtype, endpoint=True)
+    before = photo(pixels, np.full((150, 40), top, dtype) if alpha else None)
+    if alpha:
+        before.alpha[0, 0] = top - 1  # not opaque
+    out = upscale.upscale(before, Nearest(4), outscale=outscale, tile=32)
+    width, height = upscale.output_size(40, 150, outscale)
+    planes = [
+        np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS))
+        for plane in np.moveaxis(nearest(pixels, 4).astype(np.float32), 2, 0)
+    ]
+    expected = np.clip(np.dstack(planes), 0, top)
+    rows = slice(8, None) if alpha else slice(None)
+    assert np.abs(out.pixels[rows] - expected[rows]).max() <= (1.01 if alpha else 0.51) + 2.5e-5 * top

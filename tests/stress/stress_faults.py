@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import random
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,10 @@ import torch
 from PIL import Image
 
 from restorer.errors import BadWeights, InvalidOutput, OutOfMemory
-from restorer.inference import tiling
-from restorer.inference.engine import Engine
-from restorer.models import architectures, registry
-from tests.inference.test_bad_engine import WRONG, Scripted, out_of_memory
-from tests.inference.test_tiling import nearest
+from restorer.inference import network
+from restorer.models import architectures, loader, registry, sources
+from tests.inference.seeded import image
+from tests.inference.test_tiling import BLURS, WRONG, out_of_memory, run, scripted, whole
 
 SEED, ROUNDS = 2310, 3000
 SAMPLES = sorted((Path(__file__).parents[2] / "assets/samples").glob("*.jpg"))
@@ -27,50 +25,54 @@ SAMPLES = sorted((Path(__file__).parents[2] / "assets/samples").glob("*.jpg"))
 def test_faults_at_random_tiles_give_exact_results_or_errors():
     rng, outcomes = np.random.default_rng(SEED), {"clean": 0, "error": 0}
     for _ in range(ROUNDS):
-        shape = tuple(rng.integers(40, 260, 2))
-        image = rng.integers(0, 256, (-(-shape[0] // 9), -(-shape[1] // 9), 3), np.uint8)
-        image = image.repeat(9, axis=0).repeat(9, axis=1)
-        pad, tile = int(rng.integers(0, 6)), int(rng.integers(32, 129))
-        # at most one: two identical wrong answers in a row count as the network's real output
+        first = image(*(int(side) for side in rng.integers(40, 260, 2)))
+        tile = int(rng.integers(32, 129))
+        kinds = list(WRONG.values())
         wrong = {
-            int(call): WRONG[rng.integers(len(WRONG))] for call in rng.integers(0, 60, rng.integers(0, 2))
+            int(call): kinds[rng.integers(len(kinds))] for call in rng.integers(0, 60, rng.integers(0, 2))
         }
         faults = wrong | {int(call): out_of_memory for call in rng.integers(0, 60, rng.integers(0, 4))}
         try:
-            out = tiling.run(image, Scripted(nearest(2), faults), scale=2, tile=tile, pad=pad)
-        except (InvalidOutput, OutOfMemory, RuntimeError, ValueError):
+            out = run(BLURS, first, scripted(BLURS, faults)[0], tile=tile)
+        except (InvalidOutput, OutOfMemory):
             outcomes["error"] += 1
         else:
-            np.testing.assert_array_equal(out, nearest(2)(image))
+            torch.testing.assert_close(out, whole(BLURS, first), rtol=0, atol=1e-6)
             outcomes["clean"] += 1
     assert min(outcomes.values()) > ROUNDS / 10
     print(f"\n{ROUNDS} images, seed {SEED}: {outcomes['clean']} clean, {outcomes['error']} errors, 0 wrong")
 
 
 def test_exchanged_neighbours_are_detected_in_photos():
-    """With the built-in network, on the samples and 60 photos of the shared sets."""
-    weights = Path(__file__).parents[2] / "weights/restore-lite-x4.safetensors"
-    state = architectures.read_state(weights)
-    spec = architectures.detect(state, weights.name)
-    engine = Engine(architectures.build(spec, state, weights.name), scale=4, device=torch.device("cpu"))
-    detected = missed = false_alarms = count = 0
+    """In each segment of the built-in network, on the samples and 60 photos of the shared sets."""
+    folder = Path(__file__).parents[2] / "weights"
+    state = loader.load(sources.locate(registry.find(registry.BUILT_IN, folder), folder)).state
+    parts = network.segments(architectures.build(architectures.detect(state, "lite"), state, "lite"))
+    detected = missed = 0
     sets = Path(os.environ.get("RESTORER_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "sets"
     photos = [path for path in sorted(sets.rglob("*")) if path.suffix in (".png", ".jpg")]
     random.Random(SEED).shuffle(photos)
     for sample in SAMPLES + photos[:60]:
-        image = np.asarray(Image.open(sample).convert("RGB"))[:320, :320]
-        if min(image.shape[:2]) < 200:
-            continue
-        windows = [image[tile.window.slices] for tile in tiling.tiles(*image.shape[:2], tile=96, pad=16)]
-        answers = [engine(np.ascontiguousarray(window)) for window in windows]
-        false_alarms += sum(tiling._unlike(*pair) for pair in zip(answers, windows, strict=True))
-        count += len(windows)
-        for first, second in pairwise(range(len(windows))):
-            differs = tiling._unlike(answers[first], windows[second])
-            detected, missed = detected + differs, missed + (not differs)
-    assert false_alarms < count / 100 and detected > 4 * missed
-    print(f"\n{detected} of {detected + missed} exchanged neighbours detected;")
-    print(f"{false_alarms} of {count} correct tiles suspected")
+        pixels = np.asarray(Image.open(sample).convert("RGB"))[:160, :160]
+        first = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255
+        for index, part in enumerate(parts):
+            windows = []
+
+            def exchanged(*window, part=part, windows=windows):
+                windows.append(window)
+                return part.module(*(windows[0] if len(windows) == 2 else window))
+
+            compute = [part.module for part in parts]
+            compute[index] = exchanged
+            with torch.inference_mode():
+                try:
+                    run(parts, first, compute, tile=64)
+                    missed += len(windows) > 1
+                except InvalidOutput:
+                    detected += 1
+                run(parts, first, tile=64)  # raises for a false alarm
+    assert detected > 20 * missed
+    print(f"\n{detected} of {detected + missed} exchanged neighbours detected, no false alarm")
 
 
 class Canary:

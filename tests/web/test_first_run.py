@@ -125,7 +125,7 @@ def test_python_reports_downloads(environment, small, tmp_path, monkeypatch):
             downloads.append(instance.downloading)
 
     assert instance.restore(small, progress=progress).model == BEST
-    assert (0, 0) in steps and steps[-1][0] == steps[-1][1] == 1
+    assert (0, 0) in steps and steps[-1][0] == steps[-1][1] == 72, "one tile of each segment"
     assert {(name, total) for name, _, total in downloads} >= {("yunet", YUNET.bytes)}
     assert instance.downloading is None
 

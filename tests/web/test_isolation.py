@@ -706,9 +706,9 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import app
-from restorer.inference import tiling
+from restorer.inference import engine
 
-real = tiling._Watched._answers
+real = engine.Guarded.__call__
 
 
 def failing(self, *args, **kwargs):
@@ -717,7 +717,7 @@ def failing(self, *args, **kwargs):
     return real(self, *args, **kwargs)
 
 
-tiling._Watched._answers = failing
+engine.Guarded.__call__ = failing
 if __name__ == "__main__":
     app.main()
 """

@@ -1,4 +1,4 @@
-"""Run RRDBNet and SRVGGNetCompact with ncnn, on the CPU or on a GPU by Vulkan.
+"""Compute segments with ncnn, on the CPU or on a GPU by Vulkan.
 
 The graph is written from the tensors in ncnn's two formats: a text with one line per layer, and the weights
 in the order of the layers. https://github.com/Tencent/ncnn/wiki/param-and-model-file-structure
@@ -9,33 +9,32 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from ncnn import ncnn  # type: ignore[attr-defined]
+from torch import nn
 
-from ...models.architectures import NetworkSpec, StateDict
+from .. import network
+from ..network import Segment
 
 _MAGIC = "7767517"
 _FLOAT32 = struct.pack("<I", 0)  # precedes the weights of a convolution: their type
+_BLOBS, _WORKSPACE = ncnn.PoolAllocator(), ncnn.PoolAllocator()  # of all segments; thread-safe
 
 
-class NcnnNetwork:
-    """A network that maps (1, 3, h, w) float32 in [0, 1] to (1, 3, h*scale, w*scale), both on the CPU.
+class NcnnSegment:
+    """A segment on the CPU or, with Vulkan, on the first GPU, from and to contiguous float32 on the CPU."""
 
-    spec    see architectures.detect()
-    state   see architectures.read_state()
-    vulkan  compute on the first Vulkan GPU
-    """
-
-    def __init__(self, spec: NetworkSpec, state: StateDict, *, vulkan: bool = False) -> None:
-        layers = _Layers(state)
-        self._unshuffle = spec.align
-        self._input = layers.add("Input", [])
-        self._output = layers.network(spec, self._input)
+    def __init__(self, part: Segment, *, vulkan: bool = False) -> None:
+        layers = _Layers()
+        self._inputs = [layers.add("Input", []) for _ in part.reads]
+        self._output = layers.segment(part.module, *self._inputs)
         self._net = ncnn.Net()
         options = self._net.opt
+        # by default each network keeps the memory of its largest call: 300 MB for each of 72 segments
+        options.blob_allocator, options.workspace_allocator = _BLOBS, _WORKSPACE
         options.use_vulkan_compute = vulkan
         options.use_fp16_storage = options.use_fp16_packed = options.use_fp16_arithmetic = False
         options.use_bf16_storage = False
@@ -44,20 +43,28 @@ class NcnnNetwork:
             weights = Path(folder, "bin")
             weights.write_bytes(b"".join(layers.weights))
             if self._net.load_param_mem(layers.text()) or self._net.load_model(str(weights)):
-                raise RuntimeError(f"ncnn failed to load the {spec.arch}")
+                raise RuntimeError(f"ncnn failed to load the segment that writes {part.writes}")
 
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        """Run the network.
+    def __call__(self, *windows: torch.Tensor) -> torch.Tensor:
+        """Run the segment.
 
         Raises MemoryError on any failure: ncnn gives no reason, and lack of memory is the likely one.
         """
-        image = torch.nn.functional.pixel_unshuffle(batch, self._unshuffle)[0].contiguous()
+        images = [window[0].contiguous() for window in windows]
         with self._net.create_extractor() as extractor:
-            extractor.input(self._input, ncnn.Mat(image.numpy()))
+            for name, image in zip(self._inputs, images, strict=True):
+                extractor.input(name, ncnn.Mat(image.numpy()))
             failed, out = extractor.extract(self._output)
             if failed:
+                release_memory()
                 raise MemoryError
             return torch.from_numpy(np.array(out))[None]
+
+
+def release_memory() -> None:
+    """Return the memory that segments reuse from call to call."""
+    _BLOBS.clear()
+    _WORKSPACE.clear()
 
 
 def gpus() -> int:
@@ -75,9 +82,9 @@ class _Layer(NamedTuple):
 class _Layers:
     """Builds a graph of layers with one output blob each; methods return the blob's name."""
 
-    def __init__(self, state: StateDict) -> None:
+    def __init__(self) -> None:
         self.weights: list[bytes] = []
-        self._state, self._layers = state, list[_Layer]()
+        self._layers: list[_Layer] = []
 
     def add(self, kind: str, inputs: list[str], settings: str = "") -> str:
         output = f"b{len(self._layers)}"
@@ -97,49 +104,44 @@ class _Layers:
         blobs = len(self._layers) + sum(count for count in readers.values() if count > 1)
         return "\n".join([_MAGIC, f"{len(lines)} {blobs}", *lines, ""])
 
-    def network(self, spec: NetworkSpec, image: str) -> str:
-        """Add a network; `image` is already unshuffled if the network starts with a pixel unshuffle."""
-        if spec.arch == "SRVGGNetCompact":
-            return self._compact(image, spec.parameters["num_conv"], spec.scale)
-        return self._rrdb(image, spec.parameters["num_block"])
+    def segment(self, module: Any, node: str, other: str = "") -> str:  # noqa: ANN401  of basicsr
+        """Add a module of network.segments() with one or two inputs."""
+        if isinstance(module, nn.Conv2d):
+            return self.convolution(node, module)
+        if isinstance(module, nn.PReLU):
+            return self.prelu(node, module)
+        if isinstance(module, nn.Sequential):
+            for layer in module:
+                node = self.segment(layer, node)
+            return node
+        if isinstance(module, network.Residual):
+            return self.sum(self.segment(module.layer, node), other)
+        if isinstance(module, network.LastDense):
+            return self.sum(self._dense(node, module.dense), other, gain=0.2)
+        if isinstance(module, network.RrdbTail):
+            for layer in (module.up1, module.up2):
+                node = self.convolution(self.enlarge(node, 2), layer, slope=0.2)
+            return self.segment(module.last, self.convolution(node, module.hr, slope=0.2))
+        if isinstance(module, network.CompactTail):
+            node = self.add("PixelShuffle", [self.segment(module.layers, node)], f"0={module.scale}")
+            return self.sum(node, self.enlarge(other, module.scale))
+        return self._dense(node, module)
 
-    def _compact(self, image: str, convolutions: int, scale: int) -> str:
-        """Convolutions with PReLUs and a pixel shuffle, added to the enlarged image."""
-        node, last = image, 2 * convolutions + 2
-        for index in range(0, last, 2):
-            node = self.prelu(self.convolution(node, f"body.{index}"), f"body.{index + 1}")
-        node = self.shuffle(self.convolution(node, f"body.{last}"), scale)
-        return self.sum(node, self.enlarge(image, scale))
-
-    def _rrdb(self, image: str, blocks: int) -> str:
-        """Residual-in-residual dense blocks, then nearest-neighbour upsampling and a convolution, twice."""
-        node = trunk = self.convolution(image, "conv_first")
-        for block in range(blocks):
-            residual = node
-            for dense in (1, 2, 3):
-                node = self._dense(node, f"body.{block}.rdb{dense}.conv")
-            node = self.sum(node, residual, gain=0.2)
-        node = self.sum(self.convolution(node, "conv_body"), trunk)
-        for name in ("conv_up1", "conv_up2"):
-            node = self.convolution(self.enlarge(node, 2), name, slope=0.2)
-        return self.convolution(self.convolution(node, "conv_hr", slope=0.2), "conv_last")
-
-    def _dense(self, node: str, name: str) -> str:
+    def _dense(self, node: str, dense: Any) -> str:  # noqa: ANN401  of basicsr
         features = [node]
-        for index in range(1, 5):
-            features.append(self.convolution(self.concat(features), f"{name}{index}", slope=0.2))
-        return self.sum(self.convolution(self.concat(features), f"{name}5"), node, gain=0.2)
+        for layer in (dense.conv1, dense.conv2, dense.conv3, dense.conv4):
+            features.append(self.convolution(self.concat(features), layer, slope=0.2))
+        return self.sum(self.convolution(self.concat(features), dense.conv5), node, gain=0.2)
 
-    def convolution(self, node: str, name: str, *, slope: float | None = None) -> str:
-        kernel, bias = self._state[f"{name}.weight"], self._state[f"{name}.bias"]
+    def convolution(self, node: str, layer: nn.Conv2d, *, slope: float | None = None) -> str:
+        kernel = layer.weight
         settings = f"0={len(kernel)} 1={kernel.shape[2]} 4={kernel.shape[2] // 2} 5=1 6={kernel.numel()}"
-        self.weights += [_FLOAT32, _bytes(kernel), _bytes(bias)]
+        self.weights += [_FLOAT32, _bytes(kernel), _bytes(layer.bias)]  # type: ignore[arg-type]
         return self.add("Convolution", [node], settings + ("" if slope is None else f" 9=2 -23310=1,{slope}"))
 
-    def prelu(self, node: str, name: str) -> str:
-        slopes = self._state[f"{name}.weight"]
-        self.weights.append(_bytes(slopes))
-        return self.add("PReLU", [node], f"0={len(slopes)}")
+    def prelu(self, node: str, layer: nn.PReLU) -> str:
+        self.weights.append(_bytes(layer.weight))
+        return self.add("PReLU", [node], f"0={len(layer.weight)}")
 
     def concat(self, nodes: Sequence[str]) -> str:
         return nodes[0] if len(nodes) == 1 else self.add("Concat", list(nodes), "0=0")
@@ -152,9 +154,6 @@ class _Layers:
     def enlarge(self, node: str, scale: int) -> str:
         return self.add("Interp", [node], f"0=1 1={float(scale)} 2={float(scale)}")
 
-    def shuffle(self, node: str, scale: int) -> str:
-        return self.add("PixelShuffle", [node], f"0={scale}")
-
 
 def _line(kind: str, inputs: list[str], outputs: list[str], settings: str = "") -> str:
     fields = [kind, f"of_{outputs[0]}", str(len(inputs)), str(len(outputs)), *inputs, *outputs, settings]
@@ -162,4 +161,4 @@ def _line(kind: str, inputs: list[str], outputs: list[str], settings: str = "") 
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
-    return np.ascontiguousarray(tensor.numpy(), "<f4").tobytes()
+    return np.ascontiguousarray(tensor.detach().numpy(), "<f4").tobytes()
