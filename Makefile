@@ -6,7 +6,7 @@
 # make fix      repair what style and formatting checks can repair
 # make shots    pictures of the page in shots/
 # make bench    measure speed, memory and seams beside other engines, 45 minutes; FULL=1: every size
-# make quality  judge the built-in model beside its teacher: make quality SETS=folder
+# make quality  compare the built-in model with its teacher: make quality SETS=folder
 # make train    make the built-in model anew: make train PHOTOS=folder
 # make lock     renew requirements.lock with the newest versions allowed
 

@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MODEL, SCALE = "restore-lite-x4", 4
+from restorer.models import registry
+
+MODEL, SCALE = registry.BUILT_IN, 4
 _PROJECT = Path(__file__).resolve().parents[1]
 _RESULTS, _PLOT = Path(__file__).with_name("growth.json"), _PROJECT / "docs/growth.svg"
 _MEGAPIXELS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)

@@ -1,12 +1,13 @@
-"""`python -m bench.quality`: the built-in model beside its teacher and bicubic.
+"""`python -m bench.quality SETS`: compare the built-in model with RealESRGAN_x4plus and bicubic.
 
-Photographs of SETS/kodak24 and SETS/set14, degraded by evaluate.py's default recipe, and the real ones of
-SETS/realsrset as they are. Prints, a set: how many decibels nearer to the teacher's picture ours is than
-bicubic is; gradient energy beside the teacher's; PSNR to the truth, ours less the teacher's; NIQE (lower is
-better), ours over the teacher's. Writes OUT/sheet-SET.png: bicubic, ours and teacher, 12 crops at 200 %.
+SETS/kodak24 and SETS/set14 are degraded lightly (evaluate.py's default recipe) and heavily (noise 10-25, JPEG
+10-30); SETS/realsrset is used as it is. Prints a row per set and model, the means of Figures. Writes
+OUT/sheet-SET.png, 12 crops at 200 %: bicubic, the models, RealESRGAN_x4plus. The outputs of RealESRGAN_x4plus
+are cached in OUT.
 """
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,109 +15,184 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 
 from restorer.evaluation import degradation, metrics
 from restorer.images import photo
-from restorer.inference import engine
-from restorer.inference.network import segments
-from restorer.models import architectures, loader
+from restorer.models import architectures, loader, registry
 
 from . import present
 
-OURS, TEACHER = "restore-lite-x4", "realesr-general-x4v3"
-_RECIPE = degradation.RECIPES["default"]
+REFERENCE = "RealESRGAN_x4plus"
+HEAVY = degradation.Recipe(
+    "light blur, downscaling, much noise, low-quality JPEG", (0.6, 1.6), (10, 25), (10, 30)
+)
+_LIGHT = degradation.RECIPES["default"]
+_CASES = (
+    ("kodak24", "light", "*.png", _LIGHT),
+    ("kodak24", "heavy", "*.png", HEAVY),
+    ("set14", "light", "*HR.png", _LIGHT),
+    ("set14", "heavy", "*HR.png", HEAVY),
+    ("realsrset", "", "*", None),
+)
+_SCALE = 4
 _CROP = 128  # of a contact sheet, in the pixels of the result
+_FLAT, _FLAT_SHARE = (
+    32,
+    0.25,
+)  # side in pixels of the squares of blotches(), and the share of them that counts
+_LEAST_CHROMA = 0.25  # levels; rounding alone gives about as much
+
+Upscale = Callable[[np.ndarray], np.ndarray]
 
 
 class Figures(NamedTuple):
-    """One picture's. nearer, truth in dB (truth NaN where there is none), energy and niqe as ratios."""
+    """Of one result, compared with bicubic and with the reference.
+
+    nearer    PSNR to the reference less that of bicubic, in dB
+    truth     likewise to the original; NaN without one
+    energy    of gradients; this and the following are relative to the reference's
+    niqe      lower is better
+    blocks    gradients across the borders of the input's 8 x 8 blocks over those elsewhere
+    blotches  deviation of chroma in flat areas
+    """
 
     nearer: float
-    energy: float
     truth: float
+    energy: float
     niqe: float
+    blocks: float
+    blotches: float
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.quality", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("sets", type=Path, help="folder that holds kodak24/, set14/ and realsrset/")
-    parser.add_argument("--model", type=Path, help=f"a weights file to judge instead of {OURS}")
-    parser.add_argument("--out", type=Path, default=Path("out/quality"), help="folder for the contact sheets")
-    parser.add_argument("--no-niqe", action="store_true", help="leave out NIQE, which takes most of the time")
+    parser.add_argument("sets", type=Path, help="folder that contains kodak24/, set14/ and realsrset/")
+    parser.add_argument(
+        "--model", type=Path, action="append", default=[], help="another weights file to compare; repeatable"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/quality"), help="folder for sheets and cache")
+    parser.add_argument("--no-niqe", action="store_true", help="skip NIQE, which takes most of the time")
     arguments = parser.parse_args()
-    ours, teacher = network(OURS, arguments.model), network(TEACHER)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    print(f"{'set':10}  dB nearer  energy  PSNR to truth  NIQE")
-    for name, pattern, degraded in (
-        ("kodak24", "*.png", True),
-        ("set14", "*HR.png", True),
-        ("realsrset", "*", False),
-    ):
-        files = sorted((arguments.sets / name).glob(pattern))
+    networks = {registry.BUILT_IN: network(registry.BUILT_IN)}
+    networks |= {file.stem: network(file.stem, file) for file in arguments.model}
+    reference = cached(network(REFERENCE), arguments.out / REFERENCE)
+    print(f"{'':38}{'nearer':>8}{'truth':>8}{'energy':>8}{'NIQE':>8}{'blocks':>8}{'blotches':>10}")
+    for folder, kind, pattern, recipe in _CASES:
+        files = sorted((arguments.sets / folder).glob(pattern))
         if not files:
-            print(f"bench.quality: no pictures in {arguments.sets / name}", file=sys.stderr)
+            print(f"bench.quality: no images in {arguments.sets / folder}", file=sys.stderr)
             return 2
-        rows, crops = [], []
-        for number, file in enumerate(files):
-            truth = _read(file)
-            small = degradation.degrade(_even(truth), _RECIPE, seed=number) if degraded else truth
-            one, two, plain = ours(small), teacher(small), _bicubic(small)
-            rows.append(figures(one, two, plain, _even(truth) if degraded else None, not arguments.no_niqe))
-            print(f"  {file.name:22} {_row(rows[-1])}")
-            crops += _crops(plain, one, two)
-        print(f"{name:10}  {_row(Figures(*np.array(rows).mean(axis=0)))}", flush=True)
-        _sheet(crops, arguments.out / f"sheet-{name}.png")
+        rows: dict[str, list[Figures]] = {}
+        crops = []
+        for seed, file in enumerate(files):
+            truth = _crop_to_scale(photo.decode(file.read_bytes()).pixels) if recipe else None
+            small = photo.decode(file.read_bytes()).pixels
+            if recipe and truth is not None:
+                small = degradation.degrade(truth, recipe, seed=seed)
+            best, plain = reference(small), bicubic(small)
+            results = {name: upscale(small) for name, upscale in networks.items()}
+            for name, result in ({"bicubic": plain} | results | {REFERENCE: best}).items():
+                row = figures(result, best, plain, truth, not arguments.no_niqe)
+                rows.setdefault(name, []).append(row)
+            crops.append(_crops(plain, *results.values(), best))
+        for name, figures_of in rows.items():
+            print(f"{folder:10}{kind:6}{name:22}{_row(np.array(figures_of).mean(axis=0))}", flush=True)
+        _sheet(crops, arguments.out / f"sheet-{folder}{kind and '-' + kind}.png")
     return 0
 
 
-def network(name: str, file: Path | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """A model of the table, or the copy of it in custom/, or a file: (h, w, 3) to (4h, 4w, 3), uint8 RGB."""
+def network(name: str, file: Path | None = None) -> Upscale:
+    """Return a model, or the one in `file`: it maps (h, w, 3) uint8 RGB to (4h, 4w, 3)."""
     state = architectures.read_state(file) if file else loader.load(present(name)).state
-    shape = architectures.detect(state, name)
-    module = architectures.build(shape, state, name).eval().requires_grad_(False)
-    run = engine.Engine(segments(module), scale=4)
-    return lambda image: np.concatenate(list(run.bands(image, tile=256)))
+    module = architectures.build(architectures.detect(state, name), state, name).eval()
+
+    def upscale(image: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            output = module(torch.tensor(image).permute(2, 0, 1)[None].float() / 255)[0]
+            return (output.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+    return upscale
+
+
+def cached(upscale: Upscale, folder: Path) -> Upscale:
+    """Keep each output in `folder`, named by the SHA-256 of its input."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def read_or_compute(image: np.ndarray) -> np.ndarray:
+        digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        path = folder / f"{digest[:16]}.png"
+        if not path.exists():
+            cv2.imwrite(str(path), upscale(image)[..., ::-1])
+        return photo.decode(path.read_bytes()).pixels
+
+    return read_or_compute
 
 
 def figures(
-    ours: np.ndarray, teacher: np.ndarray, plain: np.ndarray, truth: np.ndarray | None, with_niqe: bool
+    image: np.ndarray, reference: np.ndarray, plain: np.ndarray, truth: np.ndarray | None, with_niqe: bool
 ) -> Figures:
-    """All (h, w, 3) uint8 RGB."""
+    """Measure a result; `plain` is bicubic's. All are (h, w, 3) uint8 RGB."""
+    ratio = metrics.niqe(image, border=4) / metrics.niqe(reference, border=4) if with_niqe else np.nan
+    same = image is reference
     return Figures(
-        nearer=cv2.PSNR(ours, teacher) - cv2.PSNR(plain, teacher),
-        energy=metrics.sharpness(ours) / metrics.sharpness(teacher),
-        truth=np.nan if truth is None else cv2.PSNR(ours, truth) - cv2.PSNR(teacher, truth),
-        niqe=metrics.niqe(ours, border=4) / metrics.niqe(teacher, border=4) if with_niqe else np.nan,
+        nearer=np.nan if same else cv2.PSNR(image, reference) - cv2.PSNR(plain, reference),
+        truth=np.nan if truth is None else cv2.PSNR(image, truth) - cv2.PSNR(plain, truth),
+        energy=metrics.sharpness(image) / metrics.sharpness(reference),
+        niqe=ratio,
+        blocks=_blocks(image) / _blocks(reference),
+        blotches=blotches(image, reference) / max(blotches(reference, reference), _LEAST_CHROMA),
     )
 
 
-def _bicubic(small: np.ndarray) -> np.ndarray:
-    return degradation.bicubic(small, 4 * small.shape[1], 4 * small.shape[0])
+def blotches(image: np.ndarray, reference: np.ndarray) -> float:
+    """Return the standard deviation of chroma, in levels, within the flattest squares of the reference."""
+    squares = _squares(cv2.cvtColor(reference, cv2.COLOR_RGB2GRAY)[..., None]).std(axis=(1, 2))[:, 0]
+    flat = squares <= np.quantile(squares, _FLAT_SHARE)
+    chroma = _squares(cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb)[..., 1:])[flat]
+    return float(np.sqrt(chroma.var(axis=(1, 2)).mean()))
 
 
-def _read(file: Path) -> np.ndarray:
-    return photo.decode(file.read_bytes()).pixels
+def bicubic(small: np.ndarray) -> np.ndarray:
+    return degradation.bicubic(small, _SCALE * small.shape[1], _SCALE * small.shape[0])
 
 
-def _even(image: np.ndarray) -> np.ndarray:
-    return image[: image.shape[0] // 4 * 4, : image.shape[1] // 4 * 4]
+def _blocks(image: np.ndarray) -> float:
+    return metrics.blockiness(image, block=_SCALE * metrics.BLOCK)
 
 
-def _row(figures: Figures) -> str:
-    return f"{figures.nearer:9.2f} {figures.energy:7.2f} {figures.truth:+14.2f} {figures.niqe:5.2f}"
+def _squares(image: np.ndarray) -> np.ndarray:
+    """Cut (h, w, c) into (n, 32, 32, c) float32."""
+    rows, columns = (side // _FLAT for side in image.shape[:2])
+    cut = image[: rows * _FLAT, : columns * _FLAT].astype(np.float32)
+    cut = cut.reshape(rows, _FLAT, columns, _FLAT, -1).transpose(0, 2, 1, 3, 4)
+    return cut.reshape(rows * columns, _FLAT, _FLAT, -1)
 
 
-def _crops(*pictures: np.ndarray) -> list[np.ndarray]:
-    """The liveliest square of the last picture, from each, side by side."""
-    luma = cv2.cvtColor(pictures[-1], cv2.COLOR_RGB2GRAY).astype(np.float32)
+def _crop_to_scale(image: np.ndarray) -> np.ndarray:
+    return image[: image.shape[0] // _SCALE * _SCALE, : image.shape[1] // _SCALE * _SCALE]
+
+
+def _row(means: np.ndarray) -> str:
+    """Format the means; "-" where a figure does not apply."""
+    formats = ("+8.2f", "+8.2f", "8.2f", "8.2f", "8.2f", "10.2f")
+    return "".join(
+        f"{'-':>{int(form.strip('+').partition('.')[0])}}" if np.isnan(mean) else format(mean, form)
+        for mean, form in zip(means, formats, strict=True)
+    )
+
+
+def _crops(*images: np.ndarray) -> np.ndarray:
+    """Return the liveliest square of the last image, from each, side by side at 200 %."""
+    luma = cv2.cvtColor(images[-1], cv2.COLOR_RGB2GRAY).astype(np.float32)
     energy = cv2.blur(np.abs(cv2.Laplacian(luma, cv2.CV_32F)), (_CROP, _CROP))
     half = _CROP // 2
     inner = energy[half : max(half + 1, luma.shape[0] - half), half : max(half + 1, luma.shape[1] - half)]
     top, left = np.unravel_index(inner.argmax(), inner.shape)
-    crops = [picture[top : top + _CROP, left : left + _CROP] for picture in pictures]
-    return [
-        np.concatenate([cv2.resize(c, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for c in crops], 1)
-    ]
+    crops = [image[top : top + _CROP, left : left + _CROP] for image in images]
+    return np.concatenate(
+        [cv2.resize(crop, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for crop in crops], 1
+    )
 
 
 def _sheet(crops: list[np.ndarray], path: Path) -> None:

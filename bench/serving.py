@@ -92,6 +92,7 @@ def _served(folder: Path) -> tuple[str, Any, list[float]]:
     """A server in a thread: its address, its restorer, and how late its loop was, in seconds, every 10 ms."""
     import uvicorn
 
+    from restorer.models import registry
     from restorer.web import server  # Gradio reads where uploads go when it is imported
     from restorer.web.settings import Settings
 
@@ -101,7 +102,7 @@ def _served(folder: Path) -> tuple[str, Any, list[float]]:
     settings = Settings(
         upload_folder=folder / "uploads",
         processed_folder=folder / "processed",
-        model="restore-lite-x4",
+        model=registry.BUILT_IN,
         max_file_size_mb=100,
         port=port,
     )

@@ -11,7 +11,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
+from restorer.models import registry
+
 _ROUNDS = 5
+_LOAD = f"restorer.load({registry.BUILT_IN!r})"
 
 
 def main() -> int:
@@ -19,7 +22,7 @@ def main() -> int:
         ("python -m restorer --help", help_printed),
         ("first page of app.py", first_page),
         ("import torch", torch_imported),
-        ("restorer.load('restore-lite-x4')", model_loaded),
+        (_LOAD, model_loaded),
     ):
         seconds = [measured() for _ in range(_ROUNDS)]
         print(f"{name:36} {min(seconds):.2f} / {statistics.median(seconds):.2f} s", flush=True)
@@ -35,7 +38,7 @@ def torch_imported() -> float:
 
 
 def model_loaded() -> float:
-    return _run("-c", "import restorer; restorer.load('restore-lite-x4')")
+    return _run("-c", f"import restorer; {_LOAD}")
 
 
 def first_page() -> float:

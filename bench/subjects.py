@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from restorer.models import architectures, compat, loader
+from restorer.models import architectures, compat, loader, registry
 
 from . import locate, present
 
 X4PLUS, X2PLUS = "RealESRGAN_x4plus", "RealESRGAN_x2plus"
-GENERAL, LITE = "realesr-general-x4v3", "restore-lite-x4"
+GENERAL, LITE = "realesr-general-x4v3", registry.BUILT_IN
 NAMES = (X4PLUS, GENERAL, LITE)
 
 # Those whose weights no package carries: random ones stand in where no file is present

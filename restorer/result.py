@@ -7,6 +7,7 @@ from .faces import pipeline
 from .faces.paste import Face, PasteBackup, paste
 from .images import encode
 from .images.photo import Photo
+from .models.registry import RENAMED
 from .options import Options
 from .progress import StageTimer
 from .version import __version__
@@ -105,6 +106,7 @@ def finish(
     timer.lap("encode")
     all_restored = faces and all(face.restored for face in faces)
     face_warnings = (face_note,) if face_note and not all_restored else ()
+    renamed = (f"{options.model} is now {model}",) if options.model in RENAMED else ()
     return Result(
         data=encoded.data,
         format=encoded.format,
@@ -115,7 +117,7 @@ def finish(
         source=source,
         device=device,
         seconds=sum(timer.seconds.values()),
-        warnings=before.meta.warnings + face_warnings + encoded.warnings,
+        warnings=before.meta.warnings + renamed + face_warnings + encoded.warnings,
         before=before,
         after=plain,
         faces=faces,

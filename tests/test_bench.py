@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import growth, lines, peers, rounds, seam, subjects, table
+from bench import growth, lines, peers, quality, rounds, seam, subjects, table
 
 
 def test_rounds_are_interleaved_with_a_rotating_start():
@@ -141,3 +141,17 @@ def _nearest(planes):
 def _network(module, arch, parameters):
     torch.manual_seed(0)
     return subjects.compat.load(module, arch)(**parameters).eval().requires_grad_(False)
+
+
+def test_blocks_and_blotches_are_measured(rng):
+    smooth = np.full((256, 256, 3), 128, np.uint8) + np.arange(256, dtype=np.uint8)[:, None, None] // 4
+    smooth[::2] += 1
+    blocky, blotchy = smooth.copy(), smooth.copy()
+    blocky += rng.integers(0, 9, (8, 8, 1), np.uint8).repeat(32, 0).repeat(32, 1)
+    blotchy[..., 2] += rng.integers(0, 9, (64, 64), np.uint8).repeat(4, 0).repeat(4, 1)
+    same, blocks, blotches = (
+        quality.figures(image, smooth.copy(), smooth, None, False) for image in (smooth, blocky, blotchy)
+    )
+    assert same.blocks == 1 and blocks.blocks > 1.2
+    assert same.blotches < 1 and blotches.blotches > 3 and blocks.blotches < 1
+    assert same.energy == 1 and np.isnan(same.truth) and np.isnan(same.niqe)

@@ -1,22 +1,27 @@
-"""Training of the built-in model: reproducible pairs, resumable runs, weights that load."""
+"""Training of the built-in model: aligned, reproducible samples, loss terms, resumable runs, weights."""
 
-import random
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from restorer.models import architectures
 from tests.conftest import photo_like, save_network
-from training import degrade, learn, pairs
+from training import degrade, learn, losses, pool, report
+from training.student import Student, orthogonalize, parse
 
 ROOT = Path(__file__).parents[1]
-PLAN = learn.Plan(features=8, convs=1, steps=6, batch=2, side=24)
+CPU = torch.device("cpu")
+RECIPES = (degrade.light, degrade.clean, degrade.old, degrade.heavy, degrade.native, degrade.screen)
+PLAN = learn.Plan(steps=9, seconds=60, batch=2)
 
 
 @pytest.fixture
@@ -24,16 +29,9 @@ def photos(tmp_path) -> Path:
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     rng = np.random.default_rng(1)
-    for number, size in enumerate(((700, 900), (540, 560), (150, 130))):
+    for number, size in enumerate(((300, 200), (180, 260), (150, 130))):
         Image.fromarray(photo_like(rng, *size)).save(folder / ("more" if number else ".") / f"{number}.png")
     return folder
-
-
-@pytest.fixture
-def small_shards(monkeypatch) -> None:
-    """Shards of four pairs of 32 pixels."""
-    monkeypatch.setattr(pairs, "SHARD", 4)
-    monkeypatch.setattr(degrade, "SIDE", 32)
 
 
 class Teacher(torch.nn.Module):
@@ -41,138 +39,297 @@ class Teacher(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one = torch.nn.Parameter(torch.ones(1))
+        self.one = torch.nn.Parameter(torch.ones(1), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.one - x.repeat_interleave(4, -1).repeat_interleave(4, -2)
 
 
-@pytest.mark.parametrize("recipe", [degrade._light, degrade._heavy, degrade._native, degrade._aliased])
-def test_recipe_output_is_valid_and_reproducible(recipe, rng):
-    photo = photo_like(rng, 600, 700)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
+def test_recipe_is_valid_and_reproducible(recipe, rng):
+    photo = photo_like(rng, 300, 350)
     images = []
     for seed in (0, 1, 2, 3, 0):
-        random.seed(seed)
-        np.random.seed(seed)
-        images.append(recipe(photo))
-        assert images[-1].shape == (degrade.SIDE, degrade.SIDE, 3)
-        assert np.isfinite(images[-1]).all() and images[-1].min() > -0.5 and images[-1].max() < 1.5
-        assert images[-1].std() > 0.02
+        degrade.seed(seed)
+        small, truth = recipe(photo, 48)
+        images.append(small)
+        assert small.shape == (48, 48, 3) and np.isfinite(small).all()
+        assert small.min() > -0.5 and small.max() < 1.5
+        assert truth is None if recipe is degrade.native else truth.shape == (192, 192, 3)
     assert np.array_equal(images[0], images[4]) and not np.array_equal(images[0], images[1])
 
 
-def test_recipes_preserve_colours(rng):
-    """OpenCV's JPEG codec uses BGR; red and blue of this photo are 120 levels apart."""
-    photo = photo_like(rng, 600, 600) // 6 + np.uint8((170, 100, 50))
-    for seed in range(12):
-        random.seed(seed)
-        np.random.seed(seed)
-        recipe = (degrade._light, degrade._heavy, degrade._native)[seed % 3]
-        assert np.abs(recipe(photo).mean((0, 1)) * 255 - photo.mean((0, 1))).max() < 25
+@pytest.mark.parametrize("recipe", [degrade.light, degrade.clean, degrade.old, degrade.heavy])
+def test_input_and_original_are_aligned_and_equally_coloured(recipe):
+    """The shift is measured by phase correlation; OpenCV's codecs use BGR, which would swap red and blue."""
+    noise = np.random.default_rng(0).random((400, 400))
+    photo = cv2.GaussianBlur(noise, (0, 0), 6)
+    photo = cv2.normalize(photo, None, 0, 60, cv2.NORM_MINMAX)[..., None] + (170, 90, 10)
+    photo = photo.astype(np.uint8)
+    window = cv2.createHanningWindow((256, 256), cv2.CV_32F)
+    shifts = []
+    for seed in range(8):
+        degrade.seed(seed)
+        small, truth = recipe(photo, 64)
+        assert np.abs(small.mean((0, 1)) - truth.mean((0, 1))).max() < 0.05
+        upscaled = cv2.resize(small, (256, 256), interpolation=cv2.INTER_CUBIC)
+        grey = (cv2.GaussianBlur(image, (0, 0), 4).mean(2).astype(np.float32) for image in (upscaled, truth))
+        shifts.append(cv2.phaseCorrelate(*grey, window)[0])
+    assert np.abs(np.median(shifts, 0)).max() < 0.15  # pixels of the original; half an input pixel would be 2
 
 
-def test_pairs_hold_the_teachers_output_and_are_created_once(photos, small_shards, tmp_path):
-    shards = pairs.create(tmp_path / "pairs", photos, Teacher(), shards=2, seed=3)
-    for small, target in shards:
-        assert small.shape == (4, 32, 32, 3) and target.shape == (4, 128, 128, 3)
-        assert small.dtype == target.dtype == np.uint8
-        assert np.array_equal(target, 255 - small.repeat(4, 1).repeat(4, 2))
-    assert not np.array_equal(shards[0].small, shards[1].small)
-    first = (tmp_path / "pairs/small-00000.npy").read_bytes()
-    (tmp_path / "pairs/target-00001.npy").unlink()  # as if interrupted in the second shard
-    modified = (tmp_path / "pairs/target-00000.npy").stat().st_mtime_ns
-    resumed = pairs.create(tmp_path / "pairs", photos, Teacher(), shards=2, seed=3)
-    assert np.array_equal(resumed[1].target, shards[1].target)
-    assert (tmp_path / "pairs/target-00000.npy").stat().st_mtime_ns == modified
-    other = pairs.create(tmp_path / "other", photos, Teacher(), shards=1, seed=4)
-    assert (tmp_path / "pairs/small-00000.npy").read_bytes() == first
-    assert not np.array_equal(other[0].small, shards[0].small)
+def test_compression_uses_both_formats_and_saves_twice(monkeypatch, rng):
+    image, saved = photo_like(rng, 64, 64).astype(np.float32) / 255, []
+    encode = cv2.imencode
+    monkeypatch.setattr(
+        cv2,
+        "imencode",
+        lambda suffix, pixels, options: (
+            saved.append((suffix, *options[1::2], len(pixels))) or encode(suffix, pixels, options)
+        ),
+    )
+    degrade.seed(0)
+    for _ in range(60):
+        assert degrade._compress(image, 10, 95).shape == image.shape
+    assert {suffix for suffix, *_ in saved} == {".jpg", ".webp"}
+    assert 65 < len(saved) < 90
+    assert any(size > 64 for *_, size in saved)  # at another position of the grid
+    qualities = [quality for _, quality, *_ in saved]
+    assert 10 <= min(qualities) < 20 and 85 < max(qualities) <= 95
+    assert len({row[2] for row in saved if row[0] == ".jpg"}) == 3  # 4:2:0, 4:2:2 and 4:4:4
+
+
+def test_blocks_depend_on_their_arguments_only(photos):
+    files, held_out = pool.find_photos(photos)
+    assert [len(files), len(held_out)] == [2, 1] and not set(files) & set(held_out)
+    first, other, again = (pool.create_block(files, 16, 0, number, False) for number in (0, 1, 0))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first.small, other.small)
+    test = pool.create_block(held_out, 16, 0, 0, True)
+    assert test.known.all() and test.small.shape == (8, 16, 16, 3) and test.truth.shape == (8, 64, 64, 3)
+    errors = [
+        np.abs(np.asarray(Image.fromarray(t).reduce(4), float) - s)
+        for s, t in zip(test.small, test.truth, strict=True)
+    ]
+    assert np.mean(errors[1::2]) > 1.2 * np.mean(errors[::2])  # the odd samples are severely degraded
+    with pytest.raises(SystemExit, match="sides of 512"):
+        pool.create_block(files, 128, 0, 0, False)
 
 
 def test_folder_without_photographs_raises(tmp_path):
-    with pytest.raises(SystemExit, match="no photographs in"):
-        pairs.create(tmp_path / "pairs", tmp_path, Teacher(), shards=1, seed=0)
+    with pytest.raises(SystemExit, match="fewer than 2 photographs in"):
+        pool.find_photos(tmp_path)
 
 
-def new_run(plan: learn.Plan, folder: Path) -> learn.Run:
-    return learn.Run(plan, torch.device("cpu"), folder / "checkpoint.pt")
+def test_pool_stores_the_teachers_outputs_and_resumes(photos, tmp_path):
+    files, _ = pool.find_photos(photos)
+    block = pool.create_block(files, 16, 0, 3, False)._replace(known=np.arange(8) % 2 == 0)
+    samples = pool.Pool(10, 16, CPU, tmp_path / "pool", "key")
+    assert samples.capacity == 16
+    samples.add(block, Teacher())
+    expected = 255 - block.small.repeat(4, 1).repeat(4, 2)
+    assert np.array_equal(samples.teacher[:8], expected)
+    assert np.array_equal(samples.truth[0:8:2], block.truth[::2])
+    assert np.array_equal(samples.truth[1:8:2], expected[1::2])  # where the original is unknown
+    resumed = pool.Pool(10, 16, CPU, tmp_path / "pool", "key")
+    assert resumed.size == 8 and not resumed.full()
+    assert torch.equal(resumed.truth[:8], samples.truth[:8])
+    assert pool.Pool(10, 16, CPU, tmp_path / "pool", "other").size == 0
 
 
-def train(run: learn.Run, shards: list[pairs.Shard]) -> dict[str, torch.Tensor]:
-    for _ in learn.train(run, shards, shards[:1]):
-        pass
-    return run.state()
+def test_workers_create_blocks_in_order(photos):
+    files, _ = pool.find_photos(photos)
+    workers = pool.Workers(2)
+    blocks = workers.blocks([(files, 16, 0, number, False) for number in range(8)])
+    assert len(blocks) == 8
+    small = [blocks.next().small for _ in range(8)]
+    workers.close()
+    assert not blocks.ready() and len(blocks) == 0
+    assert all(np.array_equal(small[n], pool.create_block(files, 16, 0, n, False).small) for n in (0, 5, 7))
 
 
 @pytest.fixture
-def shards(photos, small_shards, tmp_path) -> list[pairs.Shard]:
-    return pairs.create(tmp_path / "pairs", photos, Teacher(), shards=2, seed=0)
+def samples(photos) -> pool.Pool:
+    files, _ = pool.find_photos(photos)
+    pairs = pool.Pool(16, 16, CPU, None, "")
+    for number in range(2):
+        pairs.add(pool.create_block(files, 16, 0, number, False), Teacher())
+    return pairs
 
 
-def test_interrupted_run_resumes_to_the_same_weights(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(learn, "_CHECKPOINT_STEPS", 2)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    expected = train(new_run(PLAN, tmp_path / "a"), shards)
-    interrupted = new_run(PLAN, tmp_path / "b")
-    messages = learn.train(interrupted, shards, shards[:1])
-    next(messages)
-    next(messages)
-    messages.close()
-    resumed = new_run(PLAN, tmp_path / "b")
-    assert resumed.step == 4
-    for name, tensor in train(resumed, shards).items():
-        assert torch.equal(tensor, expected[name]), name
-    assert new_run(PLAN, tmp_path / "b").step == 6
+def test_crops_and_targets_cover_the_same_area(samples):
+    """With 4x nearest-neighbour targets, teacher's or original, every crop must match its target."""
+    samples.teacher = samples.small.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    samples.truth = 255 - samples.teacher
+    kinds = []
+    for step in range(12):
+        small, target = learn.draw(samples, replace(PLAN, batch=4), step)
+        assert small.shape == (4, 3, 8, 8) and target.shape == (4, 3, 32, 32)
+        expected = functional.interpolate(small, scale_factor=4, mode="nearest")
+        for image, crop in zip(target, expected, strict=True):
+            from_truth = not torch.equal(image, crop)
+            assert not from_truth or torch.allclose(image, 1 - crop)
+            kinds.append(from_truth)
+    assert 0.25 < np.mean(kinds) < 0.75
+    again = learn.draw(samples, replace(PLAN, batch=4), 11)
+    assert torch.equal(again[0], small) and torch.equal(again[1], target)
 
 
-@pytest.mark.slow
-def test_training_reduces_the_loss(shards, tmp_path):
-    plan = replace(PLAN, steps=100, rate=1e-2, energy=0)
-    run = new_run(plan, tmp_path)
-    batch = next(learn.batches(shards, plan, 0))
+def test_orthogonalisation_equals_torch_muon():
+    torch.manual_seed(0)
+    for shape in ((16, 144), (48, 16)):
+        weight = torch.nn.Parameter(torch.zeros(shape))
+        weight.grad = torch.randn(shape)
+        muon = torch.optim.Muon([weight], lr=1, weight_decay=0, momentum=0, adjust_lr_fn="match_rms_adamw")
+        muon.step()
+        step = orthogonalize(torch.stack([weight.grad, weight.grad * 3]))
+        for matrix in step:  # a stack is treated as its matrices, at any scale
+            difference = matrix * 0.2 * max(shape) ** 0.5 + weight
+            assert difference.abs().mean() < 0.06 * weight.abs().mean()  # both compute in bfloat16
+        singular = torch.linalg.svdvals(step)
+        assert singular.min() > 0.6 and singular.max() < 1.3
 
-    def current_loss() -> float:
-        target = batch[1].float() / 255
-        return float(learn.loss(run.forward(batch[0], run.mean), target, plan))
 
-    before = current_loss()
-    train(run, shards)
-    assert current_loss() < 0.7 * before
-
-
-def test_saved_weights_load_as_the_trained_network(shards, tmp_path):
-    run = new_run(PLAN, tmp_path)
-    state = train(run, shards)
-    assert all(tensor.dtype == torch.float16 for tensor in state.values())
-    loaded = {name: tensor.float() for name, tensor in state.items()}
-    network = architectures.build(architectures.detect(loaded, "test"), loaded, "test")
-    small = torch.from_numpy(shards[0].small[:1].copy()).permute(0, 3, 1, 2)
+def test_exported_weights_are_the_trained_network(samples):
+    student = Student("8x2", CPU, 0)
+    with torch.no_grad():
+        for tensor in student.mean.values():
+            tensor.add_(0.05 * torch.randn_like(tensor))
+    state = {name: tensor.float() for name, tensor in student.export().items()}
+    spec = architectures.detect(state, "test")
+    assert (spec.parameters["num_feat"], spec.parameters["num_conv"]) == parse("8x2") == (8, 2)
+    image = samples.small[:2].permute(0, 3, 1, 2) / 255
     with torch.inference_mode():
-        assert torch.allclose(network(small.float() / 255), run.forward(small, run.mean), atol=2e-3)
+        expected = architectures.build(spec, state, "test")(image)
+        assert torch.allclose(student.forward(image, student.mean), expected, atol=4e-3)
+        student.dtype = torch.bfloat16  # as on a GPU
+        assert torch.allclose(student.forward(image, student.mean), expected, atol=0.03)
 
 
-def test_loss_prefers_texture_where_l1_prefers_blur():
-    """For a target of fine noise, L1 prefers grey; with the energy term, other noise as strong wins."""
+def test_spectrum_of_a_wave_is_its_amplitude():
+    wave = torch.cos(2 * torch.pi * torch.arange(16) / 4).expand(1, 1, 16, 16)
+    # One coefficient of 16 / 2 in the 16 x 9 x 2 parts of the half spectrum
+    assert losses.spectrum(0.5 * wave).item() == pytest.approx(0.5 * 8 / (16 * 9 * 2), rel=1e-4)
+
+
+def test_artefact_loss_equals_the_papers_formula():
+    torch.manual_seed(0)
+    target, output, reference = torch.rand(3, 2, 3, 12, 12)
+    error, other = (output - target).abs().sum(1), (reference - target).abs().sum(1)
+    padded = functional.pad(error[:, None], (3, 3, 3, 3), mode="reflect")
+    local = padded.unfold(2, 7, 1).unfold(3, 7, 1).flatten(-2).var(-1)[:, 0]
+    weight = error.flatten(1).var(1)[:, None, None] ** 0.2 * local
+    weight[error < other] = 0
+    expected = (weight[:, None] * (output - target).abs()).mean()
+    assert losses.artefacts(output - target, reference - target).item() == pytest.approx(
+        expected.item(), rel=1e-4
+    )
+
+
+def test_strength_term_prefers_texture_where_l1_prefers_blur(monkeypatch):
     torch.manual_seed(0)
     target, other = torch.rand(2, 1, 3, 64, 64)
     grey = torch.full_like(target, 0.5)
-    l1, with_energy = replace(PLAN, gradient=0, energy=0), replace(PLAN, gradient=0, energy=5)
-    assert learn.loss(grey, target, l1) < learn.loss(other, target, l1)
-    assert learn.loss(grey, target, with_energy) > learn.loss(other, target, with_energy)
-    assert learn.loss(target, target, with_energy) == 0
+    for term in ("GRADIENT", "SPECTRUM", "ARTEFACTS"):
+        monkeypatch.setattr(losses, term, 0)
+    assert losses.total(grey, target, grey, strength=0) < losses.total(other, target, other, strength=0)
+    assert losses.total(grey, target, grey, strength=5) > losses.total(other, target, other, strength=5)
+    assert losses.total(target, target, grey, strength=5) == 0
+
+
+def test_critic_learns_and_its_loss_leads_to_the_targets():
+    torch.manual_seed(0)
+    critic = losses.Critic(CPU, 0, features=4)
+    target, output = torch.rand(2, 3, 32, 32), torch.full((2, 3, 32, 32), 0.5)
+    for _ in range(60):
+        accuracy = critic.update(target, output)
+    assert accuracy > 0.9
+    assert critic.generator_loss(target) < critic.generator_loss(output)
+    output.requires_grad_()
+    critic.generator_loss(output).backward()
+    assert output.grad.abs().sum() > 0
+    assert all(p.requires_grad for p in critic.network.parameters())
+
+
+def test_table_reports_fidelity_and_blocks(photos):
+    _, held_out = pool.find_photos(photos)
+    samples = pool.Pool(8, 24, CPU, None, "")
+    samples.add(pool.create_block(held_out, 24, 0, 0, True), Teacher())
+    inverted = {"inverted": lambda image: 1 - functional.interpolate(image, scale_factor=4, mode="nearest")}
+    rows = [line.split() for line in report.table(inverted, samples).splitlines()[1:]]
+    assert [row[:2] for row in rows] == [
+        [kind, name] for kind in ("light", "heavy") for name in ("bicubic", "teacher", "inverted")
+    ]
+    assert all(float(row[2]) == 0 for row in rows if row[1] == "bicubic")
+    assert all(float(row[-1]) == 1 and float(row[3]) > 20 for row in rows if row[1] == "inverted")
+
+
+def test_blockiness_is_the_step_at_block_borders():
+    x = torch.arange(96.0)
+    image = (x + x[:, None]).expand(1, 3, 96, 96)
+    assert report.blockiness(image).item() == pytest.approx(1)
+    steps = image + 4 * (x // 32 + (x // 32)[:, None])
+    assert report.blockiness(steps).item() == pytest.approx(5)
+    assert report.blockiness(steps[..., 1:, 1:]).item() < 1
+
+
+def train(folder: Path, samples: pool.Pool, steps: int) -> learn.Trainer:
+    folder.mkdir(exist_ok=True)
+    trainer = learn.Trainer(PLAN, ["8x1"], CPU, folder, time.monotonic())
+    while trainer.step < steps:
+        trainer.train_step(samples)
+    trainer.save()
+    return trainer
+
+
+def test_resumed_run_equals_an_uninterrupted_one(samples, tmp_path):
+    """The second interruption is in the last third, where the discriminator takes part."""
+    expected = train(tmp_path / "a", samples, 9)
+    for steps in (3, 8, 9):
+        resumed = train(tmp_path / "b", samples, steps)
+    assert resumed.step == expected.step == 9
+    assert resumed.spent > 0 == expected.spent
+    for states in zip(
+        (expected.students[0].weights, expected.students[0].mean, expected.critics[0].network.state_dict()),
+        (resumed.students[0].weights, resumed.students[0].mean, resumed.critics[0].network.state_dict()),
+        strict=True,
+    ):
+        for name in states[0]:
+            assert torch.equal(states[0][name], states[1][name]), name
+    initial = learn.Trainer(PLAN, ["8x1"], CPU, tmp_path, time.monotonic())
+    before, after = initial.students[0].weights, expected.students[0].weights
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(initial.critics[0].network.conv0.weight, expected.critics[0].network.conv0.weight)
+
+
+def test_training_reduces_the_loss(samples, tmp_path):
+    samples.teacher = samples.truth = (samples.small // 2).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    plan = replace(PLAN, steps=60, rate=2e-2, adversarial=0)
+    trainer = learn.Trainer(plan, ["8x1"], CPU, tmp_path, time.monotonic())
+    student = trainer.students[0]
+
+    def current_loss() -> float:
+        with torch.no_grad():
+            small, target = learn.draw(samples, replace(plan, batch=16), 1000)
+            return float((student.forward(small, student.weights) - target).abs().mean())
+
+    before = current_loss()
+    for _ in range(60):
+        trainer.train_step(samples)
+    assert current_loss() < 0.8 * before
 
 
 @pytest.mark.slow
-def test_command_creates_a_weights_file_from_photographs(photos, tmp_path, monkeypatch):
+def test_command_creates_weights_from_photographs(photos, tmp_path, monkeypatch):
     save_network(tmp_path / "weights/custom/teacher.pth", seed=1)
     monkeypatch.setenv("RESTORER_WEIGHTS", str(tmp_path / "weights"))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "training", str(photos), "--teacher", "custom/teacher"]
-    command += ["--out", str(out), "--device", "cpu", "--shards", "2", "--steps", "2", "--batch", "1"]
-    command += ["--features", "8", "--convs", "1"]
+    command += ["--out", str(out), "--device", "cpu", "--side", "24", "--batch", "1", "--pool", "8"]
+    command += ["--students", "8x1,4x2", "--workers", "1", "--steps", "3"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert "step 2 " in process.stdout
-    state = architectures.read_state(out / "restore-lite-x4.safetensors")
+    assert "step 3 " in process.stdout and "heavy 4x2" in process.stdout
+    state = architectures.read_state(out / "restore-lite-2-8x1.safetensors")
     assert architectures.detect(state, "trained").parameters["num_feat"] == 8
+    assert (out / "checkpoint-4x2.pt").is_file()

@@ -1,217 +1,242 @@
-"""Train the student to reproduce the teacher's output; a run resumes from its checkpoint."""
+"""Train several students on the same batches until a time or a number of steps; runs resume."""
 
-import math
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
-from torch import nn
-from torch.nn import functional
 
-from restorer.models import compat
+from . import losses, report
+from .pool import Blocks, Pool
+from .student import Student
 
-from .pairs import Shard
-
-_CHECKPOINT_STEPS = 500
-_DECAY = 0.999  # of the moving average of the weights, which is the result
+_SAVE_SECONDS = 20
+_TABLES = 20  # in a run
+_WARM_UP = 100  # steps
+_STRENGTH = (0.5, 2)  # weight of the texture at the start and the end: with 2, early steps gain half as much
+_ADVERSARIAL_SHARE = 2 / 3  # of the run, after which the discriminator takes part
+_TEACHER_SHARE = 0.6  # time for the teacher relative to that for the students, until the pool is full
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Hyperparameters of a run.
+    """Settings of a run.
 
-    features, convs   size of the student
-    steps             number of steps, over which the learning rate falls to zero
-    batch, side       crops per step, and their side in input pixels
-    rate              learning rate of Muon, and of Adam for biases and slopes
-    gradient, energy  weights of the loss terms; that of L1 is 1
-    seed              seed of the initial weights and of every draw
+    steps        number of steps, or 0: until `seconds`
+    seconds      of all runs together, including the time before training
+    batch        crops per step; half a training input wide
+    adversarial  weight of the discriminator's loss; 0 trains without it
     """
 
-    features: int = 48
-    convs: int = 16
-    steps: int = 12_000
-    batch: int = 8
-    side: int = 64
-    rate: float = 1.6e-3
-    gradient: float = 1.0
-    energy: float = 6.0
+    steps: int
+    seconds: float
+    batch: int
+    adversarial: float = 0.05
+    rate: float = 2e-3
     seed: int = 0
 
 
-def student(plan: Plan) -> nn.Module:
-    """Return an untrained network of near-identity layers that upscales like nearest neighbour.
+class Trainer:
+    """State of a run: the students, their discriminators and the clock."""
 
-    After 500 steps with Muon it was 2.3 dB closer to the teacher than random kernels with Adam.
-    """
-    torch.manual_seed(plan.seed)
-    architecture = compat.load("basicsr.archs.srvgg_arch", "SRVGGNetCompact")
-    network = architecture(num_in_ch=3, num_out_ch=3, num_feat=plan.features, num_conv=plan.convs, upscale=4)
-    convs = [layer for layer in network.body if isinstance(layer, nn.Conv2d)]
-    with torch.no_grad():
-        for conv in convs:
-            nn.init.zeros_(conv.bias)
-        for conv in convs[1:-1]:
-            conv.weight.mul_(0.3).add_(nn.init.dirac_(torch.empty_like(conv.weight)))
-        convs[-1].weight.mul_(0.1)
-    return network
+    def __init__(self, plan: Plan, names: list[str], device: torch.device, out: Path, started: float) -> None:
+        """Resume from OUT/checkpoint-NAME.pt where it exists.
 
+        started  time.monotonic() at the start of the process
+        """
+        self.plan, self.device, self.out, self.started = plan, device, out, started
+        self.students = [Student(name, device, plan.seed) for name in names]
+        self.critics = [losses.Critic(device, plan.seed + i) for i in range(len(names))]
+        self.step, self.spent, self.reserve = 0, 0.0, 0.0
+        self.loss = torch.zeros(len(names), device=device)
+        self.accuracy = torch.zeros(len(names), device=device)
+        self._load()
 
-def loss(output: torch.Tensor, target: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """Return the L1 loss of pixels, gradients and local RMS of gradients; both (N, 3, h, w) in 0..1.
+    def elapsed(self) -> float:
+        """Return the seconds of all runs, this one included."""
+        return self.spent + time.monotonic() - self.started
 
-    The RMS term rewards as much texture as the teacher has, wherever its edges lie: L1 alone averages texture
-    that it cannot predict.
-    """
-    total = functional.l1_loss(output, target)
-    for axis in (-1, -2):
-        slope, target_slope = output.diff(dim=axis), target.diff(dim=axis)
-        total = total + plan.gradient / 2 * functional.l1_loss(slope, target_slope)
-        if plan.energy:
-            total = total + plan.energy / 2 * functional.l1_loss(_local_rms(slope), _local_rms(target_slope))
-    return total
+    def share(self) -> float:
+        """Return how much of the run is done; at 1 it ends. Time for the last table and files is reserved."""
+        if self.plan.steps:
+            return self.step / self.plan.steps
+        return (self.elapsed() + self.reserve) / self.plan.seconds
 
-
-def _local_rms(slope: torch.Tensor) -> torch.Tensor:
-    return (functional.avg_pool2d(slope.square(), 8, 4) + 1e-5).sqrt()
-
-
-def batches(shards: list[Shard], plan: Plan, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield random crops; each step's draw depends only on its number and the seed."""
-    side = plan.side
-    for step in range(start, plan.steps):
-        rng = np.random.default_rng((plan.seed, step))
-        small, target = [], []
-        for _ in range(plan.batch):
-            shard = shards[rng.integers(len(shards))]
-            index = rng.integers(len(shard.small))
-            height, width = shard.small.shape[1:3]
-            top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-            small.append(shard.small[index, top : top + side, left : left + side])
-            rows, columns = slice(4 * top, 4 * (top + side)), slice(4 * left, 4 * (left + side))
-            target.append(shard.target[index, rows, columns])
-        yield _tensor(np.stack(small)), _tensor(np.stack(target))
-
-
-def _tensor(images: np.ndarray) -> torch.Tensor:
-    """Convert (..., h, w, 3) to (..., 3, h, w) in channels-last memory, which convolutions prefer."""
-    return torch.from_numpy(np.array(images)).movedim(-1, -3)
-
-
-class Run:
-    """State of a run: weights, optimizers, step and checkpoint file."""
-
-    def __init__(self, plan: Plan, device: torch.device, file: Path) -> None:
-        self.plan, self.device, self.file, self.step = plan, device, file, 0
-        self.network = student(plan).to(device, memory_format=torch.channels_last)
-        # Muon optimises matrices, so each kernel is trained as one row per output feature
-        self.shapes = {name: p.shape for name, p in self.network.named_parameters()}
-        self.parameters = {
-            name: nn.Parameter(p.detach().flatten(1).clone() if p.ndim == 4 else p.detach().clone())
-            for name, p in self.network.named_parameters()
-        }
-        self.mean = {name: p.detach().clone() for name, p in self.parameters.items()}
-        kernels = [p for p in self.parameters.values() if p.ndim == 2]
-        others = [p for p in self.parameters.values() if p.ndim == 1]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(kernels, lr=plan.rate, weight_decay=0, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.Adam(others, lr=plan.rate, betas=(0.9, 0.99)),
-        ]
-        if file.is_file():
-            self._load()
-
-    def forward(self, small: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Upscale (N, 3, h, w) uint8 to (N, 3, 4h, 4w) float32, 1.0 being white, with these weights."""
-        shaped = {name: tensor.reshape(self.shapes[name]) for name, tensor in weights.items()}
-        batch = (small.to(self.device).float() / 255).contiguous(memory_format=torch.channels_last)
-        return torch.func.functional_call(self.network, shaped, (batch,))
-
-    def train_step(self, small: torch.Tensor, target: torch.Tensor) -> float:
-        """Train on a batch of uint8 inputs and targets; return the loss."""
-        rate = self.plan.rate * _rate_factor(self.step, self.plan.steps)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad()
-        batch_loss = loss(
-            self.forward(small, self.parameters), target.to(self.device).float() / 255, self.plan
-        )
-        batch_loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
+    def train_step(self, pool: Pool) -> None:
+        """Train every student on one batch."""
+        share = min(1.0, self.share())
+        rate = self.plan.rate * min((self.step + 1) / _WARM_UP, 1, (1 - share) / 0.7)
+        strength = _STRENGTH[0] * (1 - share) + _STRENGTH[1] * share
+        adversarial = self.plan.adversarial * _ramp(share)
+        small, target = draw(pool, self.plan, self.step)
+        for i, (student, critic) in enumerate(zip(self.students, self.critics, strict=True)):
+            output = student.forward(small, student.weights)
+            with torch.no_grad():
+                reference = student.forward(small, student.mean)
+            loss = losses.total(output, target, reference, strength=strength)
+            if adversarial:
+                (loss + adversarial * critic.generator_loss(output)).backward()
+            else:
+                loss.backward()
+            student.update(rate)
+            self.loss[i].lerp_(loss.detach(), 1 / min(100, self.step + 1))
+            if self.plan.adversarial and share >= _ADVERSARIAL_SHARE:
+                self.accuracy[i].lerp_(critic.update(target, output), 0.1)
         self.step += 1
-        decay = min(_DECAY, self.step / (self.step + 10))
-        with torch.no_grad():
-            for name, average in self.mean.items():
-                average.lerp_(self.parameters[name], 1 - decay)
-        return batch_loss.item()
+
+    def networks(self) -> dict[str, report.Upscale]:
+        return {s.name: lambda image, s=s: s.forward(image, s.mean) for s in self.students}
 
     def save(self) -> None:
-        part = self.file.with_suffix(".part")
-        torch.save(
-            {
-                "step": self.step,
-                "learnt": self.parameters,
-                "mean": self.mean,
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            },
-            part,
-        )
-        os.replace(part, self.file)
+        """Write the weights and the checkpoint of each student."""
+        for student, critic in zip(self.students, self.critics, strict=True):
+            name = f"restore-lite-2-{student.name}.safetensors"
+            (self.out / f"{name}.part").write_bytes(safetensors.torch.save(student.export()))
+            os.replace(self.out / f"{name}.part", self.out / name)
+            state = {"step": self.step, "seconds": self.elapsed(), "student": student.state()}
+            if self.step and self._adversarial_began():
+                state["critic"] = critic.state()
+            path = self._checkpoint(student)
+            torch.save(state, path.with_suffix(".part"))
+            os.replace(path.with_suffix(".part"), path)
+
+    def _adversarial_began(self) -> bool:
+        return bool(self.plan.adversarial) and self.share() >= _ADVERSARIAL_SHARE
+
+    def _checkpoint(self, student: Student) -> Path:
+        return self.out / f"checkpoint-{student.name}.pt"
 
     def _load(self) -> None:
-        checkpoint = torch.load(self.file, map_location=self.device, weights_only=True)
-        with torch.no_grad():
-            for tensors, key in ((self.parameters, "learnt"), (self.mean, "mean")):
-                for name, tensor in tensors.items():
-                    tensor.copy_(checkpoint[key][name])
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.step = checkpoint["step"]
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Return the averaged weights by the network's names, float16 on the CPU."""
-        return {n: t.detach().reshape(self.shapes[n]).half().cpu().contiguous() for n, t in self.mean.items()}
+        for student, critic in zip(self.students, self.critics, strict=True):
+            path = self._checkpoint(student)
+            if path.is_file():
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                student.load(state["student"])
+                if "critic" in state:
+                    critic.load(state["critic"])
+                self.step, self.spent = max(self.step, state["step"]), max(self.spent, state["seconds"])
 
 
-def _rate_factor(step: int, steps: int) -> float:
-    """Return the share of the full rate: warm-up over the first 2 % of steps, linear decay to zero."""
-    return min((step + 1) / (0.02 * steps), 1 - step / steps)
+def _ramp(share: float) -> float:
+    """Return the share of the discriminator's weight: it learns alone first, then gains weight gradually."""
+    return min(1.0, max(0.0, (share - _ADVERSARIAL_SHARE) / 0.08 - 0.25))
 
 
-def validate(run: Run, shards: list[Shard]) -> str:
-    """Report the PSNR gain over bicubic, and the gradient energy, both relative to the teacher."""
-    gains, energies = [], []
-    with torch.inference_mode():
-        for shard in shards:
-            for image, taught in zip(*map(_tensor, shard), strict=True):
-                small, target = image[None].to(run.device), taught[None].to(run.device).float() / 255
-                output = run.forward(small, run.mean).clamp(0, 1)
-                bicubic = functional.interpolate(small.float() / 255, scale_factor=4, mode="bicubic")
-                gains.append(_psnr(output, target) - _psnr(bicubic.clamp(0, 1), target))
-                energies.append(_energy(output) / max(_energy(target), 1e-9))
-    return f"{np.mean(gains):.2f} dB closer than bicubic, gradient energy {np.median(energies):.2f}"
+def draw(pool: Pool, plan: Plan, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random crops of the inputs and 4x targets, (n, 3, h, w) float32 in 0..1.
+
+    Each target is the teacher's output or the original, with equal probability: their average would have less
+    texture than either. Depends only on the pool, the plan and the number of the step.
+    """
+    rng = np.random.default_rng((plan.seed, step))
+    device, side = pool.small.device, pool.small.shape[1]
+    crop, n = side // 2, plan.batch
+    index = rng.integers(pool.size, size=n)
+    corners = rng.integers(side - crop + 1, size=(2, n))
+    flips, from_truth = rng.random((2, n)) < 0.5, rng.random(n) < 0.5
+    transposed = rng.random() < 0.5
+    numbers = torch.from_numpy(np.concatenate([index[None], corners, flips, from_truth[None]]))
+    if device.type == "cuda":  # a copy from pageable memory would wait for all kernels
+        numbers = numbers.pin_memory()
+    index, top, left, flip_y, flip_x, from_truth = numbers.to(device, non_blocking=True)
+    small = _gather(pool.small, index, top, left, flip_y, flip_x, crop)
+    teacher, truth = (
+        _gather(images, index, 4 * top, 4 * left, flip_y, flip_x, 4 * crop)
+        for images in (pool.teacher, pool.truth)
+    )
+    target = torch.where(from_truth.bool()[:, None, None, None], truth, teacher)
+    images = []
+    for image in (small, target):
+        image = image.transpose(1, 2) if transposed else image
+        images.append(image.permute(0, 3, 1, 2).float() / 255)
+    return images[0].contiguous(memory_format=torch.channels_last), images[1].contiguous()
 
 
-def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    return -10 * math.log10(max(functional.mse_loss(a, b).item(), 1e-10))
+def _gather(
+    images: torch.Tensor,
+    index: torch.Tensor,
+    top: torch.Tensor,
+    left: torch.Tensor,
+    flip_y: torch.Tensor,
+    flip_x: torch.Tensor,
+    side: int,
+) -> torch.Tensor:
+    """Return (n, side, side, 3) crops at these corners, mirrored where a flip is 1."""
+    line = torch.arange(side, device=images.device)
+    rows, columns = (
+        corner[:, None] + torch.where(flip[:, None].bool(), side - 1 - line, line)
+        for corner, flip in ((top, flip_y), (left, flip_x))
+    )
+    return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def _energy(image: torch.Tensor) -> float:
-    return sum(image.mean(1).diff(dim=axis).square().mean().item() for axis in (-1, -2))
+def run(
+    trainer: Trainer,
+    pool: Pool,
+    blocks: Blocks,
+    teacher: torch.nn.Module,
+    held_out: Pool,
+    present: dict[str, report.Upscale],
+) -> None:
+    """Train to the end of the plan, extend the pool meanwhile, and print the progress.
+
+    present  networks that are compared but not trained
+    """
+    start = saved = printed = time.monotonic()
+    first_step, teacher_seconds = trainer.step, 0.0
+
+    def show_table(networks: dict[str, report.Upscale]) -> None:
+        begin = time.monotonic()
+        with torch.inference_mode():
+            print(report.table(networks, held_out), flush=True)
+        seconds = (time.monotonic() - begin) / len(networks) * (len(trainer.students) + len(present))
+        trainer.reserve = min(1.5 * seconds + 3, trainer.plan.seconds / 10)
+
+    show_table(present)
+    next_table = trainer.share() + 1 / _TABLES
+    while trainer.share() < 1:
+        trainer.train_step(pool)
+        if not pool.full():
+            _synchronize(trainer.device)  # to measure the teacher's time, not that of queued steps
+        now = time.monotonic()
+        training_seconds = now - start - teacher_seconds
+        if blocks.ready() and not pool.full() and teacher_seconds <= _TEACHER_SHARE * training_seconds:
+            pool.add(blocks.next(), teacher)
+            _synchronize(trainer.device)
+            teacher_seconds += time.monotonic() - now
+        if now - printed > 10 or trainer.step == first_step + 1:
+            printed = now
+            print(_progress(trainer, pool, (trainer.step - first_step) / max(now - start, 1e-3)), flush=True)
+        if now - saved > _SAVE_SECONDS:
+            trainer.save()
+            saved = time.monotonic()
+        if next_table <= trainer.share() < 1:
+            show_table(trainer.networks())
+            next_table = trainer.share() + 1 / _TABLES
+    trainer.save()
+    speed = (trainer.step - first_step) / max(time.monotonic() - start, 1e-3)
+    print(_progress(trainer, pool, speed), flush=True)
+    show_table(present | trainer.networks())
 
 
-def train(run: Run, shards: list[Shard], validation: list[Shard]) -> Iterator[str]:
-    """Train to the end of the plan; yield a progress message after each checkpoint."""
-    losses, start = [], time.monotonic()
-    for small, target in batches(shards, run.plan, run.step):
-        losses.append(run.train_step(small, target))
-        if run.step % _CHECKPOINT_STEPS == 0 or run.step == run.plan.steps:
-            run.save()
-            seconds = time.monotonic() - start
-            mean_loss = np.mean(losses[-_CHECKPOINT_STEPS:])
-            yield f"step {run.step}  loss {mean_loss:.4f}  {seconds:.0f} s  {validate(run, validation)}"
+def _progress(trainer: Trainer, pool: Pool, speed: float) -> str:
+    students = "  ".join(
+        f"{student.name} loss {loss:.4f} critic {accuracy:.2f}"
+        for student, loss, accuracy in zip(
+            trainer.students, trainer.loss.tolist(), trainer.accuracy.tolist(), strict=True
+        )
+    )
+    memory = torch.cuda.max_memory_allocated() / 2**30 if trainer.device.type == "cuda" else 0
+    seconds, percent = trainer.elapsed(), 100 * trainer.share()
+    return (
+        f"{seconds:6.0f} s  {percent:3.0f} %  step {trainer.step}  {speed:.2f} steps/s"
+        f"  pool {pool.size}  {memory:.1f} GiB  {students}"
+    )
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

@@ -40,7 +40,7 @@ def _fetch(names: list[str], weights: Path) -> None:
     from ..models import download
 
     table = {model.name: model for model in registry.MODELS}
-    for name in names:
+    for name in (registry.RENAMED.get(name, name) for name in names):
         if name not in table:
             raise UnknownModel(f"unknown model {name!r}; use one of {', '.join(table)}")
         source = download.ensure(table[name], weights)

@@ -122,8 +122,10 @@ def sharpness(image: np.ndarray) -> float:
     return float(sum(np.mean(np.diff(plane, axis=axis) ** 2) for axis in (0, 1)))
 
 
-def blockiness(image: np.ndarray) -> float:
-    """Return luma differences across the edges of 8 x 8 blocks, over those within blocks; 1 without blocks.
+def blockiness(image: np.ndarray, *, block: int = BLOCK) -> float:
+    """Return luma differences across the edges of square blocks, over those within blocks; 1 without blocks.
+
+    block  side in pixels; a multiple of 8 for an enlarged JPEG
 
     After Wang, Sheikh and Bovik, "No-reference perceptual quality assessment of JPEG", 2002. NaN for flat
     images and for images of one block.
@@ -132,7 +134,7 @@ def blockiness(image: np.ndarray) -> float:
     ratios = []
     for axis in (0, 1):
         steps = np.abs(np.diff(plane, axis=axis)).mean(axis=1 - axis)
-        edge = np.arange(1, len(steps) + 1) % BLOCK == 0
+        edge = np.arange(1, len(steps) + 1) % block == 0
         if edge.any() and steps[~edge].any():
             ratios.append(steps[edge].mean() / steps[~edge].mean())
     return float(np.mean(ratios)) if ratios else math.nan

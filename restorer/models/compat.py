@@ -14,7 +14,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ _IMPORT_LOCK = threading.Lock()  # the stubs in sys.modules are visible to every
 _PACKAGES = (
     "basicsr",
     "basicsr.archs",
+    "basicsr.data",
     "basicsr.metrics",
     "basicsr.utils",
     "facexlib",
@@ -39,11 +40,15 @@ def install() -> None:
     """Make `import basicsr`, `import realesrgan` and `import gfpgan` work."""
     if _REMOVED_MODULE in sys.modules:
         return
-    from torchvision.transforms import functional
-
     stub = types.ModuleType(_REMOVED_MODULE)
-    stub.rgb_to_grayscale = functional.rgb_to_grayscale  # type: ignore[attr-defined]
+    stub.rgb_to_grayscale = _rgb_to_grayscale  # type: ignore[attr-defined]
     sys.modules[_REMOVED_MODULE] = stub
+
+
+def _rgb_to_grayscale(*args: object, **kwargs: object) -> object:
+    from torchvision.transforms import functional  # importing it takes seconds
+
+    return functional.rgb_to_grayscale(*args, **kwargs)  # type: ignore[arg-type]
 
 
 def load(module: str, name: str) -> Callable[..., Any]:
@@ -59,21 +64,38 @@ def _stub_packages() -> Iterator[None]:
     if "basicsr" in sys.modules:  # already imported in full
         yield
         return
-    stubs = {package: types.ModuleType(package) for package in _PACKAGES}
-    for package, module in stubs.items():
-        module.__path__ = [str(_folder(package))]
+    stubs: dict[str, types.ModuleType] = {}
+    for package in _PACKAGES:
+        # training needs basicsr only; importing another absent package raises as usual
+        if package.startswith("basicsr") or importlib.util.find_spec(package.partition(".")[0]):
+            stubs[package] = types.ModuleType(package)
+            stubs[package].__path__ = [str(_folder(package))]
     # arch_util and metric_util import these names from basicsr.utils
     stubs["basicsr.utils"].get_root_logger = logging.getLogger  # type: ignore[attr-defined]
     stubs["basicsr.utils"].__getattr__ = _from_color_util  # type: ignore[method-assign]
     sys.modules.update(stubs)
     torchvision = _lazy_module("torchvision")
     sys.modules.setdefault("torchvision", torchvision)
+    distutils = _distutils_stubs()
+    sys.modules.update(distutils)
     try:
         yield
     finally:
+        for name in distutils:
+            sys.modules.pop(name, None)
         _remove_packages()  # and what a failed import left, as basicsr's does without install()
         if sys.modules.get("torchvision") is torchvision:
             del sys.modules["torchvision"]
+
+
+def _distutils_stubs() -> dict[str, types.ModuleType]:
+    """Return stubs of what arch_util imports and Python 3.12 has only with setuptools."""
+    with suppress(ModuleNotFoundError):
+        importlib.import_module("distutils.version")
+        return {}
+    version = types.ModuleType("distutils.version")
+    version.LooseVersion = str  # type: ignore[attr-defined]
+    return {"distutils": types.ModuleType("distutils"), "distutils.version": version}
 
 
 def _from_color_util(name: str) -> Callable[..., Any]:

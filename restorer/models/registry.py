@@ -132,15 +132,15 @@ MODELS = (
         "frames of animated films; very fast",
     ),
     Model(
-        "restore-lite-x4",
+        "restore-lite-2-x4",
         "upscale",
         4,
-        715_104,
-        "50ca80b073d2cfe8b71e214dc9e317a4fb95c0792cf603f907bd5fdad9e4d95b",
+        727_448,
+        "90c0bcbfdb3054d201c2556bd70e25a172372cac265392f1e8ac19c3361ab389",
         "",
         "Apache-2.0",
         "any picture, three times as fast as realesr-general-x4v3",
-        local="restore-lite-x4.safetensors",
+        local="restore-lite-2-x4.safetensors",
     ),
     Model(
         "GFPGANv1.3",
@@ -218,7 +218,8 @@ MODELS = (
     ),
 )
 
-BUILT_IN = "restore-lite-x4"
+BUILT_IN = "restore-lite-2-x4"
+RENAMED = {"restore-lite-x4": BUILT_IN}  # former names, accepted by find()
 _PROJECT_WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 
 
@@ -258,7 +259,11 @@ def _custom_files(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def find(name: str, weights: Path, kind: str = "upscale") -> Model:
-    """Return the model of exactly that name and kind. Raises UnknownModel with the closest name."""
+    """Return the model of exactly that name, or former name, and kind.
+
+    Raises UnknownModel with the closest name.
+    """
+    name = RENAMED.get(name, name)
     names = {model.name: model for model in available(weights) if model.kind == kind}
     if name in names:
         return names[name]

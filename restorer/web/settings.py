@@ -10,6 +10,7 @@ from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..errors import InvalidOption
+from ..models.registry import RENAMED
 from ..options import AUTO_CPU_MEGAPIXELS, Limits, Options
 
 _RENAMED = {
@@ -101,6 +102,9 @@ def read(folder: Path) -> Settings:
     }
     if settings.restorer_weights:
         resolved["restorer_weights"] = str((folder / settings.restorer_weights).resolve())
+    if model := RENAMED.get(settings.model):
+        logging.getLogger(__name__).warning("MODEL=%s is deprecated; use %s", settings.model, model)
+        resolved["model"] = model
     return settings.model_copy(update=resolved)
 
 

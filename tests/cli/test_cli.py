@@ -17,7 +17,7 @@ import restorer
 from restorer import InvalidOption
 from restorer.__main__ import main
 from restorer.cli.parser import device_name, parser
-from restorer.models import sources
+from restorer.models import registry, sources
 from restorer.models.registry import MODELS
 from restorer.options import Options
 from tests.conftest import photo_like, save_network
@@ -338,8 +338,8 @@ def test_auto_names_the_model_that_it_uses(capsys, tmp_path):
     save_network(tmp_path / "w/custom/mine.pth", seed=6)  # used only by name
     assert run("a.png", "--weights-dir", "w") == 0
     out, errors = capsys.readouterr()
-    assert ", restore-lite-x4, " in out
-    assert re.fullmatch(r"using restore-lite-x4 \(built in\) on cpu:\w+\n", errors)
+    assert f", {registry.BUILT_IN}, " in out
+    assert re.fullmatch(rf"using {registry.BUILT_IN} \(built in\) on cpu:\w+\n", errors)
 
 
 @pytest.mark.parametrize("arguments", [["--backend", "ncnn"], ["--device", "cpu:ncnn"]])
@@ -435,8 +435,10 @@ def test_defaults_are_those_of_options():
 
 
 def test_models_are_fetched_by_name(capsys, tmp_path):
-    assert main(["models", "--weights-dir", str(tmp_path), "--fetch", "restore-lite-x4"]) == 0
-    assert "restore-lite-x4: " in capsys.readouterr().out.splitlines()[0]
+    assert main(["models", "--weights-dir", str(tmp_path), "--fetch", registry.BUILT_IN]) == 0
+    assert f"{registry.BUILT_IN}: " in capsys.readouterr().out.splitlines()[0]
+    assert main(["models", "--weights-dir", str(tmp_path), "--fetch", "restore-lite-x4"]) == 0  # former name
+    assert f"{registry.BUILT_IN}: " in capsys.readouterr().out.splitlines()[0]
     assert main(["models", "--weights-dir", str(tmp_path), "--fetch", "nothing"]) == 2
     assert "unknown model 'nothing'; use one of" in capsys.readouterr().err
 
@@ -451,7 +453,7 @@ def test_models_are_listed_with_size_licence_and_source(capsys, tmp_path, weight
         source, size, sha256 = "to download", model.bytes, model.sha256
         if packaged:
             source, size, sha256 = "installed, fp16 copy", packaged.bytes, packaged.sha256
-        elif model.name == "restore-lite-x4":
+        elif model.name == registry.BUILT_IN:
             source = "built in"
         cells = [f"{size / 1e6:.1f}", model.licence, source, sha256[:12], model.about]
         assert all(f"  {cell}" in lines[model.name] for cell in cells), model.name

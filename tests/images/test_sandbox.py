@@ -24,6 +24,7 @@ from restorer.errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from restorer.images import photo, sandbox
 from restorer.images.formats.metadata import RawMetadata
 from restorer.images.sandbox_worker import BLOCKS, LENGTH, photo_header
+from restorer.models import registry
 from restorer.options import Options
 from restorer.web.rest import forms
 from restorer.web.server import Server
@@ -397,7 +398,7 @@ def test_batch_decodes_its_photos_in_the_sandbox(tmp_path, monkeypatch, rng):
         str(tmp_path / "in"),
         str(tmp_path / "out"),
         Options(),
-        (("restore-lite-x4", ""),),
+        ((registry.BUILT_IN, ""),),
         weights=str(tmp_path),
     )
     worker = runner.Worker(batch)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def enlarge(device, image, *, half=None, tile=2048, fail=()):
     """Return the result of the built-in model, with out-of-memory errors at some calls."""
     weights = Path(__file__).parents[2] / "weights"
-    model = registry.find("restore-lite-x4", weights)
+    model = registry.find(registry.BUILT_IN, weights)
     run = engine.load(model, weights, device=device, half=half, lock=threading.Lock())
     calls = []
 

@@ -415,16 +415,18 @@ def test_unwritable_folder_is_reported(inside, server, model, tmp_path):
 
 
 def test_built_in_file_is_verified_and_never_downloaded(tmp_path, monkeypatch):
-    model = registry.find("restore-lite-x4", tmp_path)
+    model = registry.find(registry.BUILT_IN, tmp_path)
     assert download.ensure(model, tmp_path).path == registry.path(model, tmp_path)
     monkeypatch.setattr(registry, "_PROJECT_WEIGHTS", tmp_path)
     with pytest.raises(WeightsUnavailable, match="part of the project") as caught:
         download.ensure(model, tmp_path)
     assert str(tmp_path / model.file) in str(caught.value)
     (tmp_path / model.file).write_bytes(BODY)
-    with pytest.raises(BadWeights, match=r"Renamed to restore-lite-x4\.safetensors\.bad\. It is part of"):
+    with pytest.raises(
+        BadWeights, match=rf"Renamed to {registry.BUILT_IN}\.safetensors\.bad\. It is part of"
+    ):
         download.ensure(model, tmp_path)
-    assert names(tmp_path) == {"restore-lite-x4.safetensors.bad"}
+    assert names(tmp_path) == {f"{registry.BUILT_IN}.safetensors.bad"}
 
 
 def test_addresses_are_the_mirror_at_its_revision_then_the_release():

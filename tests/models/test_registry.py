@@ -10,7 +10,7 @@ from restorer.errors import UnknownModel
 from restorer.models import registry, sources
 from restorer.models.registry import MODELS
 
-BUILT_IN = next(model for model in MODELS if model.name == "restore-lite-x4")
+BUILT_IN = next(model for model in MODELS if model.name == registry.BUILT_IN)
 UPSCALERS = [model.name for model in MODELS if model.kind == "upscale"]
 
 
@@ -165,6 +165,12 @@ def test_name_that_is_not_an_upscaler_raises_with_the_choices(name, tmp_path):
     assert "auto, best, fast, " + ", ".join(UPSCALERS) in str(caught.value)
 
 
+def test_former_name_finds_the_model_that_replaced_it(tmp_path):
+    assert registry.find("restore-lite-x4", tmp_path) is BUILT_IN
+    with pytest.raises(UnknownModel):
+        registry.find("restore-lite-x4", tmp_path, "face")
+
+
 def test_find_is_restricted_to_a_kind(tmp_path):
     assert registry.find("GFPGANv1.4", tmp_path, "face").bytes == 348_632_874
     with pytest.raises(UnknownModel):
@@ -172,7 +178,7 @@ def test_find_is_restricted_to_a_kind(tmp_path):
 
 
 def test_built_in_model_ignores_the_weights_folder(tmp_path):
-    file = Path(registry.__file__).parents[2] / "weights/restore-lite-x4.safetensors"
+    file = Path(registry.__file__).parents[2] / f"weights/{registry.BUILT_IN}.safetensors"
     assert registry.path(BUILT_IN, tmp_path) == file and sources.is_present(BUILT_IN, tmp_path)
     body = file.read_bytes()
     assert (len(body), hashlib.sha256(body).hexdigest()) == (BUILT_IN.bytes, BUILT_IN.sha256)

@@ -10,7 +10,7 @@ from restorer.models import download, registry, selection, sources
 from tests.conftest import photo_like, png, save_network
 
 LITE, GENERAL, X4PLUS, X2PLUS = (
-    "restore-lite-x4",
+    registry.BUILT_IN,
     "realesr-general-x4v3",
     "RealESRGAN_x4plus",
     "RealESRGAN_x2plus",

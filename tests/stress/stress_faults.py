@@ -124,9 +124,9 @@ def test_altered_official_files_are_never_loaded(tmp_path):
     """Files with a known sha256."""
     from restorer.models import download
 
-    source = Path(__file__).parents[2] / "weights/restore-lite-x4.safetensors"
+    source = Path(__file__).parents[2] / f"weights/{registry.BUILT_IN}.safetensors"
     original, rng = source.read_bytes(), random.Random(SEED)
-    model = registry.find("restore-lite-x4", tmp_path)
+    model = registry.find(registry.BUILT_IN, tmp_path)
     file, count = tmp_path / "file.safetensors", 0
     for number in range(2000):
         data = bytearray(original)

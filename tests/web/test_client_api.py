@@ -10,6 +10,7 @@ from gradio_client import Client, exceptions, handle_file
 from PIL import Image
 
 from restorer import Options, Restorer
+from restorer.models import registry
 from tests.conftest import photo_like, png, save_network, save_quick_and_slow
 from tests.web.test_page import PACED, served
 
@@ -84,7 +85,7 @@ def test_batch_continues_after_a_bad_file(client, photo, tmp_path):
 
 def test_models_and_quote(client, photo):
     models = {model["name"]: model for model in client.predict(api_name="/models")}
-    assert models["custom/quick"]["present"] and models["restore-lite-x4"]["present"]
+    assert models["custom/quick"]["present"] and models[registry.BUILT_IN]["present"]
     quote = client.predict(handle_file(photo()), long_side=80, api_name="/quote")
     assert (quote["width"], quote["height"], quote["model"]) == (80, 60, "custom/quick")
     assert quote["tiles"] == 1 and quote["seconds"] >= 0 and quote["cost"] is None

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 YUNET = next(model for model in registry.MODELS if model.name == "yunet")
-BEST, LITE = "RealESRGAN_x4plus", "restore-lite-x4"
+BEST, LITE = "RealESRGAN_x4plus", registry.BUILT_IN
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 import restorer
 from restorer.cost import pricing
+from restorer.models import registry
 from restorer.web import settings
 from tests.conftest import photo_like, png, save_network
 
@@ -87,7 +88,7 @@ def test_build_context_has_only_required_files():
     copied = [arguments.split()[:-1] for name, arguments in instructions() if name == "COPY"]
     for name in (name for names in copied for name in names):
         assert sent(name) and (ROOT / name).exists(), name
-    assert sent("weights/restore-lite-x4.safetensors") and sent("restorer/web/ui/page.js")
+    assert sent(f"weights/{registry.BUILT_IN}.safetensors") and sent("restorer/web/ui/page.js")
     for name in (
         ".env",
         ".git/config",

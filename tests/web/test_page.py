@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
+from restorer.models import registry
 from tests.conftest import photo_like, png, save_quick_and_slow
 
 pytestmark = pytest.mark.slow
@@ -288,11 +289,11 @@ def test_detail_is_previewed_and_models_are_compared(page, rng):
     assert is_red(detail()[500, 700]), "not in the red corner"
     page.click("#compare")
     expect(page.locator("#sheet img")).to_have_count(6)  # two custom, one built in, three installed
-    for name in ("restore-lite-x4", "RealESRGAN_x4plus", "custom/slow"):
+    for name in (registry.BUILT_IN, "RealESRGAN_x4plus", "custom/slow"):
         expect(page.locator("#sheet")).to_contain_text(name)
     expect(page.locator("#said")).to_contain_text("custom/quick")
-    page.locator("#sheet button:has-text('restore-lite-x4')").first.click()
-    expect(page.locator("#said")).to_contain_text("1600 × 1200 PNG · restore-lite-x4")
+    page.locator(f"#sheet button:has-text('{registry.BUILT_IN}')").first.click()
+    expect(page.locator("#said")).to_contain_text(f"1600 × 1200 PNG · {registry.BUILT_IN}")
 
 
 def test_quality_chooses_model_unless_one_is_chosen(page, rng):
@@ -308,7 +309,7 @@ def test_quality_chooses_model_unless_one_is_chosen(page, rng):
     expect(page.locator("#said")).to_contain_text("RealESRGAN_x4plus")
     expect(page.locator("#preset")).to_contain_text(re.compile(r"Best · \d+ s"), timeout=120_000)
     page.locator("#preset label:has-text('Fast')").click()
-    expect(page.locator("#said")).to_contain_text("restore-lite-x4")
+    expect(page.locator("#said")).to_contain_text(registry.BUILT_IN)
     expect(page.locator("#said")).not_to_contain_text("Large photo")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from restorer import InvalidOption
+from restorer.models import registry
 from restorer.web import settings
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,14 @@ def test_gradio_variables_are_read_if_ours_are_not_set(tmp_path, monkeypatch):
     monkeypatch.setenv("HOST", "127.0.0.3")
     result = settings.read(tmp_path)
     assert (result.host, result.port) == ("127.0.0.3", 8001)
+
+
+def test_former_model_name_is_replaced_with_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MODEL", "restore-lite-x4")
+    assert settings.read(tmp_path).model == registry.BUILT_IN
+    assert [record.getMessage() for record in caplog.records] == [
+        f"MODEL=restore-lite-x4 is deprecated; use {registry.BUILT_IN}"
+    ]
 
 
 def test_deprecated_variables_are_read_with_a_warning(tmp_path, monkeypatch, caplog):

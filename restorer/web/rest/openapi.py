@@ -29,7 +29,7 @@ _STATUS = {
             "url": "http://127.0.0.1:7860/processed/0123456789abcdef0123456789abcdef/0/old_4x.jpg",
             "width": 1600,
             "height": 1200,
-            "model": "restore-lite-x4",
+            "model": "restore-lite-2-x4",
             "faces": "faces: 2 found, 2 restored",
             "warnings": [],
         }
