@@ -17,7 +17,7 @@ LAYERS = [
     {"images"},
     {"models", "output_paths"},
     {"inference"},
-    {"faces"},
+    {"faces", "repair"},
     {"result"},
     {"pipeline"},
     {"batch", "evaluation", "cost"},

@@ -1,0 +1,1 @@
+"""Find damage in photos of old prints and negatives, and fill it."""

@@ -1,0 +1,102 @@
+"""Find damage in a photo and fill it, in tiles that each see everything their core depends on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import safetensors.torch
+import torch
+from torch.nn import functional
+
+from .networks import STRIDE, Detector, Filler
+
+TILE = 1536  # pixels, a multiple of STRIDE
+_DILATION = 2  # pixels around detected damage, whose soft edges are damage too; as in training
+Network = TypeVar("Network", Detector, Filler)
+
+
+def load(network: Network, file: Path, device: torch.device) -> Network:
+    """Load float16 weights into a network for inference in float32; move it to the device."""
+    network.load_state_dict(safetensors.torch.load_file(file), strict=True)
+    return network.eval().requires_grad_(False).to(device)
+
+
+def detect(image: np.ndarray, detector: Detector, *, tile: int = TILE) -> np.ndarray:
+    """Return the probability (h, w) float32, 0..1, that a pixel is damaged.
+
+    image  (h, w, 3) uint8 or uint16 RGB
+    tile   side in pixels, a multiple of STRIDE; changes memory, not the result
+    """
+    device = next(detector.parameters()).device
+    result = np.empty(image.shape[:2], np.float32)
+    with torch.inference_mode():
+        for window, inner, core in _tiles(image.shape[:2], tile, detector.reach):
+            photo = _padded(_tensor(image[window], device))
+            result[core] = detector(photo)[0, 0].sigmoid().cpu().numpy()[inner]
+    return result
+
+
+def mask(probability: np.ndarray, sensitivity: float) -> np.ndarray:
+    """Return the pixels to fill (h, w) bool: likely damage and its edges.
+
+    probability  (h, w) float32, as detect() returns it
+    sensitivity  0..1; a pixel is marked if its probability is above 1 - sensitivity
+    """
+    marked = (probability > 1 - sensitivity).astype(np.uint8)
+    size = 2 * _DILATION + 1
+    return cv2.dilate(marked, np.ones((size, size), np.uint8)).astype(bool)
+
+
+def fill(image: np.ndarray, mask: np.ndarray, filler: Filler, *, tile: int = TILE) -> np.ndarray:
+    """Return the image with the mask's pixels filled and all others unchanged, of the same dtype.
+
+    image  (h, w, 3) uint8 or uint16 RGB
+    mask   (h, w) bool
+    tile   side in pixels, a multiple of STRIDE; changes memory, not the result
+    """
+    device = next(filler.parameters()).device
+    white = np.iinfo(image.dtype).max
+    result = image.copy()
+    with torch.inference_mode():
+        for window, inner, core in _tiles(image.shape[:2], tile, filler.reach):
+            holes = mask[core]
+            if not holes.any():
+                continue
+            hole = torch.from_numpy(mask[window].astype(np.float32))[None, None].to(device)
+            filled = filler(_padded(_tensor(image[window], device)), _padded(hole))[0]
+            pixels = filled.clamp(0, 1).mul(white).round().permute(1, 2, 0).cpu().numpy()[inner]
+            result[core][holes] = pixels[holes].astype(image.dtype)
+    return result
+
+
+Slices = tuple[slice, slice]
+
+
+def _tiles(shape: tuple[int, ...], tile: int, reach: int) -> Iterator[tuple[Slices, Slices, Slices]]:
+    """Yield each tile's window, its core within the window, and its core within the image."""
+    spans = [list(_spans(length, tile, reach)) for length in shape]
+    for rows in spans[0]:
+        for columns in spans[1]:
+            window, inner, core = zip(rows, columns, strict=True)
+            yield window, inner, core
+
+
+def _spans(length: int, tile: int, reach: int) -> Iterator[tuple[slice, slice, slice]]:
+    for start in range(0, length, tile):
+        end = min(start + tile, length)
+        first, last = max(start - reach, 0), min(end + reach, length)
+        yield slice(first, last), slice(start - first, end - first), slice(start, end)
+
+
+def _tensor(image: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return (h, w, 3) uint8 or uint16 as (1, 3, h, w) float32 in 0..1."""
+    scaled = image.astype(np.float32) / np.iinfo(image.dtype).max
+    return torch.from_numpy(scaled).to(device).permute(2, 0, 1)[None]
+
+
+def _padded(batch: torch.Tensor) -> torch.Tensor:
+    """Repeat the last row and column up to multiples of STRIDE."""
+    height, width = batch.shape[2:]
+    return functional.pad(batch, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")

@@ -1,0 +1,1 @@
+"""Train the damage detector and the filler: see `python -m training.damage --help`."""

@@ -1,0 +1,194 @@
+"""Train the detector and the filler on the same batches; a run resumes from its checkpoint."""
+
+import os
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+from torch.nn import functional
+
+from restorer.repair.networks import Detector, Filler
+
+from .compose import Batch
+
+_DECAY = 0.998  # of the moving average of the weights, which is the result
+_POSITIVE = 2.0  # weight of damaged pixels in the cross entropy
+_RATE = 1.6e-3  # of Muon, and of Adam for biases and the first and last layers; 6e-3 diverged
+
+
+class Learner:
+    """One network, its averaged weights and its optimizers."""
+
+    def __init__(self, network: Detector | Filler, device: torch.device) -> None:
+        self.network = network.to(device)
+        self.parameters = list(network.parameters())
+        self.mean = [parameter.detach().clone() for parameter in self.parameters]
+        ends = {
+            id(parameter)
+            for part in (network.unet.stem, network.unet.head)
+            for parameter in part.parameters()
+        }
+        kernels = [p for p in self.parameters if p.ndim == 4 and id(p) not in ends]
+        chosen = {id(parameter) for parameter in kernels}
+        others = [p for p in self.parameters if id(p) not in chosen]
+        # Muon takes matrices; these share their memory with the kernels
+        self._kernels = kernels
+        self._matrices = [nn.Parameter(kernel.detach().view(len(kernel), -1)) for kernel in kernels]
+        self.optimizers = [
+            torch.optim.Muon(self._matrices, lr=_RATE, weight_decay=0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.Adam(others, lr=_RATE, betas=(0.9, 0.99)),
+        ]
+
+    def minimise(self, loss: torch.Tensor, rate: float, step: int) -> None:
+        """Take one step, at this share of the full learning rate."""
+        self.network.zero_grad(set_to_none=True)
+        loss.backward()
+        for parameter in self.parameters:  # one bad batch must not end the run
+            parameter.grad.nan_to_num_(0, 0, 0)
+        for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
+            matrix.grad = kernel.grad.reshape(matrix.shape)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = _RATE * rate
+            optimizer.step()
+        with torch.no_grad():
+            decay = min(_DECAY, (step + 1) / (step + 11))
+            torch._foreach_lerp_(self.mean, self.parameters, 1 - decay)
+
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """Return the averaged weights by name, float32 on the device."""
+        return dict(zip((name for name, _ in self.network.named_parameters()), self.mean, strict=True))
+
+    def state(self) -> dict:
+        return {
+            "weights": [parameter.detach() for parameter in self.parameters],
+            "mean": self.mean,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def load(self, state: dict) -> None:
+        with torch.no_grad():
+            for tensors, key in ((self.parameters, "weights"), (self.mean, "mean")):
+                for tensor, saved in zip(tensors, state[key], strict=True):
+                    tensor.copy_(saved)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+
+class Run:
+    """Both networks, the step and the share of the training that is done.
+
+    file  checkpoint; loaded if it exists
+    """
+
+    def __init__(self, device: torch.device, file: Path, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.device, self.file, self.seed = device, file, seed
+        self.step, self.share = 0, 0.0
+        self.detector, self.filler = Learner(Detector(), device), Learner(Filler(), device)
+        if file.is_file():
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            self.step, self.share = checkpoint["step"], checkpoint["share"]
+            self.detector.load(checkpoint["detector"])
+            self.filler.load(checkpoint["filler"])
+
+    def load_weights(self, folder: Path) -> None:
+        """Start from the weights that export() wrote, with new optimizers."""
+        for name, learner in (("detector", self.detector), ("filler", self.filler)):
+            state = safetensors.torch.load_file(folder / f"damage-{name}.safetensors")
+            with torch.no_grad():
+                names = [key for key, _ in learner.network.named_parameters()]
+                for key, parameter, mean in zip(names, learner.parameters, learner.mean, strict=True):
+                    parameter.copy_(state[key])
+                    mean.copy_(state[key])
+
+    def generator(self) -> torch.Generator:
+        """Return the random numbers of this step, which depend only on its number and the seed."""
+        return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.step)
+
+    def train_step(self, batch: Batch, rng: torch.Generator) -> torch.Tensor:
+        """Train both networks on a batch; return their losses, (2,) on the device."""
+        rate = rate_factor(self.share)
+        with self.precision():
+            logits = self.detector.network(batch.photo)
+        detector_loss = detection_loss(logits.float(), batch)
+        self.detector.minimise(detector_loss, rate, self.step)
+        mask = holes(batch, rng)
+        with self.precision():
+            output = self.filler.network.predict(batch.photo, mask)
+        filler_loss = filling_loss(output, batch, mask)
+        self.filler.minimise(filler_loss, rate, self.step)
+        self.step += 1
+        return torch.stack((detector_loss.detach(), filler_loss.detach()))
+
+    def precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        checkpoint = {"step": self.step, "share": self.share}
+        checkpoint |= {"detector": self.detector.state(), "filler": self.filler.state()}
+        part = self.file.with_suffix(".part")
+        torch.save(checkpoint, part)
+        os.replace(part, self.file)
+
+    def export(self, folder: Path) -> None:
+        """Write the averaged weights as float16: damage-detector.safetensors, damage-filler.safetensors."""
+        for name, learner in (("detector", self.detector), ("filler", self.filler)):
+            state = {key: value.half().cpu().contiguous() for key, value in learner.averaged().items()}
+            part = folder / f"damage-{name}.part"
+            safetensors.torch.save_file(state, part)
+            os.replace(part, folder / f"damage-{name}.safetensors")
+
+
+def rate_factor(share: float) -> float:
+    """Return the share of the full rate: warm-up over 2 % of the run, linear decay over its last 70 %."""
+    return max(min((share + 0.001) / 0.02, 1.0, (1 - share) / 0.7), 0.0)
+
+
+def detection_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return cross entropy plus soft Dice of the whole batch; logits (n, 1, h, w) float32."""
+    entropy = functional.binary_cross_entropy_with_logits(logits, batch.damage, reduction="none")
+    weight = batch.weight * (1 + (_POSITIVE - 1) * batch.damage)
+    entropy = (entropy * weight).sum() / batch.weight.sum().clamp(min=1)
+    counted = (batch.weight > 0).float()
+    probability = logits.sigmoid() * counted
+    both = (probability * batch.damage).sum()
+    dice = 1 - (2 * both + 1) / (probability.sum() + (batch.damage * counted).sum() + 1)
+    return 4 * entropy + 0.5 * dice
+
+
+def holes(batch: Batch, rng: torch.Generator) -> torch.Tensor:
+    """Return masks (n, 1, h, w) for the filler: the damage, widened by 1 to 3 pixels or by all faint edges.
+
+    Crops without damage, and some with it, take over the next crop's mask too.
+    """
+    count = len(batch.photo)
+    u = torch.rand(2, count, 1, 1, 1, device=batch.photo.device, generator=rng)
+    wide = batch.damage
+    options = []
+    for _ in range(3):
+        wide = functional.max_pool2d(wide, 3, 1, 1)
+        options.append(wide)
+    covered = functional.max_pool2d(batch.touched * (batch.weight == 0), 3, 1, 1)
+    mask = torch.where(u[0] < 0.35, options[0], torch.where(u[0] < 0.75, options[1], options[2]))
+    mask = torch.where(u[0] < 0.15, torch.maximum(mask, covered), mask)
+    empty = batch.damage.amax((1, 2, 3), keepdim=True) == 0
+    other = mask.roll(count // 2, 0).flip(3)
+    return torch.where(empty | (u[1] < 0.25), torch.maximum(mask, other), mask)
+
+
+def filling_loss(output: torch.Tensor, batch: Batch, mask: torch.Tensor) -> torch.Tensor:
+    """Return L1 of pixels and of gradients in the mask, and a little L1 of the pixels around it."""
+    ring = functional.max_pool2d(mask, 9, 1, 4) - mask
+    error = (output - batch.clean).abs().mean(1, keepdim=True)
+    loss = (error * mask).sum() / mask.sum().clamp(min=1)
+    loss = loss + 0.1 * (error * ring).sum() / ring.sum().clamp(min=1)
+    composed = torch.where(mask > 0, output, batch.clean)
+    for dim in (2, 3):
+        size = mask.shape[dim] - 1
+        touching = torch.maximum(mask.narrow(dim, 0, size), mask.narrow(dim, 1, size))
+        slope = (composed.diff(dim=dim) - batch.clean.diff(dim=dim)).abs().mean(1, keepdim=True)
+        loss = loss + 0.5 * (slope * touching).sum() / touching.sum().clamp(min=1)
+    return loss
