@@ -65,13 +65,12 @@ def map_channels(parts: Sequence[Segment]) -> int:
 
 
 def unused(parts: Sequence[Segment], index: int, names: Iterable[str]) -> list[str]:
-    """Return those of the maps that no segment after `index` reads before it is written again."""
-    result = []
-    for name in names:
-        later = next((p for p in parts[index + 1 :] if name in p.reads or p.writes == name), None)
-        if later is None or name not in later.reads:
-            result.append(name)
-    return result
+    """Return those of the maps that no segment after `index` reads or writes.
+
+    A map that is written again keeps its memory: new memory is slow, as the system fills it with zeros.
+    """
+    later = {name for part in parts[index + 1 :] for name in (*part.reads, part.writes)}
+    return [name for name in names if name not in later]
 
 
 def _rrdb(network: Any) -> Iterator[Segment]:  # noqa: ANN401  of basicsr, which has no types

@@ -39,6 +39,7 @@ class NcnnSegment:
         options.use_fp16_storage = options.use_fp16_packed = options.use_fp16_arithmetic = False
         options.use_bf16_storage = False
         options.num_threads = torch.get_num_threads()
+        options.openmp_blocktime = 0  # waiting threads sleep, while others cut and write tiles
         with tempfile.TemporaryDirectory() as folder:  # ncnn cannot load weights from memory
             weights = Path(folder, "bin")
             weights.write_bytes(b"".join(layers.weights))
