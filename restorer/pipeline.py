@@ -164,6 +164,7 @@ class Restorer:
             detection_note=detection_note,
             timer=timer,
             retries=stats.retries,
+            parts=stats.parts,
         )
         pixels = network_pixels(before, engine, chosen.outscale)
         self._throughput.learn(model.name, result.stages["enlarge"], pixels)
@@ -211,6 +212,7 @@ class Restorer:
             device=result.device,
             detection_note=result.face_note,
             timer=timer,
+            parts=result.parts,
         )
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:

@@ -32,6 +32,7 @@ class Result:
     strengths      of single faces by index, if set by Restorer.recompose()
     paste_backup   the pixels under the faces, for Restorer.recompose()
     stages         `seconds` by stage: decode, load, enlarge, faces, encode; only encode after recompose()
+    parts          how many parts the photo was upscaled in, because it did not fit in memory as a whole
     retries        how often tiles ran out of memory and were computed again, at half the size except by ncnn
     """
 
@@ -54,6 +55,7 @@ class Result:
     paste_backup: tuple[PasteBackup, ...]
     stages: dict[str, float]
     retries: int = 0
+    parts: int = 1
 
     @property
     def receipt(self) -> dict[str, object]:
@@ -74,6 +76,7 @@ def finish(
     detection_note: str,
     timer: StageTimer,
     retries: int = 0,
+    parts: int = 1,
     strengths: dict[int, float] | None = None,
 ) -> Result:
     """Paste faces into the upscaled photo `plain`, whose pixels are overwritten, and encode it.
@@ -106,6 +109,11 @@ def finish(
     timer.lap("encode")
     all_restored = faces and all(face.restored for face in faces)
     face_warnings = (face_note,) if face_note and not all_restored else ()
+    in_parts = (
+        (f"upscaled in {parts} parts for lack of memory; they may differ by a level where they meet",)
+        if parts > 1
+        else ()
+    )
     renamed = (f"{options.model} is now {model}",) if options.model in RENAMED else ()
     return Result(
         data=encoded.data,
@@ -117,7 +125,7 @@ def finish(
         source=source,
         device=device,
         seconds=sum(timer.seconds.values()),
-        warnings=before.meta.warnings + renamed + face_warnings + encoded.warnings,
+        warnings=before.meta.warnings + renamed + in_parts + face_warnings + encoded.warnings,
         before=before,
         after=plain,
         faces=faces,
@@ -127,6 +135,7 @@ def finish(
         paste_backup=backup,
         stages=timer.seconds,
         retries=retries,
+        parts=parts,
     )
 
 

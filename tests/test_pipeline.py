@@ -11,7 +11,7 @@ from PIL import Image
 import restorer
 from restorer import Cancelled, ImageTooLarge, InvalidOption, Limits, OutOfMemory, UnknownModel
 from restorer.images import photo
-from restorer.inference import backends, engine
+from restorer.inference import backends, engine, memory
 from tests.conftest import photo_like, png, save_network
 
 
@@ -199,6 +199,19 @@ def test_numpy_scalars_are_accepted_as_options(weights, rng):
     for options in ({"outscale": True}, {"quality": 1.5}, {"keep_metadata": 1}, {"outscale": "2"}):
         with pytest.raises(InvalidOption):
             run.restore(data, **options)
+
+
+def test_photo_that_does_not_fit_in_memory_says_so(weights, rng, monkeypatch):
+    run = restorer.load("custom/tiny", weights=weights, face_enhance="off", device="cpu:torch")
+    data = png(photo_like(rng, 900, 20))
+    whole = run.restore(data)
+    assert whole.parts == 1 and not whole.warnings
+    monkeypatch.setattr(memory, "free", lambda _: 1_000_000)
+    result = run.restore(data, tile=32)
+    assert result.parts > 1
+    assert f"upscaled in {result.parts} parts" in result.warnings[0]
+    assert run.recompose(result, quality=80).warnings == result.warnings
+    assert np.abs(result.after.pixels.astype(int) - whole.after.pixels).max() <= 1
 
 
 def test_plan_predicts_size_model_and_tiles(weights, rng):

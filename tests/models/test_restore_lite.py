@@ -79,19 +79,30 @@ def test_smooth_gradient_has_no_grid_of_four_pixels(lite):
         assert np.ptp(phases) < 1  # of 255 levels, which is invisible
 
 
-def test_noise_is_removed_and_edges_are_sharpened(lite, rng):
+def noisy_scene(rng) -> tuple[np.ndarray, np.ndarray]:
     truth = scene(256)
     small = cv2.resize(truth, (64, 64), interpolation=cv2.INTER_AREA)
     small = np.clip(small + rng.normal(0, 6, small.shape), 0, 255).astype(np.uint8)
+    return truth, small
+
+
+def test_noise_is_removed(lite, rng):
+    truth, small = noisy_scene(rng)
     result, bicubic = lite(small), degradation.bicubic(small, 256, 256)
     assert cv2.PSNR(result, truth) > cv2.PSNR(bicubic, truth) + 0.5
+
+
+@pytest.mark.xfail(strict=True, reason="1.86 times as steep; restore-lite-x4 reached 3")
+def test_weak_edges_in_noise_are_sharpened(lite, rng):
+    _, small = noisy_scene(rng)
+    result, bicubic = lite(small), degradation.bicubic(small, 256, 256)
     edge = (slice(160, 170), slice(108, 148))  # left side of the rectangle
 
     def steepness(image: np.ndarray) -> float:
         blue = image[edge][..., 2].astype(float)  # the edge is weak in the channels' mean
         return float(np.abs(np.diff(blue.mean(0))).max())
 
-    assert steepness(result) > 1.5 * steepness(bicubic)
+    assert steepness(result) > 3 * steepness(bicubic)
 
 
 @pytest.mark.slow
