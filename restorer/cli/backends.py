@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+from ..errors import InvalidOption
 from ..models import registry, sources
 from ..tables import align_columns
 
@@ -17,6 +18,8 @@ def run(parsed: argparse.Namespace) -> int:
     """Print the seconds per megapixel of each backend and model; with --save, later runs use the fastest."""
     from ..inference import backends  # torch
 
+    if parsed.rounds < 1:
+        raise InvalidOption(f"--rounds is {parsed.rounds}; it must be 1 or more")
     weights = registry.weights_folder(parsed.weights_dir)
     rows, fastest = [("MODEL", "BACKEND", "S/MEGAPIXEL", "")], {}
     for name, side in _MODELS:

@@ -16,8 +16,8 @@ from ..options import BFLOAT16, SMALLEST_TILE
 from ..progress import PassProgress, Progress
 from . import backends, memory, network
 from .backends import Backend
-from .network import Segment
-from .tiling import Box, Compute, NotFinite, Run, Sink, count_tiles
+from .network import Compute, Segment
+from .tiling import Box, NotFinite, Run, Sink, count_tiles
 from .upscale import Stats
 
 # Context of a part of an image whose maps do not fit in memory, in pixels: at most 1 level of difference with
@@ -65,7 +65,7 @@ class Part(NamedTuple):
 class Engine:
     """A super-resolution network on a device.
 
-    parts    segments of the network, see network.segments(); their modules are moved to the device
+    segments of the network, see network.segments(); their modules are on the device
     backend  computes the segments; None: the modules themselves
     scale    the network's upscaling factor
     align    input sides must be multiples of this (pixel unshuffle)
@@ -77,7 +77,7 @@ class Engine:
 
     def __init__(
         self,
-        parts: Sequence[Segment],
+        segments: Sequence[Segment],
         backend: Backend | None = None,
         *,
         scale: int,
@@ -91,11 +91,11 @@ class Engine:
     ) -> None:
         self.family, self.sha256, self.source = family, sha256, source
         self.name, self.scale, self.align, self.device = name, scale, align, device or torch.device("cpu")
-        self._parts = list(parts)
-        self._exact = backends.modules(self._parts)  # in float32, for values that 16 bits cannot hold
+        self._segments = list(segments)
+        self._exact = backends.modules(self._segments)  # in float32, for values that 16 bits cannot hold
         self._backend = backend or self._exact
         self._lock = lock or nullcontext()
-        self._map_bytes = network.map_channels(self._parts) * self._backend.dtype.itemsize
+        self._map_bytes = network.map_channels(self._segments) * self._backend.dtype.itemsize
 
     def bands(
         self, image: np.ndarray, *, tile: int, progress: Progress | None = None, stats: Stats | None = None
@@ -123,17 +123,18 @@ class Engine:
     def best_tile(self) -> int:
         """Return the largest tile side that fits in a quarter of the free memory, at most the fastest one."""
         tile = _TILE if self.device.type == "cpu" else _TILE_ON_GPU
-        while tile > SMALLEST_TILE and self._tile_bytes(tile) > memory.free(self.device) // 4:
+        room = memory.free(self.device) // 4
+        while tile > SMALLEST_TILE and self._tile_bytes(tile) > room:
             tile //= 2
         return tile
 
     def count_tiles(self, height: int, width: int, tile: int) -> int:
         """Return the number of tiles of all segments, if the maps fit in memory and it does not run out."""
         sides = height // self.align, width // self.align
-        return count_tiles(self._parts, *sides, self._backend.tile or tile)
+        return count_tiles(self._segments, *sides, self._backend.tile or tile)
 
     def _tile_bytes(self, tile: int) -> int:
-        return tile * tile * self._parts[0].channels * _TILE_BYTES * self._backend.dtype.itemsize // 4
+        return tile * tile * self._segments[0].channels * _TILE_BYTES * self._backend.dtype.itemsize // 4
 
     def _cut(self, height: int, width: int, tile: int) -> list[Part]:
         """Cut an image into parts of as many rows as fit; the fewest, of about the same height."""
@@ -173,7 +174,7 @@ class Engine:
         white = int(np.iinfo(image.dtype).max)
         cuda = self.device.type == "cuda"
         run = Run(
-            self._parts,
+            self._segments,
             [Guarded(compute) for compute in backend.compute],
             tile=backend.tile or tile,
             fixed=backend.tile is not None,
@@ -182,9 +183,9 @@ class Engine:
             check_all=not cuda,
         )
         try:
-            with out_of_memory():
+            with out_of_memory():  # of maps and bands; that of a tile is handled by the run
                 first = self._upload(image, white, backend)
-            yield from run.bands(first, _sink(white, self.device))
+                yield from run.bands(first, _sink(white, self.device))
         finally:
             stats.retries += run.retries
 
@@ -313,16 +314,16 @@ def load(
     if device in backends.NAMES and (use_half or (device == BFLOAT16 and half is False)):
         raise InvalidOption(f"{device} has a fixed precision; leave out half and --fp32")
     module = architectures.build(spec, state, model.name).eval().requires_grad_(False)
-    parts = network.segments(module.to(target, memory_format=torch.channels_last))  # type: ignore[call-overload]
+    segments = network.segments(module.to(target, memory_format=torch.channels_last))  # type: ignore[call-overload]
     if use_half:
-        name, backend = str(target), backends.modules(parts, torch.float16)
+        name, backend = str(target), backends.modules(segments, torch.float16)
     elif target.type != "cpu":
-        name, backend = str(target), backends.modules(parts)
+        name, backend = str(target), backends.modules(segments)
     else:
         name = backends.choose(spec.arch, weights) if device in (None, "cpu") else str(device)
-        backend = backends.build(name, parts)
+        backend = backends.build(name, segments)
     return Engine(
-        parts,
+        segments,
         backend,
         name=name,
         scale=spec.scale,

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+Compute = Callable[..., torch.Tensor]  # windows of the maps that a segment reads to its output
 IMAGE = "image"  # the map that a network reads first
 _GROUP = 9  # most convolutions of an SRVGGNetCompact in a segment; the fastest of 4 to 17, measured
 
@@ -28,7 +29,7 @@ class Segment(NamedTuple):
     inputs    channels of the maps it reads
     """
 
-    module: Callable[..., torch.Tensor]
+    module: Compute
     reads: tuple[str, ...]
     writes: str
     halo: int

@@ -1,7 +1,7 @@
 """Run a network segment by segment, each in tiles of one shape."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -12,10 +12,9 @@ import torch
 from ..errors import InvalidOutput, OutOfMemory
 from ..options import SMALLEST_TILE
 from ..progress import Progress
-from .network import IMAGE, Segment, unused
+from .network import IMAGE, Compute, Segment, unused
 
 Buffer = TypeVar("Buffer")
-Compute = Callable[..., torch.Tensor]  # a segment's module as a backend runs it
 # Largest difference of a pixel to the same pixel computed alone, relative to the largest value around it.
 # Backends differ by 1e-5 in float32 and by 2e-2 in 16 bits; the output of another tile by 0.2 and more
 _TOLERANCE = 0.05
@@ -58,7 +57,7 @@ class Box(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A window, which is the input, and its core, the part of the output that is used."""
+    """A window, which is the input, and its core, the segment of the output that is used."""
 
     window: Box
     core: Box
@@ -97,9 +96,11 @@ def segment_tile(segment: Segment, tile: int) -> int:
     return max(tile // segment.divisor, SMALLEST_TILE)
 
 
-def count_tiles(parts: Sequence[Segment], height: int, width: int, tile: int) -> int:
+def count_tiles(segments: Sequence[Segment], height: int, width: int, tile: int) -> int:
     """Return the number of tiles of all segments for maps of this size."""
-    return sum(len(tiles(height, width, tile=segment_tile(part, tile), pad=part.halo)) for part in parts)
+    return sum(
+        len(tiles(height, width, tile=segment_tile(segment, tile), pad=segment.halo)) for segment in segments
+    )
 
 
 class NotFinite(InvalidOutput):
@@ -125,13 +126,13 @@ class Sink(Protocol, Generic[Buffer]):
 class Run:
     """One pass of a network over an image.
 
-    parts      segments of the network, with modules in float32 on the device of the maps
+    segments   of the network, with modules in float32 on the device of the maps
     compute    the segments as the backend runs them
     tile       side of a tile in pixels; halved when memory runs out, down to 32
     fixed      try a tile again, up to three times, instead of smaller ones
     progress   called with (done, total) tiles of all segments before the first tile and after each; an
                exception from it stops the work within one tile
-    lock       held while a tile is computed
+    lock       held while a tile is computed and compared
     check_all  compare one pixel of each tile with the same pixel computed alone by the module; False: only in
                the last segment, as every comparison waits for the device
 
@@ -140,7 +141,7 @@ class Run:
 
     def __init__(
         self,
-        parts: Sequence[Segment],
+        segments: Sequence[Segment],
         compute: Sequence[Compute],
         *,
         tile: int,
@@ -149,7 +150,7 @@ class Run:
         lock: AbstractContextManager[object] | None = None,
         check_all: bool = True,
     ) -> None:
-        self._parts, self._compute, self._tile = parts, compute, tile
+        self._segments, self._compute, self._tile = segments, compute, tile
         self._progress, self._lock, self._check_all = progress, lock or nullcontext(), check_all
         self._fixed, self._attempts_left = fixed, _FIXED_ATTEMPTS
         self._done = self._total = self.retries = 0
@@ -163,16 +164,16 @@ class Run:
         Raises OutOfMemory if a tile of 32 pixels does not fit, NotFinite, and InvalidOutput unless every
         pixel was computed exactly once, in the expected shape, and the checks pass.
         """
-        maps, last = {IMAGE: image}, len(self._parts) - 1
-        for index, part in enumerate(self._parts[:-1]):
-            if part.writes not in maps:
-                maps[part.writes] = _empty_map(part, image)
-            target = maps[part.writes]
+        maps, last = {IMAGE: image}, len(self._segments) - 1
+        for index, segment in enumerate(self._segments[:-1]):
+            if segment.writes not in maps:
+                maps[segment.writes] = _empty_map(segment, image)
+            target = maps[segment.writes]
             for core, output in self._outputs(index, maps, self._tiles(index, maps)):
                 target[(..., *core.slices)] = output
-            for name in unused(self._parts, index, maps):
+            for name in unused(self._segments, index, maps):
                 del maps[name]
-        scale, previous = self._parts[-1].scale, None
+        scale, previous = self._segments[-1].scale, None
         for _, row in groupby(self._tiles(last, maps), key=lambda tile: tile.core.top):
             tasks = list(row)
             top, left, bottom, right = tasks[0].core.top, 0, tasks[0].core.bottom, tasks[-1].core.right
@@ -187,25 +188,25 @@ class Run:
 
     def _tiles(self, index: int, maps: dict[str, torch.Tensor]) -> list[Tile]:
         """Cut a segment's map, and count the tiles to come, which a smaller tile size may have changed."""
-        part = self._parts[index]
-        height, width = maps[part.reads[0]].shape[-2:]
-        self._total = self._done + count_tiles(self._parts[index:], height, width, self._tile)
+        segment = self._segments[index]
+        height, width = maps[segment.reads[0]].shape[-2:]
+        self._total = self._done + count_tiles(self._segments[index:], height, width, self._tile)
         self._report()
-        return tiles(height, width, tile=segment_tile(part, self._tile), pad=part.halo)
+        return tiles(height, width, tile=segment_tile(segment, self._tile), pad=segment.halo)
 
     def _outputs(
         self, index: int, maps: dict[str, torch.Tensor], tasks: list[Tile]
     ) -> Iterator[tuple[Box, torch.Tensor]]:
         """Yield the cores of these tiles, a whole row or map, and their outputs."""
-        part = self._parts[index]
-        height, width = maps[part.reads[0]].shape[-2:]
+        segment = self._segments[index]
+        height, width = maps[segment.reads[0]].shape[-2:]
         top, bottom = tasks[0].core.top, tasks[-1].core.bottom
         written = np.zeros((bottom - top, width), bool)
         pending = [(task, self._tile) for task in reversed(tasks)]
         while pending:
             task, size = pending.pop()
             if size > self._tile:  # memory ran out after the tile was cut
-                smaller = _split(task.core, segment_tile(part, self._tile), part.halo, (height, width))
+                smaller = _split(task.core, segment_tile(segment, self._tile), segment.halo, (height, width))
                 pending.extend((tile, self._tile) for tile in reversed(smaller))
                 self._total += len(smaller) - 1
                 continue
@@ -216,9 +217,8 @@ class Run:
                 self._shrink()
                 pending.append((task, size))
                 continue
-            region = written[
-                task.core.top - top : task.core.bottom - top, slice(task.core.left, task.core.right)
-            ]
+            core = task.core
+            region = written[core.top - top : core.bottom - top, core.left : core.right]
             if region.any():
                 raise InvalidOutput(f"the tile at {task.core.left}, {task.core.top} was computed twice")
             region[:] = True
@@ -230,17 +230,17 @@ class Run:
 
     def _output(self, index: int, maps: dict[str, torch.Tensor], task: Tile) -> torch.Tensor:
         """Compute a tile; return the output of its core."""
-        part = self._parts[index]
-        windows = [_cut(maps[name], task.window) for name in part.reads]
+        segment = self._segments[index]
+        windows = [_cut(maps[name], task.window) for name in segment.reads]
+        core = task.core.seen_from(task.window)
         with self._lock:
             output = self._compute[index](*windows)
-        expected = (1, part.channels, *(side * part.scale for side in task.window.shape))
-        if tuple(output.shape) != expected:
-            raise InvalidOutput(f"the output of a tile is {tuple(output.shape)}; expected {expected}")
-        core = task.core.seen_from(task.window)
-        if self._check_all or index == len(self._parts) - 1:
-            _check_pixel(part, windows, output, core)
-        return output[(..., *core.scaled(part.scale).slices)]
+            expected = (1, segment.channels, *(side * segment.scale for side in task.window.shape))
+            if tuple(output.shape) != expected:
+                raise InvalidOutput(f"the output of a tile is {tuple(output.shape)}; expected {expected}")
+            if self._check_all or index == len(self._segments) - 1:
+                _check_pixel(segment, windows, output, core)
+        return output[(..., *core.scaled(segment.scale).slices)]
 
     def _shrink(self) -> None:
         """Halve the tile size, or use up an attempt. Raises OutOfMemory at the end of either."""
@@ -259,34 +259,35 @@ class Run:
             self._progress(self._done, self._total)
 
 
-def _empty_map(part: Segment, image: torch.Tensor) -> torch.Tensor:
-    nhwc = image.is_contiguous(memory_format=torch.channels_last)
+def _empty_map(segment: Segment, image: torch.Tensor) -> torch.Tensor:
     return torch.empty(
-        (1, part.channels, *image.shape[-2:]),
+        (1, segment.channels, *image.shape[-2:]),
         dtype=image.dtype,
         device=image.device,
-        memory_format=torch.channels_last if nhwc else torch.contiguous_format,
+        memory_format=_layout(image),
     )
 
 
 def _cut(plane: torch.Tensor, window: Box) -> torch.Tensor:
     if window.shape == plane.shape[-2:]:
         return plane
+    return plane[(..., *window.slices)].contiguous(memory_format=_layout(plane))
+
+
+def _layout(plane: torch.Tensor) -> torch.memory_format:
     nhwc = plane.is_contiguous(memory_format=torch.channels_last)
-    return plane[(..., *window.slices)].contiguous(
-        memory_format=torch.channels_last if nhwc else torch.contiguous_format
-    )
+    return torch.channels_last if nhwc else torch.contiguous_format
 
 
-def _check_pixel(part: Segment, windows: list[torch.Tensor], output: torch.Tensor, core: Box) -> None:
+def _check_pixel(segment: Segment, windows: list[torch.Tensor], output: torch.Tensor, core: Box) -> None:
     """Compare the pixel in the middle of a core with the same pixel computed alone."""
     y, x = (core.top + core.bottom) // 2, (core.left + core.right) // 2
     pixel = Box(y, x, y + 1, x + 1)
     height, width = windows[0].shape[-2:]
-    around = pixel.grown(part.halo, (height, width))
-    alone = part.module(*(window[(..., *around.slices)].float() for window in windows))
-    expected = alone[(..., *pixel.seen_from(around).scaled(part.scale).slices)]
-    actual = output[(..., *pixel.scaled(part.scale).slices)].float()
+    around = pixel.grown(segment.halo, (height, width))
+    alone = segment.module(*(window[(..., *around.slices)].float() for window in windows))
+    expected = alone[(..., *pixel.seen_from(around).scaled(segment.scale).slices)]
+    actual = output[(..., *pixel.scaled(segment.scale).slices)].float()
     if not (actual.isfinite().all() and expected.isfinite().all()):
         raise NotFinite("the network returned NaN or infinite values")
     limit = _TOLERANCE * max(float(expected.abs().max()), _TOLERANCE)

@@ -107,7 +107,7 @@ def upscale(
     if alpha is not None and transparent:
         # Alpha first: only one of its channels stays in memory while the colour is enlarged
         coverage = enlarge(np.repeat(alpha[..., None], 3, axis=2))
-        coverage = np.concatenate([luma(rows) for rows in all_rows(coverage)])
+        coverage = np.concatenate([luma(coverage[rows]) for rows in bands(len(coverage))])
         larger, alpha = _resize_with_alpha(enlarge(fill_transparent(pixels, alpha)), coverage, width, height)
     else:
         larger = resize(enlarge(pixels), width, height)
@@ -117,10 +117,6 @@ def upscale(
         for rows in bands(height):
             larger[rows] = luma(larger[rows])[..., None]
     return replace(photo, pixels=larger, alpha=alpha)
-
-
-def all_rows(plane: RowReader) -> Iterator[np.ndarray]:
-    return (plane[rows] for rows in bands(len(plane)))
 
 
 def _enlarge(

@@ -26,6 +26,11 @@ def test_backends_are_timed_and_the_fastest_is_saved(small, tmp_path, monkeypatc
     assert backends.choose("SRVGGNetCompact", weights) == "cpu:torch"
 
 
+def test_rounds_must_be_positive(capsys):
+    assert main(["backends", "--rounds", "0"]) == 2
+    assert "--rounds is 0; it must be 1 or more" in capsys.readouterr().err
+
+
 def test_every_available_backend_is_timed(small, capsys):
     assert main(["backends", "--rounds", "1"]) == 0
     out = capsys.readouterr().out

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from restorer.errors import InvalidOutput, OutOfMemory
-from restorer.inference import backends, engine, memory, network
+from restorer.inference import backends, engine, memory, network, tiling
 from restorer.inference.upscale import Stats
 from restorer.models import architectures, loader, registry, sources
 from tests.conftest import photo_like
@@ -152,6 +152,16 @@ def test_impossible_allocation_raises_out_of_memory():
 
     with pytest.raises(OutOfMemory):
         nearest(module=Huge())(np.zeros((4, 4, 3), np.uint8))
+
+
+def test_maps_without_room_raise_out_of_memory(monkeypatch):
+    def full(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(tiling, "_empty_map", full)
+    run = engine.Engine(parts_of(Blur(1), Nearest(2), halos=(1, 0), scale=2), scale=2)
+    with pytest.raises(OutOfMemory):
+        run(np.zeros((4, 4, 3), np.uint8))
 
 
 def test_tile_size_follows_the_free_memory(monkeypatch):

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +14,7 @@ import torch
 from ... import atomic
 from ...errors import InvalidOption
 from ...options import BFLOAT16, DEVICES, VULKAN
-from ..network import Segment
-
-Compute = Callable[..., torch.Tensor]
+from ..network import Compute, Segment
 
 # The fastest backend of both families of networks on x86 with AVX2 and with AVX-512, and the one elsewhere,
 # where nothing was measured (docs/performance.md)
@@ -87,7 +85,7 @@ def choose(arch: str, weights: Path) -> str:
     Raises InvalidOption if that file is damaged.
     """
     name = _saved(weights).get(arch) or (_ON_X86 if platform.machine() in _X86 else _ELSEWHERE)
-    return name if name not in _PACKAGES or is_installed(_PACKAGES[name]) else "cpu:torch"
+    return name if _is_installed(name) else "cpu:torch"
 
 
 def save(fastest: Mapping[str, str], weights: Path) -> Path:
@@ -114,7 +112,7 @@ def _saved(weights: Path) -> dict[str, str]:
 
 def available() -> list[str]:
     """Return the backends that this machine's CPU can use."""
-    names = [name for name in CHOICES if name not in _PACKAGES or is_installed(_PACKAGES[name])]
+    names = [name for name in CHOICES if _is_installed(name)]
     return [*names, BFLOAT16] if has_bfloat16_kernels() else names
 
 
@@ -130,7 +128,7 @@ def build(name: str, parts: Sequence[Segment]) -> Backend:
     if name in ("cpu:torch", BFLOAT16):
         return modules(parts, torch.bfloat16 if name == BFLOAT16 else torch.float32)
     package = _PACKAGES[name]
-    if not is_installed(package):
+    if not _is_installed(name):
         raise InvalidOption(f"the package {package} is not installed: pip install {package}")
     if package == "openvino":
         from .openvino import OpenVinoSegment
@@ -147,5 +145,6 @@ def _unavailable(device: str) -> InvalidOption:
     return InvalidOption(f"device {device!r} is not available on this machine; use cpu")
 
 
-def is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+def _is_installed(name: str) -> bool:
+    """Return whether the package of a backend is installed, if it needs one."""
+    return name not in _PACKAGES or importlib.util.find_spec(_PACKAGES[name]) is not None

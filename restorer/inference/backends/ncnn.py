@@ -57,15 +57,10 @@ class NcnnSegment:
                 extractor.input(name, ncnn.Mat(image.numpy()))
             failed, out = extractor.extract(self._output)
             if failed:
-                release_memory()
+                _BLOBS.clear()
+                _WORKSPACE.clear()
                 raise MemoryError
             return torch.from_numpy(np.array(out))[None]
-
-
-def release_memory() -> None:
-    """Return the memory that segments reuse from call to call."""
-    _BLOBS.clear()
-    _WORKSPACE.clear()
 
 
 def gpus() -> int:

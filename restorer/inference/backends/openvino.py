@@ -15,10 +15,7 @@ _TRACE_SIDE = 8  # of the input that is traced
 
 
 class OpenVinoSegment:
-    """A segment on the CPU, from and to contiguous float32; converted when first called.
-
-    The output is valid until the next call.
-    """
+    """A segment on the CPU, from and to contiguous float32; converted when first called."""
 
     def __init__(self, part: Segment) -> None:
         self._part, self._request = part, None
@@ -27,7 +24,8 @@ class OpenVinoSegment:
         if self._request is None:
             self._request = _compile(self._part)
         self._request.infer([window.contiguous().numpy() for window in windows])
-        return torch.from_numpy(self._request.get_output_tensor().data)
+        # a copy, as another thread may call the segment before this output is used
+        return torch.from_numpy(self._request.get_output_tensor().data.copy())
 
 
 def _compile(part: Segment) -> Any:  # noqa: ANN401  untyped in openvino
