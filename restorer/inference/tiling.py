@@ -16,8 +16,10 @@ from .network import IMAGE, Compute, Segment, unused
 
 Buffer = TypeVar("Buffer")
 # Largest difference of a pixel to the same pixel computed alone, relative to the largest value around it.
-# Backends differ by 1e-5 in float32 and by 2e-2 in 16 bits; the output of another tile by 0.2 and more
-_TOLERANCE = 0.05
+# Backends differ by 1e-5 in float32, by 1e-3 with TF32 and by 2e-2 in 16 bits
+_TOLERANCE, _TOLERANCE_OF_16_BITS = 0.005, 0.05
+_SMALLEST_VALUE = 0.05  # taken for the largest value where all are smaller
+_GRID = 32  # most rows and columns from which that pixel is chosen
 _FIXED_ATTEMPTS = 3  # further ones, in all
 
 
@@ -280,8 +282,8 @@ def _layout(plane: torch.Tensor) -> torch.memory_format:
 
 
 def _check_pixel(segment: Segment, windows: list[torch.Tensor], output: torch.Tensor, core: Box) -> None:
-    """Compare the pixel in the middle of a core with the same pixel computed alone."""
-    y, x = (core.top + core.bottom) // 2, (core.left + core.right) // 2
+    """Compare a pixel of a core with the same pixel computed alone."""
+    y, x = _distinct_pixel(windows[0], core)
     pixel = Box(y, x, y + 1, x + 1)
     height, width = windows[0].shape[-2:]
     around = pixel.grown(segment.halo, (height, width))
@@ -290,9 +292,25 @@ def _check_pixel(segment: Segment, windows: list[torch.Tensor], output: torch.Te
     actual = output[(..., *pixel.scaled(segment.scale).slices)].float()
     if not (actual.isfinite().all() and expected.isfinite().all()):
         raise NotFinite("the network returned NaN or infinite values")
-    limit = _TOLERANCE * max(float(expected.abs().max()), _TOLERANCE)
+    tolerance = _TOLERANCE if windows[0].dtype == torch.float32 else _TOLERANCE_OF_16_BITS
+    limit = tolerance * max(float(expected.abs().max()), _SMALLEST_VALUE)
     if not float((actual - expected).abs().max()) <= limit:
         raise InvalidOutput("the device returned a wrong result for a tile; try again or another backend")
+
+
+def _distinct_pixel(window: torch.Tensor, core: Box) -> tuple[int, int]:
+    """Return row and column of the pixel, of a grid in a core, that differs most from the grid's mean.
+
+    Other tiles rarely have the same there, while most of a tile may be sky or paper.
+    """
+    rows, columns = (
+        range(first, last, -(-(last - first) // _GRID))
+        for first, last in ((core.top, core.bottom), (core.left, core.right))
+    )
+    grid = window[0, :, core.top : core.bottom : rows.step, core.left : core.right : columns.step].float()
+    difference = (grid - grid.mean((1, 2), keepdim=True)).abs().sum(0)
+    row, column = divmod(int(difference.argmax()), len(columns))
+    return rows[row], columns[column]
 
 
 def _split(core: Box, tile: int, halo: int, shape: tuple[int, int]) -> list[Tile]:
