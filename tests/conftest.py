@@ -65,6 +65,12 @@ def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
+def files_below(*folders: Path) -> list[Path]:
+    """Every file in the folders, which a server may be deleting from at the same time."""
+    walks = (walk for folder in folders for walk in os.walk(folder))
+    return [Path(parent, name) for parent, _, names in walks for name in names]
+
+
 def taken(steps: AsyncIterator) -> list:
     """Return everything that an asynchronous generator yields."""
 

@@ -25,7 +25,7 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from restorer.web import auth, middleware, server
-from tests.conftest import photo_like, png, save_quick_and_slow
+from tests.conftest import files_below, photo_like, png, save_quick_and_slow
 from tests.web.test_page import launched, served
 from tests.web.test_rest import ended, opened, posted, settings_in
 
@@ -416,7 +416,7 @@ def hostile(tmp_path, rng, monkeypatch, canary):
         yield client, secret, forged_inputs(secret, canary.address, tmp_path / "uploads")
     assert not canary.requests
     (tmp_path / "uploads/link.png").unlink()
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and path != secret]
+    files = [path for path in files_below(tmp_path) if path != secret]
     assert not [path for path in files if path.read_bytes() == secret.read_bytes()], "copied"
 
 
@@ -448,7 +448,7 @@ def test_no_page_function_accepts_path_or_url_as_upload(hostile, tmp_path):
                         check_text(events, tmp_path)
                     assert "event_id" in events or "detail" in events, (name, value, events)
     assert tested == {"picked", "restore", "restore_all", "picked_all", "enhance", "enhance_batch", "quote"}
-    assert not [path for path in (tmp_path / "processed").rglob("*") if path.is_file()]
+    assert not files_below(tmp_path / "processed")
     assert count > 500
 
 
@@ -467,7 +467,7 @@ def test_no_api_endpoint_accepts_path_or_url_as_upload(hostile, tmp_path):
                 completed = name == "enhance_batch" and "event: complete" in events
                 error = "data: [[], [{" if completed else "event: error"
                 assert error in events, (name, value, events)
-    assert not [path for path in (tmp_path / "processed").rglob("*") if path.is_file()]
+    assert not files_below(tmp_path / "processed")
     assert count > 200
 
 
@@ -811,7 +811,7 @@ def test_keys_and_tokens_appear_in_no_response_log_or_file(tmp_path, rng, canary
         process.terminate()
         assert process.wait(timeout=120) == 0
     assert "the device broke" in (tmp_path / "log").read_text(), "the log lacks the error"
-    searched = [path for path in tmp_path.rglob("*") if path.is_file() and path != tmp_path / "app.py"]
+    searched = [path for path in files_below(tmp_path) if path != tmp_path / "app.py"]
     assert {"log", "job.json", "a_4x.png"} <= {path.name for path in searched}
     texts = {str(path): path.read_bytes() for path in searched}
     for number, answer in enumerate(answers):

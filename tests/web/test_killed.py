@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from restorer.web.cleanup import CacheCleaner
-from tests.conftest import photo_like, png, save_network
+from tests.conftest import files_below, photo_like, png, save_network
 from tests.crashing import Served, Servers
 
 pytestmark = pytest.mark.slow
@@ -158,7 +158,8 @@ def full_at(servers: Servers, folder: Path, at: int, expected: list[str]) -> int
 
 def parts(folder: Path) -> list[Path]:
     """Incomplete files."""
-    return [path for path in folder.rglob("*") if path.name.endswith(".part") or path.name.startswith("tmp")]
+    files = files_below(folder)
+    return [path for path in files if path.name.endswith(".part") or path.name.startswith("tmp")]
 
 
 def writing(steps: list[str]) -> int:

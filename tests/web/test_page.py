@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from restorer.models import registry
-from tests.conftest import photo_like, png, save_quick_and_slow
+from tests.conftest import files_below, photo_like, png, save_quick_and_slow
 
 pytestmark = pytest.mark.slow
 
@@ -593,7 +593,7 @@ def test_files_of_page_are_deleted_after_retention(browser, folder, rng, tmp_pat
 
 def _files(folder: Path) -> list[Path]:
     roots = (folder / "uploads", folder / "processed")
-    return [path for root in roots for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
+    return [path for path in files_below(*roots) if path.name != ".lock"]
 
 
 def test_page_requires_api_key(browser, folder, rng, tmp_path):

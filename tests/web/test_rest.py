@@ -24,7 +24,7 @@ from restorer.web import metrics, server
 from restorer.web.cleanup import CacheCleaner
 from restorer.web.rest import routes
 from restorer.web.settings import Settings
-from tests.conftest import photo_like, png, save_quick_and_slow, wait_until
+from tests.conftest import files_below, photo_like, png, save_quick_and_slow, wait_until
 from tests.web.test_page import PACED, launched, served
 
 
@@ -456,7 +456,7 @@ def test_everything_expires_and_is_deleted(tmp_path, rng, monkeypatch):
 
 def left(settings: Settings) -> list[Path]:
     roots = (settings.upload_folder, settings.processed_folder)
-    return [path for root in roots for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
+    return [path for path in files_below(*roots) if path.name != ".lock"]
 
 
 def test_concurrent_jobs_get_the_results_of_their_own_photo(client, rng):
