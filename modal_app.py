@@ -120,11 +120,11 @@ def main(input: str, output: str = "restored", outscale: float = 4.0, model: str
         if isinstance(answer, BaseException):  # the container failed on every retry
             print(f"failed, {answer}")
             continue
-        name, data, form, error = answer
+        name, data, image_format, error = answer
         if error:
             print(f"{name}: failed, {error}")
         else:
-            atomic.write_atomic(by_name[name].path(form), data)
+            atomic.write_atomic(by_name[name].path(image_format), data)
             done += 1
     failed = len(todo) - done
     print(f"{done} restored, {len(tasks) - len(todo)} skipped, {failed} failed")

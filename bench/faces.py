@@ -129,7 +129,7 @@ class Ours(Side):
         self.detector = detect.YuNet(file)
 
     def detect(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None:
-        detect.find(photo, self.detector)
+        detect.detect_faces(photo, self.detector)
 
     def crop(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None:
         cut = pipeline.crop_faces(photo, detections, large=True)
@@ -188,7 +188,7 @@ def restoration(count: int, device: torch.device) -> dict[str, Callable[[], list
 
     torch.manual_seed(0)
     shape = {"num_mlp": 8, "input_is_latent": True, "different_w": True, "sft_half": True}
-    network = compat.load("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean")(512, **shape)
+    network = compat.load_attribute("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean")(512, **shape)
     ours = FaceEngine(copy.deepcopy(network), device=device, half=device.type == "cuda")
     network = network.eval().to(device)
     crop = cv2.resize(data.astronaut()[0:256, 96:352], (512, 512), interpolation=cv2.INTER_CUBIC)

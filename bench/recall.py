@@ -58,7 +58,7 @@ def main() -> int:
         for caps in CHOICES:
             hits, false, start = 0, 0, time.perf_counter()
             for pixels, noses in known:
-                boxes = [face.box for face in detect.find(pixels, detector, caps=caps)]
+                boxes = [face.box for face in detect.detect_faces(pixels, detector, caps=caps)]
                 held = [[_holds(box, nose) for nose in noses] for box in boxes]
                 hits += int(np.any(held, axis=0).sum()) if held else 0
                 false += sum(not any(row) for row in held)
@@ -67,7 +67,7 @@ def main() -> int:
             print(f"  {sides:21} {hits:3} found {false:3} false {took:6.0f} ms")
     arguments.out.mkdir(parents=True, exist_ok=True)
     pixels = views["a crowd"][0][0]
-    sheet = detect.draw(pixels, detect.find(pixels, detector))
+    sheet = detect.draw(pixels, detect.detect_faces(pixels, detector))
     cv2.imwrite(str(arguments.out / "faces.png"), cv2.resize(sheet, None, fx=0.5, fy=0.5)[..., ::-1])
     return 0
 

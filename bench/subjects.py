@@ -74,7 +74,7 @@ def _seeded(name: str) -> architectures.StateDict:
     """Random weights that keep a picture's light, as trained ones do: the last layer adds a little to it."""
     module, arch, parameters = _SHAPES[name]
     torch.manual_seed(0)
-    network = compat.load(module, arch)(**parameters).eval().requires_grad_(False)
+    network = compat.load_attribute(module, arch)(**parameters).eval().requires_grad_(False)
     last = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1]
     if arch == "RRDBNet":  # SRVGGNetCompact adds the picture by itself
         for layer in (network.conv_first, network.conv_up1, network.conv_up2, network.conv_hr):

@@ -24,9 +24,9 @@ class OutputTask:
     target: Path
     forms: tuple[str, ...] = ()
 
-    def path(self, form: str) -> Path:
+    def path(self, image_format: str) -> Path:
         """Return the path of a result in that format."""
-        return suffixed(self.target, form) if self.forms else self.target
+        return suffixed(self.target, image_format) if self.forms else self.target
 
     def existing(self) -> Path | None:
         """Return the existing output, if any."""
@@ -54,7 +54,12 @@ def skip_reason(target: Path, *, overwrite: bool, originals: set[Path]) -> str:
 
 
 def plan(
-    photos: Sequence[Path], output: Path | None, *, outscale: float = 1, mark: str = "", form: str = "same"
+    photos: Sequence[Path],
+    output: Path | None,
+    *,
+    outscale: float = 1,
+    mark: str = "",
+    image_format: str = "same",
 ) -> list[OutputTask]:
     """Return a task for each photo in `photos` (files and folders), with distinct targets.
 
@@ -77,7 +82,7 @@ def plan(
                 raise InvalidOption(f"{output}: cannot write {output.suffix} files; use {written_suffixes()}")
         elif exists(output) or format_of(output):
             raise InvalidOption(f"{output} is a file; name a folder with -o for several photos")
-    return _tasks(list(_sources(photos, output)), mark or result_stem("", outscale), form)
+    return _tasks(list(_sources(photos, output)), mark or result_stem("", outscale), image_format)
 
 
 def _to_file(photo: Path, output: Path) -> OutputTask:
@@ -112,11 +117,11 @@ def _photos_in(folder: Path, output: Path | None) -> Iterator[Path]:
             yield path
 
 
-def _tasks(sources: list[tuple[Path, Path]], mark: str, form: str) -> list[OutputTask]:
+def _tasks(sources: list[tuple[Path, Path]], mark: str, image_format: str) -> list[OutputTask]:
     """Return tasks with distinct targets: "a_4x", or "a_jpg_4x" and "a_png_4x" for a.jpg and a.png."""
     targets = unique_names([folder / source.name for source, folder in sources], mark)
     return [
-        OutputTask(source, target, result_formats(source, form))
+        OutputTask(source, target, result_formats(source, image_format))
         for (source, _), target in zip(sources, targets, strict=True)
     ]
 

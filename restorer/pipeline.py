@@ -131,27 +131,27 @@ class Restorer:
         chosen = self.options.changed(options)
         before = data if isinstance(data, Photo) else self.decode(data)
         self.result_size(before, chosen)
-        timer.lap("decode")
+        timer.end_stage("decode")
         on_download = self._download_progress(progress)
         model, engine = self.resolve(
             chosen,
             before.width * before.height,
             lambda model: self._upscaler(model, chosen.denoise, partial(on_download, model.name)),
         )
-        timer.lap("load")
+        timer.end_stage("load")
         faces, detection_note = self._detect_faces(before, chosen, on_download)
-        timer.lap("faces")
+        timer.end_stage("faces")
         total = _TotalProgress(progress, pipeline.count_pending(faces))
         tile = chosen.tile or engine.best_tile()
         stats = Stats()
         plain = upscale(
             before, engine, outscale=chosen.outscale, tile=tile, progress=total.tiles, stats=stats
         )
-        timer.lap("enlarge")
+        timer.end_stage("enlarge")
         if pipeline.count_pending(faces):
             network, masks = self._face_networks(chosen, on_download)
             faces = pipeline.restore(faces, network, masks, batch=network.batch, progress=total.faces)
-        timer.lap("faces")
+        timer.end_stage("faces")
         result = finish(
             before,
             plain,
@@ -220,7 +220,7 @@ class Restorer:
         with _translate_memory_errors():
             decoded = self.decode(data)
             detector = self._face_network(self.options.face_detector, "detect")
-            return decoded, detect.find(_visible_pixels(decoded), detector)
+            return decoded, detect.detect_faces(_visible_pixels(decoded), detector)
 
     def _detect_faces(
         self, before: Photo, chosen: Options, on_download: "_DownloadProgress"
@@ -237,7 +237,7 @@ class Restorer:
                 raise
             return [], f"face detection skipped: {_failure_reason(error, chosen.face_detector)}"
         pixels = _visible_pixels(before)
-        faces = pipeline.crop_faces(pixels, detect.find(pixels, detector), large=chosen.face_large)
+        faces = pipeline.crop_faces(pixels, detect.detect_faces(pixels, detector), large=chosen.face_large)
         if pipeline.count_pending(faces):
             try:
                 self._face_networks(chosen, on_download)  # fail before the photo is upscaled
@@ -308,8 +308,8 @@ class Restorer:
         large = self._is_large(chosen, before.width * before.height)
         faster = large and model != selection.best(self.weights, chosen, fetch=False)
         reason = "large photo on a CPU: fast model" if faster else ""
-        form = encode.output_format(before, chosen.format)
-        losses = encode.losses(before, form)
+        image_format = encode.output_format(before, chosen.format)
+        losses = encode.losses(before, image_format)
         engine = self._loaded_upscaler(model)
         if engine is None or model.name not in self._throughput:
             return Plan(width, height, model, reason, None, None, losses)
@@ -317,7 +317,7 @@ class Restorer:
         tiles = tiles_needed(before, engine, outscale=chosen.outscale, tile=tile)
         pixels = network_pixels(before, engine, chosen.outscale)
         seconds = self._throughput.expected(model.name, pixels) + self._throughput.expected(
-            form, width * height
+            image_format, width * height
         )
         return Plan(width, height, model, reason, tiles, seconds, losses)
 
@@ -362,11 +362,11 @@ class Restorer:
             return selection.fast(self.weights, options)
         if self._is_large(options, pixels):
             fetch = time.monotonic() - self._download_failed > RETRY_SECONDS and not download.offline()
-            return selection.for_large(self.weights, options, fetch=fetch)
+            return selection.large_photo_model(self.weights, options, fetch=fetch)
         if options.model in ("auto", "best"):
             return selection.best(self.weights, options, fetch=options.model == "best")
         model = registry.find(options.model, self.weights)
-        if options.denoise < 1 and not model.pair:
+        if options.denoise < 1 and not model.denoise_model:
             raise InvalidOption(f"{model.name} does not support denoise {options.denoise}; use 1")
         return model
 

@@ -13,7 +13,7 @@ class StageTimer:
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def end_stage(self, name: str) -> None:
         """End the stage `name` and start the next one."""
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since

@@ -106,7 +106,7 @@ def finish(
         remove_gps=options.remove_gps,
         history=json.dumps(_receipt(model, sha256, source, device, options, strengths)),
     )
-    timer.lap("encode")
+    timer.end_stage("encode")
     all_restored = faces and all(face.restored for face in faces)
     face_warnings = (face_note,) if face_note and not all_restored else ()
     in_parts = (

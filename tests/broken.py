@@ -86,32 +86,32 @@ _MUTATIONS = (
 )
 
 
-def huge(form: str) -> bytes:
+def huge(image_format: str) -> bytes:
     """Return a small file whose header claims 50,000 x 50,000 pixels (WebP: 16,383, its maximum)."""
     small = Image.new("RGB", (64, 64))
-    if form == "png":
+    if image_format == "png":
         return pictures.raw_png(50_000, 50_000, 8, 2, b"")
-    if form == "deep png":
+    if image_format == "deep png":
         return pictures.raw_png(50_000, 50_000, 16, 6, b"")
-    if form in ("jpeg", "progressive"):
-        data = pictures.pillow(small, "JPEG", progressive=form == "progressive")
+    if image_format in ("jpeg", "progressive"):
+        data = pictures.pillow(small, "JPEG", progressive=image_format == "progressive")
         header = re.search(rb"\xff[\xc0\xc2]\0\x11\x08", data)
         assert header
         return data[: header.end()] + struct.pack(">HH", 50_000, 50_000) + data[header.end() + 4 :]
-    if form == "webp":
+    if image_format == "webp":
         body = b"VP8L" + struct.pack("<IBI", 5, 0x2F, 16382 | 16382 << 14) + bytes(1)
         return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
-    if form == "gif":
+    if image_format == "gif":
         return b"GIF89a" + struct.pack("<HH", 50_000, 50_000) + pictures.pillow(small, "GIF")[10:]
-    if form == "bmp":
+    if image_format == "bmp":
         data = pictures.pillow(small, "BMP")
         return data[:18] + struct.pack("<ii", 50_000, 50_000) + data[26:]
-    if form == "tiff":
+    if image_format == "tiff":
         tags = {256: (4, [50_000]), 257: (4, [50_000]), 258: (3, [16, 16, 16]), 259: (3, [8]), 262: (3, [2])}
         return pictures.exif_block(
             "<", tags | {273: (4, [8]), 277: (3, [3]), 278: (4, [50_000]), 279: (4, [9])}
         )
-    data = pictures.pillow(small, "AVIF") if form == "avif" else pictures.heic(small)
+    data = pictures.pillow(small, "AVIF") if image_format == "avif" else pictures.heic(small)
     return data.replace(
         struct.pack(">4sIII", b"ispe", 0, 64, 64), struct.pack(">4sIII", b"ispe", 0, 50_000, 50_000)
     )
@@ -176,8 +176,11 @@ def _with_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
 
 _ZEROS = zlib.compress(bytes(64 << 20), 9)  # 64 MB in 64 kB
 BOMBS: dict[str, Callable[[], bytes]] = {
-    **{f"huge {form}": partial(huge, form) for form in ("png", "jpeg", "webp", "gif", "bmp", "tiff")},
-    **{f"huge {form}": partial(huge, form) for form in ("avif", "heic")},
+    **{
+        f"huge {image_format}": partial(huge, image_format)
+        for image_format in ("png", "jpeg", "webp", "gif", "bmp", "tiff")
+    },
+    **{f"huge {image_format}": partial(huge, image_format) for image_format in ("avif", "heic")},
     "png of 50,000 squared": png_50_000,
     "tiff of 50,000 squared in tiles": lambda: tiles(50_000, 1024),
     "tiff of tiles of one pixel": lambda: tiles(900, 1),

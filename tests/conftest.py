@@ -71,7 +71,7 @@ def files_below(*folders: Path) -> list[Path]:
     return [Path(parent, name) for parent, _, names in walks for name in names]
 
 
-def taken(steps: AsyncIterator) -> list:
+def collect(steps: AsyncIterator) -> list:
     """Return everything that an asynchronous generator yields."""
 
     async def collect() -> list:
@@ -100,7 +100,7 @@ def save_network(path: Path, *, seed: int, scale: int = 4, features: int = 8, co
 
     from restorer.models import compat
 
-    network = compat.load("basicsr.archs.srvgg_arch", "SRVGGNetCompact")(
+    network = compat.load_attribute("basicsr.archs.srvgg_arch", "SRVGGNetCompact")(
         num_feat=features, num_conv=convs, upscale=scale
     )
     generator = torch.Generator().manual_seed(seed)

@@ -35,10 +35,10 @@ def noise(
     return rng.integers(0, 65536 if deep else 256, shape, dtype=np.uint16 if deep else np.uint8)
 
 
-def pillow(samples: np.ndarray | Image.Image, form: str, **options: object) -> bytes:
+def pillow(samples: np.ndarray | Image.Image, image_format: str, **options: object) -> bytes:
     image = samples if isinstance(samples, Image.Image) else Image.fromarray(samples)
     out = io.BytesIO()
-    image.save(out, form, **options)
+    image.save(out, image_format, **options)
     return out.getvalue()
 
 

@@ -24,7 +24,7 @@ def realesrganer(arch: str, parameters: dict, path: Path) -> "RealESRGANer":
         from realesrgan import RealESRGANer
 
     module, fixed_parameters = architectures._CLASSES[arch]
-    network = compat.load(module, arch)(**fixed_parameters, **parameters)
+    network = compat.load_attribute(module, arch)(**fixed_parameters, **parameters)
     return RealESRGANer(4, str(path), model=network, tile=0, pre_pad=0, half=False, device="cpu")
 
 

@@ -140,7 +140,7 @@ def _nearest(planes):
 
 def _network(module, arch, parameters):
     torch.manual_seed(0)
-    return subjects.compat.load(module, arch)(**parameters).eval().requires_grad_(False)
+    return subjects.compat.load_attribute(module, arch)(**parameters).eval().requires_grad_(False)
 
 
 def test_blocks_and_blotches_are_measured(rng):

@@ -94,7 +94,7 @@ def test_targets_are_unique():
     touch(*(f"in/{name}" for name in names), *names)
     kinds = [*names, "in", "in/x", "in/y/../y/a.jpg"]
     for photos in itertools.chain(itertools.permutations(names, 4), [kinds, kinds[::-1]]):
-        tasks = plan([Path(name) for name in photos], Path("out"), outscale=4, form="png")
+        tasks = plan([Path(name) for name in photos], Path("out"), outscale=4, image_format="png")
         paths = [str(task.path("png").resolve()).casefold() for task in tasks]
         assert len(set(paths)) == len(tasks)
 
@@ -120,7 +120,7 @@ def test_unicode_normal_forms_are_one_target():
     assert len({output_paths._key(Path(target)) for target in targets}) == 2
     absolute = str(Path("in/\u00e9.png").absolute())
     touch(absolute)
-    tasks = plan([Path(composed), Path(absolute)], None, outscale=4, form="webp")
+    tasks = plan([Path(composed), Path(absolute)], None, outscale=4, image_format="webp")
     assert len({task.path("webp").resolve() for task in tasks}) == 2
 
 
@@ -161,7 +161,7 @@ def test_missing_photo_is_planned_to_fail_later():
 
 
 @pytest.mark.parametrize(
-    ("source", "form", "existing", "matches"),
+    ("source", "image_format", "existing", "matches"),
     [
         ("a.jpg", "same", "a_4x.jpg", True),
         ("a.jpg", "same", "a_4x.png", False),
@@ -177,16 +177,16 @@ def test_missing_photo_is_planned_to_fail_later():
         ("a.jpg", "same", "a_4x.part", False),
     ],
 )
-def test_existing_output_has_the_expected_format(source, form, existing, matches):
+def test_existing_output_has_the_expected_format(source, image_format, existing, matches):
     touch(source)
-    (task,) = plan([Path(source)], Path("out"), outscale=4, form=form)
+    (task,) = plan([Path(source)], Path("out"), outscale=4, image_format=image_format)
     assert task.existing() is None
     touch(f"out/{existing}")
     assert task.existing() == (Path("out", existing) if matches else None)
 
 
 def test_too_long_name_fails_when_written():
-    (task,) = plan([Path("ü" * 126 + ".jpg")], None, outscale=4, form="webp")
+    (task,) = plan([Path("ü" * 126 + ".jpg")], None, outscale=4, image_format="webp")
     assert task.existing() is None
     with pytest.raises(OSError, match="too long"):
         atomic.write_atomic(task.path("webp"), b"x")
@@ -201,15 +201,17 @@ def test_existing_named_output():
     assert task.existing() == Path("b.png")
 
 
-def encoded_as(form: str, *, depth: int = 8, alpha: np.ndarray | None = None) -> str:
-    meta = SimpleNamespace(format=form, depth=depth)
+def encoded_as(image_format: str, *, depth: int = 8, alpha: np.ndarray | None = None) -> str:
+    meta = SimpleNamespace(format=image_format, depth=depth)
     return encode.output_format(cast("photo.Photo", SimpleNamespace(meta=meta, alpha=alpha)), "same")
 
 
-@pytest.mark.parametrize("form", [form for form in file_types.SUFFIXES if form != "heif"])
-def test_same_matches_the_encoder(form):
-    written = encoded_as(form)
-    for suffix in file_types.SUFFIXES[form]:
+@pytest.mark.parametrize(
+    "image_format", [image_format for image_format in file_types.SUFFIXES if image_format != "heif"]
+)
+def test_same_matches_the_encoder(image_format):
+    written = encoded_as(image_format)
+    for suffix in file_types.SUFFIXES[image_format]:
         assert file_types.result_formats(Path("a" + suffix), "same") == (written,)
 
 
@@ -225,10 +227,10 @@ def test_heif_becomes_jpeg_or_png():
 def test_suffixes_match_pillow(suffix):
     """Pillow maps each suffix to the same format; HEIF needs a plug-in."""
     Image.init()
-    form = file_types.FORMAT_OF[suffix]
+    image_format = file_types.FORMAT_OF[suffix]
     names = {".hif": "HEIF", ".heif": "HEIF", ".heic": "HEIF"} | Image.registered_extensions()
-    assert names[suffix].lower() == form
-    assert form in {name.lower() for name in photo.READABLE} | {"heif"}
+    assert names[suffix].lower() == image_format
+    assert image_format in {name.lower() for name in photo.READABLE} | {"heif"}
 
 
 def test_format_of_file_name():
@@ -244,11 +246,11 @@ def test_format_of_file_name():
     ]
 
 
-@pytest.mark.parametrize("form", ["jpeg", "png", "webp", "tiff", "avif"])
-def test_format_of_inverts_suffixed(form):
-    path = file_types.suffixed(Path("out/holiday.2019_2.5x"), form)
+@pytest.mark.parametrize("image_format", ["jpeg", "png", "webp", "tiff", "avif"])
+def test_format_of_inverts_suffixed(image_format):
+    path = file_types.suffixed(Path("out/holiday.2019_2.5x"), image_format)
     assert path.name.startswith("holiday.2019_2.5x.")
-    assert file_types.format_of(path) == form
+    assert file_types.format_of(path) == image_format
 
 
 def test_write_atomic_creates_folders_and_replaces():

@@ -116,9 +116,9 @@ def _contents(result):
     return image.format, image.size, image.tobytes(), exif.get(0x010F), details, gps
 
 
-@pytest.mark.parametrize("form", ["png", "jpeg", "webp", "tiff", "avif"])
-def test_receipt_is_stored_in_the_file(weights, rng, form):
-    run = restorer.Restorer(weights=weights, model="custom/tiny", format=form)
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp", "tiff", "avif"])
+def test_receipt_is_stored_in_the_file(weights, rng, image_format):
+    run = restorer.Restorer(weights=weights, model="custom/tiny", format=image_format)
     photo = png(photo_like(rng, 40, 50))
     result = run.restore(photo, quality=90)
     history = _history(result.data)
@@ -250,10 +250,10 @@ def test_first_estimate_includes_encoding(weights, rng):
     before = photo.decode(png(photo_like(rng, 100, 100)))
     run.measure()
     network = run._throughput.expected("custom/tiny", 100 * 100)
-    for form in ("png", "jpeg", "webp", "tiff", "avif"):
-        plan = run.plan(before, format=form)
-        encoding = run._throughput.expected(form, plan.width * plan.height)
-        assert 0 < encoding == pytest.approx(plan.seconds - network), form
+    for image_format in ("png", "jpeg", "webp", "tiff", "avif"):
+        plan = run.plan(before, format=image_format)
+        encoding = run._throughput.expected(image_format, plan.width * plan.height)
+        assert 0 < encoding == pytest.approx(plan.seconds - network), image_format
     run._throughput.learn("png", 50.0, 400 * 400)
     assert run.plan(before).seconds > 5
 

@@ -17,11 +17,11 @@ from . import patterns
 
 compat.install()
 _BASICSR = "basicsr.data.degradations"
-_random_kernel = compat.load(_BASICSR, "random_mixed_kernels")
-_sinc_kernel = compat.load(_BASICSR, "circular_lowpass_kernel")
-_gaussian_noise = compat.load(_BASICSR, "random_generate_gaussian_noise")
-_poisson_noise = compat.load(_BASICSR, "random_generate_poisson_noise")
-_usm_sharp = compat.load("basicsr.utils.img_process_util", "usm_sharp")
+_random_kernel = compat.load_attribute(_BASICSR, "random_mixed_kernels")
+_sinc_kernel = compat.load_attribute(_BASICSR, "circular_lowpass_kernel")
+_gaussian_noise = compat.load_attribute(_BASICSR, "random_generate_gaussian_noise")
+_poisson_noise = compat.load_attribute(_BASICSR, "random_generate_poisson_noise")
+_usm_sharp = compat.load_attribute("basicsr.utils.img_process_util", "usm_sharp")
 
 _KERNELS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
 _KERNEL_WEIGHTS = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)

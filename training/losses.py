@@ -63,7 +63,7 @@ class Critic:
 
     def __init__(self, device: torch.device, seed: int, features: int = 24) -> None:
         torch.manual_seed(seed)
-        network = compat.load("basicsr.archs.discriminator_arch", "UNetDiscriminatorSN")
+        network = compat.load_attribute("basicsr.archs.discriminator_arch", "UNetDiscriminatorSN")
         self.network: nn.Module = network(3, num_feat=features).to(device)
         self._adam = torch.optim.Adam(self.network.parameters(), lr=3e-4, betas=(0.9, 0.99))
         self._device = device

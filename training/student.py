@@ -129,7 +129,7 @@ def _initial(features: int, convs: int, seed: int) -> Weights:
     After 500 steps with Muon they were 2.3 dB closer to the teacher than random kernels with Adam.
     """
     torch.manual_seed(seed)
-    architecture = compat.load("basicsr.archs.srvgg_arch", "SRVGGNetCompact")
+    architecture = compat.load_attribute("basicsr.archs.srvgg_arch", "SRVGGNetCompact")
     network = architecture(num_feat=features, num_conv=convs, upscale=4)
     first, *body, last = [layer.weight.detach() for layer in network.body if isinstance(layer, nn.Conv2d)]
     slopes = [layer.weight.detach() for layer in network.body if isinstance(layer, nn.PReLU)]

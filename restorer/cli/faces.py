@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(parsed: argparse.Namespace) -> int:
     """Print a JSON line for each face of each photo; draw them into copies with --draw."""
-    tasks = output_paths.plan(parsed.photos, parsed.draw, mark="_faces", form="png")
+    tasks = output_paths.plan(parsed.photos, parsed.draw, mark="_faces", image_format="png")
     if not tasks:
         raise InvalidOption("no photos found")
     originals = {task.source.resolve() for task in tasks}
@@ -48,8 +48,8 @@ def _find_faces(source: Path, restorer: "Restorer", target: Path | None, origina
             print(f"{source}: not drawn, {reason}", file=sys.stderr)
         elif target:
             picture = replace(photo, pixels=detect.draw(photo.pixels, faces), alpha=None)
-            form = file_types.format_of(target) or "png"
-            write_atomic(target, encode.encode(picture, form, quality=Options.quality).data)
+            image_format = file_types.format_of(target) or "png"
+            write_atomic(target, encode.encode(picture, image_format, quality=Options.quality).data)
     except (WeightsUnavailable, BadWeights):
         raise
     except RestoreError as error:

@@ -28,7 +28,9 @@ SkipReason = Callable[[Path], str]
 
 def run(parsed: argparse.Namespace) -> int:
     """Restore files and folders, each photo to a file of its own."""
-    tasks = output_paths.plan(parsed.photos, parsed.output, outscale=parsed.outscale, form=parsed.format)
+    tasks = output_paths.plan(
+        parsed.photos, parsed.output, outscale=parsed.outscale, image_format=parsed.format
+    )
     if not tasks:
         raise InvalidOption("no photos found")
     if not tasks[0].forms:
@@ -54,10 +56,10 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _format_of_output(output: Path, chosen: str) -> str:
-    form = file_types.format_of(output)
-    if chosen not in ("same", form):
+    image_format = file_types.format_of(output)
+    if chosen not in ("same", image_format):
         raise InvalidOption(f"{output} is not a {chosen} file name; rename it or omit --format")
-    return form or chosen
+    return image_format or chosen
 
 
 def _restore_all(

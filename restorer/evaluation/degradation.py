@@ -74,7 +74,7 @@ def matlab_bicubic(image: np.ndarray, times: float) -> np.ndarray:
             f"{image.shape[1]} x {image.shape[0]} pixels at scale {times:g} are too few for MATLAB's "
             "bicubic; it needs 4 a side"
         )
-    resize = compat.load("basicsr.utils.matlab_functions", "imresize")
+    resize = compat.load_attribute("basicsr.utils.matlab_functions", "imresize")
     top = np.iinfo(image.dtype).max
     return np.clip(np.rint(resize(image.astype(np.float64), times)), 0, top).astype(image.dtype)
 

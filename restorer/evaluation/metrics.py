@@ -111,7 +111,7 @@ def niqe(image: np.ndarray, *, border: int = 0) -> float:
     image = _crop_border(image, border)
     if min(image.shape[:2]) < _NIQE_BLOCK or max(image.shape[:2]) < 2 * _NIQE_BLOCK:
         return math.nan
-    measure = compat.load("basicsr.metrics.niqe", "calculate_niqe")
+    measure = compat.load_attribute("basicsr.metrics.niqe", "calculate_niqe")
     with np.errstate(all="ignore"):  # flat images divide by zero
         return float(measure(to_uint8(image)[..., ::-1].astype(np.float32), crop_border=0))
 

@@ -92,7 +92,7 @@ def photos(paths: list[Path], output: Path, gt: Path | None) -> list[NamedPhoto]
     if missing := [str(path) for path in paths if not path.exists()]:
         raise InvalidOption(f"{missing[0]} does not exist; name photos or a folder of photos")
     output.mkdir(parents=True, exist_ok=True)
-    tasks = output_paths.plan(paths, output, mark=_END, form="png")
+    tasks = output_paths.plan(paths, output, mark=_END, image_format="png")
     photos = [
         NamedPhoto(task.target.relative_to(output).as_posix().removesuffix(_END), task.source)
         for task in tasks

@@ -41,7 +41,7 @@ class Detection:
         return math.sqrt(max(0.0, right - left) * max(0.0, bottom - top))
 
 
-def find(pixels: np.ndarray, detector: Detector, *, caps: tuple[int, ...] = CAPS) -> list[Detection]:
+def detect_faces(pixels: np.ndarray, detector: Detector, *, caps: tuple[int, ...] = CAPS) -> list[Detection]:
     """Return each face of (H, W, 3) uint8 or uint16 RGB once, the largest first.
 
     detector  detects faces in uint8 RGB, in its pixels

@@ -13,7 +13,7 @@ _MIN_SCORE, _MAX_OVERLAP = 0.8, 0.4  # as in facexlib
 
 
 class RetinaFace:
-    """A detector for detect.find().
+    """A detector for detect.detect_faces().
 
     network  facexlib's RetinaFace; moved to the device
     """

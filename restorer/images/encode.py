@@ -37,78 +37,79 @@ def output_format(photo: Photo, chosen: str) -> str:
     """Return the format to write: `chosen`, or for "same" the input's, replaced where there is no writer."""
     if chosen != "same":
         return chosen
-    form = photo.meta.format
-    if form == "heif" and (photo.alpha is not None or photo.meta.depth > 8):
-        return WRITTEN_INSTEAD[form][1]
-    return WRITTEN_INSTEAD.get(form, (form,))[0]
+    image_format = photo.meta.format
+    if image_format == "heif" and (photo.alpha is not None or photo.meta.depth > 8):
+        return WRITTEN_INSTEAD[image_format][1]
+    return WRITTEN_INSTEAD.get(image_format, (image_format,))[0]
 
 
-def check_fits(photo: Photo, width: int, height: int, form: str) -> None:
-    """Raise ImageTooLarge when `form` cannot store this photo at width x height pixels."""
-    limit = _LARGEST_SIDE[form]
+def check_fits(photo: Photo, width: int, height: int, image_format: str) -> None:
+    """Raise ImageTooLarge when `image_format` cannot store this photo at width x height pixels."""
+    limit = _LARGEST_SIDE[image_format]
     if max(width, height) > limit:
         raise ImageTooLarge(
-            f"the result would be {width} x {height} pixels; {form.upper()} allows at most {limit} per side; "
-            "use PNG or TIFF, or a smaller scale"
+            f"the result would be {width} x {height} pixels; {image_format.upper()} allows at most {limit} "
+            "per side; use PNG or TIFF, or a smaller scale"
         )
     channels = (1 if photo.meta.grey else 3) + (photo.alpha is not None)
     size = width * height * channels * photo.meta.depth // 8
-    if form == "tiff" and size > tiff.MAX_SIZE:
+    if image_format == "tiff" and size > tiff.MAX_SIZE:
         raise ImageTooLarge(f"the result would be {size / 1e9:.1f} GB; TIFF allows at most 4 GB; use PNG")
 
 
 def encode(
     photo: Photo,
-    form: str,
+    image_format: str,
     *,
     quality: int,
     keep_metadata: bool = Options.keep_metadata,
     remove_gps: bool = Options.remove_gps,
     history: str = "",
 ) -> Encoded:
-    """Encode a Photo as `form` ("png", "jpeg", "webp", "tiff" or "avif") with its profile and metadata.
+    """Encode a Photo with its colour profile and metadata.
 
-    history  an ASCII line on how the image was produced, stored as EXIF ImageHistory
+    image_format  "png", "jpeg", "webp", "tiff" or "avif"
+    history       an ASCII line on how the image was produced, stored as EXIF ImageHistory
 
     Raises ImageTooLarge for a side beyond the format's limit; check_fits detects this in advance.
     """
-    check_fits(photo, photo.width, photo.height, form)
-    warnings = list(losses(photo, form))
+    check_fits(photo, photo.width, photo.height, image_format)
+    warnings = list(losses(photo, image_format))
     blocks = RawMetadata(icc=photo.meta.metadata.icc)
     if keep_metadata:
-        blocks = _updated_metadata(photo, form, remove_gps=remove_gps, history=history)
-    if form in _DEEP_WRITERS:
-        data = _DEEP_WRITERS[form](partial(_samples, photo, form), photo.height, blocks)
-        return Encoded(data, form, tuple(warnings))
-    samples = _samples(photo, form, slice(None))
-    if blocks.icc and photo.meta.grey and form in _NO_GREY_PROFILE:
+        blocks = _updated_metadata(photo, image_format, remove_gps=remove_gps, history=history)
+    if image_format in _DEEP_WRITERS:
+        data = _DEEP_WRITERS[image_format](partial(_samples, photo, image_format), photo.height, blocks)
+        return Encoded(data, image_format, tuple(warnings))
+    samples = _samples(photo, image_format, slice(None))
+    if blocks.icc and photo.meta.grey and image_format in _NO_GREY_PROFILE:
         samples, blocks = _grey_as_srgb(samples, blocks.icc), replace(blocks, icc=b"")
-    if form == "jpeg":
+    if image_format == "jpeg":
         blocks = _fit_segments(blocks, warnings)
-    return Encoded(_WRITERS[form](samples, blocks, quality), form, tuple(warnings))
+    return Encoded(_WRITERS[image_format](samples, blocks, quality), image_format, tuple(warnings))
 
 
-def losses(photo: Photo, form: str) -> tuple[str, ...]:
-    """Return warnings, for the user, about what `form` cannot store of this photo's samples."""
+def losses(photo: Photo, image_format: str) -> tuple[str, ...]:
+    """Return warnings, for the user, about what `image_format` cannot store of this photo's samples."""
     warnings = []
-    if photo.meta.depth == 16 and form not in _DEEP_WRITERS:
-        warnings.append(f"16-bit channels are reduced to 8 bits: {form.upper()} is written with 8")
-    if photo.alpha is not None and form == "jpeg":
+    if photo.meta.depth == 16 and image_format not in _DEEP_WRITERS:
+        warnings.append(f"16-bit channels are reduced to 8 bits: {image_format.upper()} is written with 8")
+    if photo.alpha is not None and image_format == "jpeg":
         warnings.append("transparency is flattened onto white: JPEG has no alpha channel")
     return tuple(warnings)
 
 
-def _samples(photo: Photo, form: str, rows: slice) -> np.ndarray:
+def _samples(photo: Photo, image_format: str, rows: slice) -> np.ndarray:
     meta, alpha = photo.meta, None if photo.alpha is None else photo.alpha[rows]
     samples = photo.pixels[rows, :, 0].copy() if meta.grey else photo.pixels[rows]
     if meta.linear:
         samples = icc.decode_linear(samples)
-    if meta.depth == 8 or form not in _DEEP_WRITERS:
+    if meta.depth == 8 or image_format not in _DEEP_WRITERS:
         samples, alpha = to_uint8(samples), None if alpha is None else to_uint8(alpha)
     if alpha is None:
         return samples
     samples = np.atleast_3d(samples)
-    if form == "jpeg":
+    if image_format == "jpeg":
         flat = _on_white(samples, alpha)
         return flat[..., 0] if meta.grey else flat
     return np.dstack([samples, alpha])
@@ -129,11 +130,11 @@ def _grey_as_srgb(samples: np.ndarray, profile: bytes) -> np.ndarray:
     return grey if samples.ndim == 2 else np.dstack([grey, samples[..., 1]])
 
 
-def _updated_metadata(photo: Photo, form: str, *, remove_gps: bool, history: str) -> RawMetadata:
+def _updated_metadata(photo: Photo, image_format: str, *, remove_gps: bool, history: str) -> RawMetadata:
     blocks = photo.meta.metadata
     size = {"width": photo.width, "height": photo.height, "remove_gps": remove_gps}
     # The other formats store the resolution outside EXIF: it alone needs no EXIF block
-    dpi = blocks.dpi if blocks.exif or history or form in _RESOLUTION_IN_EXIF else None
+    dpi = blocks.dpi if blocks.exif or history or image_format in _RESOLUTION_IN_EXIF else None
     return replace(
         blocks,
         exif=metadata.update_exif(blocks.exif, dpi, history=history, **size),

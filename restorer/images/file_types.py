@@ -15,22 +15,22 @@ SUFFIXES = {
     "avif": (".avif", ".avifs"),
     "heif": (".heic", ".heif", ".hif"),
 }
-FORMAT_OF = {suffix: form for form, suffixes in SUFFIXES.items() for suffix in suffixes}
+FORMAT_OF = {suffix: image_format for image_format, suffixes in SUFFIXES.items() for suffix in suffixes}
 _WRITTEN = FORMATS[1:]
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 # Read-only formats, and what "same" writes in their stead; see encode.output_format
 WRITTEN_INSTEAD = {"bmp": ("png",), "gif": ("png",), "heif": ("jpeg", "png")}
 
 
-def suffixed(path: AnyPath, form: str) -> AnyPath:
+def suffixed(path: AnyPath, image_format: str) -> AnyPath:
     """Return `path` with the format's usual suffix appended."""
-    return path.with_name(path.name + SUFFIXES[form][0])
+    return path.with_name(path.name + SUFFIXES[image_format][0])
 
 
 def format_of(path: Path) -> str | None:
     """Return the output format that a file name's suffix stands for, or None if there is no writer."""
-    form = FORMAT_OF.get(path.suffix.lower())
-    return form if form in _WRITTEN else None
+    image_format = FORMAT_OF.get(path.suffix.lower())
+    return image_format if image_format in _WRITTEN else None
 
 
 def is_photo(path: str) -> bool:
@@ -38,13 +38,13 @@ def is_photo(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in FORMAT_OF
 
 
-def result_formats(source: Path, form: str) -> tuple[str, ...]:
-    """Return the formats that a result of `source` may have, where `form` is a format or "same"."""
-    if form != "same":
-        return (form,)
+def result_formats(source: Path, image_format: str) -> tuple[str, ...]:
+    """Return the formats that a result of `source` may have, where `image_format` is a format or "same"."""
+    if image_format != "same":
+        return (image_format,)
     own = FORMAT_OF.get(source.suffix.lower())
     return _WRITTEN if own is None else WRITTEN_INSTEAD.get(own, (own,))
 
 
 def written_suffixes() -> str:
-    return ", ".join(SUFFIXES[form][0] for form in _WRITTEN)
+    return ", ".join(SUFFIXES[image_format][0] for image_format in _WRITTEN)

@@ -129,13 +129,13 @@ def decode(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Photo:
     Raises UnsupportedImage for a format not in READABLE, DamagedImage for a broken or truncated file, and
     ImageTooLarge, before any pixel is decoded, for more than `max_pixels`.
     """
-    form = _known_form(data)
+    image_format = _known_form(data)
     warnings: list[str] = []
     try:
-        raw = _READERS[form](data, partial(_check_size, max_pixels=max_pixels), warnings)
+        raw = _READERS[image_format](data, partial(_check_size, max_pixels=max_pixels), warnings)
     except _DECODER_ERRORS as error:
-        raise DamagedImage(_DAMAGED.format(form.upper())) from error
-    return _photo(form, raw, warnings)
+        raise DamagedImage(_DAMAGED.format(image_format.upper())) from error
+    return _photo(image_format, raw, warnings)
 
 
 class _SizeKnown(Exception):
@@ -154,7 +154,7 @@ def size(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Size:
 
     Raises the errors of decode(), as far as the header shows the cause.
     """
-    form = _known_form(data)
+    image_format = _known_form(data)
 
     def check(width: int, height: int, *, part: bool = False, frames: int = 1) -> None:
         _check_size(width, height, max_pixels=max_pixels, frames=frames)
@@ -162,20 +162,20 @@ def size(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Size:
             raise _SizeKnown(width, height)
 
     try:
-        _READERS[form](data, check, [])
+        _READERS[image_format](data, check, [])
     except _SizeKnown as known:
         return Size(*known.args)
     except _DECODER_ERRORS:
         pass
-    raise DamagedImage(_DAMAGED.format(form.upper()))
+    raise DamagedImage(_DAMAGED.format(image_format.upper()))
 
 
 def _known_form(data: bytes) -> str:
-    form = sniff(data[:256])
-    if form is None:
+    image_format = sniff(data[:256])
+    if image_format is None:
         reason = "not an image in a supported format" if data else "empty"
         raise UnsupportedImage(f"the file is {reason}; use one of {', '.join(READABLE)}")
-    return form
+    return image_format
 
 
 def _read_jpeg(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
@@ -223,18 +223,18 @@ def _read_heif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
     return _Raw(*heif.read_heic(data, check, warnings), apply_orientation=False)  # libheif did
 
 
-def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, form: str) -> _Raw:
-    image = _open(data, form, check)
+def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, image_format: str) -> _Raw:
+    image = _open(data, image_format, check)
     blocks = RawMetadata.from_pillow(image.info)
     if getattr(image, "is_animated", False):
         warnings.append(_FIRST_ONLY)
     return _samples(image, blocks, warnings)
 
 
-def _open(data: bytes, form: str, check: CheckSize) -> Image.Image:
-    if form == "WEBP":  # only this reader scans every frame
+def _open(data: bytes, image_format: str, check: CheckSize) -> Image.Image:
+    if image_format == "WEBP":  # only this reader scans every frame
         check(1, 1, part=True, frames=data.count(b"ANMF"))
-    image = Image.open(io.BytesIO(data), formats=[form])
+    image = Image.open(io.BytesIO(data), formats=[image_format])
     check(image.width, image.height)
     image.load()
     return image
@@ -285,7 +285,7 @@ def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
     return samples
 
 
-def _photo(form: str, raw: _Raw, warnings: list[str]) -> Photo:
+def _photo(image_format: str, raw: _Raw, warnings: list[str]) -> Photo:
     blocks = raw.blocks
     block = metadata.parse_exif(blocks.exif, warnings)
     samples = raw.samples
@@ -305,7 +305,7 @@ def _photo(form: str, raw: _Raw, warnings: list[str]) -> Photo:
         pixels = icc.encode_linear(pixels)
         alpha = None if alpha is None else alpha.astype(np.uint16) * (257 if depth == 8 else 1)
     meta = Meta(
-        form,
+        image_format,
         grey=grey,
         depth=depth,
         linear=linear,
@@ -327,8 +327,8 @@ _READERS: dict[str, _Reader] = {
     "tiff": _read_tiff,
     "avif": _read_avif,
     "heif": _read_heif,
-    "webp": partial(_read_other, form="WEBP"),
-    "gif": partial(_read_other, form="GIF"),
-    "bmp": partial(_read_other, form="BMP"),
+    "webp": partial(_read_other, image_format="WEBP"),
+    "gif": partial(_read_other, image_format="GIF"),
+    "bmp": partial(_read_other, image_format="BMP"),
 }
 FORMATS = tuple(_READERS)

@@ -76,10 +76,10 @@ def _request(operation: str, data: bytes, max_pixels: int, read: Callable[..., T
         # The fork server died too, perhaps not because of this file
         return _call(operation, data, max_pixels, read)
     except _WorkerDied as error:
-        form = (photo.sniff(data[:256]) or "").upper() or "image"
-        logging.getLogger(__name__).warning("the worker decoding a %s file died: %s", form, error)
+        image_format = (photo.sniff(data[:256]) or "").upper() or "image"
+        logging.getLogger(__name__).warning("the worker decoding a %s file died: %s", image_format, error)
         raise DamagedImage(
-            f"the {form} file could not be opened within {SECONDS:.0f} seconds and the memory limit, "
+            f"the {image_format} file could not be opened within {SECONDS:.0f} seconds and the memory limit, "
             "or is damaged; export it again"
         ) from error
 

@@ -307,8 +307,8 @@ def load(
     state = checkpoint.state
     spec = architectures.detect(state, model.name)
     if denoise < 1:
-        pair = download.ensure(registry.find(model.pair, weights), weights, progress)
-        state = architectures.interpolate(state, loader.load(pair).state, denoise)
+        denoise_model = download.ensure(registry.find(model.denoise_model, weights), weights, progress)
+        state = architectures.interpolate(state, loader.load(denoise_model).state, denoise)
     target = backends.pick_device(device)
     use_half = target.type == "cuda" if half is None else half
     if device in backends.NAMES and (use_half or (device == BFLOAT16 and half is False)):

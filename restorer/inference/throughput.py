@@ -48,19 +48,19 @@ class ThroughputEstimator:
 
         Its size is one at which PNG is fast.
         """
-        untimed = [form for form in FORMATS[1:] if form not in self]
+        untimed = [image_format for image_format in FORMATS[1:] if image_format not in self]
         if not untimed:
             return
         rng = np.random.default_rng(0)
         slope = np.arange(_PHOTO_SIDE, dtype=np.uint16) // 16
         grain = rng.integers(0, 8, (_PHOTO_SIDE, _PHOTO_SIDE, 3), np.uint8)
         pixels = grain + np.add.outer(slope, slope).astype(np.uint8)[..., None]
-        for form in untimed:
-            side = _PHOTO_SIDE if form in ("png", "tiff") else _PHOTO_SIDE // 4
-            photo = Photo(pixels[:side, :side], None, Meta(form))
+        for image_format in untimed:
+            side = _PHOTO_SIDE if image_format in ("png", "tiff") else _PHOTO_SIDE // 4
+            photo = Photo(pixels[:side, :side], None, Meta(image_format))
             start = time.perf_counter()
-            encode.encode(photo, form, quality=Options.quality)
-            self.learn(form, time.perf_counter() - start, side * side)
+            encode.encode(photo, image_format, quality=Options.quality)
+            self.learn(image_format, time.perf_counter() - start, side * side)
 
     def expected(self, name: str, pixels: int) -> float:
         """Return the seconds for that many pixels; 0 if never timed."""

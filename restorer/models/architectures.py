@@ -282,7 +282,7 @@ def create(arch: str, parameters: Mapping[str, Any]) -> nn.Module:
     """Create a network of that class on the meta device, without values."""
     module, fixed = _CLASSES[arch]
     with torch.device("meta"), _SkipNormal():
-        return compat.load(module, arch)(**fixed, **parameters)
+        return compat.load_attribute(module, arch)(**fixed, **parameters)
 
 
 class _SkipNormal(TorchFunctionMode):

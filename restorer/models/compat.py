@@ -4,7 +4,7 @@ basicsr 1.4.2 imports `torchvision.transforms.functional_tensor`, a private modu
 removed; the one function it uses still exists in the public module.
 
 The packages' own __init__ files import everything they contain (scipy.stats, torchvision.ops, training code),
-which takes 8 seconds for one class of 100 lines. load() therefore imports a class without running them.
+which takes 8 seconds for one class of 100 lines. load_attribute() imports a class without running them.
 """
 
 import importlib
@@ -51,7 +51,7 @@ def _rgb_to_grayscale(*args: object, **kwargs: object) -> object:
     return functional.rgb_to_grayscale(*args, **kwargs)  # type: ignore[arg-type]
 
 
-def load(module: str, name: str) -> Callable[..., Any]:
+def load_attribute(module: str, name: str) -> Callable[..., Any]:
     """Return a class or function of one module, e.g. ("basicsr.archs.rrdbnet_arch", "RRDBNet")."""
     importlib.import_module("torch")  # must not see the stubs while it is imported
     with _IMPORT_LOCK, _stub_packages():

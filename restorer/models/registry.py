@@ -32,7 +32,7 @@ class Model:
     about     one-line description for the user
     mirror    Hugging Face repository with the same file, or ""
     revision  commit of the mirror that has it, or "" if unknown
-    pair      model that a denoise strength below 1 blends in, or ""
+    denoise_model  name of the model that a denoise strength below 1 blends in, or ""
     local     file of a model without a release: custom/... or that of the built-in model
     """
 
@@ -46,7 +46,7 @@ class Model:
     about: str
     mirror: str = ""
     revision: str = ""
-    pair: str = ""
+    denoise_model: str = ""
     local: str = ""
 
     @property
@@ -109,7 +109,7 @@ MODELS = (
         _BSD,
         "any picture, fast, with adjustable denoising",
         mirror="rippertnt/upscale",
-        pair="realesr-general-wdn-x4v3",
+        denoise_model="realesr-general-wdn-x4v3",
     ),
     Model(
         "realesr-general-wdn-x4v3",
@@ -277,7 +277,7 @@ def find(name: str, weights: Path, kind: str = "upscale") -> Model:
 
 
 def _custom(name: str, file: Path, size: int, others: dict[str, Path]) -> Model:
-    pair = "custom/" + {model.name: model.pair for model in MODELS}.get(file.stem, "")
+    denoise_model = "custom/" + {model.name: model.denoise_model for model in MODELS}.get(file.stem, "")
     return Model(
         name,
         "upscale",
@@ -287,6 +287,6 @@ def _custom(name: str, file: Path, size: int, others: dict[str, Path]) -> Model:
         "",
         "its own",
         "your own model",
-        pair=pair if pair in others else "",
+        denoise_model=denoise_model if denoise_model in others else "",
         local=f"custom/{file.name}",
     )

@@ -44,7 +44,7 @@ def fast(weights: Path, options: Options) -> Model:
     return registry.find(GENERAL, weights) if options.denoise < 1 else _first_present(_FAST, weights)
 
 
-def for_large(weights: Path, options: Options, *, fetch: bool) -> Model:
+def large_photo_model(weights: Path, options: Options, *, fetch: bool) -> Model:
     """Return the model that "auto" uses for a large photo on a CPU.
 
     fetch  return realesr-general-x4v3 even if it is absent; otherwise fall back to the built-in model

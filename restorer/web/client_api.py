@@ -112,7 +112,7 @@ async def _batch(service: Service, photos: object, values: dict) -> tuple:
 async def _quote(service: Service, photo: object, values: dict) -> dict:
     with service.user_errors():
         data = await asyncio.to_thread(service.upload, _path(photo))
-        return await asyncio.to_thread(service.quote, data, values)
+        return await asyncio.to_thread(service.estimate, data, values)
 
 
 async def _models(service: Service, _values: dict) -> list:

@@ -103,7 +103,7 @@ class Service:
         price = self.settings.price_per_gpu_second
         return pricing.dollars(plan.seconds, price) if price and plan.seconds is not None else None
 
-    def quote(self, data: bytes, values: dict[str, object]) -> dict[str, object]:
+    def estimate(self, data: bytes, values: dict[str, object]) -> dict[str, object]:
         """Estimate what restoring a photo takes: size, model, tiles, seconds, cost.
 
         Raises what restoring it would raise before the first tile.

@@ -36,7 +36,7 @@ def test_small_recipe_averages_areas_and_heavy_recipe_is_worse(truth):
 
 
 def test_matlab_bicubic_matches_basicsr_in_8_and_16_bits(truth):
-    theirs = compat.load("basicsr.utils.matlab_functions", "imresize")
+    theirs = compat.load_attribute("basicsr.utils.matlab_functions", "imresize")
     expected = np.clip(theirs(truth / 255, 2) * 255, 0, 255)
     np.testing.assert_allclose(degradation.matlab_bicubic(truth, 2), expected, atol=0.51)
     deep = degradation.matlab_bicubic(truth.astype(np.uint16) * 257, 2)

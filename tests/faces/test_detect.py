@@ -42,7 +42,7 @@ def test_detections_are_in_pixels_of_the_photo_at_any_size(size, dtype):
     height, width = size
     known = width * 0.6, height * 0.4, 90, 0.9
     detector = FakeDetector(width, height, known)
-    (face,) = detect.find(np.zeros((height, width, 3), dtype), detector)
+    (face,) = detect.detect_faces(np.zeros((height, width, 3), dtype), detector)
     np.testing.assert_allclose(face.landmarks, landmarks(*known[:3]), atol=1e-6)
     np.testing.assert_allclose(face.box[:2], face.landmarks.min(0) - 5, atol=1e-6)
     np.testing.assert_allclose(face.box[2:], face.landmarks.max(0) + 5, atol=1e-6)
@@ -54,7 +54,11 @@ def test_detections_are_in_pixels_of_the_photo_at_any_size(size, dtype):
 def test_searched_copies_are_the_photo_at_8_bit():
     photo = smooth(640, 800, wave=600)
     eight_bit, sixteen_bit = FakeDetector(800, 640), FakeDetector(800, 640)
-    assert detect.find(photo, eight_bit) == [] == detect.find(photo.astype(np.uint16) * 257, sixteen_bit)
+    assert (
+        detect.detect_faces(photo, eight_bit)
+        == []
+        == detect.detect_faces(photo.astype(np.uint16) * 257, sixteen_bit)
+    )
     small, full = eight_bit.inputs
     np.testing.assert_array_equal(full, photo)
     assert small.shape == (256, 320, 3)
@@ -73,7 +77,7 @@ def test_face_detected_in_both_copies_is_returned_once_with_the_higher_score(bes
             return boxes + off, np.array([0.7 if off else 0.95]), points + off
 
     detector = LessCertain(1000, 800, (500, 400, 200, 0.9))
-    (face,) = detect.find(np.zeros((800, 1000, 3), np.uint8), detector)
+    (face,) = detect.detect_faces(np.zeros((800, 1000, 3), np.uint8), detector)
     assert len(detector.inputs) == 2 and face.score == pytest.approx(0.95)
     np.testing.assert_allclose(face.landmarks, landmarks(500, 400, 200), atol=1e-6)
 
@@ -85,12 +89,12 @@ def test_face_detected_in_only_one_copy_is_returned():
         boxes = np.concatenate([points.min(1), points.max(1)], axis=1)
         return boxes * scale, np.array([0.8]), points * scale
 
-    assert len(detect.find(np.zeros((800, 1000, 3), np.uint8), detector)) == 2
+    assert len(detect.detect_faces(np.zeros((800, 1000, 3), np.uint8), detector)) == 2
 
 
 def test_adjacent_faces_are_separate_and_sorted_by_size():
     known = [(100, 100, 90, 0.99), (300, 100, 200, 0.7), (320, 290, 120, 0.8), (160, 100, 95, 0.61)]
-    faces = detect.find(np.zeros((400, 500, 3), np.uint8), FakeDetector(500, 400, *known))
+    faces = detect.detect_faces(np.zeros((400, 500, 3), np.uint8), FakeDetector(500, 400, *known))
     assert [round(face.score, 1) for face in faces] == [0.7, 0.8, 0.6, 1.0]
     assert [face.size for face in faces] == sorted((face.size for face in faces), reverse=True)
     left, top, right, bottom = faces[0].box
@@ -99,20 +103,20 @@ def test_adjacent_faces_are_separate_and_sorted_by_size():
 
 def test_adjacent_faces_far_from_the_origin_are_separate():
     known = [(1500, 1100, 100, 0.9), (1590, 1100, 100, 0.8), (1500, 1210, 100, 0.7)]
-    faces = detect.find(np.zeros((1200, 1600, 3), np.uint8), FakeDetector(1600, 1200, *known))
+    faces = detect.detect_faces(np.zeros((1200, 1600, 3), np.uint8), FakeDetector(1600, 1200, *known))
     assert sorted(face.score for face in faces) == [0.7, 0.8, 0.9]
 
 
 def test_face_of_a_few_pixels_is_ignored():
     eyes = np.linalg.norm(align.TEMPLATE[0] - align.TEMPLATE[1]) / align.SIDE
     known = [(60, 60, 9.9 / eyes, 0.9), (200, 60, 10.1 / eyes, 0.9)]
-    (face,) = detect.find(np.zeros((120, 300, 3), np.uint8), FakeDetector(300, 120, *known))
+    (face,) = detect.detect_faces(np.zeros((120, 300, 3), np.uint8), FakeDetector(300, 120, *known))
     assert face.landmarks[0, 0] > 150
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5000, 1), (3, 700)])
 def test_photo_of_any_shape_without_faces_has_no_detections(size):
-    assert detect.find(np.zeros((*size, 3), np.uint8), lambda pixels: NO_FACES) == []
+    assert detect.detect_faces(np.zeros((*size, 3), np.uint8), lambda pixels: NO_FACES) == []
 
 
 @pytest.fixture(scope="module")
@@ -141,20 +145,20 @@ def assert_plausible(face):
 
 
 def test_yunet_finds_the_astronaut(yunet):
-    (face,) = detect.find(skimage.data.astronaut(), yunet)
+    (face,) = detect.detect_faces(skimage.data.astronaut(), yunet)
     assert_plausible(face)
     assert face.score > 0.9
     np.testing.assert_allclose(face.landmarks[:2], [(204, 102), (246, 102)], atol=4)
     assert overlap(face.box, (180, 63, 269, 175)) > 0.8
     crop = align.crop(skimage.data.astronaut(), align.similarity(face.landmarks))
-    (in_crop,) = detect.find(crop, yunet)
+    (in_crop,) = detect.detect_faces(crop, yunet)
     np.testing.assert_allclose(in_crop.landmarks, align.TEMPLATE, atol=25)
 
 
 @pytest.mark.parametrize("sixteen_bit", [False, True])
 def test_yunet_finds_both_of_two_people(yunet, two_people, sixteen_bit):
     pixels = two_people.astype(np.uint16) * 257 if sixteen_bit else two_people
-    faces = detect.find(pixels, yunet)
+    faces = detect.detect_faces(pixels, yunet)
     assert len(faces) == 2
     for face, box in zip(faces, [(417, 75, 591, 323), (103, 121, 251, 304)], strict=True):
         assert_plausible(face)
@@ -165,7 +169,7 @@ def test_yunet_finds_both_of_two_people(yunet, two_people, sixteen_bit):
 def test_yunet_finds_no_face_in_a_smooth_photo(yunet, size):
     for _ in range(3):
         assert len(yunet(smooth(*size))[0]) == 0
-    assert detect.find(smooth(*size), yunet) == []
+    assert detect.detect_faces(smooth(*size), yunet) == []
 
 
 def test_yunet_finds_a_face_in_a_small_photo(yunet):
@@ -234,17 +238,19 @@ def retina(shared) -> RetinaFace:
 
 def test_retinaface_finds_the_same_faces_as_yunet(retina, yunet, two_people):
     for photo in (skimage.data.astronaut(), two_people):
-        expected, faces = detect.find(photo, yunet), detect.find(photo, retina)
+        expected, faces = detect.detect_faces(photo, yunet), detect.detect_faces(photo, retina)
         assert len(faces) == len(expected)
         for face, other in zip(faces, expected, strict=True):
             assert_plausible(face)
             assert face.score > 0.9 and overlap(face.box, other.box) > 0.7
-    (astronaut,) = detect.find(skimage.data.astronaut(), retina)
+    (astronaut,) = detect.detect_faces(skimage.data.astronaut(), retina)
     np.testing.assert_allclose(astronaut.landmarks[:2], [(204, 102), (246, 102)], atol=4)
 
 
 def test_retinaface_matches_facexlib(retina, shared):
-    reference = compat.load("facexlib.detection.retinaface", "RetinaFace")("mobile0.25", device="cpu")
+    reference = compat.load_attribute("facexlib.detection.retinaface", "RetinaFace")(
+        "mobile0.25", device="cpu"
+    )
     reference.load_state_dict(architectures.read_state(shared / MOBILENET), strict=True)
     photo = skimage.data.astronaut()[:320, 64:400]
     with torch.inference_mode():
@@ -255,4 +261,4 @@ def test_retinaface_matches_facexlib(retina, shared):
 
 
 def test_retinaface_finds_no_face_in_a_smooth_photo(retina):
-    assert detect.find(smooth(120, 160), retina) == []
+    assert detect.detect_faces(smooth(120, 160), retina) == []

@@ -27,7 +27,7 @@ GFPGAN = {
 
 def seeded(module: str, name: str, **arguments: object) -> torch.nn.Module:
     torch.manual_seed(0)
-    return compat.load(module, name)(**arguments).eval()
+    return compat.load_attribute(module, name)(**arguments).eval()
 
 
 @pytest.mark.slow

@@ -31,8 +31,8 @@ def photo_of(samples: np.ndarray, **meta: object) -> Photo:
     return Photo(pixels, alpha, replace(base, **meta))
 
 
-def encoded_bytes(subject: Photo, form: str, quality: int = 95) -> bytes:
-    return encode.encode(subject, form, quality=quality).data
+def encoded_bytes(subject: Photo, image_format: str, quality: int = 95) -> bytes:
+    return encode.encode(subject, image_format, quality=quality).data
 
 
 def assert_same(read: Photo, expected: Photo) -> None:
@@ -50,10 +50,10 @@ def assert_same(read: Photo, expected: Photo) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (300, 41)])
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("form", ["png", "tiff"])
-def test_png_and_tiff_round_trip_exactly(form, channels, deep, size, rng):
+@pytest.mark.parametrize("image_format", ["png", "tiff"])
+def test_png_and_tiff_round_trip_exactly(image_format, channels, deep, size, rng):
     subject = photo_of(pictures.noise(rng, *size, channels, deep).reshape(*size, -1))
-    assert_same(photo.decode(encoded_bytes(subject, form)), subject)
+    assert_same(photo.decode(encoded_bytes(subject, image_format)), subject)
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -61,8 +61,10 @@ def test_png_and_tiff_round_trip_exactly(form, channels, deep, size, rng):
 def test_opencv_reads_png_and_tiff_exactly(channels, deep, rng):
     samples = pictures.noise(rng, 300, 41, channels, deep)
     swapped = samples if channels == 1 else samples[..., [2, 1, 0, 3][:channels]]
-    for form in ("png",) if channels == 4 and not deep else ("png", "tiff"):  # OpenCV premultiplies alpha
-        data = np.frombuffer(encoded_bytes(photo_of(samples), form), np.uint8)
+    for image_format in (
+        ("png",) if channels == 4 and not deep else ("png", "tiff")
+    ):  # OpenCV premultiplies alpha
+        data = np.frombuffer(encoded_bytes(photo_of(samples), image_format), np.uint8)
         np.testing.assert_array_equal(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), swapped)
 
 
@@ -82,81 +84,86 @@ def test_tifffile_reads_tiff_exactly(order, channels, deep, rng):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("form", ["png", "tiff"])
-def test_pillow_reads_png_and_tiff_exactly(form, channels, rng):
+@pytest.mark.parametrize("image_format", ["png", "tiff"])
+def test_pillow_reads_png_and_tiff_exactly(image_format, channels, rng):
     samples = pictures.noise(rng, 30, 41, channels)
-    data = encoded_bytes(photo_of(samples), form)
+    data = encoded_bytes(photo_of(samples), image_format)
     image = Image.open(io.BytesIO(data))
     assert image.mode == {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
     np.testing.assert_array_equal(np.asarray(image), samples)
-    if form == "png":
+    if image_format == "png":
         Image.open(io.BytesIO(data)).verify()  # checks every chunk's CRC
         np.testing.assert_array_equal(imagecodecs.png_decode(data), samples)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("image_format", FORMATS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_one_pixel_sides_can_be_encoded(form, size, channels):
+def test_one_pixel_sides_can_be_encoded(image_format, size, channels):
     subject = photo_of(np.full((*size, channels), 200, np.uint8))
-    read = photo.decode(encoded_bytes(subject, form))
+    read = photo.decode(encoded_bytes(subject, image_format))
     assert (read.height, read.width) == size
-    assert (read.alpha is not None) == (channels in (2, 4) and form != "jpeg")
-    expected = 255 - (255 - 200) * 200 // 255 if form == "jpeg" and channels in (2, 4) else 200
+    assert (read.alpha is not None) == (channels in (2, 4) and image_format != "jpeg")
+    expected = 255 - (255 - 200) * 200 // 255 if image_format == "jpeg" and channels in (2, 4) else 200
     np.testing.assert_allclose(read.pixels.astype(int), expected, atol=2)
 
 
-@pytest.mark.parametrize("form", ["jpeg", "webp", "avif"])
-def test_lossy_formats_stay_close(form, rng):
+@pytest.mark.parametrize("image_format", ["jpeg", "webp", "avif"])
+def test_lossy_formats_stay_close(image_format, rng):
     subject = photo_of(photo_like(rng, 90, 70))
-    assert np.abs(photo.decode(encoded_bytes(subject, form)).pixels.astype(int) - subject.pixels).mean() < 3
+    assert (
+        np.abs(photo.decode(encoded_bytes(subject, image_format)).pixels.astype(int) - subject.pixels).mean()
+        < 3
+    )
 
 
-@pytest.mark.parametrize("form", ["jpeg", "webp", "avif"])
-def test_higher_quality_gives_larger_files(form, rng):
+@pytest.mark.parametrize("image_format", ["jpeg", "webp", "avif"])
+def test_higher_quality_gives_larger_files(image_format, rng):
     subject = photo_of(photo_like(rng, 90, 70))
-    sizes = [len(encoded_bytes(subject, form, quality)) for quality in (1, 30, 60, 90, 100)]
+    sizes = [len(encoded_bytes(subject, image_format, quality)) for quality in (1, 30, 60, 90, 100)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[2] / 2
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_encoding_is_deterministic(form, rng):
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_encoding_is_deterministic(image_format, rng):
     subject = photo_of(
         photo_like(rng, 90, 70),
         metadata=RawMetadata(icc=profiles.rgb("p3"), exif=pictures.camera_exif(), xmp=pictures.XMP),
     )
-    assert encoded_bytes(subject, form) == encoded_bytes(replace(subject, pixels=subject.pixels.copy()), form)
+    assert encoded_bytes(subject, image_format) == encoded_bytes(
+        replace(subject, pixels=subject.pixels.copy()), image_format
+    )
 
 
 # Grey, alpha, depth
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_grey_stays_grey(form, rng):
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_grey_stays_grey(image_format, rng):
     subject = photo_of(photo_like(rng, 50, 70)[..., 0])
-    data = encoded_bytes(subject, form)
+    data = encoded_bytes(subject, image_format)
     read = photo.decode(data)
-    assert read.meta.grey or form == "webp", "WebP has no grey"
+    assert read.meta.grey or image_format == "webp", "WebP has no grey"
     assert np.ptp(read.pixels.astype(int), axis=2).max() <= 1
-    assert Image.open(io.BytesIO(data)).mode == ("RGB" if form == "webp" else "L")
+    assert Image.open(io.BytesIO(data)).mode == ("RGB" if image_format == "webp" else "L")
 
 
-@pytest.mark.parametrize("form", ["png", "tiff", "webp", "avif"])
-def test_alpha_is_preserved(form, rng):
+@pytest.mark.parametrize("image_format", ["png", "tiff", "webp", "avif"])
+def test_alpha_is_preserved(image_format, rng):
     alpha = np.repeat(np.linspace(0, 255, 70).astype(np.uint8)[None], 50, axis=0)
     subject = replace(photo_of(photo_like(rng, 50, 70)), alpha=alpha)
-    decoded = photo.decode(encoded_bytes(subject, form)).alpha
-    tolerance = 2 if form == "avif" else 0  # AVIF's alpha is lossy
+    decoded = photo.decode(encoded_bytes(subject, image_format)).alpha
+    tolerance = 2 if image_format == "avif" else 0  # AVIF's alpha is lossy
     np.testing.assert_allclose(decoded.astype(int), alpha, atol=tolerance)
 
 
 @pytest.mark.parametrize("quality", [30, 95])
-@pytest.mark.parametrize("form", ["png", "tiff", "webp", "avif"])
-def test_opaque_alpha_stays_opaque(form, quality, rng):
+@pytest.mark.parametrize("image_format", ["png", "tiff", "webp", "avif"])
+def test_opaque_alpha_stays_opaque(image_format, quality, rng):
     samples = np.dstack([photo_like(rng, 90, 70), np.full((90, 70), 255, np.uint8)])
-    alpha = photo.decode(encoded_bytes(photo_of(samples), form, quality)).alpha
-    if form in ("png", "tiff"):
+    alpha = photo.decode(encoded_bytes(photo_of(samples), image_format, quality)).alpha
+    if image_format in ("png", "tiff"):
         assert alpha is not None
     assert alpha is None or (alpha == 255).all(), "WebP and AVIF encoders drop an opaque alpha"
 
@@ -173,14 +180,16 @@ def test_jpeg_flattens_transparency_onto_white_with_a_warning():
     assert encoded.warnings == ("transparency is flattened onto white: JPEG has no alpha channel",)
 
 
-@pytest.mark.parametrize("form", ["jpeg", "webp", "avif"])
-def test_16_bits_are_reduced_to_8_with_a_warning(form):
+@pytest.mark.parametrize("image_format", ["jpeg", "webp", "avif"])
+def test_16_bits_are_reduced_to_8_with_a_warning(image_format):
     ramp = np.repeat(np.linspace(0, 65535, 256).astype(np.uint16)[None, :, None], 3, axis=2).repeat(
         16, axis=0
     )
-    encoded = encode.encode(photo_of(ramp), form, quality=100)
+    encoded = encode.encode(photo_of(ramp), image_format, quality=100)
     np.testing.assert_allclose(photo.decode(encoded.data).pixels[8, :, 0], np.arange(256), atol=2)
-    assert encoded.warnings == (f"16-bit channels are reduced to 8 bits: {form.upper()} is written with 8",)
+    assert encoded.warnings == (
+        f"16-bit channels are reduced to 8 bits: {image_format.upper()} is written with 8",
+    )
 
 
 def test_jpeg_is_written_without_chroma_subsampling(rng):
@@ -207,35 +216,35 @@ def test_luma_has_bt601_weights(deep, rng):
 
 
 @pytest.mark.parametrize(
-    ("form", "depth", "alpha", "expected"),
-    [(form, 8, False, form) for form in FORMATS]
+    ("image_format", "depth", "alpha", "expected"),
+    [(image_format, 8, False, image_format) for image_format in FORMATS]
     + [("gif", 8, True, "png"), ("bmp", 8, False, "png"), ("heif", 8, False, "jpeg")]
     + [("heif", 16, False, "png"), ("heif", 8, True, "png")],
 )
-def test_output_format_for_same(form, depth, alpha, expected):
+def test_output_format_for_same(image_format, depth, alpha, expected):
     samples = np.zeros((2, 2, 4 if alpha else 3), np.uint16 if depth == 16 else np.uint8)
-    subject = photo_of(samples, format=form)
+    subject = photo_of(samples, format=image_format)
     assert encode.output_format(subject, "same") == expected
     assert {encode.output_format(subject, chosen) for chosen in FORMATS} == set(FORMATS)
 
 
-@pytest.mark.parametrize(("form", "side"), [("jpeg", 65_500), ("webp", 16_383), ("avif", 65_536)])
-def test_side_beyond_the_format_limit_is_refused(form, side):
+@pytest.mark.parametrize(("image_format", "side"), [("jpeg", 65_500), ("webp", 16_383), ("avif", 65_536)])
+def test_side_beyond_the_format_limit_is_refused(image_format, side):
     subject = photo_of(np.zeros((2, 2, 3), np.uint8))
-    encode.check_fits(subject, side, 1, form)
+    encode.check_fits(subject, side, 1, image_format)
     for width, height in ((side + 1, 1), (1, side + 1)):
         with pytest.raises(
             ImageTooLarge,
-            match=rf"{width} x {height}.*{form.upper()} allows at most {side} per side; use PNG",
+            match=rf"{width} x {height}.*{image_format.upper()} allows at most {side} per side; use PNG",
         ):
-            encode.check_fits(subject, width, height, form)
+            encode.check_fits(subject, width, height, image_format)
     with pytest.raises(ImageTooLarge):
-        encoded_bytes(photo_of(np.zeros((1, side + 1, 3), np.uint8)), form)
+        encoded_bytes(photo_of(np.zeros((1, side + 1, 3), np.uint8)), image_format)
 
 
-@pytest.mark.parametrize(("form", "side"), [("jpeg", 65_500), ("webp", 16_383)])
-def test_longest_side_can_be_encoded(form, side):
-    data = encoded_bytes(photo_of(np.zeros((1, side, 1), np.uint8)), form)
+@pytest.mark.parametrize(("image_format", "side"), [("jpeg", 65_500), ("webp", 16_383)])
+def test_longest_side_can_be_encoded(image_format, side):
+    data = encoded_bytes(photo_of(np.zeros((1, side, 1), np.uint8)), image_format)
     assert photo.decode(data).width == side
 
 
@@ -254,8 +263,8 @@ def test_blocks_too_large_for_jpeg_are_left_out_with_a_warning(rng):
     read = photo.decode(encoded.data)
     assert (read.meta.metadata.exif, read.meta.metadata.xmp) == (b"", b"")
     assert [warning[:8] for warning in encoded.warnings] == ["the EXIF", "the XMP "]
-    for form in ("png", "webp", "tiff", "avif"):
-        read = photo.decode(encoded_bytes(subject, form))
+    for image_format in ("png", "webp", "tiff", "avif"):
+        read = photo.decode(encoded_bytes(subject, image_format))
         assert len(read.meta.metadata.exif) > 70_000
         assert len(read.meta.metadata.xmp) > 70_000
 
@@ -264,5 +273,5 @@ def test_large_profile_is_preserved_by_every_format(rng):
     body = profiles.rgb("p3")
     profile = struct.pack(">I", 200_000) + (body + rng.bytes(200_000 - len(body)))[4:]
     subject = photo_of(photo_like(rng, 40, 40), metadata=RawMetadata(icc=profile))
-    for form in FORMATS:
-        assert photo.decode(encoded_bytes(subject, form)).meta.metadata.icc == profile, form
+    for image_format in FORMATS:
+        assert photo.decode(encoded_bytes(subject, image_format)).meta.metadata.icc == profile, image_format

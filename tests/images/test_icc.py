@@ -51,40 +51,40 @@ def patch_means(pixels: np.ndarray) -> np.ndarray:
     return np.array([patch.mean(axis=(0, 1)) / top for patch in inner])
 
 
-def doubled(data: bytes, form: str) -> Image.Image:
+def doubled(data: bytes, image_format: str) -> Image.Image:
     """Decode, double in size by nearest neighbour and encode; return the stored values and profile."""
     before = photo.decode(data)
     pixels = before.pixels.repeat(2, axis=0).repeat(2, axis=1)
-    result = encode.encode(replace(before, pixels=pixels), form, quality=100).data
+    result = encode.encode(replace(before, pixels=pixels), image_format, quality=100).data
     return Image.open(io.BytesIO(result))
 
 
-@pytest.mark.parametrize("form", ["png", "tiff", "jpeg", "webp", "avif"])
+@pytest.mark.parametrize("image_format", ["png", "tiff", "jpeg", "webp", "avif"])
 @pytest.mark.parametrize("name", ["srgb", "p3", "adobe", "linear"])
-def test_saturated_rgb_colours_are_preserved(name, form):
+def test_saturated_rgb_colours_are_preserved(name, image_format):
     profile = profiles.rgb(name)
     data = pictures.pillow(patches(SATURATED), "PNG", icc_profile=profile)
-    image = doubled(data, form)
+    image = doubled(data, image_format)
     assert image.info["icc_profile"] == profile
     delta_e = deltaE_ciede2000(
         profiles.rgb_lab(SATURATED / 255, name), profiles.rgb_lab(patch_means(np.asarray(image)), name)
     )
-    assert delta_e.max() < MAX_DELTA_E.get(form, 1.0)
+    assert delta_e.max() < MAX_DELTA_E.get(image_format, 1.0)
 
 
-@pytest.mark.parametrize("form", ["png", "tiff", "jpeg", "webp", "avif"])
+@pytest.mark.parametrize("image_format", ["png", "tiff", "jpeg", "webp", "avif"])
 @pytest.mark.parametrize("source", ["TIFF", "JPEG"])
-def test_saturated_cmyk_colours_are_preserved(source, form):
+def test_saturated_cmyk_colours_are_preserved(source, image_format):
     image = Image.fromarray(patches(INKS), "CMYK")
     data = pictures.pillow(
         image, source, icc_profile=profiles.cmyk(), **({"quality": 100} if source == "JPEG" else {})
     )
-    result = doubled(data, form)
+    result = doubled(data, image_format)
     assert not result.info.get("icc_profile")
     delta_e = deltaE_ciede2000(
         profiles.cmyk_lab(INKS), profiles.rgb_lab(patch_means(np.asarray(result)), "srgb")
     )
-    assert delta_e.max() < MAX_DELTA_E.get(form, 1.0)
+    assert delta_e.max() < MAX_DELTA_E.get(image_format, 1.0)
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -146,15 +146,15 @@ def test_profile_is_classified(profile, space, linear):
 
 
 @pytest.mark.parametrize("linear", [False, True])
-@pytest.mark.parametrize("form", ["png", "tiff", "jpeg", "webp", "avif"])
-def test_grey_profile_is_preserved_or_converted_to_srgb(form, linear):
+@pytest.mark.parametrize("image_format", ["png", "tiff", "jpeg", "webp", "avif"])
+def test_grey_profile_is_preserved_or_converted_to_srgb(image_format, linear):
     profile = profiles.grey(linear=linear)
     ramp = np.linspace(30, 255, 10).astype(np.uint8).repeat(16)[None].repeat(24, axis=0)
     read = photo.decode(pictures.pillow(ramp, "PNG", icc_profile=profile))
     assert (read.meta.linear, read.meta.metadata.icc) == (linear, profile)
-    image = Image.open(io.BytesIO(encode.encode(read, form, quality=100).data))
+    image = Image.open(io.BytesIO(encode.encode(read, image_format, quality=100).data))
     stored = np.asarray(image.convert("L")).astype(float)
-    if form in ("webp", "avif"):
+    if image_format in ("webp", "avif"):
         assert not image.info.get("icc_profile")
         light = (ramp / 255) ** (1 if linear else round(1.8 * 256) / 256)
         expected = 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
@@ -206,7 +206,7 @@ def test_lab_tiff_is_converted_to_srgb():
 # Broken and mismatched profiles
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize(
     "profile",
     [
@@ -220,10 +220,10 @@ def test_lab_tiff_is_converted_to_srgb():
     ],
     ids=["junk", "cmyk", "grey", "cut", "head", "zeros", "last tag"],
 )
-def test_unusable_profile_is_left_out_with_a_warning(profile, form, rng):
+def test_unusable_profile_is_left_out_with_a_warning(profile, image_format, rng):
     samples = photo_like(rng, 20, 30)
-    read = photo.decode(pictures.pillow(samples, form, icc_profile=profile))
-    np.testing.assert_array_equal(read.pixels, photo.decode(pictures.pillow(samples, form)).pixels)
+    read = photo.decode(pictures.pillow(samples, image_format, icc_profile=profile))
+    np.testing.assert_array_equal(read.pixels, photo.decode(pictures.pillow(samples, image_format)).pixels)
     assert read.meta.metadata.icc == b""
     assert read.meta.warnings == (
         "the colour profile is damaged or does not match the image and was left out",

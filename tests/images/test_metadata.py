@@ -22,13 +22,13 @@ PROFILE = profiles.rgb("p3")
 IPTC = b"\x1c\x02\x00\x00\x02\x00\x04\x1c\x02\x78\x00\x09a caption"
 
 
-def source(form: str, rng: np.random.Generator, block: bytes, xmp: bytes = pictures.XMP) -> bytes:
+def source(image_format: str, rng: np.random.Generator, block: bytes, xmp: bytes = pictures.XMP) -> bytes:
     """Return a 40 x 30 photo with a profile, EXIF and XMP, written by other libraries."""
     image = Image.fromarray(photo_like(rng, 30, 40))
-    if form == "jpeg":
+    if image_format == "jpeg":
         data = pictures.with_exif(pictures.pillow(image, "JPEG", icc_profile=PROFILE, dpi=(300, 300)), block)
         return pictures.segment(data, 0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp)
-    if form == "png":
+    if image_format == "png":
         text = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
         profile = (b"iCCP", b"p3\0\0" + zlib.compress(PROFILE))
         return pictures.png(
@@ -38,13 +38,13 @@ def source(form: str, rng: np.random.Generator, block: bytes, xmp: bytes = pictu
             (b"eXIf", block),
             text,
         )
-    if form == "tiff":
+    if image_format == "tiff":
         return tiff_from_exif(np.asarray(image), block, xmp)
-    if form == "heif":
+    if image_format == "heif":
         with_profile = Image.fromarray(np.asarray(image))
         with_profile.info["icc_profile"] = PROFILE
         return pictures.heic(with_profile, exif=b"Exif\0\0" + block, xmp=xmp)
-    return pictures.pillow(image, form.upper(), exif=block, xmp=xmp, icc_profile=PROFILE)
+    return pictures.pillow(image, image_format.upper(), exif=block, xmp=xmp, icc_profile=PROFILE)
 
 
 def tiff_from_exif(samples: np.ndarray, block: bytes, xmp: bytes) -> bytes:
@@ -87,9 +87,9 @@ def read_xmp(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("to", FORMATS)
-@pytest.mark.parametrize("form", SOURCES)
-def test_metadata_is_converted_and_updated(form, to, order, rng):
-    before = photo.decode(source(form, rng, pictures.camera_exif(order, 6)))
+@pytest.mark.parametrize("image_format", SOURCES)
+def test_metadata_is_converted_and_updated(image_format, to, order, rng):
+    before = photo.decode(source(image_format, rng, pictures.camera_exif(order, 6)))
     assert (before.width, before.height) == (30, 40)
     assert before.meta.warnings == ()
     doubled = before.pixels.repeat(2, axis=0).repeat(2, axis=1)
@@ -162,17 +162,17 @@ def test_bigtiff_types_are_not_written_to_exif(rng):
 
 
 @pytest.mark.parametrize("to", FORMATS)
-@pytest.mark.parametrize("form", ["jpeg", "png", "tiff", "webp"])
-def test_resolution_is_converted_without_exif(form, to, rng):
+@pytest.mark.parametrize("image_format", ["jpeg", "png", "tiff", "webp"])
+def test_resolution_is_converted_without_exif(image_format, to, rng):
     image = photo_like(rng, 30, 40)
-    if form == "webp":
+    if image_format == "webp":
         data = pictures.pillow(
             image,
             "WEBP",
             exif=pictures.exif_block("<", {282: (5, [400, 1]), 283: (5, [200, 1]), 296: (3, [2])}),
         )
     else:
-        data = pictures.pillow(image, form.upper(), dpi=(400, 200))
+        data = pictures.pillow(image, image_format.upper(), dpi=(400, 200))
     result = encode.encode(photo.decode(data), to, quality=90).data
     assert photo.decode(result).meta.metadata.dpi == pytest.approx((400, 200), abs=0.02)
     dpi = Image.open(io.BytesIO(result)).info.get("dpi")
@@ -209,12 +209,12 @@ def test_jfif_density_per_centimetre_is_converted(rng):
     assert photo.decode(data[:at] + b"\0" + data[at + 1 :]).meta.metadata.dpi is None
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_without_metadata_only_the_profile_is_written(form, rng):
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_without_metadata_only_the_profile_is_written(image_format, rng):
     read = photo.decode(source("jpeg", rng, pictures.camera_exif("<", 6)))
     data = encode.encode(
         replace(read, meta=replace(read.meta, metadata=replace(read.meta.metadata, comment=b"MARK"))),
-        form,
+        image_format,
         quality=90,
         keep_metadata=False,
     ).data
@@ -231,9 +231,9 @@ def test_without_metadata_only_the_profile_is_written(form, rng):
 
 
 @pytest.mark.parametrize("to", FORMATS)
-@pytest.mark.parametrize("form", SOURCES)
-def test_gps_can_be_removed(form, to, rng):
-    read = photo.decode(source(form, rng, pictures.camera_exif()))
+@pytest.mark.parametrize("image_format", SOURCES)
+def test_gps_can_be_removed(image_format, to, rng):
+    read = photo.decode(source(image_format, rng, pictures.camera_exif()))
     with_gps = encode.encode(read, to, quality=90).data
     without_gps = encode.encode(read, to, quality=90, remove_gps=True).data
     assert all(mark in with_gps for mark in pictures.GPS_MARKS)
@@ -272,10 +272,10 @@ def test_gps_in_xmp_comments_is_not_parsed():
 
 
 @pytest.mark.parametrize("to", ["jpeg", "tiff"])
-@pytest.mark.parametrize("form", ["jpeg", "tiff"])
-def test_caption_is_converted_between_jpeg_and_tiff(form, to, rng):
+@pytest.mark.parametrize("image_format", ["jpeg", "tiff"])
+def test_caption_is_converted_between_jpeg_and_tiff(image_format, to, rng):
     image = photo_like(rng, 30, 40)
-    if form == "jpeg":
+    if image_format == "jpeg":
         other = b"8BIM\x04\x0c\0\0" + struct.pack(">I", 3) + b"abc\0"
         resource = b"8BIM\x04\x04\x05named" + struct.pack(">I", len(IPTC)) + IPTC
         data = pictures.segment(pictures.pillow(image, "JPEG"), 0xED, b"Photoshop 3.0\0" + other + resource)
@@ -363,8 +363,8 @@ def test_truncated_exif_does_not_affect_the_pixels(rng):
             read = photo.decode(pictures.png(samples, (b"eXIf", block[:cut])))
             np.testing.assert_array_equal(read.pixels, samples)
             assert cut == 0 or cut >= len(block) - 60 or "EXIF block is damaged" in read.meta.warnings[0]
-            for form in FORMATS if cut % 49 == 0 else ("png", "tiff"):
-                back = photo.decode(encode.encode(read, form, quality=90).data)
+            for image_format in FORMATS if cut % 49 == 0 else ("png", "tiff"):
+                back = photo.decode(encode.encode(read, image_format, quality=90).data)
                 assert back.meta.warnings == (), "the written block is intact"
 
 
@@ -384,11 +384,11 @@ def test_random_bytes_in_exif_do_not_affect_the_pixels(rng):
 @pytest.mark.parametrize(
     "junk", [b"x", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", bytes(500)]
 )
-@pytest.mark.parametrize("form", ["jpeg", "png", "webp", "heif"])
-def test_damaged_exif_is_dropped_with_a_warning(form, junk, rng):
-    read = photo.decode(source(form, rng, junk))
+@pytest.mark.parametrize("image_format", ["jpeg", "png", "webp", "heif"])
+def test_damaged_exif_is_dropped_with_a_warning(image_format, junk, rng):
+    read = photo.decode(source(image_format, rng, junk))
     # pillow_heif, when writing, then takes the orientation from XMP
-    assert (read.width, read.height) == ((30, 40) if form == "heif" else (40, 30))
+    assert (read.width, read.height) == ((30, 40) if image_format == "heif" else (40, 30))
     assert read.meta.metadata.exif == b""
     assert ["EXIF block is damaged" in warning for warning in read.meta.warnings] == [True]
     assert read.meta.metadata.xmp
@@ -412,7 +412,7 @@ def test_cyclic_exif_directories_are_read(rng):
         assert exif.parse(read.meta.metadata.exif).tags[0x010F].body == b"Maker\0"
 
 
-@pytest.mark.parametrize("form", SOURCES)
+@pytest.mark.parametrize("image_format", SOURCES)
 @pytest.mark.parametrize(
     "packet",
     [
@@ -424,10 +424,10 @@ def test_cyclic_exif_directories_are_read(rng):
     ],
     ids=["latin", "junk", "cut", "text", "entities"],
 )
-def test_damaged_xmp_is_dropped_with_a_warning(form, packet, rng):
-    if form == "heif" and b"\xfc" in packet:
+def test_damaged_xmp_is_dropped_with_a_warning(image_format, packet, rng):
+    if image_format == "heif" and b"\xfc" in packet:
         pytest.skip("pillow_heif repairs this when writing")
-    read = photo.decode(source(form, rng, pictures.camera_exif(), packet))
+    read = photo.decode(source(image_format, rng, pictures.camera_exif(), packet))
     assert read.meta.metadata.xmp == b""
     assert read.meta.warnings == ("the XMP block is damaged and was left out",)
     assert read.meta.metadata.exif

@@ -46,20 +46,20 @@ def read_exactly(data: bytes, expected: np.ndarray) -> photo.Photo:
 # Channels and depths
 
 
-@pytest.mark.parametrize("form", LOSSLESS)
-def test_lossless_rgb_decodes_exactly(form, rng):
+@pytest.mark.parametrize("image_format", LOSSLESS)
+def test_lossless_rgb_decodes_exactly(image_format, rng):
     expected = pictures.noise(rng, 13, 17)
-    options = {"lossless": True} if form == "WEBP" else {}
-    read = read_exactly(pictures.pillow(expected, form, **options), expected)
-    assert read.meta.format == form.lower()
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    read = read_exactly(pictures.pillow(expected, image_format, **options), expected)
+    assert read.meta.format == image_format.lower()
     assert (read.width, read.height, read.meta.grey, read.alpha) == (17, 13, False, None)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
-@pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_grey_and_alpha_decode_exactly(form, channels, rng):
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_grey_and_alpha_decode_exactly(image_format, channels, rng):
     expected = pictures.noise(rng, 13, 17, channels)
-    read = read_exactly(pictures.pillow(expected, form), expected)
+    read = read_exactly(pictures.pillow(expected, image_format), expected)
     assert read.meta.grey == (channels < 3)
     assert (read.alpha is not None) == (channels in (2, 4))
 
@@ -141,10 +141,10 @@ def test_palette_transparency_becomes_alpha():
     read_exactly(opaque, np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]]], np.uint8))
 
 
-@pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP"])
-def test_bilevel_decodes_as_grey(form, rng):
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF", "BMP"])
+def test_bilevel_decodes_as_grey(image_format, rng):
     expected = (pictures.noise(rng, 9, 13, 1) // 128 * 255).astype(np.uint8)
-    read = read_exactly(pictures.pillow(Image.fromarray(expected).convert("1"), form), expected)
+    read = read_exactly(pictures.pillow(Image.fromarray(expected).convert("1"), image_format), expected)
     assert read.meta.grey
 
 
@@ -162,15 +162,17 @@ def test_first_frame_of_gif_decodes_with_transparency():
     assert "only the first picture of the file is restored" in read.meta.warnings
 
 
-@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF", "AVIF"])
-def test_first_of_several_images_decodes(form):
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "TIFF", "AVIF"])
+def test_first_of_several_images_decodes(image_format):
     first, second = (Image.new("RGB", (48, 32), colour) for colour in ("#a03060", "#10e020"))
-    options = {"TIFF": {}, "PNG": {}}.get(form, {"quality": 100, "lossless": True})
-    if form == "AVIF":
+    options = {"TIFF": {}, "PNG": {}}.get(image_format, {"quality": 100, "lossless": True})
+    if image_format == "AVIF":
         options = {"quality": 100, "subsampling": "4:4:4"}
-    read = photo.decode(pictures.pillow(first, form, save_all=True, append_images=[second], **options))
+    read = photo.decode(
+        pictures.pillow(first, image_format, save_all=True, append_images=[second], **options)
+    )
     np.testing.assert_allclose(read.pixels, np.asarray(first), atol=1)
-    if form != "PNG":  # an animated PNG is a still image with ignored chunks
+    if image_format != "PNG":  # an animated PNG is a still image with ignored chunks
         assert any("only the first picture" in warning for warning in read.meta.warnings)
 
 
@@ -572,11 +574,11 @@ def test_tiff_with_100_channels_is_refused(rng):
 
 
 @pytest.mark.parametrize(
-    "form", ["png", "deep png", "jpeg", "progressive", "webp", "gif", "bmp", "tiff", "avif", "heic"]
+    "image_format", ["png", "deep png", "jpeg", "progressive", "webp", "gif", "bmp", "tiff", "avif", "heic"]
 )
-def test_huge_size_in_header_is_refused_without_allocating(form, rng):
-    data = broken.huge(form)
-    photo.decode(whole_files(rng)[form])  # so that imports are not measured
+def test_huge_size_in_header_is_refused_without_allocating(image_format, rng):
+    data = broken.huge(image_format)
+    photo.decode(whole_files(rng)[image_format])  # so that imports are not measured
     tracemalloc.start()
     with pytest.raises(
         ImageTooLarge, match=r"(50000 x 50000 = 2500.0|16383 x 16383 = 268.4) megapixels; the limit is 100.0"
@@ -650,9 +652,9 @@ def test_1000_small_blocks_are_accepted(rng):
     np.testing.assert_array_equal(photo.decode(crowded).pixels, photo.decode(data).pixels)
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])
-def test_pixel_limit_is_exact(form, rng):
-    data = pictures.pillow(pictures.noise(rng, 20, 30), form)
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])
+def test_pixel_limit_is_exact(image_format, rng):
+    data = pictures.pillow(pictures.noise(rng, 20, 30), image_format)
     assert photo.decode(data, max_pixels=600).width == 30
     with pytest.raises(ImageTooLarge, match=r"30 x 20"):
         photo.decode(data, max_pixels=599)

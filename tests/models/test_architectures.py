@@ -36,7 +36,7 @@ def one_thread() -> Iterator[None]:
 
 @functools.cache
 def network_class(arch: str) -> type:
-    return compat.load(MODULES[arch], arch)
+    return compat.load_attribute(MODULES[arch], arch)
 
 
 def network(arch: str, parameters: dict, seed: int = 0) -> nn.Module:

@@ -23,7 +23,7 @@ RGB = {"num_in_ch": 3, "num_out_ch": 3}
 results = {}
 
 def loaded_network(name):
-    return compat.load(MODULES[name], name)(**RGB, **PARAMETERS[name]).eval()
+    return compat.load_attribute(MODULES[name], name)(**RGB, **PARAMETERS[name]).eval()
 
 def packaged_network(name):
     return getattr(sys.modules[MODULES[name]], name)(**RGB, **PARAMETERS[name]).eval()
@@ -50,10 +50,10 @@ def packages_work():
 
 STEPS = """
 nets = {name: loaded_network(name) for name in MODULES}
-gfpgan = compat.load("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean")
+gfpgan = compat.load_attribute("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean")
 results["classes"] = [gfpgan.__name__]
-results["classes"] += [compat.load("gfpgan.archs.restoreformer_arch", "RestoreFormer").__name__]
-results["classes"] += [compat.load("realesrgan.archs.srvgg_arch", "SRVGGNetCompact").__name__]
+results["classes"] += [compat.load_attribute("gfpgan.archs.restoreformer_arch", "RestoreFormer").__name__]
+results["classes"] += [compat.load_attribute("realesrgan.archs.srvgg_arch", "SRVGGNetCompact").__name__]
 results["leftover modules"] = imported_modules()
 
 from restorer.models import architectures as networks
@@ -127,7 +127,7 @@ import importlib.util, torch
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name.startswith(ABSENT) else find_spec(name, *rest)
 from restorer.models import compat
-print(compat.load("basicsr.archs.srvgg_arch", "SRVGGNetCompact").__name__)
+print(compat.load_attribute("basicsr.archs.srvgg_arch", "SRVGGNetCompact").__name__)
 """
     for absent, output in (
         (("facexlib", "gfpgan", "realesrgan"), "SRVGGNetCompact"),
@@ -144,7 +144,7 @@ def test_rrdbnet_loads_without_distutils():
 import sys, torch
 sys.modules["distutils"] = None
 from restorer.models import compat
-print(compat.load("basicsr.archs.rrdbnet_arch", "RRDBNet").__name__, sys.modules.get("distutils.version"))
+print(compat.load_attribute("basicsr.archs.rrdbnet_arch", "RRDBNet").__name__, sys.modules.get("distutils.version"))
 """
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "RRDBNet None\n", run.stderr
@@ -172,7 +172,7 @@ errors, barrier = [], threading.Barrier(len(targets))
 def load(module, name):
     barrier.wait()
     try:
-        compat.load(module, name)
+        compat.load_attribute(module, name)
     except BaseException as error:
         errors.append(error)
 threads = [threading.Thread(target=load, args=target) for target in targets]

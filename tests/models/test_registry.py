@@ -68,7 +68,7 @@ def test_table_is_consistent():
         assert model.bytes > 100_000 and model.licence and model.about
         assert not model.revision or re.fullmatch("[0-9a-f]{40}", model.revision)
         assert model.scale in (1, 2, 4) if model.kind in ("upscale", "face") else model.scale == 0
-        assert not model.pair or model.pair in UPSCALERS
+        assert not model.denoise_model or model.denoise_model in UPSCALERS
     for field in ("name", "file", "sha256", "url"):
         assert len({getattr(model, field) for model in MODELS}) == len(MODELS), field
     assert {model.kind for model in MODELS} == {"upscale", "face", "detect", "parse"}
@@ -125,12 +125,12 @@ def test_safetensors_wins_over_pth_of_the_same_name(tmp_path):
     assert custom_files(tmp_path) == {"custom/a": "custom/a.safetensors"}
 
 
-def test_custom_copy_of_the_general_model_has_its_custom_pair(tmp_path):
+def test_custom_copy_of_the_general_model_has_its_custom_denoise_model(tmp_path):
     write_files(tmp_path, "custom/realesr-general-x4v3.pth")
-    assert registry.find("custom/realesr-general-x4v3", tmp_path).pair == ""
+    assert registry.find("custom/realesr-general-x4v3", tmp_path).denoise_model == ""
     write_files(tmp_path, "custom/realesr-general-wdn-x4v3.safetensors")
-    pair = registry.find("custom/realesr-general-x4v3", tmp_path).pair
-    assert registry.find(pair, tmp_path).file == "custom/realesr-general-wdn-x4v3.safetensors"
+    name = registry.find("custom/realesr-general-x4v3", tmp_path).denoise_model
+    assert registry.find(name, tmp_path).file == "custom/realesr-general-wdn-x4v3.safetensors"
 
 
 @pytest.mark.parametrize("name", UPSCALERS)

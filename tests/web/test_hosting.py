@@ -329,9 +329,9 @@ def test_modal_restores_photo_of_batch(modal_app, tmp_path, rng):
     data = png(photo_like(rng, 20, 24))
     options = {"model": "custom/tiny", "face_enhance": "off"}
     worker = modal_app.Restoring()
-    name, result, form, error = worker.restore.local("a.png", data, options)
+    name, result, image_format, error = worker.restore.local("a.png", data, options)
     plain = restorer.Restorer(weights=tmp_path).restore(data, **options)  # on the same backend
-    assert (name, result, form, error) == ("a.png", plain.data, "png", "")
+    assert (name, result, image_format, error) == ("a.png", plain.data, "png", "")
     assert "damaged" in worker.restore.local("b.png", data[:100], options)[3]
 
 
@@ -358,7 +358,7 @@ def test_requirements_install_and_import(tmp_path):
 import torch, torchvision, app, evaluate
 from restorer.models import compat
 from restorer.web import server
-compat.load("basicsr.archs.rrdbnet_arch", "RRDBNet")
+compat.load_attribute("basicsr.archs.rrdbnet_arch", "RRDBNet")
 compat.install()
 import realesrgan, gfpgan
 """

@@ -173,8 +173,8 @@ def download(page: Page) -> tuple[str, bytes]:
 
 def test_photo_is_restored_compared_and_downloaded(page, rng):
     choose(page, photo_like(rng, 60, 90))
-    expect(page.locator("#said")).to_contain_text("90 × 60 → 360 × 240 PNG · custom/quick")
-    expect(page.locator("#said")).to_contain_text(re.compile(r"1 tile, about \d+ s"))
+    expect(page.locator("#summary")).to_contain_text("90 × 60 → 360 × 240 PNG · custom/quick")
+    expect(page.locator("#summary")).to_contain_text(re.compile(r"1 tile, about \d+ s"))
     expect(page.locator("#before img")).to_be_visible()
     page.click("#start")
     expect(page.locator("#download")).to_be_visible()
@@ -189,7 +189,7 @@ def test_photo_is_restored_compared_and_downloaded(page, rng):
 def test_options_change_result(page, rng):
     choose(page, photo_like(rng, 40, 50), "old photo.jpg", quality=90)
     page.click("#outscale label:has-text('2x')")
-    expect(page.locator("#said")).to_contain_text("50 × 40 → 100 × 80")
+    expect(page.locator("#summary")).to_contain_text("50 × 40 → 100 × 80")
     page.click("#options button")
     page.click("#format input")
     page.click("[role=option]:has-text('TIFF')")
@@ -202,7 +202,7 @@ def test_options_change_result(page, rng):
 
 def test_stop_cancels_and_next_photo_is_restored(page, rng, folder):
     choose(page, photo_like(rng, 900, 1100))
-    expect(page.locator("#said")).to_contain_text("4400 × 3600")
+    expect(page.locator("#summary")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
     page.click("#start")
     expect(page.locator("#before")).to_contain_text("Step ")
@@ -211,10 +211,10 @@ def test_stop_cancels_and_next_photo_is_restored(page, rng, folder):
         page.click("#stop")
     assert cancelled.value.ok
     expect(page.locator("#start")).to_be_visible()
-    expect(page.locator("#said")).to_contain_text("Stopped")
+    expect(page.locator("#summary")).to_contain_text("Stopped")
     expect(page.locator("#download")).to_be_hidden()
     choose(page, photo_like(rng, 30, 30), "next.png")
-    expect(page.locator("#said")).to_contain_text("30 × 30")
+    expect(page.locator("#summary")).to_contain_text("30 × 30")
     page.click("#start")
     expect(page.locator("#download")).to_be_visible()
     assert download(page)[0] == "next_4x.png"
@@ -232,8 +232,8 @@ def test_unreadable_upload_shows_its_error(page, rng, name, data, message):
     if data is None:
         data = png(photo_like(rng, 60, 60))[:2000]
     upload(page, name, data)
-    expect(page.locator("#said")).to_contain_text(message)
-    assert "/" not in page.locator("#said p").first.inner_text(), "a path of the server"
+    expect(page.locator("#summary")).to_contain_text(message)
+    assert "/" not in page.locator("#summary p").first.inner_text(), "a path of the server"
     expect(page.locator("#start")).to_be_disabled()
     choose(page, photo_like(rng, 30, 30))
     expect(page.locator("#start")).to_be_enabled()
@@ -288,29 +288,29 @@ def test_detail_is_previewed_and_models_are_compared(page, rng):
     page.wait_for_function("old => document.querySelector('#detail img').src != old", arg=old)
     assert is_red(detail()[500, 700]), "not in the red corner"
     page.click("#compare")
-    expect(page.locator("#sheet img")).to_have_count(6)  # two custom, one built in, three installed
+    expect(page.locator("#comparison img")).to_have_count(6)  # two custom, one built in, three installed
     for name in (registry.BUILT_IN, "RealESRGAN_x4plus", "custom/slow"):
-        expect(page.locator("#sheet")).to_contain_text(name)
-    expect(page.locator("#said")).to_contain_text("custom/quick")
-    page.locator(f"#sheet button:has-text('{registry.BUILT_IN}')").first.click()
-    expect(page.locator("#said")).to_contain_text(f"1600 × 1200 PNG · {registry.BUILT_IN}")
+        expect(page.locator("#comparison")).to_contain_text(name)
+    expect(page.locator("#summary")).to_contain_text("custom/quick")
+    page.locator(f"#comparison button:has-text('{registry.BUILT_IN}')").first.click()
+    expect(page.locator("#summary")).to_contain_text(f"1600 × 1200 PNG · {registry.BUILT_IN}")
 
 
 def test_quality_chooses_model_unless_one_is_chosen(page, rng):
     choose(page, photo_like(rng, 30, 40))
-    expect(page.locator("#said")).to_contain_text("custom/quick")
+    expect(page.locator("#summary")).to_contain_text("custom/quick")
     expect(page.locator("#preset")).to_contain_text("custom/quick is chosen under More options")
     expect(page.locator("#preset input").first).to_be_disabled()
     choose_model(page, "As chosen under Quality")
-    expect(page.locator("#said")).to_contain_text(
+    expect(page.locator("#summary")).to_contain_text(
         "Large photo on a CPU: fast model; choose Best for more detail"
     )
     page.locator("#preset label:has-text('Best')").click()
-    expect(page.locator("#said")).to_contain_text("RealESRGAN_x4plus")
+    expect(page.locator("#summary")).to_contain_text("RealESRGAN_x4plus")
     expect(page.locator("#preset")).to_contain_text(re.compile(r"Best · \d+ s"), timeout=120_000)
     page.locator("#preset label:has-text('Fast')").click()
-    expect(page.locator("#said")).to_contain_text(registry.BUILT_IN)
-    expect(page.locator("#said")).not_to_contain_text("Large photo")
+    expect(page.locator("#summary")).to_contain_text(registry.BUILT_IN)
+    expect(page.locator("#summary")).not_to_contain_text("Large photo")
 
 
 def test_long_side_overrides_size(page, rng):
@@ -318,20 +318,20 @@ def test_long_side_overrides_size(page, rng):
     page.click("#options button")
     page.fill("#long_side input", "333")
     page.keyboard.press("Tab")
-    expect(page.locator("#said")).to_contain_text("333 × 167")
+    expect(page.locator("#summary")).to_contain_text("333 × 167")
     page.click("#start")
     expect(page.locator("#result-text")).to_contain_text("333 × 167")
     assert Image.open(io.BytesIO(download(page)[1])).size == (333, 167)
     page.fill("#long_side input", "3000")
     page.keyboard.press("Tab")
-    expect(page.locator("#said")).to_contain_text("choose from 100 to 800")
+    expect(page.locator("#summary")).to_contain_text("choose from 100 to 800")
     expect(page.locator("#start")).to_be_disabled()
 
 
 def test_result_disappears_with_its_photo(page, rng):
     for next_upload in ("sample", "broken", "none"):
         choose(page, photo_like(rng, 30, 40))
-        expect(page.locator("#said")).to_contain_text("40 × 30 →")
+        expect(page.locator("#summary")).to_contain_text("40 × 30 →")
         page.click("#start")
         expect(page.locator("#view img").first).to_be_visible()
         if next_upload == "sample":
@@ -361,13 +361,13 @@ def test_page_can_be_used_with_keyboard_only(page, rng):
     assert np.abs(np.array(Image.open(io.BytesIO(data)).getpixel((60, 60))) - (250, 20, 20)).max() < 30
     page.locator("#outscale input:checked").focus()
     page.keyboard.press("ArrowLeft")
-    expect(page.locator("#said")).to_contain_text("1200 × 900")
+    expect(page.locator("#summary")).to_contain_text("1200 × 900")
     choose_model(page, "custom/slow")
     page.locator("#start").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#stop")).to_be_focused()
     page.keyboard.press("Enter")
-    expect(page.locator("#said")).to_contain_text("Stopped.")
+    expect(page.locator("#summary")).to_contain_text("Stopped.")
     expect(page.locator("#start")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("#view img").first).to_be_visible()
@@ -384,7 +384,7 @@ def test_elements_have_accessible_names_and_contrast(browser, address, rng):
         page.goto(f"{address}?__theme={theme}")
         expect(page.locator("#start")).to_be_visible()
         choose(page, photo_like(rng, 40, 50))
-        expect(page.locator("#said")).to_contain_text("about")
+        expect(page.locator("#summary")).to_contain_text("about")
         page.click("#start")
         expect(page.locator("#view img").first).to_be_visible()
         page.click("#options button")
@@ -426,9 +426,9 @@ FIND_LOW_CONTRAST = """() => {
 
 def test_sample_and_pasted_photo_are_uploaded(page, rng):
     page.locator("#samples button").first.click()
-    expect(page.locator("#said")).to_contain_text("→")
+    expect(page.locator("#summary")).to_contain_text("→")
     paste(page, photo_like(rng, 20, 30))
-    expect(page.locator("#said")).to_contain_text("30 × 20 → 120 × 80")
+    expect(page.locator("#summary")).to_contain_text("30 × 20 → 120 × 80")
     page.get_by_role("tab", name="Many photos").click()
     paste(page, photo_like(rng, 20, 30))
     expect(page.locator("#table")).to_contain_text("pasted.png")
@@ -530,8 +530,8 @@ def test_two_pages_get_their_own_results(browser, address, rng):
     with watched(browser, address) as one, watched(browser, address) as two:
         choose(one, photo_like(rng, 40, 40), "one.png")
         choose(two, photo_like(rng, 30, 50), "two.png")
-        expect(one.locator("#said")).to_contain_text("160 × 160")
-        expect(two.locator("#said")).to_contain_text("200 × 120")
+        expect(one.locator("#summary")).to_contain_text("160 × 160")
+        expect(two.locator("#summary")).to_contain_text("200 × 120")
         one.click("#start")
         two.click("#start")
         for page, name, size in ((one, "one_4x.png", (160, 160)), (two, "two_4x.png", (200, 120))):
@@ -547,12 +547,12 @@ def test_page_fits_phone(browser, address):
 
 def test_new_upload_replaces_running_photo(page, rng):
     choose(page, photo_like(rng, 900, 1100), "first.png")
-    expect(page.locator("#said")).to_contain_text("4400 × 3600")
+    expect(page.locator("#summary")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
     page.click("#start")
     expect(page.locator("#before")).to_contain_text("Step ")
     choose(page, photo_like(rng, 30, 30), "second.png")
-    expect(page.locator("#said")).to_contain_text("30 × 30")
+    expect(page.locator("#summary")).to_contain_text("30 × 30")
     page.click("#start")
     expect(page.locator("#download")).to_be_visible()
     assert download(page)[0] == "second_4x.png"
@@ -564,7 +564,7 @@ def test_server_exits_cleanly_while_restoring(browser, folder, rng, tmp_path):
         page = new_page(browser)
         page.goto(address)
         choose(page, photo_like(rng, 900, 1100))
-        expect(page.locator("#said")).to_contain_text("4400 × 3600")
+        expect(page.locator("#summary")).to_contain_text("4400 × 3600")
         page.click("#start")
         expect(page.locator("#before")).to_contain_text("Step ")
     page.close()
@@ -577,7 +577,7 @@ def test_files_of_page_are_deleted_after_retention(browser, folder, rng, tmp_pat
         page.goto(address)
         for outcome in ("restored", "stopped"):
             choose(page, photo_like(rng, 240, 400 if outcome == "restored" else 900))
-            expect(page.locator("#said")).to_contain_text("240 →")
+            expect(page.locator("#summary")).to_contain_text("240 →")
             page.click("#start")
             if outcome == "restored":
                 expect(page.locator("#view img").first).to_be_visible()
@@ -606,7 +606,7 @@ def test_page_requires_api_key(browser, folder, rng, tmp_path):
         page.fill("#key", "open sesame")
         page.click("text=Sign in")
         choose(page, photo_like(rng, 20, 20))
-        expect(page.locator("#said")).to_contain_text("80 × 80")
+        expect(page.locator("#summary")).to_contain_text("80 × 80")
         page.click("#start")
         expect(page.locator("#download")).to_be_visible()
         page.close()

@@ -13,7 +13,7 @@ from restorer.web.metrics import Metrics
 from restorer.web.service import Service
 from restorer.web.ui import batch_tab, restore_tab
 from restorer.web.worker import Worker
-from tests.conftest import taken
+from tests.conftest import collect
 
 
 def service_of(folder):
@@ -105,7 +105,7 @@ def test_only_uploads_are_read(tmp_path):
     assert "8 × 8" in page.picked(str(tmp_path / "uploads/mine.png"), *values)[2]
     for path in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
         assert "⚠" in page.picked(str(tmp_path / path), *values)[2]
-        *_, last = taken(page.restore(str(tmp_path / path), None, *values))
+        *_, last = collect(page.restore(str(tmp_path / path), None, *values))
         assert isinstance(last, restore_tab.Failure) and str(tmp_path) not in last.message
 
 

@@ -11,7 +11,7 @@ from restorer import QueueFull
 from restorer.errors import Cancelled, TimedOut
 from restorer.web import worker as worker_module
 from restorer.web.worker import Worker
-from tests.conftest import taken, wait_until
+from tests.conftest import collect, wait_until
 from tests.web.test_killed import PHOTOS, clean, results, save_weights
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def test_task_longer_than_the_timeout_is_not_a_hang(monkeypatch):
             wait_until(lambda before=before: checks >= before + 2)  # the first may have started earlier
         return "done"
 
-    assert taken(worker.steps(long_task))[-1] == "done"
+    assert collect(worker.steps(long_task))[-1] == "done"
 
 
 def test_task_that_returns_after_its_timeout_is_stopped():
@@ -95,7 +95,7 @@ def test_task_that_returns_after_its_timeout_is_stopped():
         continued.append(True)
 
     with pytest.raises(TimedOut, match="0.2 s"):
-        taken(worker.steps(slow_task))
+        collect(worker.steps(slow_task))
     late.set()
     assert worker.close(seconds=120) and continued == []
 

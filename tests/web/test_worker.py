@@ -11,7 +11,7 @@ from restorer import QueueFull, UnsupportedImage
 from restorer.errors import Cancelled
 from restorer.web import worker as worker_module
 from restorer.web.worker import Step, Worker
-from tests.conftest import taken, wait_until
+from tests.conftest import collect, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_error_of_a_task_is_raised_from_steps():
         raise UnsupportedImage("no")
 
     with pytest.raises(UnsupportedImage, match="no"):
-        taken(Worker().steps(fail))
+        collect(Worker().steps(fail))
 
 
 @pytest.mark.parametrize("method", ["close", "cancel"])
@@ -82,7 +82,7 @@ def test_closing_steps_stops_the_task_before_the_next_starts(method):
 
     asyncio.run(start_and({"close": close, "cancel": cancel}[method]))
     done = len(first)
-    assert taken(worker.steps(slow_task(2, second)))[-1] == "restored"
+    assert collect(worker.steps(slow_task(2, second)))[-1] == "restored"
     assert len(first) <= done + 1
     assert second == [0, 1]
 

@@ -43,7 +43,7 @@ def sniff(start: bytes) -> str | None:
     """Return "avif" or "heif" by the brands in the first bytes of a file, or None."""
     size = min(int.from_bytes(start[:4], "big"), len(start))
     brands = {start[at : at + 4] for at in range(8, size, 4)}
-    return next((form for form, known in _BRANDS.items() if brands & known), None)
+    return next((image_format for image_format, known in _BRANDS.items() if brands & known), None)
 
 
 def read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray, RawMetadata]:

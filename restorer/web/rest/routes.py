@@ -158,7 +158,7 @@ class RestApi:
         async with self._form(request, 1, self._admissions) as (files, options):
             data = await asyncio.to_thread(files[0][1].read_bytes)
         try:
-            return JSONResponse(await asyncio.to_thread(self.service.quote, data, options))
+            return JSONResponse(await asyncio.to_thread(self.service.estimate, data, options))
         except RestoreError as error:
             raise Refusal(422, self.service.user_message(error)) from error
 

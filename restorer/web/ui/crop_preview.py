@@ -71,7 +71,7 @@ class CropPreview:
             if model.kind != "upscale" or not sources.is_present(model, weights):
                 continue
             with suppress(BadWeights):  # skip a custom file that is not a network
-                denoise = options.denoise if model.pair else Options.denoise
+                denoise = options.denoise if model.denoise_model else Options.denoise
                 chosen = replace(options, model=model.name, denoise=denoise, face_enhance="off")
                 result = self.page.restorer.restore(crop, progress=progress, **vars(chosen))
                 images[model.name] = self._previews(result)[1]

@@ -143,9 +143,11 @@ def _build_state() -> _State:
         restored=gr.State(),
         shown=gr.State(),
         model_names=gr.State(()),
-        zoom_position=gr.Textbox(label="Position of the view at 100 %", visible="hidden", elem_id="spot"),
-        crop_position=gr.Textbox(label="Position of the detail", visible="hidden", elem_id="place"),
-        view_size=gr.Textbox(label="Size of the view at 100 %", visible="hidden", elem_id="frame"),
+        zoom_position=gr.Textbox(
+            label="Position of the view at 100 %", visible="hidden", elem_id="zoom-position"
+        ),
+        crop_position=gr.Textbox(label="Position of the detail", visible="hidden", elem_id="crop-position"),
+        view_size=gr.Textbox(label="Size of the view at 100 %", visible="hidden", elem_id="view-size"),
     )
 
 
@@ -163,7 +165,7 @@ def _build_controls(page: RestoreTab) -> _Controls:
             buttons=[],
             elem_id="samples",
         ),
-        message=gr.Markdown(restore_tab.START_MESSAGE, elem_id="said"),
+        message=gr.Markdown(restore_tab.START_MESSAGE, elem_id="summary"),
         start=gr.Button("Restore", variant="primary", interactive=False, elem_id="start"),
         stop=gr.Button("Stop", variant="stop", visible=False, elem_id="stop"),
         fields=_build_fields(page),
@@ -174,7 +176,7 @@ def _build_crop() -> _Crop:
     photo = gr.Image(
         show_label=False, interactive=False, buttons=[], height=560, visible=False, elem_id="before"
     )
-    with gr.Column(visible=False, elem_id="trial") as column:
+    with gr.Column(visible=False, elem_id="crop-preview") as column:
         gr.Markdown(
             "Click the photo to preview the options on a detail. With the keyboard, move to it with the"
             " arrow keys and press Enter."
@@ -185,7 +187,7 @@ def _build_crop() -> _Crop:
             preview=gr.Button("Preview a detail", size="sm", elem_id="try"),
             slider=_slider("Detail before and after", "detail", visible=False, max_height=520),
             compare=gr.Button("Compare models", size="sm", visible=False, elem_id="compare"),
-            message=gr.Markdown(visible=False, elem_id="taken"),
+            message=gr.Markdown(visible=False, elem_id="batch-summary"),
             gallery=gr.Gallery(
                 label="Detail restored by each model",
                 show_label=False,
@@ -195,7 +197,7 @@ def _build_crop() -> _Crop:
                 allow_preview=False,
                 visible=False,
                 buttons=[],
-                elem_id="sheet",
+                elem_id="comparison",
             ),
         )
 
@@ -213,7 +215,7 @@ def _build_result() -> _Result:
         with gr.Accordion("Details", open=False, elem_id="details"):
             receipt = gr.JSON(show_label=False, elem_id="receipt")
     faces = gr.Column(visible=False, elem_id="faces")
-    with gr.Column(visible=False, elem_id="closer") as zoom_column:
+    with gr.Column(visible=False, elem_id="zoom-view") as zoom_column:
         gr.Markdown("View at 100 %")
         zoom_slider = _slider("At 100 %, before and after", "view", max_height=previews.VIEW[1])
         with gr.Row(elem_id="steps"):
@@ -519,7 +521,7 @@ def _build_model_fields(page: RestoreTab) -> dict[str, Any]:
             default.denoise,
             label="Denoise",
             info="Lower keeps more grain",
-            visible=bool(page.restorer.model(default).pair),
+            visible=bool(page.restorer.model(default).denoise_model),
             elem_id="denoise",
         ),
     }
@@ -552,7 +554,7 @@ def _build_file_fields(page: RestoreTab) -> dict[str, Any]:
     default = page.restorer.options
     return {
         "format": gr.Dropdown(
-            [(FORMAT_NAMES[form], form) for form in FORMATS],
+            [(FORMAT_NAMES[image_format], image_format) for image_format in FORMATS],
             value=default.format,
             label="File format",
             elem_id="format",

@@ -35,11 +35,11 @@
   };
   // Send a position (x, y, each 0 to 1) on #slider or #before to the server
   const choosePosition = (element, x, y) => {
-    const id = element.id === "slider" ? "spot" : "place";
+    const id = element.id === "slider" ? "zoom-position" : "crop-position";
     const input = one(`#${id} textarea, #${id} input`);
     input.value = `${x.toFixed(4)},${y.toFixed(4)}`;
     input.dispatchEvent(new Event("input", { bubbles: true }));
-    scrollTo(id === "spot" ? "#view" : "#detail");
+    scrollTo(id === "zoom-position" ? "#view" : "#detail");
   };
 
   let pressedAt = null;
@@ -78,7 +78,7 @@
       else return;
       event.preventDefault();
       showCrosshair(target);
-    } else if (step && target.closest?.("#closer") && !target.matches("input, textarea")) {
+    } else if (step && target.closest?.("#zoom-view") && !target.matches("input, textarea")) {
       event.preventDefault();
       one(`#go-${directions[event.key]}`)?.click();
     }
@@ -88,7 +88,7 @@
   const altTexts = {
     "#before img": "Photo", "#slider img": "Before and after", "#view img": "View at 100 %",
     "#detail img": "Detail before and after", "#faces img": "Face before and after",
-    "#samples img": "Sample photo", "#gallery img": "Restored photo", "#sheet img": "Detail restored by one model",
+    "#samples img": "Sample photo", "#gallery img": "Restored photo", "#comparison img": "Detail restored by one model",
   };
   const groupLabels = { "#before": "Choose a detail to preview", "#slider": "Choose a part to view at 100 %" };
   const labelElements = () => {
@@ -105,7 +105,7 @@
         element.setAttribute("aria-label", `${label}: arrow keys, then Enter`);
       }
     }
-    document.querySelectorAll("#samples button, #sheet button, #gallery button").forEach((button) => {
+    document.querySelectorAll("#samples button, #comparison button, #gallery button").forEach((button) => {
       const caption = button.querySelector(".caption-label")?.textContent.trim();
       const file = button.querySelector("img")?.src.split("/").pop().split(".")[0];
       const label = caption || (button.closest("#samples") && file);
@@ -115,7 +115,7 @@
     for (const group of ["outscale", "preset"]) {  // one name makes the radio buttons one group
       document.querySelectorAll(`#${group} input`).forEach((input) => { if (input.name !== group) input.name = group; });
     }
-    for (const selector of ["#said", "#result-text", "#taken"]) {
+    for (const selector of ["#summary", "#result-text", "#batch-summary"]) {
       const element = one(selector);
       if (element && !element.hasAttribute("role")) element.setAttribute("role", "status");
     }

@@ -147,13 +147,13 @@ class RestoreTab:
             return f"⚠ {self.service.user_message(error)}", False
 
     def _plan_text(self, before: Photo, plan: Plan, options: Options) -> str:
-        form = FORMAT_NAMES[encode.output_format(before, options.format)]
-        text = f"{before.width} × {before.height} → **{plan.width} × {plan.height}** {form}"
+        image_format = FORMAT_NAMES[encode.output_format(before, options.format)]
+        text = f"{before.width} × {before.height} → **{plan.width} × {plan.height}** {image_format}"
         text += f" · {plan.model.name}"
         warnings = "".join(f"\n- {warning}" for warning in plan.warnings)
         required = [plan.model]
         if options.denoise < 1:
-            required.append(registry.find(plan.model.pair, self.restorer.weights))
+            required.append(registry.find(plan.model.denoise_model, self.restorer.weights))
         if missing := [model for model in required if not sources.is_present(model, self.restorer.weights)]:
             return f"{text}, to download: {sum(model.bytes for model in missing) / 1e6:.0f} MB{warnings}"
         if plan.tiles is None or plan.seconds is None:
@@ -171,7 +171,7 @@ class RestoreTab:
 
     def denoise_slider(self, model: str, preset: str, outscale: float) -> gr.Slider:
         """Show the denoise slider for models that support it."""
-        if self.restorer.model(Options(model=model or preset, outscale=outscale)).pair:
+        if self.restorer.model(Options(model=model or preset, outscale=outscale)).denoise_model:
             return gr.Slider(visible=True)
         return gr.Slider(visible=False, value=Options.denoise)
 
@@ -311,9 +311,9 @@ def preset_state(model: str) -> dict[str, Any]:
     return {"interactive": True, "info": QUALITY_INFO}
 
 
-def quality_slider(form: str) -> gr.Slider:
+def quality_slider(image_format: str) -> gr.Slider:
     """Show the file quality for lossy formats."""
-    return gr.Slider(visible=form not in ("png", "tiff"))
+    return gr.Slider(visible=image_format not in ("png", "tiff"))
 
 
 def gps_checkbox(keep_metadata: bool) -> gr.Checkbox:
