@@ -1,5 +1,6 @@
 """Faces through the complete pipeline, with a detector and a face network of known output."""
 
+import io
 import json
 from pathlib import Path
 
@@ -155,6 +156,9 @@ def test_strengths_of_single_faces_persist_and_are_reported(weights, photo):
     without = run.recompose(result, strengths={0: 0})
     assert without.face_note == "faces: 2 found, 2 restored, 1 of them switched off"
     assert run.recompose(without, format="png").data == without.data
+    assert "strengths" not in result.receipt and without.receipt["strengths"] == {"0": 0}
+    stored = Image.open(io.BytesIO(without.data)).getexif().get_ifd(0x8769)[0x9213]
+    assert json.loads(stored) == without.receipt
     assert run.recompose(without, strengths={0: 1}).data == result.data
     assert run.recompose(without, strengths={0: 1}).face_note == result.face_note
 
@@ -206,7 +210,7 @@ def test_allocation_failure_raises_out_of_memory(weights, photo, monkeypatch, er
     monkeypatch.setattr(result_module, "paste", full)
     with pytest.raises(OutOfMemory, match="smaller scale"):
         run.restore(photo)
-    monkeypatch.setattr(detect, "find", full)
+    monkeypatch.setattr(detect, "detect_faces", full)
     with pytest.raises(OutOfMemory, match="smaller scale"):
         run.find_faces(photo)
 

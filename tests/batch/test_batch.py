@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import fsspec
 import pytest
+from PIL import Image
 
 import restorer
 from restorer import InvalidOption
@@ -21,7 +23,7 @@ from restorer.batch import manifest, runner
 from restorer.batch.storage import Storage
 from restorer.inference import backends
 from restorer.options import Options
-from tests.conftest import photo_like, png, save_network, wait_until
+from tests.conftest import files_below, photo_like, png, save_network, wait_until
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = ("a.png", "b/a.png", "b/Größe & co.png", "c.PNG", "two.tif", "two.png")
@@ -60,15 +62,15 @@ def records_by_path(folder: Path) -> dict[str, dict]:
 def hidden_files(folder: Path) -> list[str]:
     """Temporary files and records below the output, without the manifest."""
     out = folder / "out"
-    hidden = [path.relative_to(out) for path in out.rglob(".*") if path.is_file()]
+    hidden = [path.relative_to(out) for path in files_below(out) if path.name.startswith(".")]
     return [str(path) for path in hidden if path.parts[0] != ".manifest"]
 
 
 def result_names(folder: Path) -> set[str]:
     """Names of the results; also works during a run."""
     out = folder / "out"
-    visible = (path.relative_to(out) for path in out.rglob("[!.]*.*"))
-    return {path.as_posix() for path in visible if not path.parts[0].startswith(".")}
+    paths = (path.relative_to(out) for path in files_below(out))
+    return {path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)}
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -122,7 +124,43 @@ def test_second_run_restores_only_new_and_changed_photos(folder, rng, capsys):
     assert "2 restored, 5 done before, 0 failed" in capsys.readouterr().out
     assert main(arguments(folder, "--outscale", "2")) == 0
     assert "7 restored, 0 done before" in capsys.readouterr().out
-    assert Counter(record["path"] for record in records(folder))["a.png"] == 3
+    keys = [record["key"] for record in records(folder) if record["path"] == "a.png"]
+    assert len(keys) == len(set(keys)) == 3, "a photo or an option changed, the key did not"
+
+
+def test_photo_whose_size_stays_the_same_is_restored_again(folder, rng, capsys):
+    for restored in (7, 1, 0):
+        if restored:
+            Image.fromarray(photo_like(rng, 24, 32)).save(folder / "in/a.bmp")
+        main(arguments(folder))
+        assert f"{restored} restored" in capsys.readouterr().out
+
+
+BATCH = runner.Batch("in", "out", Options(), (("small", "1" * 64), ("large", "2" * 64)), ("yunet",))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": Options(outscale=2)},
+        {"options": Options(face_strength=0.5)},
+        {"models": (("small", "1" * 64), ("large", "3" * 64))},
+        {"models": (("small", "1" * 64), ("other", "2" * 64))},
+        {"networks": ()},
+        {"networks": ("yunet", "GFPGANv1.4")},
+        {"half": False},
+        {"auto_cpu_megapixels": 2.0},
+        {"device": "cpu:bfloat16"},
+    ],
+    ids=str,
+)
+def test_digest_changes_with_whatever_determines_the_results(change):
+    assert replace(BATCH, **change).digest != BATCH.digest
+
+
+@pytest.mark.parametrize("change", [{"source": "b"}, {"output": "c"}, {"threads": 3}, {"device": "cpu"}])
+def test_digest_does_not_depend_on_where_the_batch_runs(change):
+    assert replace(BATCH, **change).digest == BATCH.digest
 
 
 def test_failed_photos_are_retried_on_request_or_after_a_change(folder, capsys):

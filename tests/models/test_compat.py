@@ -144,7 +144,8 @@ def test_rrdbnet_loads_without_distutils():
 import sys, torch
 sys.modules["distutils"] = None
 from restorer.models import compat
-print(compat.load_attribute("basicsr.archs.rrdbnet_arch", "RRDBNet").__name__, sys.modules.get("distutils.version"))
+network = compat.load_attribute("basicsr.archs.rrdbnet_arch", "RRDBNet")
+print(network.__name__, sys.modules.get("distutils.version"))
 """
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "RRDBNet None\n", run.stderr
