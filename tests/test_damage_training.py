@@ -110,6 +110,7 @@ def steps(run, photos, damage, content, count):
         run.train_step(compose.compose(photos, damage, content, 2, random), random)
 
 
+@pytest.mark.slow
 def test_resume_equals_an_uninterrupted_run(photos, damage, content, tmp_path):
     whole = learn.Run(CPU, tmp_path / "none.pt")
     steps(whole, photos, damage, content, 3)

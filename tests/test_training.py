@@ -237,6 +237,7 @@ def test_strength_term_prefers_texture_where_l1_prefers_blur(monkeypatch):
     assert losses.total(target, target, grey, strength=5) == 0
 
 
+@pytest.mark.slow
 def test_critic_learns_and_its_loss_leads_to_the_targets():
     torch.manual_seed(0)
     critic = losses.Critic(CPU, 0, features=4)
@@ -282,6 +283,7 @@ def train(folder: Path, samples: pool.Pool, steps: int) -> learn.Trainer:
     return trainer
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_an_uninterrupted_one(samples, tmp_path):
     """The second interruption is in the last third, where the discriminator takes part."""
     expected = train(tmp_path / "a", samples, 9)
@@ -302,6 +304,7 @@ def test_resumed_run_equals_an_uninterrupted_one(samples, tmp_path):
     assert not torch.equal(initial.critics[0].network.conv0.weight, expected.critics[0].network.conv0.weight)
 
 
+@pytest.mark.slow
 def test_training_reduces_the_loss(samples, tmp_path):
     samples.teacher = samples.truth = (samples.small // 2).repeat_interleave(4, 1).repeat_interleave(4, 2)
     plan = replace(PLAN, steps=60, rate=2e-2, adversarial=0)

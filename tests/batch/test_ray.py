@@ -27,7 +27,7 @@ from tests.conftest import photo_like, png, save_network
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-PHOTOS, BROKEN = 290, 10
+PHOTOS, BROKEN = 150, 10
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ def test_each_photo_is_restored_once_though_worker_node_and_driver_are_killed(cl
         workers = [process for process in processes if "MapWorker" in "".join(process.info["cmdline"] or ())]
         assert workers, "no worker to kill"
         os.kill(workers[0].pid, signal.SIGKILL)
-        wait_for_results(folder, 60, driver)
+        wait_for_results(folder, 40, driver)
         cluster.remove_node(cluster.others[0], allow_graceful=False)
-        wait_for_results(folder, 110, driver)
+        wait_for_results(folder, 70, driver)
         driver.kill()
         driver.wait()
         first = modification_times(folder)

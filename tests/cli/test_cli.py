@@ -67,6 +67,7 @@ def files_in(folder: str) -> set[str]:
     return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_photos_and_folders_in_one_run():
     photos("photo.jpg", "my scans/a.jpg", "my scans/a.png", "my scans/1950/Größe 写真.webp")
     Path("my scans/cut.jpg").write_bytes(Path("photo.jpg").read_bytes()[:300])
@@ -112,6 +113,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_interrupt_leaves_only_complete_files():
     photos(*(f"in/{number}.png" for number in range(30)), width=128, height=128)
     options = ["in", "-o", "out", "--model", "custom/slow", "--tile", "64"]

@@ -132,6 +132,7 @@ def test_photo_is_timed_with_and_without_a_face(weights):
     assert faces.work.bytes > plain.work.bytes
 
 
+@pytest.mark.slow
 def test_photo_without_a_detected_face_is_skipped(weights, monkeypatch):
     no_faces = (np.zeros((0, 4)), np.zeros(0), np.zeros((0, 5, 2)))
     monkeypatch.setattr("restorer.faces.networks.load", lambda *_, **__: lambda _: no_faces)
@@ -165,6 +166,7 @@ def test_rows_are_measured_here_and_estimated_for_other_gpus():
     assert own[0]["usd_per_image"] == 1
 
 
+@pytest.mark.slow
 def test_cost_command_writes_csv_and_plot_with_overridden_prices(weights, tmp_path, capsys):
     table, picture = tmp_path / "out.csv", tmp_path / "out.png"
     arguments = ["cost", "--weights-dir", str(weights), "--device", "cpu", "--models", "custom/tiny"]
@@ -183,6 +185,7 @@ def test_cost_command_writes_csv_and_plot_with_overridden_prices(weights, tmp_pa
     assert photo.decode(picture.read_bytes()).width > 500
 
 
+@pytest.mark.slow
 def test_measurements_of_another_machine_replace_estimates(weights, tmp_path, capsys):
     timing = benchmark.Timing("custom/tiny", 64, 48, 9000, 0, 3.0, (2.0,), 0.1, 2.1, Work(1e9, 1e9))
     other = report.Report("Tesla T4", 0, {}, [timing], []).rows(pricing.prices())

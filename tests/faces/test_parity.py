@@ -1,4 +1,4 @@
-"""Full-size face networks against gfpgan's own classes, with seeded random weights."""
+"""Complete face networks against gfpgan's own classes, with seeded random weights."""
 
 import numpy as np
 import pytest
@@ -32,18 +32,18 @@ def seeded(module: str, name: str, **arguments: object) -> torch.nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("module", "name", "arguments", "options"),
+    ("module", "name", "arguments", "options", "side"),
     [
-        ("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean", GFPGAN, {"randomize_noise": False}),
-        ("gfpgan.archs.restoreformer_arch", "RestoreFormer", {}, {}),
+        ("gfpgan.archs.gfpganv1_clean_arch", "GFPGANv1Clean", GFPGAN, {"randomize_noise": False}, 512),
+        ("gfpgan.archs.restoreformer_arch", "RestoreFormer", {}, {}, 256),
     ],
 )
-def test_restored_crop_matches_the_package_and_is_reproducible(module, name, arguments, options, rng):
+def test_restored_crop_matches_the_package_and_is_reproducible(module, name, arguments, options, side, rng):
     reference = seeded(module, name, **arguments)
     state = reference.state_dict()
     spec = architectures.detect_face_network(state, "face", name)
     assert spec.arch == name
-    crop = photo_like(rng, 512, 512)
+    crop = photo_like(rng, side, side)
     batch = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255 * 2 - 1
     with torch.inference_mode():
         expected = reference(batch, **options)[0][0].clamp(-1, 1).permute(1, 2, 0).numpy()
@@ -58,7 +58,7 @@ def test_parsing_mask_matches_the_classes_of_the_network(rng):
     network = seeded("facexlib.parsing.parsenet", "ParseNet", in_size=512, out_size=512, parsing_ch=19)
     state = network.state_dict()
     assert architectures.detect_face_network(state, "parse", "x").arch == "ParseNet"
-    crop = photo_like(rng, 512, 512)
+    crop = photo_like(rng, 256, 256)
     batch = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
         classes = network(batch)[0].argmax(1)[0].numpy()

@@ -256,6 +256,7 @@ def test_face_with_a_reason_or_without_a_mask_is_not_pasted():
     np.testing.assert_array_equal(pasted(photo, [failed, two, unmasked]), pasted(photo, [two]))
 
 
+@pytest.mark.slow
 def test_chain_of_faces_wider_than_opencvs_limit_is_pasted():
     photo = smooth(10, 4400)
     face = restored(photo, [(100, 5, 512)], stripes)[0]

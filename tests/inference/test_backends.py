@@ -26,6 +26,8 @@ from tests.inference.seeded import NETWORKS, create, image, parts_of, state_of
 from tests.reference import photos
 
 ROOT = Path(__file__).parents[2]
+SMALL = "realesr-animevideov3"
+REAL = [pytest.param(name, marks=[] if name == SMALL else pytest.mark.slow) for name in sources.PACKAGED]
 FULL = ("cpu:torch", "cpu:openvino", "cpu:ncnn")  # in float32
 
 
@@ -57,7 +59,7 @@ def real(name, backend, tile):
 
 
 @pytest.mark.parametrize("backend", FULL[1:])
-@pytest.mark.parametrize("name", sources.PACKAGED)
+@pytest.mark.parametrize("name", REAL)
 def test_backends_agree_on_real_weights(name, backend):
     expected, result = real(name, "cpu:torch", 256), real(name, backend, 256)
     assert np.abs(result.astype(int) - expected).max() <= 1
@@ -65,12 +67,12 @@ def test_backends_agree_on_real_weights(name, backend):
 
 
 @pytest.mark.parametrize("backend", FULL)
-@pytest.mark.parametrize("name", sources.PACKAGED)
+@pytest.mark.parametrize("name", REAL)
 def test_bytes_do_not_depend_on_the_tile(name, backend):
     assert real(name, backend, 32).tobytes() == real(name, backend, 256).tobytes()
 
 
-@pytest.mark.parametrize("name", sources.PACKAGED)
+@pytest.mark.parametrize("name", REAL)
 def test_bfloat16_is_close_on_real_weights(name):
     expected = real(name, "cpu:torch", 256)
     parts = network.segments(_module(name))
@@ -196,6 +198,7 @@ def test_bfloat16_kernels_need_onednn(monkeypatch, onednn, kernels, expected):
     assert backends.has_bfloat16_kernels() is expected
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="sets oneDNN's limit for x86")
 def test_avx2_has_no_bfloat16_kernels():
     code = "from restorer.inference import backends; print(backends.has_bfloat16_kernels())"
@@ -205,6 +208,7 @@ def test_avx2_has_no_bfloat16_kernels():
     assert completed.stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_openvino_sends_no_telemetry():
     """openvino_telemetry reports imports and conversions over the network; OpenVINO works without it."""
     code = (

@@ -29,7 +29,7 @@ def restore(height: int, width: int, image_format: str, channels: int, depth: in
 
 
 @pytest.mark.parametrize(
-    ("form", "channels", "depth"),
+    ("image_format", "channels", "depth"),
     [("png", 3, 8), ("png", 4, 8), ("png", 3, 16), ("jpeg", 3, 8), ("tiff", 3, 8)],
 )
 def test_peak_memory_is_little_more_than_the_result(image_format, channels, depth, monkeypatch):

@@ -377,6 +377,7 @@ def test_progress_bar_is_shown_only_on_a_terminal(server, model, tmp_path, monke
     assert pipe.getvalue() == ""
 
 
+@pytest.mark.slow
 def test_wrong_existing_file_is_renamed_to_bad(server, model, tmp_path):
     (tmp_path / "tiny.pth").write_bytes(WRONG)
     with pytest.raises(BadWeights) as caught:
@@ -414,6 +415,7 @@ def test_unwritable_folder_is_reported(inside, server, model, tmp_path):
     assert_has_instructions(caught.value, model, folder)
 
 
+@pytest.mark.slow
 def test_built_in_file_is_verified_and_never_downloaded(tmp_path, monkeypatch):
     model = registry.find(registry.BUILT_IN, tmp_path)
     assert download.ensure(model, tmp_path).path == registry.path(model, tmp_path)
@@ -539,6 +541,7 @@ def eight_fetch_from_a_flaky_server(folder: Path, seed: int) -> None:
     assert names(folder) <= {"tiny.pth", "tiny.pth.bad"} and sent[-1] in ("truncated", "whole", "wrong")
 
 
+@pytest.mark.slow
 def test_eight_processes_and_a_flaky_server_leave_one_good_file(tmp_path):
     eight_fetch_from_a_flaky_server(tmp_path, seed=8)
 

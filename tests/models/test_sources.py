@@ -179,6 +179,7 @@ print("unchanged")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu:torch", "cpu:openvino", "cpu:ncnn"])
 def test_overwriting_loaded_weights_does_not_change_results(device, tmp_path):
     save_network(tmp_path / "custom/mine.safetensors", seed=1, features=64, convs=16)
@@ -188,6 +189,7 @@ def test_overwriting_loaded_weights_does_not_change_results(device, tmp_path):
     assert (process.returncode, process.stdout) == (0, "unchanged\n"), process.stderr
 
 
+@pytest.mark.slow
 def test_models_can_be_listed_while_custom_files_change(tmp_path):
     folder, stop = tmp_path / "custom", threading.Event()
     folder.mkdir()

@@ -52,6 +52,7 @@ def test_no_mask_no_change(filler):
     assert np.array_equal(damage.fill(photo, np.zeros((65, 64), bool), filler), photo)
 
 
+@pytest.mark.slow
 def test_tiles_do_not_change_the_result(filler, detector):
     photo = image(100, 900)
     hole = np.zeros((100, 900), bool)

@@ -364,7 +364,7 @@ def check_resumed(tmp_path: Path, end) -> None:
     """Interrupt a server with `end` while two jobs are unfinished; the next process finishes them."""
     settings_in(tmp_path)
     rng = np.random.default_rng(5)
-    photos = [("small.png", png(photo_like(rng, 20, 20))), ("large.png", png(photo_like(rng, 700, 700)))]
+    photos = [("small.png", png(photo_like(rng, 20, 20))), ("large.png", png(photo_like(rng, 300, 300)))]
     with launched(tmp_path, PACED, MODEL="custom/slow", PACE="0.1") as (process, address):
         client = httpx.Client(base_url=address, timeout=60)
         first = posted(client, *photos, tile="64")
@@ -421,6 +421,7 @@ def test_shutdown_does_not_wait_for_a_long_tile(tmp_path):
     assert (record["state"], record["starts"]) == ("queued", 0)
 
 
+@pytest.mark.slow
 def test_second_server_for_a_folder_raises_os_error(client, tmp_path):
     with pytest.raises(OSError, match="used by another server"):
         server.asgi(settings_in(tmp_path))
