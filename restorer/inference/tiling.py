@@ -69,8 +69,11 @@ def tiles(height: int, width: int, *, tile: int, pad: int) -> list[Tile]:
     """Return windows of one shape, at most tile + 2 pad a side, whose cores cover the map exactly once.
 
     Every core has `pad` pixels of context on each side, or reaches the map's edge. Row by row, from the top.
+    On a map narrower than a tile they are longer and have the area of a square tile: PyTorch computes inputs
+    of up to 20,480 values by another algorithm, which rounds differently.
     """
-    rows, columns = _spans(height, tile, pad), _spans(width, tile, pad)
+    rows = _spans(height, max(tile, tile * tile // width), pad)
+    columns = _spans(width, max(tile, tile * tile // height), pad)
     return [
         Tile(Box(y0, x0, y1, x1), Box(top, left, bottom, right))
         for y0, y1, top, bottom in rows

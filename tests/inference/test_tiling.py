@@ -66,7 +66,7 @@ def test_one_row_less_context_leaves_a_seam():
         torch.testing.assert_close(out, whole(parts, first), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (132, 100), (300, 44), (36, 1000)])
+@pytest.mark.parametrize("size", [(64, 64), (132, 100), (300, 44), (36, 1000), (700, 3)])
 @pytest.mark.parametrize(("tile", "pad"), [(32, 8), (64, 24), (48, 0)])
 def test_tiles_cover_the_map_once_with_context(size, tile, pad):
     tiles = tiling.tiles(*size, tile=tile, pad=pad)
@@ -82,7 +82,10 @@ def test_tiles_cover_the_map_once_with_context(size, tile, pad):
             assert far - near >= pad or near == edge or far == limit
     assert (count == 1).all()
     assert len({window.shape for window, _ in tiles}) == 1
-    assert max(tiles[0].window.shape) <= tile + 2 * pad
+    height, width = tiles[0].window.shape
+    assert height * width <= (tile + 2 * pad) ** 2
+    assert min(size) < tile or max(height, width) <= tile + 2 * pad
+    assert height * width >= min(size[0] * size[1], tile * tile // 4), "PyTorch rounds small inputs otherwise"
 
 
 class Scripted:
