@@ -42,9 +42,9 @@ class Report:
         rows = []
         for timing in self.timings:
             row = _row(timing, name or self.device, timing.seconds, own_price, "measured")
-            row["cold"] = self.cold_starts.get(timing.model)
+            row["cold_start"] = self.cold_starts.get(timing.model)
             row["first"] = timing.first
-            row["quoted"] = timing.plan_seconds
+            row["planned"] = timing.plan_seconds
             rows.append(row)
             for price in prices.values():
                 if price.fp16_tflops and price.name != name:
@@ -58,7 +58,7 @@ class Report:
         dates = ", ".join(sorted({price.date for price in prices.values()}))
         lines = [f"On {self.device}{cores}. Prices of {dates}."]
         lines += [f"{model}: cold start {seconds:.1f} s" for model, seconds in self.cold_starts.items()]
-        table = [["photo", "device", "faces", "first s", "seconds", "$/image", "images/$", "quoted s", ""]]
+        table = [["photo", "device", "faces", "first s", "seconds", "$/image", "images/$", "planned s", ""]]
         for row in rows:
             measured = row["how"] == "measured"
             size = f"{row['width']} x {row['height']}, {row['kB']} kB, {row['model']}" if measured else ""
@@ -71,7 +71,7 @@ class Report:
                     _number(row["seconds"], "{:.3f}"),
                     _number(row["usd_per_image"], "{:.2g}"),
                     _number(row["images_per_usd"], "{:,.0f}"),
-                    _number(row["quoted"], "{:.2f}"),
+                    _number(row["planned"], "{:.2f}"),
                     str(row["how"]),
                 ]
             )
@@ -82,6 +82,12 @@ def _number(value: object, template: str) -> str:
     return "" if value is None else template.format(value)
 
 
+_COLUMNS = (
+    *("model", "width", "height", "kB", "faces", "device", "cold_start", "first", "planned", "codec"),
+    *("teraflop", "gigabytes", "seconds", "usd_per_second", "usd_per_image", "images_per_usd", "how"),
+)
+
+
 def _row(timing: Timing, device: str, seconds: float, price: float | None, how: str) -> dict[str, object]:
     return {
         "model": timing.model,
@@ -90,10 +96,10 @@ def _row(timing: Timing, device: str, seconds: float, price: float | None, how: 
         "kB": round(timing.bytes / 1000),
         "faces": timing.faces,
         "device": device,
-        "cold": None,
+        "cold_start": None,
         "first": None,
-        "quoted": None,
-        "elsewhere": timing.codec_seconds,
+        "planned": None,
+        "codec": timing.codec_seconds,
         "teraflop": timing.work.flops / 1e12,
         "gigabytes": timing.work.bytes / 1e9,
         "seconds": seconds,
@@ -177,7 +183,7 @@ def read_measured(file: Path) -> list[Row]:
     try:
         with file.open(newline="") as lines:
             rows = [row for row in csv.DictReader(lines) if row["how"] == "measured"]
-        return [{name: _value(name, text) for name, text in row.items()} for row in rows]
+        return [{name: _value(name, row[name]) for name in _COLUMNS} for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidOption(f"{file} is not a CSV file of `restorer cost`: {error}") from error
 

@@ -15,6 +15,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "cost.md").read_text()
 PRICES = pricing.prices()
 RUN = list(csv.DictReader((DOCS / "cost.csv").read_text().splitlines()))
+LARGE = "RealESRGAN_x4plus"
 # Inputs of the planning table: fastest and slowest seconds, dollars per second
 SECONDS = {
     ("A10G", "90 kB"): (2, 2),
@@ -90,17 +91,15 @@ def large_network_work() -> Work:
     return Work(float(flops) * 1e6, float(traffic))
 
 
+def entries(model: str, width: str) -> dict[str, dict[str, str]]:
+    """The run's rows of a model and size, by device."""
+    return {row["device"]: row for row in RUN if (row["model"], row["width"]) == (model, width)}
+
+
 def comparison_rows() -> Iterator[str]:
     for width, height, photo in ((720, 540, "90 kB"), (1254, 940, "276 kB")):
-        measured = next(
-            entry for entry in RUN if entry["width"] == str(width) and "general" in entry["model"]
-        )
         for gpu in THEN:
-            seconds = pricing.estimate_seconds(
-                large_network_work() * (width * height),
-                PRICES[gpu],
-                codec_seconds=float(measured["elsewhere"]),
-            )
+            seconds = float(entries(LARGE, str(width))[gpu]["seconds"])
             fast, slow = SECONDS[gpu, photo]
             yield row(
                 gpu,
@@ -126,7 +125,7 @@ def test_csv_rows_are_consistent():
         if entry["how"] == "estimated":
             work = Work(float(entry["teraflop"]) * 1e12, float(entry["gigabytes"]) * 1e9)
             assert seconds == pytest.approx(
-                pricing.estimate_seconds(work, price, codec_seconds=float(entry["elsewhere"]))
+                pricing.estimate_seconds(work, price, codec_seconds=float(entry["codec"]))
             )
         paid = float(entry["usd_per_second"])
         assert paid == pytest.approx(price.usd_per_second * (2 if entry["device"] == "CPU" else 1))
@@ -151,7 +150,9 @@ def test_stated_work_of_the_large_network_matches_the_count():
 
 def test_figures_in_the_text_match_the_run():
     assert f"{pricing._OF_PEAK * 100:.0f} % and {pricing._OF_BANDWIDTH * 100:.0f} % are taken" in PAGE
-    cold = [float(entry["cold"]) for entry in RUN if entry["how"] == "measured" and entry["width"] == "720"]
+    cold = [
+        float(entry["cold_start"]) for entry in RUN if entry["how"] == "measured" and entry["width"] == "720"
+    ]
     assert f"Cold starts: {cold[0]:.1f} s and {cold[1]:.1f} s." in PAGE
     assert [entry["kB"] for entry in RUN if entry["how"] == "measured"] == ["92", "280"] * 2
     for name, peak in (("A10G", 70), ("T4", 65)):
@@ -164,13 +165,11 @@ def test_figures_in_the_text_match_the_run():
 
 def test_scale_page_follows_from_the_cost_page():
     page = (DOCS / "scale.md").read_text()
-    measured = next(entry for entry in RUN if entry["width"] == "720" and "general" in entry["model"])
-    codec_seconds = float(measured["elsewhere"])
-    work = large_network_work() * (720 * 540)
+    rows = entries(LARGE, "720")
     expected = []
     for price in PRICES.values():
         if price.fp16_tflops:
-            seconds = pricing.estimate_seconds(work, price, codec_seconds=codec_seconds)
+            seconds = float(rows[price.name]["seconds"])
             expected.append(
                 row(
                     price.name,
@@ -180,8 +179,8 @@ def test_scale_page_follows_from_the_cost_page():
                     f"{1e6 * pricing.dollars(seconds, price.usd_per_second):,.0f}",
                 )
             )
-    t4 = pricing.estimate_seconds(work, PRICES["T4"], codec_seconds=codec_seconds)
-    cores = f"{codec_seconds:.3f} core seconds | {t4 / codec_seconds:.0f}"
+    t4, codec = float(rows["T4"]["seconds"]), float(rows["T4"]["codec"])
+    cores = f"{codec:.3f} core seconds | {t4 / codec:.0f}"
     expected += [
         f"| what | per photo of 720 x 540 | room for, with t = {t4:.2f} s on a T4 |",
         f"| processor: decode and encode | {cores} GPUs for each core |",
