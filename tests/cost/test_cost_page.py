@@ -157,7 +157,14 @@ def test_figures_in_the_text_match_the_run():
     assert [entry["kB"] for entry in RUN if entry["how"] == "measured"] == ["92", "280"] * 2
     for name, peak in (("A10G", 70), ("T4", 65)):
         assert PRICES[name].fp16_tflops == peak
-    assert 1.3 < NOW["A10G"] / NOW["T4"] * 65 / 70 < 1.8, "the T4 is cheaper by half"
+    for width in ("720", "1254"):
+        costs = {name: float(entries(LARGE, width)[name]["usd_per_image"]) for name in THEN}
+        assert costs["T4"] / costs["A10G"] == pytest.approx(0.75, abs=0.05), "a quarter less"
+    whole = large_network_work()
+    for entry in (entries(LARGE, width)["CPU"] for width in ("720", "1254")):
+        pixels = int(entry["width"]) * int(entry["height"])
+        assert float(entry["teraflop"]) * 1e12 / pixels == pytest.approx(1.08 * whole.flops, rel=0.005)
+        assert float(entry["gigabytes"]) * 1e9 / pixels == pytest.approx(1.23 * whole.bytes, rel=0.005)
 
 
 # docs/scale.md
