@@ -17,7 +17,6 @@ from fastapi import FastAPI, Request
 from gradio import events
 from gradio.context import LocalContext
 from gradio.data_classes import PredictBodyInternal
-from gradio.queueing import Event
 
 from ..errors import QueueFull
 from .worker import Worker
@@ -38,14 +37,8 @@ class GpuQueue:
 
     def attach(self, blocks: gr.Blocks, run_job: Callable[[str], Awaitable[None]]) -> gr.Blocks:
         """Enable the queue of `blocks`, with an event that calls run_job(job_id); return `blocks`."""
-
-        async def run(job_id: str) -> None:
-            event = self._current_event()
-            if event and event.session_hash == self._session:  # any client can call any event
-                await run_job(job_id)
-
         with blocks:
-            events.api(run, api_name="run_job", api_visibility="private", **GPU)
+            events.api(run_job, api_name="run_job", api_visibility="private", **GPU)
         # Events that do not compute are not limited; without a max_size, Gradio allows one event on ZeroGPU.
         # api_open would let programs bypass the queue
         blocks.queue(max_size=sys.maxsize, default_concurrency_limit=8, api_open=False)
@@ -120,7 +113,7 @@ class GpuQueue:
 
         Gradio closes generators then, but lets other functions run to their end.
         """
-        event = self._current_event()
+        event = self._queue.event_ids_to_events.get(LocalContext.event_id.get(None) or "")
         return event is not None and not event.alive
 
     def uploads(self) -> Iterator[str]:
@@ -131,10 +124,6 @@ class GpuQueue:
                 for file in value if isinstance(value, list) else [value]:
                     if isinstance(file, dict) and isinstance(file.get("path"), str):
                         yield file["path"]
-
-    def _current_event(self) -> Event | None:
-        event_id = LocalContext.event_id.get(None)
-        return self._queue.event_ids_to_events.get(event_id) if event_id else None
 
     async def _push_unless_full(
         self, body: PredictBodyInternal, request: Request, username: str | None
