@@ -422,7 +422,12 @@ def _build_batch_tab(page: RestoreTab, options: list[Any]) -> None:
             slider = _slider("Before and after", "slider-all", visible=False)
             download = gr.DownloadButton("Download this one", visible=False, elem_id="download-one")
     run = start.click(batch_tab.lock_controls, None, [start, stop, archive, upload], **_QUIET).then(
-        tab.restore_all, [upload, *options], [table, done], show_progress="hidden", **_COMPUTE
+        tab.restore_all,
+        [upload, *options],
+        [table, done],
+        show_progress="minimal",  # the position in the queue
+        show_progress_on=table,
+        **_COMPUTE,
     )
     buttons = [start, stop, archive]
     # runs also after Stop and if the queue was full
