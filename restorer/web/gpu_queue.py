@@ -92,7 +92,7 @@ class GpuQueue:
         body = PredictBodyInternal(
             data=[job_id], fn_index=self._job_event, session_hash=self._session, request=request
         )
-        self._discard_messages()
+        self._keep_messages()
         _, event_id, _ = await self._push(body=body, request=request, username=None)
         self._queue.pending_event_ids_session[self._session].clear()  # filled for a stream that nobody reads
         return str(event_id)
@@ -135,12 +135,19 @@ class GpuQueue:
                 self.check()
             except QueueFull as error:
                 return False, str(error), "queue_full"
-        self._discard_messages()
+        self._keep_messages()
         return await self._push(body=body, request=request, username=username)
 
-    def _discard_messages(self) -> None:
-        """Discard messages to REST jobs. Called at every push, as Gradio drops the oldest sessions."""
-        self._queue.pending_messages_per_session[self._session] = _NoMessages()  # type: ignore[assignment]
+    def _keep_messages(self) -> None:
+        """Keep the messages to clients of unfinished events, and discard those to REST jobs.
+
+        Gradio drops those of the oldest of 2,000 sessions at a push, and its queue stops if they are missing.
+        """
+        messages = self._queue.pending_messages_per_session
+        messages[self._session] = _NoMessages()  # type: ignore[assignment]
+        for event in self._queue.event_ids_to_events.values():
+            if event.session_hash in messages:
+                messages.move_to_end(event.session_hash)
 
 
 class _NoMessages:

@@ -440,6 +440,24 @@ def test_uploads_do_not_expire_while_they_wait(serve, device):
     assert sorted(served.server.queue.uploads()) == sorted(map(str, paths))
 
 
+def test_clients_that_wait_survive_many_other_sessions(serve, device):
+    """Gradio drops the messages of the oldest sessions, here of all but six, even while their events wait."""
+    served, sessions = serve(), [uuid.uuid4().hex, uuid.uuid4().hex]
+    served.server.blocks._queue.pending_messages_per_session.max_size = 6
+    for session in sessions:
+        assert served.join("restore", served.upload(10), session).status_code == 200
+    job = served.post(11)["job_id"]
+    wait_until(lambda: device.started == [10])
+    for _ in range(12):
+        assert served.output("models", None)
+    assert served.post(12)["queue_position"] == 3
+    device.released.set()
+    assert ended(served.client, job)["status"] == "completed"
+    for session in sessions:
+        text = served.client.get(f"/gradio_api/queue/data?session_hash={session}").text
+        assert '"success":true' in text
+
+
 def test_messages_to_rest_jobs_are_not_stored(serve, device):
     """Nobody reads the event stream of REST jobs."""
     served = serve()

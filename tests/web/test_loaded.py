@@ -137,6 +137,8 @@ class Scripted:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save_network(folder / "weights/custom/quick.safetensors", seed=1)
         monkeypatch.setattr(routes, "_RETRY_SECONDS", 0.01)
+        monkeypatch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "1")  # as app.py does
+        monkeypatch.setenv("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
         settings = Settings(
             upload_folder=folder / "uploads", processed_folder=folder / "processed", min_free_disk_mb=0
         )
