@@ -294,7 +294,7 @@ def test_gradio_client_reports_a_full_queue(serve):
     client = Client(served.address, verbose=False)
     (served.folder / "photo.png").write_bytes(photo(10))
     with pytest.raises(QueueError, match="full"):
-        client.predict(handle_file(served.folder / "photo.png"), api_name="/enhance")
+        client.submit(handle_file(served.folder / "photo.png"), api_name="/enhance").result(timeout=120)
     assert [served.client.delete(f"/jobs/{job}").status_code for job in jobs] == [200, 200]
 
 

@@ -172,8 +172,12 @@ def test_next_task_waits_for_the_step_of_a_stopped_one():
 def test_closed_worker_starts_no_task():
     worker, started = Worker(), []
     worker.close(seconds=0)
+
+    async def run():
+        await asyncio.wait_for(anext(worker.steps(started.append)), 120)
+
     with pytest.raises(Cancelled):
-        collect(worker.steps(started.append))
+        asyncio.run(run())
     assert started == []
 
 
