@@ -13,6 +13,7 @@ from gradio import FileData, events
 from ..options import FORMATS
 from ..result import Result
 from . import previews
+from .gpu_queue import GPU
 from .service import Service, receipt
 from .worker import Step
 
@@ -44,7 +45,6 @@ _MODELS = "List all models: name, kind, description, licence, bytes, and whether
 def add_endpoints(service: Service) -> None:
     """Add the endpoints to the current Blocks."""
     defaults = {"long_side": 0, **vars(service.restorer.options)}
-    unlimited: dict[str, Any] = {"concurrency_limit": None}  # these wait in the worker's queue
 
     def add(
         run: Callable,
@@ -76,8 +76,8 @@ def add_endpoints(service: Service) -> None:
     enhance_returns = tuple[FileData, tuple[FileData, FileData], dict]
     batch_returns = tuple[list[FileData], list[dict]]
     enhance, batch, quote, models = NAMES
-    add(_enhance, enhance, photo, _OPTION_TYPES, enhance_returns, api_description=_ENHANCE, **unlimited)
-    add(_batch, batch, photos, _OPTION_TYPES, batch_returns, api_description=_BATCH, **unlimited)
+    add(_enhance, enhance, photo, _OPTION_TYPES, enhance_returns, api_description=_ENHANCE, **GPU)
+    add(_batch, batch, photos, _OPTION_TYPES, batch_returns, api_description=_BATCH, **GPU)
     add(_quote, quote, photo, _QUOTE_OPTIONS, dict, api_description=_QUOTE)
     add(_models, models, {}, (), list[dict], api_description=_MODELS)
 
@@ -93,18 +93,18 @@ async def _batch(service: Service, photos: object, values: dict) -> tuple:
     if not isinstance(photos, list) or not photos:
         raise gr.Error("photos must be a list of files", print_exception=False)
     for number, photo in enumerate(photos, 1):
-        pending, prefix = photos[number:], f"photo {number} of {len(photos)}, "
 
-        def report(step: Step, pending: list = pending, prefix: str = prefix) -> None:
+        def report(step: Step, prefix: str = f"photo {number} of {len(photos)}, ") -> None:
             _report(service, progress, prefix, step)
-            paths = (photo["path"] for photo in pending if isinstance(photo, dict) and "path" in photo)
-            service.touch(*map(str, paths), *(file["path"] for file in files))
+            service.touch(*(file["path"] for file in files))
 
         try:
             result, result_files = await _restore(service, photo, values, report)
             files.append(_file_data(result_files.file))
             receipts.append(receipt(result))
         except gr.Error as error:
+            if service.queue.client_left():
+                raise
             receipts.append({"error": error.message})
     return files, receipts
 
@@ -122,21 +122,14 @@ async def _models(service: Service, _values: dict) -> list:
 async def _restore(
     service: Service, photo: object, values: dict, report: Callable[[Step], None]
 ) -> tuple[Result, previews.ResultFiles]:
-    """Restore an upload in the worker's queue. Raises gr.Error with a message for the user."""
+    """Restore an upload. Raises gr.Error with a message for the user."""
     path = _path(photo)
     with service.user_errors():
-        async for step in service.worker.steps(partial(service.restore_upload, path, values)):
-            if not isinstance(step, Step):
-                return step
-            service.touch(path)
-            report(step)
-    raise AssertionError("the worker returned no result")
+        return await service.run(partial(service.restore_upload, path, values), report)
 
 
 def _report(service: Service, progress: gr.Progress, prefix: str, step: Step) -> None:
-    if step.position:
-        progress(None, desc=f"{prefix}position {step.position} in the queue")
-    elif step.total:
+    if step.total:
         progress((step.done, step.total), desc=f"{prefix}restoring", unit="tiles")
     elif downloading := service.restorer.downloading:
         name, done, total = downloading

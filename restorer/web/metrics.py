@@ -19,6 +19,7 @@ from prometheus_client import (
 
 from ..errors import Cancelled
 from ..result import Result
+from .gpu_queue import GpuQueue
 from .worker import Worker
 
 _LOG = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Metrics:
     free  returns the free bytes of the disk with the results
     """
 
-    def __init__(self, worker: Worker, free: Callable[[], int]) -> None:
+    def __init__(self, worker: Worker, queue: GpuQueue, free: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
         self._photos = Counter("restorer_photos", "Photos by final state", ["state"], registry=registry)
         self._seconds = Histogram(
@@ -48,7 +49,7 @@ class Metrics:
         )
         self._jobs = Gauge("restorer_jobs", "REST jobs on disk by state", ["state"], registry=registry)
         for name, text, function in (
-            ("restorer_queue_length", "Tasks waiting or running", lambda: worker.queue_length),
+            ("restorer_queue_length", "Tasks waiting or running", lambda: queue.length),
             ("restorer_disk_free_bytes", "Free bytes of the disk with the results", free),
             (
                 "restorer_worker_silent_seconds",

@@ -32,7 +32,8 @@ from ..images import sandbox
 from ..options import PRESETS
 from ..pipeline import Restorer
 from . import auth, client_api, metrics, middleware
-from .cleanup import CacheCleaner
+from .cleanup import sweep
+from .gpu_queue import GpuQueue
 from .previews import CACHED
 from .rest import forms, openapi, routes
 from .rest.jobs import Jobs
@@ -55,7 +56,8 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         for folder in (settings.jobs_folder, settings.processed_folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self.settings, self.worker = settings, Worker(settings.max_queue, settings.watchdog_timeout)
+        self.settings, self.worker = settings, Worker(settings.watchdog_timeout)
+        self.queue = GpuQueue(self.worker, settings.max_queue)
         self.restorer = _restorer_class()(
             weights=settings.restorer_weights or None,
             device=settings.device or None,
@@ -65,7 +67,8 @@ class Server:
             model=settings.model,
         )
         free = partial(metrics.free_bytes, settings.processed_folder)
-        service = Service(settings, self.restorer, self.worker, metrics.Metrics(self.worker, free))
+        exported = metrics.Metrics(self.worker, self.queue, free)
+        self.service = Service(settings, self.restorer, self.worker, self.queue, exported)
         self._lock = filelock.FileLock(settings.jobs_folder / ".lock", thread_local=False)
         try:
             self._lock.acquire(timeout=_LOCK_TIMEOUT)  # a killed server may still be writing to the disk
@@ -74,15 +77,7 @@ class Server:
                 f"{settings.upload_folder} is used by another server; set UPLOAD_FOLDER and PROCESSED_FOLDER"
             ) from error
         self.jobs = Jobs(settings.jobs_folder, settings.processed_folder)
-        self.rest = routes.RestApi(service, self.jobs)
-        self.cleaner = CacheCleaner(
-            settings.upload_folder,
-            settings.jobs_folder,
-            settings.processed_folder,
-            settings.processed_folder / CACHED,
-            in_use=self.jobs.is_unfinished,
-            max_age=settings.retention_seconds,
-        )
+        self.rest = routes.RestApi(self.service, self.jobs)
         # serve results in place instead of copying them
         gr.set_static_paths([settings.processed_folder, *restore_tab.SAMPLES])
         processing_utils.async_ssrf_protected_download = middleware.refuse_download
@@ -90,8 +85,7 @@ class Server:
         gradio_routes.CustomCORSMiddleware = partial(  # type: ignore[misc]  # pyright: ignore[reportPrivateImportUsage]
             middleware.SameOriginMiddleware, proxies=settings.forwarded_allow_ips
         )
-        # the worker's queue is the one before the device; api_open would let programs bypass Gradio's
-        self.blocks = layout.build(service).queue(max_size=None, default_concurrency_limit=8, api_open=False)
+        self.blocks = self.queue.attach(layout.build(self.service), self.rest.run)
 
     def options(self) -> dict[str, Any]:
         """Return the options of Blocks.launch() and gr.mount_gradio_app()."""
@@ -123,7 +117,7 @@ class Server:
                         is_own_route=partial(_matches_any, own_routes),
                         endpoints=client_api.NAMES,
                     ),
-                    Middleware(forms.QueueFullMiddleware, worker=self.worker),
+                    Middleware(forms.QueueFullMiddleware, queue=self.queue),
                 ],
                 "exception_handlers": {
                     forms.Refusal: _handle_refusal,
@@ -144,8 +138,9 @@ class Server:
         return gr.mount_gradio_app(app, self.blocks, path="/", **self.options())
 
     @asynccontextmanager
-    async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
-        self.rest.resume()
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        self.queue.set_app(app)
+        await self.rest.resume()
         tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._watch())]
         warm_up = threading.Timer(_WARM_UP_DELAY, _warm_up, [self.restorer])
         warm_up.daemon = True
@@ -161,21 +156,32 @@ class Server:
             await asyncio.to_thread(warm_up.join, _SHUTDOWN_TIMEOUT)
 
     async def _sweep(self) -> None:
+        settings = self.settings
+        folders = [
+            settings.upload_folder,
+            settings.jobs_folder,
+            settings.processed_folder,
+            settings.processed_folder / CACHED,
+        ]
         while True:
             try:
-                deleted = await asyncio.to_thread(self.cleaner.sweep)
+                deleted = await asyncio.to_thread(
+                    sweep, folders, in_use=self.jobs.is_unfinished, max_age=settings.retention_seconds
+                )
                 self.jobs.forget_deleted()
             except Exception:  # noqa: BLE001  the next sweep must run
                 logging.getLogger(__name__).exception("cleanup failed")
             else:
                 if deleted:
                     logging.getLogger(__name__).info("deleted %d expired folders", len(deleted))
-            await asyncio.sleep(self.settings.cleanup_interval)
+            await asyncio.sleep(settings.cleanup_interval)
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(1)
             self.worker.watch()
+            # uploads do not expire while they wait
+            await asyncio.to_thread(self.service.touch, *self.queue.uploads())
 
     def close(self) -> None:
         """Refuse new jobs, stop the running one and requeue it for the next process."""

@@ -1,17 +1,18 @@
-"""What page, gradio_client and REST API share: one restorer, one queue, metrics, and checks of requests."""
+"""What page, gradio_client and REST API share: one restorer, queue, worker, metrics, and checks."""
 
 import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import gradio as gr
 
 from .. import atomic
 from ..cost import pricing
-from ..errors import DiskFull, InvalidOption, RestoreError, UnsupportedImage, WeightsUnavailable
+from ..errors import Cancelled, DiskFull, InvalidOption, RestoreError, UnsupportedImage, WeightsUnavailable
 from ..images import photo
 from ..images.photo import Photo
 from ..models import registry, sources
@@ -21,10 +22,12 @@ from ..pipeline import Plan, Restorer
 from ..progress import Progress
 from ..result import Result
 from . import previews
+from .gpu_queue import GpuQueue
 from .metrics import Metrics, free_bytes
 from .settings import Settings
-from .worker import Worker
+from .worker import Step, Worker
 
+T = TypeVar("T")
 _MAX_LONG_SIDE = 100_000  # pixels; more than any format and limit allows
 _MAX_TILE = 1024  # pixels; a larger tile would let a client choose how much memory the network takes
 FULL = "the server's disk is full; try again later"
@@ -34,8 +37,25 @@ _UNEXPECTED = "unexpected error; see the server log"
 class Service:
     """The state of a server that outlives a request."""
 
-    def __init__(self, settings: Settings, restorer: Restorer, worker: Worker, metrics: Metrics) -> None:
-        self.settings, self.restorer, self.worker, self.metrics = settings, restorer, worker, metrics
+    def __init__(
+        self, settings: Settings, restorer: Restorer, worker: Worker, queue: GpuQueue, metrics: Metrics
+    ) -> None:
+        self.settings, self.restorer, self.metrics = settings, restorer, metrics
+        self.worker, self.queue = worker, queue
+
+    async def run(self, task: Callable[[Progress], T], report: Callable[[Step], None]) -> T:
+        """Run `task(progress)` in the worker, calling `report` twice a second, and return its result.
+
+        Call this in an event of the queue. If its client leaves, the task stops and Cancelled is raised.
+        """
+        async with aclosing(self.worker.steps(task)) as steps:
+            async for step in steps:
+                if not isinstance(step, Step):
+                    return step
+                if self.queue.client_left():
+                    raise Cancelled("the client has left")
+                report(step)
+        raise AssertionError("the worker returned no result")
 
     def restore_to_file(
         self, data: bytes, values: dict[str, object], progress: Progress, *, name: str, folder: Path

@@ -79,6 +79,8 @@ def prepare_gradio(settings: Settings) -> None:
     """Set the environment variables that Gradio reads at import; call this before importing it."""
     os.environ["GRADIO_TEMP_DIR"] = str(settings.upload_folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"  # of /monitoring, which is disabled
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)  # else a table of them is built at each event
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn's; web/middleware.py handles proxies
 

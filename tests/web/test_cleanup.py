@@ -1,21 +1,15 @@
-"""Entries age by a monotonic clock; foreign names and entries in use stay."""
+"""Entries expire by modification time; foreign names and entries in use stay."""
 
 import os
 import time
 import uuid
+from types import SimpleNamespace
 
 import pytest
 
-from restorer.web.cleanup import CacheCleaner
+from restorer.web import cleanup
 
 HOUR = 3600
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -24,80 +18,58 @@ def folder(tmp_path):
     return tmp_path / "swept"
 
 
-def add_entry(folder, name=None, *, age=0.0):
+@pytest.fixture
+def advance(monkeypatch):
+    """Advance the clock of the cleanup: ctime, which counts too, cannot be set."""
+    seconds = 0.0
+    monkeypatch.setattr(cleanup, "time", SimpleNamespace(time=lambda: time.time() + seconds))
+
+    def advance(by):
+        nonlocal seconds
+        seconds += by
+
+    return advance
+
+
+def add_entry(folder, name=None):
     entry = folder / (name or uuid.uuid4().hex)
     entry.mkdir()
     (entry / "a.png").write_bytes(b"bytes")
-    for path in (entry / "a.png", entry):
-        os.utime(path, (time.time() - age,) * 2)
     return entry
 
 
-def cleaner_of(folder, clock, *, in_use=lambda name: False):
-    return CacheCleaner(folder, in_use=in_use, max_age=HOUR, clock=clock)
+def swept(*folders, in_use=lambda name: False):
+    return cleanup.sweep(folders, in_use=in_use, max_age=HOUR)
 
 
-def test_expired_entry_is_deleted_and_changed_one_stays(folder):
-    clock = Clock()
-    cleaner = cleaner_of(folder, clock)
-    cleaner.sweep()
-    old, touched = add_entry(folder), add_entry(folder)
-    clock.now += 1
-    assert cleaner.sweep() == []
-    clock.now += HOUR - 2
-    (touched / "a.png").write_bytes(b"new")
-    assert cleaner.sweep() == []
-    clock.now += 2
-    assert cleaner.sweep() == [old] and touched.exists()
-    clock.now += HOUR
-    assert cleaner.sweep() == [touched] and not any(folder.iterdir())
+def test_expired_entry_is_deleted_and_changed_one_stays(folder, tmp_path, advance):
+    (tmp_path / "other").mkdir()
+    folders = folder, tmp_path / "other", tmp_path / "missing"
+    old, touched, other = add_entry(folder), add_entry(folder), add_entry(tmp_path / "other")
+    advance(HOUR / 2)
+    assert swept(*folders) == []
+    os.utime(touched / "a.png", (time.time() + HOUR / 2,) * 2)
+    advance(HOUR / 2 + 1)
+    assert swept(*folders) == [old, other] and touched.exists()
+    advance(HOUR)
+    assert swept(*folders) == [touched] and not any(folder.iterdir())
 
 
-@pytest.mark.parametrize("day", [86_400, -86_400])
-def test_setting_the_system_clock_deletes_nothing_early_or_late(folder, monkeypatch, day):
-    clock, real_time = Clock(), time.time
-    cleaner = cleaner_of(folder, clock)
-    cleaner.sweep()
-    before = add_entry(folder)
-    clock.now += 1
-    cleaner.sweep()
-    monkeypatch.setattr(time, "time", lambda: real_time() + day)
-    after = add_entry(folder, age=0)
-    clock.now += HOUR - 2
-    assert cleaner.sweep() == [] and before.exists() and after.exists()
-    clock.now += 2
-    deleted = cleaner.sweep()
-    clock.now += HOUR
-    assert sorted(deleted + cleaner.sweep()) == sorted([before, after])
-
-
-def test_entries_of_an_earlier_process_expire_by_their_own_age(folder, monkeypatch):
-    clock, real_time = Clock(), time.time
+def test_copy_with_an_old_modification_time_stays(folder):
     entry = add_entry(folder)
-    monkeypatch.setattr(time, "time", lambda: real_time() + HOUR - 10)
-    cleaner = cleaner_of(folder, clock)
-    assert cleaner.sweep() == []
-    clock.now += 11
-    assert cleaner.sweep() == [entry]
+    for path in (entry / "a.png", entry):
+        os.utime(path, (time.time() - 9 * HOUR,) * 2)
+    assert swept(folder) == [] and entry.exists()
 
 
-def test_entry_in_use_stays_and_ages_from_its_release(folder):
-    clock, in_use = Clock(), set()
-    cleaner = cleaner_of(folder, clock, in_use=lambda name: name in in_use)
+def test_entry_in_use_stays(folder, advance):
     entry = add_entry(folder)
-    in_use.add(entry.name)
-    for _ in range(5):
-        clock.now += HOUR
-        assert cleaner.sweep() == []
-    in_use.clear()
-    clock.now += HOUR - 1
-    assert cleaner.sweep() == []
-    clock.now += 1
-    assert cleaner.sweep() == [entry]
+    advance(9 * HOUR)
+    assert swept(folder, in_use=lambda name: name == entry.name) == []
+    assert swept(folder) == [entry]
 
 
-def test_foreign_names_stay_and_links_are_not_followed(folder, tmp_path):
-    clock = Clock()
+def test_foreign_names_stay_and_links_are_not_followed(folder, tmp_path, advance):
     foreign = [add_entry(folder, name) for name in ("pictures", "a" * 31, "A" * 32, ".hidden")]
     (folder / "letter.txt").write_text("mine")
     outside = add_entry(tmp_path, "outside")
@@ -105,22 +77,17 @@ def test_foreign_names_stay_and_links_are_not_followed(folder, tmp_path):
     with_link = add_entry(folder, "c" * 32)
     (with_link / "link").symlink_to(outside, target_is_directory=True)
     own = [add_entry(folder, name) for name in ("d" * 64, "e" * 32 + ".part", "tmpab_cd12x")]
-    cleaner = cleaner_of(folder, clock)
-    cleaner.sweep()
-    clock.now += 2 * HOUR
-    assert set(cleaner.sweep()) == {folder / ("b" * 32), with_link, *own}
+    advance(2 * HOUR)
+    assert set(swept(folder)) == {folder / ("b" * 32), with_link, *own}
     assert all((entry / "a.png").exists() for entry in (*foreign, outside))
     assert (folder / "letter.txt").exists()
 
 
-def test_open_download_survives_deletion(folder):
-    clock = Clock()
+def test_open_download_survives_deletion(folder, advance):
     entry = add_entry(folder)
     (entry / "a.png").write_bytes(b"x" * 1_000_000)
-    cleaner = cleaner_of(folder, clock)
-    cleaner.sweep()
-    clock.now += 2 * HOUR
+    advance(2 * HOUR)
     with (entry / "a.png").open("rb") as file:
         first = file.read(10)
-        cleaner.sweep()
+        assert swept(folder) == [entry]
         assert len(first + file.read()) == 1_000_000

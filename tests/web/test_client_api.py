@@ -7,11 +7,12 @@ import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, exceptions, handle_file
+from gradio_client.utils import Status
 from PIL import Image
 
 from restorer import Options, Restorer
 from restorer.models import registry
-from tests.conftest import photo_like, png, save_network, save_quick_and_slow
+from tests.conftest import photo_like, png, save_network, save_quick_and_slow, wait_until
 from tests.web.test_page import PACED, served
 
 pytestmark = pytest.mark.slow
@@ -133,23 +134,20 @@ def test_too_large_uploads_and_bodies_get_413(address):
     assert (answer.status_code, "limit" in answer.json()) == (413, True)
 
 
-def test_job_reports_position_and_progress_and_can_be_cancelled(address, photo):
+def test_job_reports_rank_and_progress_and_can_be_cancelled(address, photo):
     slow = {"model": "custom/slow", "face_enhance": False, "api_name": "/enhance"}
     path = photo("large.png", 600, 600)
     first, second = (Client(address, verbose=False) for _ in range(2))
     one = first.submit(handle_file(path), **slow)
     await_progress(one, r"restoring")
     two = second.submit(handle_file(path), **slow)
-    await_progress(two, r"position 1 in the queue")
+    wait_until(lambda: two.status().code is Status.IN_QUEUE and two.status().rank == 0)
     units = one.status().progress_data
     assert units and units[0].length and units[0].length > 1
     one.cancel()
     await_progress(two, r"restoring")
     two.cancel()
-    deadline = time.monotonic() + 120
-    while httpx.get(f"{address}/ready").json()["queue_length"] and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert httpx.get(f"{address}/ready").json()["queue_length"] == 0
+    wait_until(lambda: httpx.get(f"{address}/ready").json()["queue_length"] == 0)
 
 
 def await_progress(job, pattern: str, seconds: float = 180) -> None:

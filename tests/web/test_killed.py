@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from restorer.web.cleanup import CacheCleaner
+from restorer.web.cleanup import sweep
 from tests.conftest import files_below, photo_like, png, save_network
 from tests.crashing import Served, Servers
 
@@ -55,7 +55,7 @@ def left(folder: Path) -> list[Path]:
     """What remains after everything has expired."""
     uploads, processed = folder / "uploads", folder / "processed"
     swept = (uploads, uploads / "jobs", processed, processed / "kept")
-    CacheCleaner(*swept, in_use=lambda name: name == "jobs", max_age=0).sweep()
+    sweep(swept, in_use=lambda name: name == "jobs", max_age=0)
     return [
         path
         for root in (uploads, processed)

@@ -10,14 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import numpy as np
 import psutil
 import pytest
+from starlette.requests import Request
 
 from restorer import Restorer
 from restorer.errors import InvalidOutput, OutOfMemory, UnsupportedImage
 from restorer.web import metrics, middleware
-from restorer.web.cleanup import CacheCleaner
+from restorer.web.cleanup import sweep
+from restorer.web.gpu_queue import GpuQueue
 from restorer.web.rest import jobs, routes
 from restorer.web.rest.jobs import Jobs
 from restorer.web.service import Service
@@ -134,6 +137,8 @@ class Scripted:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save_network(folder / "weights/custom/quick.safetensors", seed=1)
         monkeypatch.setattr(routes, "_RETRY_SECONDS", 0.01)
+        monkeypatch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "1")  # as app.py does
+        monkeypatch.setenv("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
         settings = Settings(
             upload_folder=folder / "uploads", processed_folder=folder / "processed", min_free_disk_mb=0
         )
@@ -142,15 +147,11 @@ class Scripted:
         pixels = photo_like(np.random.default_rng(0), 4, 4)
         self.result = restorer.restore(png(pixels), face_enhance="off")
         restorer.restore = self.restore  # type: ignore[method-assign]
-        self.worker = Worker(100)
-        service_metrics = metrics.Metrics(self.worker, lambda: 0)
+        self.queue = GpuQueue(worker := Worker(), 100)
+        exported = metrics.Metrics(worker, self.queue, lambda: 0)
         self.jobs = Jobs(settings.jobs_folder, settings.processed_folder)
-        self.rest = routes.RestApi(Service(settings, restorer, self.worker, service_metrics), self.jobs)
-        folders = (settings.upload_folder, settings.jobs_folder, settings.processed_folder)
-        is_unfinished = self.jobs.is_unfinished
-        self.cleaner = CacheCleaner(
-            *folders, in_use=lambda name: name == "jobs" or is_unfinished(name), max_age=0
-        )
+        self.rest = routes.RestApi(Service(settings, restorer, worker, self.queue, exported), self.jobs)
+        self.folders = settings.upload_folder, settings.jobs_folder, settings.processed_folder
         self.folder, self.unwritable, write_atomic = folder, set(), jobs.write_atomic
 
         def write(path: Path, data: bytes) -> None:
@@ -169,19 +170,28 @@ class Scripted:
             raise error(errno.ENOSPC, "disk full") if error is OSError else error("scripted")
         job = self.batch_jobs[number]
         if kind == CANCELLED_RUNNING:
-            assert self.jobs.end(job, "cancelled")
-            task = self.rest._queued[job.id].task
-            task.get_loop().call_soon_threadsafe(task.cancel)
+            asyncio.run_coroutine_threadsafe(self._cancel(job), self.loop).result()
         progress(1, 2)
         if kind == RECORD_UNWRITABLE:
             self.unwritable.add(job.id)
         return replace(self.result, data=hashlib.sha256(data).digest() * 10)
 
+    async def _cancel(self, job: jobs.Job) -> None:
+        answer = await self.rest.delete(Request({"type": "http", "path_params": {"job_id": job.id}}))
+        assert json.loads(answer.body)["status"] == "cancelled"
+
+    def start(self) -> None:
+        """Start the queue in the running event loop."""
+        self.loop = asyncio.get_running_loop()
+        blocks = self.queue.attach(gr.Blocks(), self.rest.run)
+        self.queue.set_app(blocks.app)
+        blocks.run_startup_events()
+
     async def batch(self, numbers: range) -> Counter[str]:
         """Run jobs, a tenth of them with a fault, and count their final states."""
         self.batch_jobs, kinds = {}, {}
         for number in numbers:
-            while self.worker.queue_length > 50:
+            while self.queue.length > 50:
                 await asyncio.sleep(0.001)
             kind = kinds[number] = number // 10 % KINDS if number % 10 == 0 else NO_FAULT
             path = self.folder / "in"
@@ -189,16 +199,15 @@ class Scripted:
             job = self.batch_jobs[number] = self.jobs.add([(f"{number}.png", path)], {})
             if kind == INPUT_DELETED:
                 (self.jobs.uploads / job.id / "0").unlink()
-            self.rest._start(job, self.worker.join())
+            await self.rest._submit(job)
             if kind == CANCELLED_WAITING:
-                assert self.jobs.end(job, "cancelled")
-                self.rest._queued[job.id].task.cancel()
-        while self.rest._queued or self.worker.queue_length:
+                await self._cancel(job)
+        while self.rest._queued or self.queue.length:
             await asyncio.sleep(0.001)
         states = Counter(self._check(number, kinds[number]) for number in numbers)
         for number in numbers[::2]:
             self.jobs.delete(self.batch_jobs[number])
-        self.cleaner.sweep()
+        sweep(self.folders, in_use=lambda name: name == "jobs" or self.jobs.is_unfinished(name), max_age=0)
         self.jobs.forget_deleted()
         return states
 
@@ -229,10 +238,15 @@ def many(
 ) -> tuple[Counter[str], list[float]]:
     """Run jobs in batches; return their final states, and the memory in MB after each batch."""
     scripted, states, memory = Scripted(folder, monkeypatch), Counter(), []
-    for first in range(0, count, batch):
-        states += asyncio.run(scripted.batch(range(first, first + batch)))
-        gc.collect()
-        memory.append(psutil.Process().memory_info().rss / 2**20)
+
+    async def run() -> None:
+        scripted.start()
+        for first in range(0, count, batch):
+            states.update(await scripted.batch(range(first, first + batch)))
+            gc.collect()
+            memory.append(psutil.Process().memory_info().rss / 2**20)
+
+    asyncio.run(run())
     assert states.total() == count and not scripted.jobs._jobs
     assert [path.name for path in scripted.left()] == ["jobs"]
     return states, memory

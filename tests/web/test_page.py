@@ -540,6 +540,32 @@ def test_two_pages_get_their_own_results(browser, address, rng):
             assert (file, Image.open(io.BytesIO(data)).size) == (name, size)
 
 
+def test_waiting_pages_show_their_position_and_leave_the_queue(browser, address, rng):
+    with watched(browser, address) as two, watched(browser, address) as many:
+        one = new_page(browser)
+        one.goto(address)
+        choose(one, photo_like(rng, 900, 1100))
+        expect(one.locator("#summary")).to_contain_text("4400 × 3600")
+        choose_model(one, "custom/slow")
+        one.click("#start")
+        expect(one.locator("#before")).to_contain_text("Step ")
+        choose(two, photo_like(rng, 30, 40))
+        expect(two.locator("#summary")).to_contain_text("160 × 120")
+        two.click("#start")
+        expect(two.locator("#before")).to_contain_text("queue: 1/1")
+        many.get_by_role("tab", name="Many photos").click()
+        files = [{"name": "a.png", "mimeType": "image/png", "buffer": png(photo_like(rng, 20, 20))}]
+        many.set_input_files("#uploads input[type=file]", files)
+        many.click("#start-all")
+        expect(many.locator("#table")).to_contain_text("queue: 2/2")
+        assert httpx.get(f"{address}/ready").json()["queue_length"] == 3
+        two.click("#stop")
+        expect(two.locator("#start")).to_be_visible()
+        assert httpx.get(f"{address}/ready").json()["queue_length"] == 2
+        one.close()  # stops its photo, which has far to go
+        expect(many.locator("#table")).to_contain_text("done: 80 × 80")
+
+
 def test_page_fits_phone(browser, address):
     with watched(browser, address, viewport={"width": 375, "height": 700}) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 375

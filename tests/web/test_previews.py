@@ -1,3 +1,4 @@
+import asyncio
 import uuid
 import zipfile
 
@@ -9,17 +10,18 @@ from PIL import Image
 from restorer import Options, Restorer, Result, UnsupportedImage
 from restorer.images.photo import Meta, Photo
 from restorer.web import previews, settings
+from restorer.web.gpu_queue import GpuQueue
 from restorer.web.metrics import Metrics
 from restorer.web.service import Service
 from restorer.web.ui import batch_tab, restore_tab
 from restorer.web.worker import Worker
-from tests.conftest import collect
 
 
 def service_of(folder):
     folders = {"upload_folder": folder / "uploads", "processed_folder": folder / "processed"}
-    worker = Worker()
-    return Service(settings.Settings(**folders), Restorer(weights=folder), worker, Metrics(worker, lambda: 0))
+    queue = GpuQueue(worker := Worker(), 20)
+    exported = Metrics(worker, queue, lambda: 0)
+    return Service(settings.Settings(**folders), Restorer(weights=folder), worker, queue, exported)
 
 
 def result_of(before: Photo, after: Photo, **options: object) -> Result:
@@ -105,7 +107,7 @@ def test_only_uploads_are_read(tmp_path):
     assert "8 × 8" in page.picked(str(tmp_path / "uploads/mine.png"), *values)[2]
     for path in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
         assert "⚠" in page.picked(str(tmp_path / path), *values)[2]
-        *_, last = collect(page.restore(str(tmp_path / path), None, *values))
+        last = asyncio.run(page.restore(str(tmp_path / path), None, *values))
         assert isinstance(last, restore_tab.Failure) and str(tmp_path) not in last.message
 
 

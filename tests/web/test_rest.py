@@ -10,8 +10,8 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -20,8 +20,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from restorer import Restorer
-from restorer.web import metrics, server
-from restorer.web.cleanup import CacheCleaner
+from restorer.web import cleanup, metrics, server
 from restorer.web.rest import routes
 from restorer.web.settings import Settings
 from tests.conftest import files_below, photo_like, png, save_quick_and_slow, wait_until
@@ -429,14 +428,9 @@ def test_second_server_for_a_folder_raises_os_error(client, tmp_path):
 
 def test_everything_expires_and_is_deleted(tmp_path, rng, monkeypatch):
     """Files of page, gradio_client and REST, a cancelled job included, on a clock that is then advanced."""
-    now, step = 1000.0, 0.0
-
-    def clock():
-        nonlocal now
-        now += step
-        return now
-
-    monkeypatch.setattr(server, "CacheCleaner", partial(CacheCleaner, clock=clock))
+    hours = 0
+    clock = SimpleNamespace(time=lambda: time.time() + 3600 * hours)
+    monkeypatch.setattr(cleanup, "time", clock)
     shutil.rmtree(tmp_path / "uploads", ignore_errors=True)
     settings = settings_in(tmp_path, retention_seconds=3600, cleanup_interval=0.2)
     photo, slow = png(photo_like(rng, 20, 20)), png(photo_like(rng, 200, 200))
@@ -450,7 +444,7 @@ def test_everything_expires_and_is_deleted(tmp_path, rng, monkeypatch):
         client.delete(f"/jobs/{cancelled}")
         assert "event: complete" in client.get(f"/gradio_api/call/enhance/{event}").text
         assert all(ended(client, job)["status"] == "completed" for job in jobs)
-        step = 2000
+        hours = 2
         wait_until(lambda: not left(settings))
         wait_until(lambda: client.get(f"/status/{jobs[0]}").status_code == 404)
 

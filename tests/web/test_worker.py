@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from restorer import QueueFull, UnsupportedImage
+from restorer import UnsupportedImage
 from restorer.errors import Cancelled
 from restorer.web import worker as worker_module
 from restorer.web.worker import Step, Worker
@@ -135,61 +135,50 @@ def test_stopped_and_failed_tasks_release_their_memory():
         asyncio.run(fail())
         assert worker.close(seconds=120)
         assert len(references) == 2
-        # their threads end after the queue is empty
+        # their threads end after they have released the device
         wait_until(lambda: not any(reference() for reference in references))
     finally:
         gc.enable()
 
 
-def test_tasks_run_in_order_and_report_their_position():
-    worker, order = Worker(), []
-    all_seen, running = threading.Event(), {number: threading.Event() for number in range(4)}
+def test_next_task_waits_for_the_step_of_a_stopped_one():
+    """Gradio starts the next task at once: two threads never use the device at the same time."""
+    worker, running, entered, finish = Worker(), [], threading.Event(), threading.Event()
 
-    def task(number):
-        def restore(progress):
-            order.append(number)
-            assert all_seen.wait(120) and running[number].wait(120)
+    def first(progress):
+        running.append("first")
+        entered.set()
+        assert finish.wait(120)
+        running.remove("first")
+        progress(1, 2)
 
-        return restore
+    def second(progress):
+        assert running == []
+        return "restored"
 
     async def run():
-        entries = [worker.join() for _ in range(4)]
-        assert [worker.position(entry) for entry in entries] == [0, 1, 2, 3]
-        positions = {number: [] for number in range(4)}
+        steps = worker.steps(first)
+        while not entered.is_set():
+            await anext(steps)
+        await steps.aclose()
+        following = worker.steps(second)
+        assert await anext(following) == Step() and running == ["first"]
+        finish.set()
+        return [step async for step in following][-1]
 
-        async def take(number):
-            async for step in worker.steps(task(number), entries[number]):
-                if isinstance(step, Step):
-                    positions[number].append(step.position)
-                    if all(positions[other] for other in (0, 1, 3)):
-                        all_seen.set()
-                    if step.position == 0:
-                        running[number].set()
-
-        worker.leave(entries[2])  # while waiting: those behind it move up
-        assert [worker.position(entry) for entry in entries] == [0, 1, 0, 2]
-        await asyncio.gather(*(take(number) for number in (3, 1, 0)))
-        return positions
-
-    positions = asyncio.run(run())
-    assert order == [0, 1, 3]
-    last = positions[3]
-    assert last == sorted(last, reverse=True) and last[0] == 2 and last[-1] == 0
-    assert worker.queue_length == 0 and worker.silent_seconds == 0
+    assert asyncio.run(run()) == "restored"
 
 
-def test_full_queue_and_closed_worker_raise_queue_full():
-    worker = Worker(max_waiting=2)
-    entries = [worker.join() for _ in range(3)]
-    with pytest.raises(QueueFull, match="2 waiting"):
-        worker.join()
-    worker.leave(entries[1])
-    worker.join()
-    worker.join(always=True)
-    assert worker.queue_length == 4
+def test_closed_worker_starts_no_task():
+    worker, started = Worker(), []
     worker.close(seconds=0)
-    with pytest.raises(QueueFull, match="shutting down"):
-        worker.join(always=True)
+
+    async def run():
+        await asyncio.wait_for(anext(worker.steps(started.append)), 120)
+
+    with pytest.raises(Cancelled):
+        asyncio.run(run())
+    assert started == []
 
 
 def test_silent_seconds_count_from_the_last_progress(monkeypatch):

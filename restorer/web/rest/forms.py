@@ -9,17 +9,17 @@ from dataclasses import fields
 from pathlib import Path
 
 from fastapi.responses import JSONResponse
-from starlette.datastructures import UploadFile
+from starlette.datastructures import MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import ImageTooLarge, InvalidOption, QueueFull, RestoreError, UnknownModel
 from ...images import sandbox
 from ...options import Options
+from ..gpu_queue import GpuQueue
 from ..service import Service
-from ..worker import Worker
 
 FORM_BYTES = 64 * 1024  # size of a form without its files
 _RETRY_AFTER = 30  # seconds
@@ -49,19 +49,31 @@ def refuse_with(status: int, error_type: type[RestoreError], **limit: int) -> It
 
 
 class QueueFullMiddleware:
-    """ASGI middleware that refuses jobs while the queue is full, before reading the request."""
+    """ASGI middleware that refuses jobs while the queue is full, before reading the request.
 
-    def __init__(self, app: ASGIApp, worker: Worker) -> None:
-        self.app, self._worker = app, worker
+    Which event a POST to /gradio_api/queue/join starts is in its body, a few hundred bytes without photos:
+    GpuQueue refuses that, and Retry-After is added here.
+    """
+
+    def __init__(self, app: ASGIApp, queue: GpuQueue) -> None:
+        self.app, self._queue = app, queue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/enhance"):
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        if scope["path"].endswith(("/enhance", "/enhance_batch")):
             try:
-                self._worker.check()
+                self._queue.check()
             except QueueFull as error:
-                refusal = Refusal(503, str(error), limit=self._worker.max_waiting)
+                refusal = Refusal(503, str(error), limit=self._queue.max_waiting)
                 return await refusal.response()(scope, receive, send)
-        return await self.app(scope, receive, send)
+
+        async def send_with_delay(message: Message) -> None:
+            if message.get("status") == 503:
+                MutableHeaders(scope=message).setdefault("Retry-After", str(_RETRY_AFTER))
+            await send(message)
+
+        return await self.app(scope, receive, send_with_delay)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The handlers of the REST API: accept jobs, run them in the worker's queue, report them, serve results."""
+"""The handlers of the REST API: accept jobs, run them, report them, serve results."""
 
 import asyncio
 import json
@@ -19,7 +19,6 @@ from ...errors import Cancelled, DiskFull, QueueFull, RestoreError, TimedOut
 from ...models import sources
 from ...progress import Progress
 from ..service import Service, receipt
-from ..worker import QueueEntry, Step
 from . import forms
 from .forms import Refusal, refuse_with
 from .jobs import STATES, Job, Jobs
@@ -41,13 +40,13 @@ _UNITS_PER_FILE = 1000  # of a job's progress
 class _QueuedJob:
     """The state of a job in the queue that is not part of its record.
 
+    event_id  of the event that runs it
     progress  index of the current file, its steps done and in total
     changed   set, and replaced by a new event, on every change
     """
 
-    def __init__(self, entry: QueueEntry) -> None:
-        self.entry, self.progress, self.changed = entry, (0, 0, 0), asyncio.Event()
-        self.task: asyncio.Task | None = None
+    def __init__(self) -> None:
+        self.event_id, self.progress, self.changed = "", (0, 0, 0), asyncio.Event()
 
     def notify(self) -> None:
         self.changed.set()
@@ -64,26 +63,22 @@ class RestApi:
         for state in STATES:
             service.metrics.count_jobs(state, partial(jobs.count, state))
 
-    def resume(self) -> None:
-        """Queue the jobs of earlier processes in their order. Call this in the server's event loop."""
+    async def resume(self) -> None:
+        """Queue the jobs of earlier processes in their order."""
         for job in self.jobs.unfinished():
-            self._start(job, self.service.worker.join(always=True))
+            await self._submit(job)
 
-    def _start(self, job: Job, entry: QueueEntry) -> None:
-        queued = self._queued[job.id] = _QueuedJob(entry)
-        queued.task = asyncio.get_running_loop().create_task(self._run(job, queued))
-        queued.task.add_done_callback(lambda _: self._remove(job))
+    async def _submit(self, job: Job) -> None:
+        queued = self._queued[job.id] = _QueuedJob()
+        queued.event_id = await self.service.queue.submit(job.id)
 
-    def _remove(self, job: Job) -> None:
-        queued = self._queued.pop(job.id)
-        self.service.worker.leave(queued.entry)  # a task cancelled before it started has not left the queue
-        queued.notify()
-
-    async def _run(self, job: Job, queued: _QueuedJob) -> None:
+    async def run(self, job_id: str) -> None:
+        """Run a job; its event in the queue calls this."""
+        job, queued = self.jobs.get(job_id), self._queued.get(job_id)
+        if not job or not queued:
+            return
         try:
-            async for step in self.service.worker.steps(partial(self._work, job, queued), queued.entry):
-                if isinstance(step, Step):
-                    queued.notify()
+            await self.service.run(partial(self._work, job, queued), lambda _: queued.notify())
         except Cancelled:  # by the client, who was answered, or by a shutdown: the next process resumes it
             pass
         except TimedOut as error:
@@ -91,6 +86,13 @@ class RestApi:
         except Exception:  # noqa: BLE001  one job of the queue
             logging.getLogger(__name__).exception("job failed")
             self.jobs.end(job, "failed")
+        finally:
+            self._remove(job)
+
+    def _remove(self, job: Job) -> _QueuedJob | None:
+        if queued := self._queued.pop(job.id, None):
+            queued.notify()
+        return queued
 
     def _abort(self, job: Job, error: str) -> None:
         """Fail the current file; the next process continues with those after it."""
@@ -114,6 +116,8 @@ class RestApi:
         def report(done: int, total: int) -> None:
             queued.progress = index, done, total
             progress(done, total)
+            if job.ended:
+                raise Cancelled("the job has ended")
 
         try:
             result, file = self.service.restore_to_file(
@@ -130,26 +134,19 @@ class RestApi:
 
     async def enhance(self, request: Request) -> Response:
         """Accept a job."""
-        worker, entries = self.service.worker, []
+        queue = self.service.queue
 
         @asynccontextmanager
         async def admission() -> AsyncIterator[None]:
-            with refuse_with(503, QueueFull, limit=self.settings.max_queue):
-                entries.append(worker.join())
-            async with self._admissions:
-                yield
+            with refuse_with(503, QueueFull, limit=queue.max_waiting), queue.reservation():
+                async with self._admissions:
+                    yield
 
-        with refuse_with(503, QueueFull, limit=self.settings.max_queue):
-            worker.check()  # before reading the form; join() checks again afterwards
         with refuse_with(507, DiskFull, limit=self.settings.min_free_disk_mb):
             self.service.check_disk_space()
-        try:
-            async with self._form(request, self.settings.max_files_per_job, admission()) as (files, options):
-                job = await asyncio.to_thread(self.jobs.add, files, options)
-                self._start(job, entries.pop())
-        finally:
-            for entry in entries:
-                worker.leave(entry)
+        async with self._form(request, self.settings.max_files_per_job, admission()) as (files, options):
+            job = await asyncio.to_thread(self.jobs.add, files, options)
+            await self._submit(job)
         body = {"job_id": job.id, "status": job.state, "queue_position": self._position(job)}
         return JSONResponse(body, 202, {"Location": f"/status/{job.id}"})
 
@@ -211,9 +208,8 @@ class RestApi:
         """Cancel an unfinished job; delete an ended one."""
         job = self._job(request)
         if await asyncio.to_thread(self.jobs.end, job, "cancelled"):
-            if (queued := self._queued.get(job.id)) and queued.task:
-                queued.task.cancel()
-                self.service.worker.leave(queued.entry)  # at once: others have moved up when this is answered
+            if queued := self._remove(job):
+                await self.service.queue.remove(queued.event_id)  # a running job stops at its next step
             return JSONResponse({"job_id": job.id, "status": "cancelled"})
         await asyncio.to_thread(self.jobs.delete, job)
         return JSONResponse({"job_id": job.id, "status": "deleted"})
@@ -230,15 +226,15 @@ class RestApi:
 
     async def ready(self, _request: Request) -> Response:
         """Report whether a job would run: queue, disk space and model."""
-        worker, restorer = self.service.worker, self.service.restorer
-        with refuse_with(503, QueueFull):
-            worker.check(always=True)
+        queue, restorer = self.service.queue, self.service.restorer
+        if self.service.worker.closed:
+            raise Refusal(503, "the server is shutting down; try again in a minute")
         with refuse_with(503, DiskFull, limit=self.settings.min_free_disk_mb):
             self.service.check_disk_space()
         model = restorer.model(restorer.options)
         if not sources.is_present(model, restorer.weights) and not model.url:
             raise Refusal(503, f"model {model.name} is missing and cannot be downloaded")
-        return JSONResponse({"status": "ready", "model": model.name, "queue_length": worker.queue_length})
+        return JSONResponse({"status": "ready", "model": model.name, "queue_length": queue.length})
 
     async def metrics(self, _request: Request) -> Response:
         """Export metrics for Prometheus."""
@@ -267,7 +263,7 @@ class RestApi:
 
     def _position(self, job: Job) -> int:
         queued = self._queued.get(job.id)
-        return self.service.worker.position(queued.entry) if queued else 0
+        return self.service.queue.position(queued.event_id) if queued else 0
 
     def _status(self, job: Job, request: Request) -> dict[str, Any]:
         root = get_root_url(request=request, route_path=request.url.path, root_path=None)

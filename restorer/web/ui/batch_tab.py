@@ -1,6 +1,7 @@
 """Event handlers of the second tab, which restores many photos one after the other."""
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,17 @@ class BatchTab:
         service, done = self.page.service, ()
         for row, path in zip(rows, paths or (), strict=True):
             row[1] = "preparing"
+            task = partial(service.restore_upload, path, self.page.option_values(values))
             try:
-                async for step in service.worker.steps(
-                    partial(service.restore_upload, path, self.page.option_values(values))
-                ):
-                    # neither uploads nor results expire before a long batch ends
-                    service.touch(*(paths or ()), *(files.file for files in done))
-                    if isinstance(step, Step):
-                        row[1] = _step_text(step, service.restorer.downloading)
-                    else:
-                        result, files = step
-                        row[1], done = _summary(result), (*done, files)
-                    yield rows, done
+                async with aclosing(service.worker.steps(task)) as steps:
+                    async for step in steps:
+                        service.touch(*(files.file for files in done))  # kept until a long batch ends
+                        if isinstance(step, Step):
+                            row[1] = _step_text(step, service.restorer.downloading)
+                        else:
+                            result, files = step
+                            row[1], done = _summary(result), (*done, files)
+                        yield rows, done
             except Exception as error:  # noqa: BLE001  one file of a batch: the others must run
                 row[1] = f"failed: {service.user_message(error)}"
         yield rows, done
@@ -94,8 +94,6 @@ def show_comparison(
 
 
 def _step_text(step: Step, downloading: tuple[str, int, int] | None) -> str:
-    if step.position:
-        return f"queued: {count(step.position, 'photo')} ahead"
     if step.total:
         return f"tile {step.done} of {step.total}"
     if downloading:

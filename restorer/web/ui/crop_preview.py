@@ -1,6 +1,6 @@
 """Event handlers that restore a detail of a photo first: with the chosen options, or with every model."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,6 @@ from ...options import Options
 from ...progress import Progress
 from ...result import Result
 from .. import previews
-from ..worker import Step
 from .restore_tab import RestoreTab, SelectedPhoto, parse_position
 
 T = TypeVar("T")
@@ -30,22 +29,18 @@ class CropPreview:
     def __init__(self, page: RestoreTab) -> None:
         self.page = page
 
-    async def preview_click(
-        self, position: str, photo: SelectedPhoto | None, *values: object
-    ) -> AsyncIterator[tuple]:
+    async def preview_click(self, position: str, photo: SelectedPhoto | None, *values: object) -> tuple:
         """Preview the position that was clicked."""
         if not position:  # cleared, as the upload changed
-            yield gr.skip(), gr.skip(), reset_button()
-            return
-        async for update in self.preview(position, photo, *values):
-            yield update
+            return gr.skip(), gr.skip(), reset_button()
+        return await self.preview(position, photo, *values)
 
-    async def preview(
-        self, position: str, photo: SelectedPhoto | None, *values: object
-    ) -> AsyncIterator[tuple]:
+    async def preview(self, position: str, photo: SelectedPhoto | None, *values: object) -> tuple:
         """Show the detail before and after, restored with the current options."""
-        async for pair in self._run(self._restore, position, photo, values):
-            yield gr.ImageSlider(pair, visible=True), gr.Button(visible=True), reset_button()
+        if photo is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        pair = await self._run(partial(self._restore, position, photo, values))
+        return gr.ImageSlider(pair, visible=True), gr.Button(visible=True), reset_button()
 
     def _restore(
         self, position: str, photo: SelectedPhoto, values: tuple[object, ...], progress: Progress
@@ -54,13 +49,13 @@ class CropPreview:
         options = self.page.options(values, photo.outline)
         return self._previews(self.page.restorer.restore(crop, progress=progress, **vars(options)))
 
-    async def compare_models(
-        self, position: str, photo: SelectedPhoto | None, *values: object
-    ) -> AsyncIterator[tuple]:
+    async def compare_models(self, position: str, photo: SelectedPhoto | None, *values: object) -> tuple:
         """Show the detail restored by every model that needs no download, and return their names."""
-        async for images in self._run(self._restore_by_each_model, position, photo, values):
-            gallery = gr.Gallery([(after, name) for name, after in images.items()], visible=True)
-            yield gallery, tuple(images), gr.Markdown("Click an image to choose its model.", visible=True)
+        if photo is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        images = await self._run(partial(self._restore_by_each_model, position, photo, values))
+        gallery = gr.Gallery([(after, name) for name, after in images.items()], visible=True)
+        return gallery, tuple(images), gr.Markdown("Click an image to choose its model.", visible=True)
 
     def _restore_by_each_model(
         self, position: str, photo: SelectedPhoto, values: tuple[object, ...], progress: Progress
@@ -85,16 +80,9 @@ class CropPreview:
         before, after = previews.previews(result, self.page.service.new_folder())
         return str(before), str(after)
 
-    async def _run(
-        self, make: Callable[..., T], position: str, photo: SelectedPhoto | None, values: tuple[object, ...]
-    ) -> AsyncIterator[T]:
-        """Yield the result of `make` from the queue, if a photo is selected."""
-        if photo is None:
-            return
+    async def _run(self, task: Callable[[Progress], T]) -> T:
         with self.page.service.user_errors():
-            async for step in self.page.service.worker.steps(partial(make, position, photo, values)):
-                if not isinstance(step, Step):
-                    yield step
+            return await self.page.service.run(task, lambda _: None)
 
 
 def choose_model(names: tuple[str, ...], event: gr.SelectData) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from ...images.file_types import SUFFIXES
 from ...models import registry
 from ...options import FORMATS, PRESETS
 from .. import client_api, previews
+from ..gpu_queue import GPU
 from ..service import Service
 from . import batch_tab, crop_preview, restore_tab
 from .batch_tab import BatchTab
@@ -22,8 +23,7 @@ from .result_view import ResultView
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
 TITLE = "Neural Image Restore"
-# Handlers that compute wait in the worker's queue, not in Gradio's
-_COMPUTE: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private"}
+_COMPUTE: dict[str, Any] = {**GPU, "api_visibility": "private"}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _LATEST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
 # Only the browser knows the size of the view at 100 %
@@ -422,7 +422,12 @@ def _build_batch_tab(page: RestoreTab, options: list[Any]) -> None:
             slider = _slider("Before and after", "slider-all", visible=False)
             download = gr.DownloadButton("Download this one", visible=False, elem_id="download-one")
     run = start.click(batch_tab.lock_controls, None, [start, stop, archive, upload], **_QUIET).then(
-        tab.restore_all, [upload, *options], [table, done], show_progress="hidden", **_COMPUTE
+        tab.restore_all,
+        [upload, *options],
+        [table, done],
+        show_progress="minimal",  # the position in the queue
+        show_progress_on=table,
+        **_COMPUTE,
     )
     buttons = [start, stop, archive]
     # runs also after Stop and if the queue was full

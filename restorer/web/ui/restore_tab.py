@@ -3,7 +3,6 @@
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -214,35 +213,28 @@ class RestoreTab:
         photo: SelectedPhoto | None,
         *values: object,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> AsyncIterator[object]:
-        """Restore an upload and report progress; yield its ResultFiles or a Failure.
-
-        Yields twice a second, so that cancelling the event stops the task.
-        """
+    ) -> previews.ResultFiles | Failure:
+        """Restore an upload and report progress."""
         first_step = None
         estimated = self._seconds(photo, values, str(self.option_values(values)["model"])) if photo else None
+
+        def report(step: Step) -> None:
+            nonlocal first_step
+            if step.total:
+                first_step = first_step or (time.monotonic(), step.done)
+                left = _time_left(first_step, step, estimated)
+                progress((step.done, step.total), desc=f"Step {step.done} of {step.total}{left}")
+            elif download := self.restorer.downloading:
+                name, done, total = download
+                progress((done, total), desc=f"Downloading {name}, {total / 1e6:.1f} MB")
+            else:
+                progress(None, desc="Preparing")
+
         try:
-            async for step in self.service.worker.steps(
-                partial(self._restore_and_cache, path, self.option_values(values))
-            ):
-                if not isinstance(step, Step):
-                    yield step
-                    return
-                self.service.touch(path)
-                if step.position:
-                    progress(None, desc=f"Waiting: {step.position} ahead of you")
-                elif step.total:
-                    first_step = first_step or (time.monotonic(), step.done)
-                    left = _time_left(first_step, step, estimated)
-                    progress((step.done, step.total), desc=f"Step {step.done} of {step.total}{left}")
-                elif download := self.restorer.downloading:
-                    name, done, total = download
-                    progress((done, total), desc=f"Downloading {name}, {total / 1e6:.1f} MB")
-                else:
-                    progress(None, desc="Preparing")
-                yield gr.skip()
+            task = partial(self._restore_and_cache, path, self.option_values(values))
+            return await self.service.run(task, report)
         except Exception as error:  # noqa: BLE001  one job of the queue: the next one must run
-            yield Failure(self.service.user_message(error))
+            return Failure(self.service.user_message(error))
 
     def _restore_and_cache(
         self, path: str, options: dict[str, object], progress: Progress
