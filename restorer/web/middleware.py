@@ -34,7 +34,7 @@ _ALLOWED_ROUTES: tuple[tuple[re.Pattern[str], bytes | None], ...] = (
     (re.compile(r"/(config)?"), b""),
     (re.compile(r"/gradio_api/info"), b"page="),
     (re.compile(r"/(theme\.css|robots\.txt|favicon\.ico|(static|assets)/.+)"), None),
-    (re.compile(r"/gradio_api/(startup-events|theme\.css|upload|upload_progress|cancel|reset)"), None),
+    (re.compile(r"/gradio_api/(startup-events|app_id|theme\.css|upload|upload_progress|cancel|reset)"), None),
     (re.compile(r"/gradio_api/(queue/(join|data)|heartbeat/[\w-]+|call/(v2/)?\w+(/[\w-]+)?)"), None),
     (re.compile(r"/gradio_api/run/predict"), None),
     (re.compile(r"/gradio_api/file=(?!\s*[a-z]{2,}\s*:).+", re.DOTALL | re.IGNORECASE), None),

@@ -229,7 +229,7 @@ def test_no_route_fails_for_caller_with_key(tmp_path):
         (answer,) = send([("GET", "/models", {"x-api-key": KEY}, b"")])
         assert answer.status == 200, "the server stopped answering"
     assert {"/", "/config", "/models", "/ready", "/metrics", "/docs", "/gradio_api/info"} <= answered
-    assert "/gradio_api/queue/status" not in answered and "/gradio_api/app_id" not in answered
+    assert "/gradio_api/queue/status" not in answered and "/gradio_api/token" not in answered
     assert len(requests) > 20_000
 
 

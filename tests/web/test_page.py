@@ -60,7 +60,7 @@ def launched(folder: Path, script: Path = APP, **environment: str):
     }
     with (folder / "log").open("w") as log:
         server = subprocess.Popen([sys.executable, script], env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{environment['PORT']}"
     try:
         _wait_until_ready(server, address)
         yield server, address
