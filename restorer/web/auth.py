@@ -97,6 +97,7 @@ class ApiKeyMiddleware:
             _COOKIE,
             self._token.decode(),
             max_age=_COOKIE_SECONDS,
+            path=request.scope.get("root_path") or "/",
             httponly=True,
             secure=request.url.scheme == "https",
             samesite="lax",

@@ -44,20 +44,24 @@ _ALLOWED_ROUTES: tuple[tuple[re.Pattern[str], bytes | None], ...] = (
 class SameOriginMiddleware:
     """ASGI middleware that replaces Gradio's CORS middleware and refuses cross-site requests.
 
+    `root_path` becomes part of every request's path, whether or not a proxy has removed it.
     X-Forwarded-* headers are applied if they come from one of `proxies`, then removed with all other
     untrusted headers: the app sees one scheme and one Host. Pages of other sites cannot read any answer, as
     none has CORS headers, and get 403 for anything but GET and HEAD. Programs send neither Origin nor
     Sec-Fetch-Site.
     """
 
-    def __init__(self, app: ASGIApp, *, proxies: str, **_gradio_options: object) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, *, proxies: str, root_path: str = "", **_gradio_options: object) -> None:
+        self.app, self._root_path = app, root_path
         self._proxy = ProxyHeadersMiddleware(self._check_origin, proxies)  # type: ignore[arg-type]
         self._warned = False  # warn once, or clients could flood the log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
+        if root := self._root_path:
+            path = scope["path"] if f"{scope['path']}/".startswith(f"{root}/") else root + scope["path"]
+            scope = {**scope, "path": path, "root_path": root, "app_root_path": root}
         headers = MutableHeaders(scope=scope)
         client = scope.get("client")
         host = headers.get("x-forwarded-host", "").partition(",")[0].strip()

@@ -88,7 +88,9 @@ class Server:
         processing_utils.async_ssrf_protected_download = middleware.refuse_download
         # Gradio's own allows pages of any site to send requests and read answers, with cookies
         gradio_routes.CustomCORSMiddleware = partial(  # type: ignore[misc]  # pyright: ignore[reportPrivateImportUsage]
-            middleware.SameOriginMiddleware, proxies=settings.forwarded_allow_ips
+            middleware.SameOriginMiddleware,
+            proxies=settings.forwarded_allow_ips,
+            root_path=settings.root_path,
         )
         # the worker's queue is the one before the device; api_open would let programs bypass Gradio's
         self.blocks = layout.build(service).queue(max_size=None, default_concurrency_limit=8, api_open=False)
@@ -110,6 +112,7 @@ class Server:
             "run_history": False,
             "ssr_mode": False,
             "footer_links": ["api"],
+            "root_path": settings.root_path or None,
             "app_kwargs": {
                 "routes": own_routes,
                 "middleware": [

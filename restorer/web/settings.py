@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     model: str = Options.model
     auto_cpu_megapixels: float = Field(default=AUTO_CPU_MEGAPIXELS, ge=0, le=10_000)
     device: str = ""
+    root_path: str = Field(default="", pattern=r"^(/[\w.~-]+)*$")
     forwarded_allow_ips: str = ""
     max_file_size_mb: int = Field(default=10, ge=1, le=10_000)
     max_input_megapixels: float = Field(default=Limits.input_pixels / 1e6, ge=0.001, le=10_000)

@@ -111,13 +111,19 @@ def _form(*, multiple: bool) -> dict[str, Any]:
 def routes(rest: RestApi) -> list[BaseRoute]:
     """Return all routes of the API, /openapi.json and /docs."""
     api = list(_router(rest).routes)
-    return api + _documentation(api)
+    return api + _documentation(api, rest.settings.root_path)
 
 
-def _documentation(described: list[BaseRoute]) -> list[BaseRoute]:
+def _documentation(described: list[BaseRoute], root_path: str) -> list[BaseRoute]:
     """Return /openapi.json, and /docs, whose Swagger UI is served from an installed package."""
     # the installed Swagger UI supports 3.0
-    schema = get_openapi(title=TITLE, version=__version__, openapi_version="3.0.3", routes=described)
+    schema = get_openapi(
+        title=TITLE,
+        version=__version__,
+        openapi_version="3.0.3",
+        routes=described,
+        servers=[{"url": root_path or "/"}],
+    )
     if "components" not in schema:
         schema["components"] = {}
     schema["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"}}

@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from gradio.route_utils import get_root_url
 
 from ...errors import Cancelled, DiskFull, QueueFull, RestoreError, TimedOut
 from ...models import sources
@@ -151,7 +150,7 @@ class RestApi:
             for entry in entries:
                 worker.leave(entry)
         body = {"job_id": job.id, "status": job.state, "queue_position": self._position(job)}
-        return JSONResponse(body, 202, {"Location": f"/status/{job.id}"})
+        return JSONResponse(body, 202, {"Location": f"{request.scope.get('root_path', '')}/status/{job.id}"})
 
     async def quote(self, request: Request) -> Response:
         """Estimate what a photo takes."""
@@ -270,7 +269,7 @@ class RestApi:
         return self.service.worker.position(queued.entry) if queued else 0
 
     def _status(self, job: Job, request: Request) -> dict[str, Any]:
-        root = get_root_url(request=request, route_path=request.url.path, root_path=None)
+        root = str(request.base_url).rstrip("/")
         queued = self._queued.get(job.id)
         current, done, steps = queued.progress if queued else (0, 0, 0)
         finished = sum(not item.pending for item in job.items)
