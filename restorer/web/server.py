@@ -17,7 +17,7 @@ import filelock
 import gradio as gr
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from gradio import processing_utils
+from gradio import http_server, processing_utils
 from gradio import routes as gradio_routes
 from gradio.route_utils import FnIndexInferError
 from starlette.middleware import Middleware
@@ -86,6 +86,7 @@ class Server:
         # serve results in place instead of copying them
         gr.set_static_paths([settings.processed_folder, *restore_tab.SAMPLES])
         processing_utils.async_ssrf_protected_download = middleware.refuse_download
+        http_server.get_space = lambda: None  # type: ignore[assignment]  # a Space gets a server that edits code
         # Gradio's own allows pages of any site to send requests and read answers, with cookies
         gradio_routes.CustomCORSMiddleware = partial(  # type: ignore[misc]  # pyright: ignore[reportPrivateImportUsage]
             middleware.SameOriginMiddleware,
