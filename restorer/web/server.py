@@ -49,12 +49,19 @@ _SHUTDOWN_TIMEOUT = 6  # seconds for the current tile, so that the server exits 
 class Server:
     """A server, built but not yet serving.
 
-    Raises OSError if another server uses the same folders.
+    Raises OSError if a folder cannot be written or another server uses it.
     """
 
     def __init__(self, settings: Settings) -> None:
-        for folder in (settings.jobs_folder, settings.processed_folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        for name, folder in (
+            ("UPLOAD_FOLDER", settings.jobs_folder),
+            ("PROCESSED_FOLDER", settings.processed_folder),
+        ):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                atomic.check_writable(folder)
+            except OSError as error:
+                raise OSError(f"cannot write to {name}, {folder}: {error.strerror}") from error
         self.settings, self.worker = settings, Worker(settings.max_queue, settings.watchdog_timeout)
         self.restorer = _restorer_class()(
             weights=settings.restorer_weights or None,

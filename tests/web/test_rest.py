@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -471,3 +472,33 @@ def test_concurrent_jobs_get_the_results_of_their_own_photo(client, rng):
         assert Image.open(io.BytesIO(file)).size == photo.shape[1::-1]
         hashes.add(hashlib.sha256(file).hexdigest())
     assert len(hashes) == len(photos)
+
+
+@pytest.mark.parametrize("name", ["upload_folder", "processed_folder"])
+def test_unwritable_folder_is_refused_at_start_and_by_ready(tmp_path, name):
+    blocked, settings = tmp_path / "file", settings_in(tmp_path)
+    blocked.write_text("")
+    for folder in (blocked, blocked / "below", unwritable(tmp_path)):
+        with pytest.raises(OSError, match=f"cannot write to {name.upper()}, {folder}"):
+            server.asgi(settings.model_copy(update={name: folder}))
+    with opened(settings) as client:
+        before = files_below(settings.upload_folder, settings.processed_folder)
+        assert client.get("/ready").status_code == 200
+        assert files_below(settings.upload_folder, settings.processed_folder) == before
+        folder = settings.jobs_folder if name == "upload_folder" else settings.processed_folder
+        folder.rename(tmp_path / "moved")
+        folder.write_text("")
+        answer = client.get("/ready")
+        assert answer.status_code == 503 and "cannot be written" in answer.json()["error"]
+        assert str(tmp_path) not in answer.text
+        folder.unlink()
+        (tmp_path / "moved").rename(folder)
+        assert client.get("/ready").status_code == 200
+
+
+def unwritable(folder: Path) -> Path:
+    """A folder that exists and in which nobody, not even root, can create a file."""
+    if os.geteuid() == 0:
+        return Path("/proc/sys")
+    (folder / "unwritable").mkdir(mode=0o555, exist_ok=True)
+    return folder / "unwritable"

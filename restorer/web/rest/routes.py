@@ -14,6 +14,7 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
+from ... import atomic
 from ...errors import Cancelled, DiskFull, QueueFull, RestoreError, TimedOut
 from ...models import sources
 from ...progress import Progress
@@ -228,12 +229,18 @@ class RestApi:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, _request: Request) -> Response:
-        """Report whether a job would run: queue, disk space and model."""
+        """Report whether a job would run: queue, disk space, folders and model."""
         worker, restorer = self.service.worker, self.service.restorer
         with refuse_with(503, QueueFull):
             worker.check(always=True)
         with refuse_with(503, DiskFull, limit=self.settings.min_free_disk_mb):
             self.service.check_disk_space()
+        try:
+            for folder in (self.settings.jobs_folder, self.settings.processed_folder):
+                await asyncio.to_thread(atomic.check_writable, folder)
+        except OSError as error:
+            logging.getLogger(__name__).exception("not ready")
+            raise Refusal(503, "the folder of uploads or results cannot be written") from error
         model = restorer.model(restorer.options)
         if not sources.is_present(model, restorer.weights) and not model.url:
             raise Refusal(503, f"model {model.name} is missing and cannot be downloaded")
