@@ -12,12 +12,11 @@ import gradio as gr
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-# A body may take _BODY_SECONDS, and one second more for each _BODY_RATE bytes received
-_BODY_SECONDS, _BODY_RATE = 30, 20_000
+_MIN_PROGRESS = 1000  # bytes of a body in each timeout, or single bytes could hold a connection indefinitely
 _HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])?(:\d{1,5})?", re.ASCII)
 # Gradio and its clients read these although any client can set them; only the scheme and Host count
 _UNTRUSTED_HEADERS = (
@@ -91,38 +90,41 @@ class SameOriginMiddleware:
 
 
 class BodyLimitMiddleware:
-    """ASGI middleware that refuses request bodies that are too large or too slow.
+    """ASGI middleware that refuses request bodies that are too large or do not advance.
 
-    More than `limit` bytes, announced or not, are answered with 413. A body that takes longer than 30
-    seconds, plus one for each 20 kB received, is answered with 408.
+    More than `limit` bytes, announced or not, are answered with 413. A body of which less than 1 kB arrives
+    in `timeout` seconds is answered with 408; one that advances may take any time.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self._limit = app, limit
+    def __init__(self, app: ASGIApp, limit: int, timeout: float) -> None:
+        self.app, self._limit, self._timeout = app, limit, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         length = Request(scope).headers.get("content-length", "")
         if length.isdigit() and int(length) > self._limit:
-            return await self._too_large.response(scope, receive, send)
-        received, more, start = 0, True, time.monotonic()
+            return await self._too_large.respond(scope, receive, send)
+        received, more = 0, True
+        advanced_to, advanced_at = 0, time.monotonic()
         response_started = False
 
         async def limited_receive() -> Message:
-            nonlocal received, more
+            nonlocal received, more, advanced_to, advanced_at
             if not more:  # what follows the body is the client's disconnect
                 return await receive()
-            left = start + _BODY_SECONDS + received / _BODY_RATE - time.monotonic()
             try:
-                with anyio.fail_after(left):
+                with anyio.fail_after(advanced_at + self._timeout - time.monotonic()):
                     message = await receive()
             except TimeoutError as error:
-                raise _Refusal(408, f"the request body is too slow: {received} bytes received") from error
+                stopped = f"the upload stopped for {self._timeout:g} seconds after {received} bytes"
+                raise _Refusal(408, f"{stopped}; check the connection and send it again") from error
             more = message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._limit:
                 raise self._too_large
+            if received - advanced_to >= _MIN_PROGRESS:
+                advanced_to, advanced_at = received, time.monotonic()
             return message
 
         async def tracking_send(message: Message) -> None:
@@ -135,7 +137,7 @@ class BodyLimitMiddleware:
         except _Refusal as refusal:
             if response_started:
                 raise
-            await refusal.response(scope, receive, send)
+            await refusal.respond(scope, receive, send)
 
     @property
     def _too_large(self) -> "_Refusal":
@@ -146,7 +148,18 @@ class BodyLimitMiddleware:
 class _Refusal(Exception):
     def __init__(self, status: int, error: str, **more: object) -> None:
         super().__init__(error)
-        self.response = JSONResponse({"error": error, **more}, status, {"Connection": "close"})
+        self._status, self._body = status, {"error": error, **more}
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = error_response(scope, self._status, self._body, {"Connection": "close"})
+        await response(scope, receive, send)
+
+
+def error_response(scope: Scope, status: int, body: dict[str, object], headers: dict[str, str]) -> Response:
+    """Return a JSON answer, or only its error as text to an upload of the page, which displays the answer."""
+    if scope["path"].endswith("/gradio_api/upload"):
+        return PlainTextResponse(str(body["error"]), status, headers)
+    return JSONResponse(body, status, headers)
 
 
 class RouteAllowlist:

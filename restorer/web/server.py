@@ -127,6 +127,7 @@ class Server:
                     Middleware(
                         middleware.BodyLimitMiddleware,
                         limit=settings.max_files_per_job * max_file_bytes + forms.FORM_BYTES,
+                        timeout=settings.upload_timeout,
                     ),
                     *authentication,
                     Middleware(
@@ -261,12 +262,13 @@ def _warm_up(restorer: Restorer) -> None:
     gc.freeze()
 
 
-def _handle_disk_full(_request: Request, error: OSError) -> Response:
+def _handle_disk_full(request: Request, error: OSError) -> Response:
     """Answer 507 to an upload that could not be stored."""
     if not atomic.is_disk_full(error):
         raise error
     logging.getLogger(__name__).error("an upload was not stored", exc_info=error)
-    return forms.Refusal(507, FULL).response()
+    refusal = forms.Refusal(507, FULL)
+    return middleware.error_response(request.scope, refusal.status, refusal.body, refusal.headers)
 
 
 def _handle_refusal(_request: Request, error: forms.Refusal) -> Response:

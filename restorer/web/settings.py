@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     root_path: str = Field(default="", pattern=r"^(/[\w.~-]+)*$")
     forwarded_allow_ips: str = ""
     max_file_size_mb: int = Field(default=10, ge=1, le=10_000)
+    upload_timeout: float = Field(default=30.0, ge=0.1, le=3600)
     max_input_megapixels: float = Field(default=Limits.input_pixels / 1e6, ge=0.001, le=10_000)
     max_output_megapixels: float = Field(default=Limits.output_pixels / 1e6, ge=0.001, le=100_000)
     max_files_per_job: int = Field(default=20, ge=1, le=10_000)

@@ -270,7 +270,9 @@ def test_too_large_body_gets_413_announced_or_not():
         return PlainTextResponse(str(len(await request.body())))
 
     routes = [Route("/", body_length, methods=["POST"])]
-    app = TestClient(Starlette(routes=routes, middleware=[Middleware(BodyLimitMiddleware, limit=1000)]))
+    app = TestClient(
+        Starlette(routes=routes, middleware=[Middleware(BodyLimitMiddleware, limit=1000, timeout=30)])
+    )
 
     def chunks(count):
         yield from [b"x" * 100] * count

@@ -24,7 +24,7 @@ from gradio_client import Client, handle_file
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from restorer.web import auth, middleware, server
+from restorer.web import auth, server
 from tests.conftest import files_below, photo_like, png, save_quick_and_slow
 from tests.web.test_page import launched, served
 from tests.web.test_rest import ended, opened, posted, settings_in
@@ -681,9 +681,8 @@ def test_malformed_requests_bypass_nothing(tmp_path):
             assert "evil" not in str(answer.headers)
 
 
-def test_slow_sign_in_times_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(middleware, "_BODY_SECONDS", 0.3)
-    app, messages = server.asgi(settings_in(tmp_path, api_key=KEY)), []
+def test_slow_sign_in_times_out(tmp_path):
+    app, messages = server.asgi(settings_in(tmp_path, api_key=KEY, upload_timeout=0.3)), []
     headers = (b"content-type", b"application/x-www-form-urlencoded"), (b"host", b"testserver")
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
 

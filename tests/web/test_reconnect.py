@@ -29,7 +29,12 @@ _CUT_SECONDS = 6
 
 
 class Relay:
-    """A TCP proxy on a port of its own whose connections can be cut."""
+    """A TCP proxy on a port of its own whose connections can be cut, and whose uploads can be stopped.
+
+    stop_uploads  whether to forward the first 64 kB of an upload and then no more of that connection
+    """
+
+    stop_uploads = False
 
     def __init__(self, port: int) -> None:
         self._target, self._connections = port, []
@@ -56,7 +61,8 @@ class Relay:
         with suppress(OSError):
             while data := source.recv(65536):
                 target.sendall(data)
-        with suppress(OSError):
+                if self.stop_uploads and b"POST /gradio_api/upload?" in data:
+                    return
             target.shutdown(socket.SHUT_RDWR)
 
     def cut(self, seconds: float) -> None:
@@ -121,7 +127,7 @@ def server(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = str(unused.getsockname()[1])
-    return lambda: launched(tmp_path, PACED, PACE="1", PORT=port)
+    return lambda **changes: launched(tmp_path, PACED, PACE="1", PORT=port, **changes)
 
 
 def test_page_reloads_after_the_connection_was_cut(browser, server):  # noqa: F811
@@ -144,6 +150,22 @@ def test_page_goes_on_after_the_server_was_suspended(browser, server):  # noqa: 
         page.click("#stop")
         expect(page.locator("#start")).to_be_visible()
         assert page.evaluate("window.firstLoad")
+        check_restores(page)
+
+
+def test_page_says_that_an_upload_stopped(browser, server):  # noqa: F811
+    noise = np.random.default_rng(3).integers(0, 256, (700, 1000, 3), np.uint8)  # 2 MB, more than the buffers
+    with (
+        server(UPLOAD_TIMEOUT="1") as (_, address),
+        relayed(int(address.rpartition(":")[2])) as relay,
+        opened(browser, f"http://127.0.0.1:{relay.port}") as page,
+    ):
+        relay.stop_uploads = True
+        choose(page, noise)
+        toast = page.get_by_text("the upload stopped for 1 seconds")
+        expect(toast).to_contain_text("check the connection and send it again")
+        assert "{" not in toast.inner_text()
+        relay.stop_uploads = False
         check_restores(page)
 
 

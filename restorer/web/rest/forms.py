@@ -34,9 +34,12 @@ class Refusal(Exception):
         super().__init__(error)
         self.status, self.body = status, {"error": error, **more}
 
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(_RETRY_AFTER)} if self.status in (503, 507) else {}
+
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": str(_RETRY_AFTER)} if self.status in (503, 507) else None
-        return JSONResponse(self.body, self.status, headers)
+        return JSONResponse(self.body, self.status, self.headers)
 
 
 @contextmanager
