@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 KEY = "open sesame"
-OPEN = ("/health", "/gradio_api/startup-events")
+STARTUP, PROBES = "/gradio_api/startup-events", ("/health", "/ready")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")
 # What no error response may contain: paths of the server, tracebacks
 INTERNALS = (str(ROOT), str(Path(gradio.__file__).parents[1]), "Traceback", 'File "', "site-packages")
@@ -143,11 +143,13 @@ def spellings(path: str) -> list[str]:
     ]
 
 
+NO_KEY = {"authorization": f"Basic {KEY}"}
 WRONG_KEYS = (
     {},
     {"x-api-key": "wrong"},
     {"cookie": "restorer_session=wrong"},
-    {"authorization": f"Bearer {KEY}"},
+    {"authorization": f"Bearer {KEY}x"},
+    NO_KEY,
 )
 
 
@@ -167,9 +169,12 @@ def test_every_route_requires_key_in_any_spelling(tmp_path, monkeypatch):
             ]
             count += len(requests)
             for request, answer in zip(requests, send(requests), strict=True):
-                _, spelling, *_ = request
-                if unquote(spelling.partition("?")[0]) in OPEN:
+                _, spelling, key, _ = request
+                opened = unquote(spelling.partition("?")[0])
+                if opened == STARTUP:
                     assert answer.status in (200, 405), request
+                elif opened in PROBES and key in ({}, NO_KEY):
+                    assert answer.text in ('{"status":"ok"}', '{"status":"unavailable"}', ""), request
                 else:
                     assert answer.status == 401, (request, answer.status)
                 assert KEY not in answer.text and not leaks(answer, tmp_path), request
@@ -531,7 +536,7 @@ def test_other_sites_cannot_use_session_cookie(tmp_path, rng, monkeypatch):
         photo = {"files": ("a.png", png(photo_like(rng, 9, 9)))}
         for headers in foreign:
             for method, path in sorted(paths_of(browser.app.routes)):
-                if path in OPEN:
+                if path == STARTUP:
                     continue
                 answer = browser.request(method, path, headers=headers)
                 assert answer.status_code == (401 if method in ("GET", "HEAD") else 403), (method, path)

@@ -19,6 +19,7 @@ from playwright.sync_api import expect
 from tests.conftest import photo_like, png, save_quick_and_slow
 from tests.web.test_hosting import free_port
 from tests.web.test_page import browser, choose, download, launched, watched  # noqa: F401  browser is a fixture
+from tests.web.test_sign_in_frame import write_certificate
 
 pytestmark = pytest.mark.slow
 
@@ -83,10 +84,7 @@ def proxied(folder: Path, name: str, root: str, **environment: str) -> Iterator[
     if shutil.which(name) is None:
         pytest.skip(f"needs {name} on the PATH")
     save_quick_and_slow(folder)
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-    files = ["-keyout", folder / "key.pem", "-out", folder / "cert.pem"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, *files]
-    subprocess.run(command, check=True, capture_output=True)
+    write_certificate(folder)
     trusted = {"FORWARDED_ALLOW_IPS": "127.0.0.1", "ROOT_PATH": root, **environment}
     with launched(folder, **trusted) as (_, app_address):
         port = free_port()
