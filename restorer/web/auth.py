@@ -76,7 +76,7 @@ class ApiKeyMiddleware:
         return await response(scope, receive, send)
 
     def _has_key(self, request: Request) -> bool:
-        return hmac.compare_digest((_sent_key(request) or "").encode("latin-1"), self._key)
+        return hmac.compare_digest(_sent_key(request) or b"", self._key)
 
     def _has_session(self, request: Request) -> bool:
         navigates = request.method == "GET" and request.headers.get("sec-fetch-mode") == "navigate"
@@ -144,10 +144,14 @@ class _Throttle:
                 del self._delayed[address]
 
 
-def _sent_key(request: Request) -> str | None:
-    """Return the key that a program sent."""
+def _sent_key(request: Request) -> bytes | None:
+    """Return the key that a program sent, for an EventSource, which cannot set headers, in the query."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return request.headers.get("x-api-key", token.strip() if scheme.lower() == "bearer" else None)
+    key = request.headers.get("x-api-key", token.strip() if scheme.lower() == "bearer" else None)
+    if key is not None:
+        return key.encode("latin-1")
+    token = request.query_params.get("access_token") if request.url.path.endswith("/events") else None
+    return None if token is None else token.encode("utf-8", "replace")
 
 
 def _without_details(send: Send) -> Send:

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -11,6 +11,7 @@ import anyio
 import gradio as gr
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,16 +44,33 @@ _ALLOWED_ROUTES: tuple[tuple[re.Pattern[str], bytes | None], ...] = (
 class SameOriginMiddleware:
     """ASGI middleware that replaces Gradio's CORS middleware and refuses cross-site requests.
 
+    Pages of `allowed_origins` may send any request and read the answers, but never use the session of a user.
+
     `root_path` becomes part of every request's path, whether or not a proxy has removed it.
     X-Forwarded-* headers are applied if they come from one of `proxies`, then removed with all other
     untrusted headers: the app sees one scheme and one Host. Pages of other sites cannot read any answer, as
-    none has CORS headers, and get 403 for anything but GET and HEAD. Programs send neither Origin nor
+    theirs have no CORS headers, and get 403 for anything but GET and HEAD. Programs send neither Origin nor
     Sec-Fetch-Site.
     """
 
-    def __init__(self, app: ASGIApp, *, proxies: str, root_path: str = "", **_gradio_options: object) -> None:
-        self.app, self._root_path = app, root_path
-        self._proxy = ProxyHeadersMiddleware(self._check_origin, proxies)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        proxies: str,
+        root_path: str = "",
+        allowed_origins: Sequence[str] = (),
+        **_gradio_options: object,
+    ) -> None:
+        self.app, self._root_path, self._allowed_origins = app, root_path, allowed_origins
+        self._cors = CORSMiddleware(
+            self._check_origin,
+            allow_origins=allowed_origins,
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=("Content-Disposition", "Location", "Retry-After"),
+        )
+        self._proxy = ProxyHeadersMiddleware(self._apply_cors, proxies)  # type: ignore[arg-type]
         self._warned = False  # warn once, or clients could flood the log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,6 +93,13 @@ class SameOriginMiddleware:
             )
         await self._proxy(scope, receive, send)  # type: ignore[arg-type]
 
+    async def _apply_cors(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._cors if self._is_allowed(scope) else self._check_origin
+        await app(scope, receive, send)
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        return MutableHeaders(scope=scope).get("origin") in self._allowed_origins
+
     async def _check_origin(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = MutableHeaders(scope=scope)
         for name in _UNTRUSTED_HEADERS:
@@ -82,7 +107,7 @@ class SameOriginMiddleware:
         read_only = scope["type"] != "http" or scope["method"] in ("GET", "HEAD")
         if not _HOST.fullmatch(headers.get("host", "")):
             response = JSONResponse({"detail": "invalid Host header"}, 400)
-        elif read_only or same_site(Request(scope)):
+        elif read_only or same_site(Request(scope)) or self._is_allowed(scope):
             return await self.app(scope, receive, send)
         else:
             response = JSONResponse({"detail": "cross-site requests are not allowed"}, 403)

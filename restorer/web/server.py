@@ -99,6 +99,7 @@ class Server:
             middleware.SameOriginMiddleware,
             proxies=settings.forwarded_allow_ips,
             root_path=settings.root_path,
+            allowed_origins=re.findall(r"[^\s,]+", settings.allowed_origins),
         )
         # the worker's queue is the one before the device; api_open would let programs bypass Gradio's
         self.blocks = layout.build(service).queue(max_size=None, default_concurrency_limit=8, api_open=False)

@@ -59,6 +59,15 @@ def test_other_authorization_gets_401_with_a_challenge(authorization):
     assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
 
 
+def test_only_an_event_stream_reads_the_key_from_the_query():
+    query = {"access_token": KEY}
+    assert client().get("/status/x/events", params=query).text == "secret"
+    for path in ("/status/x", "/metrics", "/", "/ready"):
+        assert client().get(path, params=query).text != "secret"
+    assert client().get("/status/x/events", params={"access_token": "wrong"}).status_code == 401
+    assert client().get("/status/x/events", params=query, headers={"x-api-key": "wrong"}).status_code == 401
+
+
 @pytest.mark.parametrize("path", ["/health", "/ready"])
 @pytest.mark.parametrize("status", [200, 503])
 def test_probes_without_key_get_the_status_alone(path, status):

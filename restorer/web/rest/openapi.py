@@ -63,7 +63,7 @@ def _router(rest: RestApi) -> APIRouter:
         "/status/{job_id}/events",
         rest.events,
         "GET",
-        "Stream status as server-sent events",
+        "Stream status as server-sent events; the last one is named end",
         parameters=[_JOB],
     )
     index = {"name": "index", "in": "path", "required": True, "schema": {"type": "integer"}}
@@ -126,8 +126,11 @@ def _documentation(described: list[BaseRoute], root_path: str) -> list[BaseRoute
     )
     if "components" not in schema:
         schema["components"] = {}
-    schema["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"}}
-    schema["security"] = [{}, {"key": []}]
+    schema["components"]["securitySchemes"] = {
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"},
+        "bearer": {"type": "http", "scheme": "bearer"},
+    }
+    schema["security"] = [{}, {"key": []}, {"bearer": []}]
 
     def docs(request: Request) -> Response:
         root = request.scope.get("root_path", "")
