@@ -167,8 +167,13 @@ class RestApi:
         return JSONResponse(self._status(self._job(request), request))
 
     async def events(self, request: Request) -> Response:
-        """Stream a job's status whenever it changes, until the job has ended."""
+        """Stream a job's status whenever it changes, and last as an event named end.
+
+        An EventSource connects again after the last event, and stops for good when it gets 204.
+        """
         job = self._job(request)
+        if request.headers.get("last-event-id") == "end":
+            return Response(status_code=204)
 
         async def stream() -> AsyncIterator[str]:
             sent, sent_at = "", time.monotonic()
@@ -176,13 +181,16 @@ class RestApi:
                 queued = self._queued.get(job.id)
                 changed = queued.changed if queued else asyncio.Event()
                 ended, status = job.ended, json.dumps(self._status(job, request))
+                if ended:
+                    yield f"id: end\nevent: end\ndata: {status}\n\n"
+                    return
                 if status != sent:
                     sent, sent_at = status, time.monotonic()
                     yield f"data: {status}\n\n"
                 elif time.monotonic() - sent_at > _KEEP_ALIVE_SECONDS:  # or proxies close the connection
                     sent_at = time.monotonic()
                     yield ": keep-alive\n\n"
-                if ended or self.service.worker.closed:
+                if self.service.worker.closed:
                     return
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(changed.wait(), _EVENT_SECONDS)
