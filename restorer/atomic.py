@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -21,6 +22,16 @@ def write_atomic(path: Path, data: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Write a file in a folder, read it and delete it. Raises OSError."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".check") as file:
+        file.write(data := uuid.uuid4().bytes)
+        file.flush()
+        file.seek(0)
+        if file.read() != data:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), file.name)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -11,13 +11,13 @@ import anyio
 import gradio as gr
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-# A body may take _BODY_SECONDS, and one second more for each _BODY_RATE bytes received
-_BODY_SECONDS, _BODY_RATE = 30, 20_000
+_MIN_PROGRESS = 1000  # bytes of a body in each timeout, or single bytes could hold a connection indefinitely
 _HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])?(:\d{1,5})?", re.ASCII)
 # Gradio and its clients read these although any client can set them; only the scheme and Host count
 _UNTRUSTED_HEADERS = (
@@ -34,7 +34,7 @@ _ALLOWED_ROUTES: tuple[tuple[re.Pattern[str], bytes | None], ...] = (
     (re.compile(r"/(config)?"), b""),
     (re.compile(r"/gradio_api/info"), b"page="),
     (re.compile(r"/(theme\.css|robots\.txt|favicon\.ico|(static|assets)/.+)"), None),
-    (re.compile(r"/gradio_api/(startup-events|theme\.css|upload|upload_progress|cancel|reset)"), None),
+    (re.compile(r"/gradio_api/(startup-events|app_id|theme\.css|upload|upload_progress|cancel|reset)"), None),
     (re.compile(r"/gradio_api/(queue/(join|data)|heartbeat/[\w-]+|call/(v2/)?\w+(/[\w-]+)?)"), None),
     (re.compile(r"/gradio_api/run/predict"), None),
     (re.compile(r"/gradio_api/file=(?!\s*[a-z]{2,}\s*:).+", re.DOTALL | re.IGNORECASE), None),
@@ -44,20 +44,41 @@ _ALLOWED_ROUTES: tuple[tuple[re.Pattern[str], bytes | None], ...] = (
 class SameOriginMiddleware:
     """ASGI middleware that replaces Gradio's CORS middleware and refuses cross-site requests.
 
+    Pages of `allowed_origins` may send any request and read the answers, but never use the session of a user.
+
+    `root_path` becomes part of every request's path, whether or not a proxy has removed it.
     X-Forwarded-* headers are applied if they come from one of `proxies`, then removed with all other
     untrusted headers: the app sees one scheme and one Host. Pages of other sites cannot read any answer, as
-    none has CORS headers, and get 403 for anything but GET and HEAD. Programs send neither Origin nor
+    theirs have no CORS headers, and get 403 for anything but GET and HEAD. Programs send neither Origin nor
     Sec-Fetch-Site.
     """
 
-    def __init__(self, app: ASGIApp, *, proxies: str, **_gradio_options: object) -> None:
-        self.app = app
-        self._proxy = ProxyHeadersMiddleware(self._check_origin, proxies)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        proxies: str,
+        root_path: str = "",
+        allowed_origins: Sequence[str] = (),
+        **_gradio_options: object,
+    ) -> None:
+        self.app, self._root_path, self._allowed_origins = app, root_path, allowed_origins
+        self._cors = CORSMiddleware(
+            self._check_origin,
+            allow_origins=allowed_origins,
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=("Content-Disposition", "Location", "Retry-After"),
+        )
+        self._proxy = ProxyHeadersMiddleware(self._apply_cors, proxies)  # type: ignore[arg-type]
         self._warned = False  # warn once, or clients could flood the log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
+        if root := self._root_path:
+            path = scope["path"] if f"{scope['path']}/".startswith(f"{root}/") else root + scope["path"]
+            scope = {**scope, "path": path, "root_path": root, "app_root_path": root}
         headers = MutableHeaders(scope=scope)
         client = scope.get("client")
         host = headers.get("x-forwarded-host", "").partition(",")[0].strip()
@@ -72,6 +93,13 @@ class SameOriginMiddleware:
             )
         await self._proxy(scope, receive, send)  # type: ignore[arg-type]
 
+    async def _apply_cors(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._cors if self._is_allowed(scope) else self._check_origin
+        await app(scope, receive, send)
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        return MutableHeaders(scope=scope).get("origin") in self._allowed_origins
+
     async def _check_origin(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = MutableHeaders(scope=scope)
         for name in _UNTRUSTED_HEADERS:
@@ -79,7 +107,7 @@ class SameOriginMiddleware:
         read_only = scope["type"] != "http" or scope["method"] in ("GET", "HEAD")
         if not _HOST.fullmatch(headers.get("host", "")):
             response = JSONResponse({"detail": "invalid Host header"}, 400)
-        elif read_only or same_site(Request(scope)):
+        elif read_only or same_site(Request(scope)) or self._is_allowed(scope):
             return await self.app(scope, receive, send)
         else:
             response = JSONResponse({"detail": "cross-site requests are not allowed"}, 403)
@@ -87,38 +115,41 @@ class SameOriginMiddleware:
 
 
 class BodyLimitMiddleware:
-    """ASGI middleware that refuses request bodies that are too large or too slow.
+    """ASGI middleware that refuses request bodies that are too large or do not advance.
 
-    More than `limit` bytes, announced or not, are answered with 413. A body that takes longer than 30
-    seconds, plus one for each 20 kB received, is answered with 408.
+    More than `limit` bytes, announced or not, are answered with 413. A body of which less than 1 kB arrives
+    in `timeout` seconds is answered with 408; one that advances may take any time.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self._limit = app, limit
+    def __init__(self, app: ASGIApp, limit: int, timeout: float) -> None:
+        self.app, self._limit, self._timeout = app, limit, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         length = Request(scope).headers.get("content-length", "")
         if length.isdigit() and int(length) > self._limit:
-            return await self._too_large.response(scope, receive, send)
-        received, more, start = 0, True, time.monotonic()
+            return await self._too_large.respond(scope, receive, send)
+        received, more = 0, True
+        advanced_to, advanced_at = 0, time.monotonic()
         response_started = False
 
         async def limited_receive() -> Message:
-            nonlocal received, more
+            nonlocal received, more, advanced_to, advanced_at
             if not more:  # what follows the body is the client's disconnect
                 return await receive()
-            left = start + _BODY_SECONDS + received / _BODY_RATE - time.monotonic()
             try:
-                with anyio.fail_after(left):
+                with anyio.fail_after(advanced_at + self._timeout - time.monotonic()):
                     message = await receive()
             except TimeoutError as error:
-                raise _Refusal(408, f"the request body is too slow: {received} bytes received") from error
+                stopped = f"the upload stopped for {self._timeout:g} seconds after {received} bytes"
+                raise _Refusal(408, f"{stopped}; check the connection and send it again") from error
             more = message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._limit:
                 raise self._too_large
+            if received - advanced_to >= _MIN_PROGRESS:
+                advanced_to, advanced_at = received, time.monotonic()
             return message
 
         async def tracking_send(message: Message) -> None:
@@ -131,7 +162,7 @@ class BodyLimitMiddleware:
         except _Refusal as refusal:
             if response_started:
                 raise
-            await refusal.response(scope, receive, send)
+            await refusal.respond(scope, receive, send)
 
     @property
     def _too_large(self) -> "_Refusal":
@@ -142,7 +173,18 @@ class BodyLimitMiddleware:
 class _Refusal(Exception):
     def __init__(self, status: int, error: str, **more: object) -> None:
         super().__init__(error)
-        self.response = JSONResponse({"error": error, **more}, status, {"Connection": "close"})
+        self._status, self._body = status, {"error": error, **more}
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = error_response(scope, self._status, self._body, {"Connection": "close"})
+        await response(scope, receive, send)
+
+
+def error_response(scope: Scope, status: int, body: dict[str, object], headers: dict[str, str]) -> Response:
+    """Return a JSON answer, or only its error as text to an upload of the page, which displays the answer."""
+    if scope["path"].endswith("/gradio_api/upload"):
+        return PlainTextResponse(str(body["error"]), status, headers)
+    return JSONResponse(body, status, headers)
 
 
 class RouteAllowlist:

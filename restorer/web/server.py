@@ -17,7 +17,7 @@ import filelock
 import gradio as gr
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from gradio import processing_utils
+from gradio import http_server, processing_utils
 from gradio import routes as gradio_routes
 from gradio.route_utils import FnIndexInferError
 from starlette.middleware import Middleware
@@ -50,12 +50,19 @@ _SHUTDOWN_TIMEOUT = 6  # seconds for the current tile, so that the server exits 
 class Server:
     """A server, built but not yet serving.
 
-    Raises OSError if another server uses the same folders.
+    Raises OSError if a folder cannot be written or another server uses it.
     """
 
     def __init__(self, settings: Settings) -> None:
-        for folder in (settings.jobs_folder, settings.processed_folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        for name, folder in (
+            ("UPLOAD_FOLDER", settings.jobs_folder),
+            ("PROCESSED_FOLDER", settings.processed_folder),
+        ):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                atomic.check_writable(folder)
+            except OSError as error:
+                raise OSError(f"cannot write to {name}, {folder}: {error.strerror}") from error
         self.settings, self.worker = settings, Worker(settings.watchdog_timeout)
         self.queue = GpuQueue(self.worker, settings.max_queue)
         self.restorer = _restorer_class()(
@@ -81,9 +88,13 @@ class Server:
         # serve results in place instead of copying them
         gr.set_static_paths([settings.processed_folder, *restore_tab.SAMPLES])
         processing_utils.async_ssrf_protected_download = middleware.refuse_download
+        http_server.get_space = lambda: None  # type: ignore[assignment]  # a Space gets a server that edits code
         # Gradio's own allows pages of any site to send requests and read answers, with cookies
         gradio_routes.CustomCORSMiddleware = partial(  # type: ignore[misc]  # pyright: ignore[reportPrivateImportUsage]
-            middleware.SameOriginMiddleware, proxies=settings.forwarded_allow_ips
+            middleware.SameOriginMiddleware,
+            proxies=settings.forwarded_allow_ips,
+            root_path=settings.root_path,
+            allowed_origins=re.findall(r"[^\s,]+", settings.allowed_origins),
         )
         self.blocks = self.queue.attach(layout.build(self.service), self.rest.run)
 
@@ -104,12 +115,14 @@ class Server:
             "run_history": False,
             "ssr_mode": False,
             "footer_links": ["api"],
+            "root_path": settings.root_path or None,
             "app_kwargs": {
                 "routes": own_routes,
                 "middleware": [
                     Middleware(
                         middleware.BodyLimitMiddleware,
                         limit=settings.max_files_per_job * max_file_bytes + forms.FORM_BYTES,
+                        timeout=settings.upload_timeout,
                     ),
                     *authentication,
                     Middleware(
@@ -256,12 +269,13 @@ def _warm_up(restorer: Restorer) -> None:
     gc.freeze()
 
 
-def _handle_disk_full(_request: Request, error: OSError) -> Response:
+def _handle_disk_full(request: Request, error: OSError) -> Response:
     """Answer 507 to an upload that could not be stored."""
     if not atomic.is_disk_full(error):
         raise error
     logging.getLogger(__name__).error("an upload was not stored", exc_info=error)
-    return forms.Refusal(507, FULL).response()
+    refusal = forms.Refusal(507, FULL)
+    return middleware.error_response(request.scope, refusal.status, refusal.body, refusal.headers)
 
 
 def _handle_refusal(_request: Request, error: forms.Refusal) -> Response:

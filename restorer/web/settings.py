@@ -18,6 +18,7 @@ _RENAMED = {
     "KEEP_SECONDS": "RETENTION_SECONDS",
     "SWEEP_SECONDS": "CLEANUP_INTERVAL",
 }
+_ORIGIN = r"https?://[\w.:\[\]-]+"
 _SPACE_DISK = Path("/data")  # a Space's persistent storage, if it has any
 
 
@@ -42,8 +43,15 @@ class Settings(BaseSettings):
     model: str = Options.model
     auto_cpu_megapixels: float = Field(default=AUTO_CPU_MEGAPIXELS, ge=0, le=10_000)
     device: str = ""
+    allowed_origins: str = Field(
+        default="",
+        pattern=rf"^({_ORIGIN}(\s*,\s*{_ORIGIN})*)?$",
+        description="origins such as https://app.example.org, separated by commas",
+    )
+    root_path: str = Field(default="", pattern=r"^(/[\w.~-]+)*$", description="a path such as /photos")
     forwarded_allow_ips: str = ""
     max_file_size_mb: int = Field(default=10, ge=1, le=10_000)
+    upload_timeout: float = Field(default=30.0, ge=0.1, le=3600)
     max_input_megapixels: float = Field(default=Limits.input_pixels / 1e6, ge=0.001, le=10_000)
     max_output_megapixels: float = Field(default=Limits.output_pixels / 1e6, ge=0.001, le=100_000)
     max_files_per_job: int = Field(default=20, ge=1, le=10_000)
@@ -111,5 +119,8 @@ def read(folder: Path) -> Settings:
 
 
 def _message(error: Any) -> str:  # noqa: ANN401  pydantic_core.ErrorDetails
+    name = str(error["loc"][0])
     message = error["msg"].replace("Input should be", "it must be")
-    return f"{str(error['loc'][0]).upper()} is {error['input']!r}; {message}"
+    if error["type"] == "string_pattern_mismatch":
+        message = f"it must be {Settings.model_fields[name].description}"
+    return f"{name.upper()} is {error['input']!r}; {message}"

@@ -28,6 +28,13 @@ def client(**options) -> TestClient:
 HEADER = {"X-API-KEY": KEY.encode()}
 
 
+RIGHT_HEADERS = (
+    HEADER,
+    {"authorization": b"Bearer " + KEY.encode()},
+    {"authorization": b"bearer  " + KEY.encode()},
+)
+
+
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT", "OPTIONS", "HEAD"])
 @pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/upload", "//", "/%2e%2e/x", "/startup-events"])
 @pytest.mark.parametrize("key", [None, b"", b"wrong", KEY.encode()[:-1], b"\xff\xfe"])
@@ -38,8 +45,48 @@ def test_requests_without_the_key_get_401(method, path, key):
     assert KEY not in response.text
 
 
-def test_key_in_header_is_accepted():
-    assert client().get("/config", headers=HEADER).text == "secret"
+@pytest.mark.parametrize("path", ["/config", "/metrics", "/health", "/ready"])
+@pytest.mark.parametrize("headers", RIGHT_HEADERS)
+def test_key_in_header_is_accepted(path, headers):
+    assert client().get(path, headers=headers).text == "secret"
+
+
+@pytest.mark.parametrize(
+    "authorization", [b"Bearer", b"Bearer wrong", b"Basic " + KEY.encode(), KEY.encode(), b"Bearer\xff"]
+)
+def test_other_authorization_gets_401_with_a_challenge(authorization):
+    response = client().get("/config", headers={"authorization": authorization})
+    assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+
+
+def test_only_an_event_stream_reads_the_key_from_the_query():
+    query = {"access_token": KEY}
+    assert client().get("/status/x/events", params=query).text == "secret"
+    for path in ("/status/x", "/metrics", "/", "/ready"):
+        assert client().get(path, params=query).text != "secret"
+    assert client().get("/status/x/events", params={"access_token": "wrong"}).status_code == 401
+    assert client().get("/status/x/events", params=query, headers={"x-api-key": "wrong"}).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+@pytest.mark.parametrize("status", [200, 503])
+def test_probes_without_key_get_the_status_alone(path, status):
+    async def probe(request):
+        return JSONResponse({"model": "secret"}, status, {"x-model": "secret"})
+
+    app = Starlette(routes=[Route(path, probe)], middleware=[Middleware(ApiKeyMiddleware, key=KEY)])
+    probes = TestClient(app)
+    answer = probes.get(path)
+    assert (answer.status_code, answer.json()) == (
+        status,
+        {"status": "ok" if status == 200 else "unavailable"},
+    )
+    assert "x-model" not in answer.headers
+    assert probes.head(path).status_code == status
+    assert probes.get(path, headers=HEADER).json() == {"model": "secret"}
+    for guess in ({"x-api-key": "wrong"}, {"authorization": "Bearer wrong"}):
+        assert probes.get(path, headers=guess).status_code == 401, "not an oracle for keys"
+    assert probes.get(f"{path}/x").status_code == 401
 
 
 def test_gradio_startup_route_is_public():
@@ -79,6 +126,29 @@ def test_cross_site_or_forged_cookie_is_refused():
     for forged in (token[:-1], token + "0", "", "é"):
         response = client().get("/config", headers={"cookie": f"restorer_session={forged}".encode()})
         assert response.status_code == 401
+
+
+def test_signed_in_browser_follows_links_of_other_sites():
+    browser = client()
+    browser.post("/", data={"key": KEY})
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert browser.get("/", headers=link).text == "secret"
+    assert browser.post("/", headers=link).status_code == 401
+    for mode in ("cors", "no-cors", "websocket"):
+        assert browser.get("/", headers=link | {"sec-fetch-mode": mode}).status_code == 401
+
+
+def test_cookie_over_tls_is_partitioned():
+    browser = client(base_url="https://testserver")
+    cookie = browser.post("/", data={"key": KEY}).headers["set-cookie"]
+    assert cookie.endswith("HttpOnly; SameSite=None; Secure; Partitioned")
+
+
+@pytest.mark.parametrize(("key", "warnings"), [("x" * 15, 1), ("x" * 16, 0)])
+def test_short_key_is_logged_without_the_key(key, warnings, caplog):
+    ApiKeyMiddleware(secret, key)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["API_KEY has 15 characters and may be guessed; use at least 16"] * warnings
 
 
 def test_another_site_cannot_sign_in_a_browser():
@@ -125,6 +195,10 @@ def test_concurrent_wrong_keys_get_429_unchecked(monkeypatch):
             token = auth.ApiKeyMiddleware(app, KEY)._token.decode()
             signed_in = await attacker.get("/", headers={"cookie": f"restorer_session={token}"})
             assert signed_in.status_code == 200, "signed-in users are not locked out"
+            for headers in RIGHT_HEADERS:
+                assert (await attacker.get("/", headers=headers)).status_code == 200
+            assert (await attacker.post("/", data={"key": "wrong"})).status_code == 429
+            assert (await attacker.post("/", data={"key": KEY})).status_code == 303
             delays_over.set()
             statuses = [response.status_code for response in await asyncio.gather(*tasks)]
         other = httpx.ASGITransport(app=app, client=("10.0.0.2", 1))
@@ -132,7 +206,7 @@ def test_concurrent_wrong_keys_get_429_unchecked(monkeypatch):
             assert (await owner.get("/", headers=HEADER)).status_code == 200
         return statuses
 
-    statuses = asyncio.run(run())
+    statuses = asyncio.run(asyncio.wait_for(run(), 120))
     assert statuses.count(401) == 15 and statuses.count(429) == 45
 
 
@@ -270,7 +344,9 @@ def test_too_large_body_gets_413_announced_or_not():
         return PlainTextResponse(str(len(await request.body())))
 
     routes = [Route("/", body_length, methods=["POST"])]
-    app = TestClient(Starlette(routes=routes, middleware=[Middleware(BodyLimitMiddleware, limit=1000)]))
+    app = TestClient(
+        Starlette(routes=routes, middleware=[Middleware(BodyLimitMiddleware, limit=1000, timeout=30)])
+    )
 
     def chunks(count):
         yield from [b"x" * 100] * count

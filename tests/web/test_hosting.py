@@ -202,6 +202,17 @@ def await_ready(server: subprocess.Popen, port: int) -> dict:
 
 # Hugging Face Spaces
 
+WITHOUT_SPACES = """
+import importlib.metadata
+
+def version(name, real_version=importlib.metadata.version):
+    if name == "spaces":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return real_version(name)
+
+importlib.metadata.version = version
+"""
+
 
 def test_readme_front_matter_configures_space():
     text = (ROOT / "README.md").read_text()
@@ -229,21 +240,33 @@ def test_space_gets_suitable_defaults(tmp_path, monkeypatch):
     assert settings.read(tmp_path).host == "127.0.0.1"
 
 
-def test_app_starts_offline_on_space(tmp_path):
+@pytest.mark.parametrize("spaces", ["installed", "missing"])
+def test_app_starts_offline_on_space(tmp_path, spaces):
     port = free_port()
     space = {"SPACE_ID": "someone/restorer", "SYSTEM": "spaces", "SPACE_HOST": "someone-restorer.hf.space"}
     variables = {"HOST": "127.0.0.1", "PORT": str(port), "HF_HUB_OFFLINE": "1"}
     folders = {"UPLOAD_FOLDER": "up", "PROCESSED_FOLDER": "done", "RESTORER_WEIGHTS": "weights"}
     variables |= {name: str(tmp_path / folder) for name, folder in folders.items()}
+    if spaces == "missing":
+        (tmp_path / "sitecustomize.py").write_text(WITHOUT_SPACES)
+        variables["PYTHONPATH"] = str(tmp_path)
     variables = {**os.environ, **space, **variables}
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen([sys.executable, ROOT / "app.py"], env=variables, stdout=log, stderr=log)
         try:
             assert await_ready(server, port)["model"] == "RealESRGAN_x4plus", (tmp_path / "log").read_text()
             assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+            listening = {
+                connection.laddr.port
+                for connection in psutil.Process(server.pid).net_connections("tcp")
+                if connection.status == psutil.CONN_LISTEN
+            }
+            assert listening == {port}, "Gradio's server for edits to the code"
         finally:
             server.terminate()
             server.wait(120)
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log and "error" not in log.lower(), log
 
 
 def test_zero_gpu_restorer_gives_same_results(tmp_path, rng):

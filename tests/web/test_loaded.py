@@ -82,8 +82,8 @@ def test_full_queue_refuses_jobs_beyond_its_limit(servers, tmp_path):
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_slow_body_gets_408(monkeypatch, announced):
-    monkeypatch.setattr(middleware, "_BODY_SECONDS", 0.3)
+@pytest.mark.parametrize("chunk", [b"", b"x"])
+def test_body_that_does_not_advance_gets_408(announced, chunk):
     sent = []
 
     async def app(scope, receive, send):
@@ -93,19 +93,19 @@ def test_slow_body_gets_408(monkeypatch, announced):
 
     async def receive():
         await asyncio.sleep(0.05)
-        return {"type": "http.request", "body": b"x", "more_body": True}
+        return {"type": "http.request", "body": chunk, "more_body": True}
 
     async def send(message):
         sent.append(message)
 
     headers = [(b"content-length", b"1000")] if announced else []
     scope = {"type": "http", "method": "POST", "path": "/enhance", "headers": headers}
-    asyncio.run(middleware.BodyLimitMiddleware(app, 2000)(scope, receive, send))
+    asyncio.run(middleware.BodyLimitMiddleware(app, 2000, timeout=0.3)(scope, receive, send))
     assert sent[0]["status"] == 408 and (b"connection", b"close") in sent[0]["headers"]
 
 
-def test_steady_body_has_no_deadline(monkeypatch):
-    """On a fake clock: 20 chunks that take 8 s and add 10 s each to the first 30."""
+def test_slow_body_that_advances_has_no_deadline(monkeypatch):
+    """On a fake clock: 0.8 MB at 64 kbit/s, a 16 kB chunk every two seconds; then a chunk every 29 s."""
     chunks, now = [], 100.0
     monkeypatch.setattr(middleware, "time", SimpleNamespace(monotonic=lambda: now))
 
@@ -118,17 +118,17 @@ def test_steady_body_has_no_deadline(monkeypatch):
 
     async def receive():
         nonlocal now
-        now += 8
+        now += 2 if len(chunks) < 50 else 29
         await asyncio.sleep(0)  # a deadline that has passed raises here
-        if len(chunks) < 20:
-            return {"type": "http.request", "body": bytes(200_000), "more_body": True}
+        if len(chunks) < 60:
+            return {"type": "http.request", "body": bytes(16_000), "more_body": True}
         ends.append({"type": "http.request", "body": b"", "more_body": False})
         return ends[0] if len(ends) == 1 else {"type": "http.disconnect"}
 
     ends: list[dict] = []
     scope = {"type": "http", "method": "POST", "path": "/enhance", "headers": []}
-    asyncio.run(middleware.BodyLimitMiddleware(app, 10**7)(scope, receive, None))
-    assert len(chunks) == 20
+    asyncio.run(middleware.BodyLimitMiddleware(app, 10**7, timeout=30)(scope, receive, None))
+    assert len(chunks) == 60
 
 
 class Scripted:

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from restorer.models import registry
 from tests.conftest import files_below, photo_like, png, save_quick_and_slow
@@ -60,7 +60,7 @@ def launched(folder: Path, script: Path = APP, **environment: str):
     }
     with (folder / "log").open("w") as log:
         server = subprocess.Popen([sys.executable, script], env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{environment['PORT']}"
     try:
         _wait_until_ready(server, address)
         yield server, address
@@ -113,7 +113,7 @@ def new_page(browser: Browser, **options) -> Page:
 def watched(browser: Browser, address: str, **options):
     """Open the page and fail on console errors, failed requests and requests to other hosts."""
     page, errors = new_page(browser, **options), []
-    page.on("console", lambda m: m.type == "error" and errors.append(m.text))
+    page.on("console", lambda m: m.type == "error" and not is_icon(m) and errors.append(m.text))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("response", lambda r: r.status >= 400 and errors.append(f"{r.status} {r.url}"))
     page.on("request", lambda r: r.url.startswith(("data:", "blob:", address)) or errors.append(r.url))
@@ -123,6 +123,11 @@ def watched(browser: Browser, address: str, **options):
     yield page
     page.close()
     assert errors == []
+
+
+def is_icon(message: ConsoleMessage) -> bool:
+    """Below a path, the icon that browsers request is that of the site."""
+    return message.location["url"].endswith("/favicon.ico")
 
 
 def aborted_by_page(request: Request) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -465,3 +466,120 @@ def test_concurrent_jobs_get_the_results_of_their_own_photo(client, rng):
         assert Image.open(io.BytesIO(file)).size == photo.shape[1::-1]
         hashes.add(hashlib.sha256(file).hexdigest())
     assert len(hashes) == len(photos)
+
+
+@pytest.mark.parametrize("name", ["upload_folder", "processed_folder"])
+def test_unwritable_folder_is_refused_at_start_and_by_ready(tmp_path, name):
+    blocked, settings = tmp_path / "file", settings_in(tmp_path)
+    blocked.write_text("")
+    for folder in (blocked, blocked / "below", unwritable(tmp_path)):
+        with pytest.raises(OSError, match=f"cannot write to {name.upper()}, {folder}"):
+            server.asgi(settings.model_copy(update={name: folder}))
+    with opened(settings) as client:
+        before = files_below(settings.upload_folder, settings.processed_folder)
+        assert client.get("/ready").status_code == 200
+        assert files_below(settings.upload_folder, settings.processed_folder) == before
+        folder = settings.jobs_folder if name == "upload_folder" else settings.processed_folder
+        folder.rename(tmp_path / "moved")
+        folder.write_text("")
+        answer = client.get("/ready")
+        assert answer.status_code == 503 and "cannot be written" in answer.json()["error"]
+        assert str(tmp_path) not in answer.text
+        folder.unlink()
+        (tmp_path / "moved").rename(folder)
+        assert client.get("/ready").status_code == 200
+
+
+def unwritable(folder: Path) -> Path:
+    """A folder that exists and in which nobody, not even root, can create a file."""
+    if os.geteuid() == 0:
+        return Path("/proc/sys")
+    (folder / "unwritable").mkdir(mode=0o555, exist_ok=True)
+    return folder / "unwritable"
+
+
+def part(disposition: str, data: bytes, boundary: str = "x") -> bytes:
+    return f"--{boundary}\r\nContent-Disposition: {disposition}\r\n\r\n".encode() + data + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        # .NET's MultipartFormDataContent sends both, unquoted and as an encoded word
+        (
+            "form-data; name=files; filename=\"=?utf-8?B?YsO8LnBuZw==?=\"; filename*=utf-8''b%C3%BC.png",
+            "bü.png",
+        ),
+        ('form-data; name="files"; filename="=?utf-8?B?YsO8?= =?utf-8?B?LnBuZw==?="', "bü.png"),
+        ('form-data; name="files"; filename="=?iso-8859-1?Q?b=FC_x.png?="', "bü x.png"),
+        ('form-data; name="files"; filename="=?utf-8?B?Li4vLi4vYS5wbmc=?="', "a.png"),
+        ('form-data; name="files"; filename="=?nope?Q?a?="', "=?nope?Q?a?="),
+        ('form-data; name="files"; filename="=?utf-8?Q?=FF?="', "=?utf-8?Q?=FF?="),
+        ('form-data; name="files"; filename="=?utf-8?B?!!!?="', "photo"),
+        ("form-data; name=\"files\"; filename*=UTF-8''b%C3%BC%22%5C.png", "bü__.png"),
+        ('form-data; name="files[]"; filename="C:\\\\scans\\\\a.png"', "a.png"),  # axios; old browsers
+        ('form-data; name="files"', "photo"),
+        ("form-data; name=files", "photo"),
+        ('form-data; name="file"; filename=""', "photo"),
+    ],
+)
+def test_file_names_of_other_clients_are_read(client, disposition, name):
+    photo = png(
+        np.random.default_rng(1).integers(0, 256, (200, 200, 3), np.uint8)
+    )  # more than a field may have
+    body = part('form-data; name="outscale"', b"1") + part(disposition, photo) + b"--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    accepted = client.post("/enhance", content=body, headers=headers)
+    assert accepted.status_code == 202, accepted.text
+    (result,) = ended(client, accepted.json()["job_id"])["results"]
+    assert (result["original_filename"], result["width"]) == (name, 200)
+    assert client.get(result["url"]).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/enhance", "/quote"])
+@pytest.mark.parametrize(
+    "content_type", ["image/png", "application/json", "application/x-www-form-urlencoded", None]
+)
+def test_body_that_is_no_multipart_form_gets_instructions(client, path, content_type):
+    headers = {"content-type": content_type} if content_type else {}
+    answer = client.post(path, content=png(np.zeros((9, 9, 3), np.uint8)), headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["error"] == (
+        f"the body is {content_type or 'not a form'}; send multipart/form-data, field files"
+    )
+
+
+def test_options_in_the_query_are_those_of_the_form(client, rng):
+    files = {"files": ("a.png", png(photo_like(rng, 20, 30)))}
+    quotes = [
+        client.post("/quote", params=query, data=form, files=files).json()
+        for query, form in (({"outscale": 2}, {}), ({}, {"outscale": "2"}))
+    ]
+    assert [(quote["width"], quote["height"]) for quote in quotes] == [(60, 40)] * 2
+    accepted = client.post("/enhance", params={"outscale": 2, "format": "webp"}, files=files)
+    (result,) = ended(client, accepted.json()["job_id"])["results"]
+    assert (result["width"], result["url"][-5:]) == (60, ".webp")
+    for query in ({"outscale": "9"}, {"scale": "2"}, {"files": "a.png"}, {"quality": ""}):
+        assert client.post("/enhance", params=query, files=files).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("query", "form"),
+    [({}, {"outscale": ["2", "4"]}), ({"outscale": ["2", "2"]}, {}), ({"outscale": 2}, {"outscale": "2"})],
+)
+def test_option_that_is_sent_twice_gets_422(client, rng, query, form):
+    files = {"files": ("a.png", png(photo_like(rng, 20, 30)))}
+    answer = client.post("/enhance", params=query, data=form, files=files)
+    assert answer.status_code == 422 and "outscale is sent twice" in answer.json()["error"]
+
+
+def test_event_stream_ends_for_good(client, rng):
+    job = posted(client, ("a.png", png(photo_like(rng, 20, 20))))["job_id"]
+    path = f"/status/{job}/events"
+    events = client.get(path).text.strip().split("\n\n")
+    *updates, end = events
+    assert end.startswith("id: end\nevent: end\ndata: ") and not any("event:" in update for update in updates)
+    assert json.loads(end.rpartition("data: ")[2]) == client.get(f"/status/{job}").json()
+    again = client.get(path, headers={"last-event-id": "end"})
+    assert (again.status_code, again.content) == (204, b"")
+    assert client.get(path).text.strip() == end, "a new stream reports the end once more"

@@ -40,6 +40,15 @@ def test_absolute_folder_is_used_as_it_is(tmp_path, monkeypatch):
         ("MAX_FILE_SIZE_MB", "0", "MAX_FILE_SIZE_MB is '0'"),
         ("MAX_INPUT_MEGAPIXELS", "nan", "MAX_INPUT_MEGAPIXELS is 'nan'"),
         ("LOG_FORMAT", "xml", "LOG_FORMAT is 'xml'; it must be 'text' or 'json'"),
+        ("ROOT_PATH", "photos", "ROOT_PATH is 'photos'; it must be a path such as /photos"),
+        ("ROOT_PATH", "/photos/", "it must be a path such as /photos"),
+        (
+            "ALLOWED_ORIGINS",
+            "*",
+            "ALLOWED_ORIGINS is '\\*'; it must be origins such as https://app.example.org,",
+        ),
+        ("ALLOWED_ORIGINS", "https://a.example/", "it must be origins"),
+        ("ALLOWED_ORIGINS", "https://a.example b.example", "it must be origins"),
         ("WATCHDOG_TIMEOUT", "soon", "WATCHDOG_TIMEOUT is 'soon'"),
     ],
 )

@@ -1,17 +1,21 @@
 """Read the forms of requests, and refuse invalid files and options before any work starts."""
 
 import asyncio
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import fields
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 from fastapi.responses import JSONResponse
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import MutableHeaders, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,8 +27,23 @@ from ..service import Service
 
 FORM_BYTES = 64 * 1024  # size of a form without its files
 _RETRY_AFTER = 30  # seconds
+_FILE_FIELDS = ("files", "files[]", "file")
+_EXTENDED_NAME = re.compile(rb"filename\*\s*=\s*utf-8'[^']*'([^\s;]+)", re.IGNORECASE)
 Form = tuple[list[tuple[str, Path]], dict[str, object]]  # files as (name, path), and options by name
 _OPTION_TYPES = {field.name: type(field.default) for field in fields(Options)} | {"long_side": int}
+
+
+class _MultiPartParser(MultiPartParser):
+    """A parser for which every part of a file field is a file, even one that has no file name."""
+
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        _, options = parse_options_header(part.content_disposition)
+        if options.get(b"name", b"").decode("latin-1") in _FILE_FIELDS and b"filename" not in options:
+            extended = _EXTENDED_NAME.search(part.content_disposition or b"")
+            name = unquote_to_bytes(extended[1]) if extended else b"photo"
+            part.content_disposition = b'form-data; name=files; filename="%s"' % re.sub(rb'["\\]', b"_", name)
+        super().on_headers_finished()
 
 
 class Refusal(Exception):
@@ -34,9 +53,12 @@ class Refusal(Exception):
         super().__init__(error)
         self.status, self.body = status, {"error": error, **more}
 
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(_RETRY_AFTER)} if self.status in (503, 507) else {}
+
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": str(_RETRY_AFTER)} if self.status in (503, 507) else None
-        return JSONResponse(self.body, self.status, headers)
+        return JSONResponse(self.body, self.status, self.headers)
 
 
 @contextmanager
@@ -99,27 +121,38 @@ async def read(
         raise Refusal(
             413, f"the request has {length} bytes, the limit is {limit}; send smaller files", limit=limit
         )
+    content_type = request.headers.get("content-type", "")
     try:
-        form = await request.form(
-            max_files=max_files, max_fields=len(_OPTION_TYPES), max_part_size=FORM_BYTES
-        )
-    except (HTTPException, MultiPartException) as error:
-        reason = getattr(error, "detail", str(error))
-        if "Too many files" in str(reason):
+        if not content_type.lower().startswith("multipart/form-data"):
+            async for _ in request.stream():  # a client that still sends may not read the answer
+                pass
+            raise Refusal(
+                422, f"the body is {content_type or 'not a form'}; send multipart/form-data, field files"
+            )
+        form = await _MultiPartParser(
+            request.headers,
+            request.stream(),
+            max_files=max_files,
+            max_fields=len(_OPTION_TYPES),
+            max_part_size=FORM_BYTES,
+        ).parse()
+    except MultiPartException as error:
+        if "Too many files" in str(error):
             raise Refusal(422, f"too many files; send at most {max_files}", limit=max_files) from error
-        raise Refusal(422, f"invalid form: {reason}") from error
+        raise Refusal(422, f"invalid form: {error}") from error
     except ClientDisconnect as error:
         raise Refusal(400, "incomplete upload") from error
     try:
         async with admission:
             with tempfile.TemporaryDirectory(dir=folder, prefix="tmp") as temporary:
-                files, options = [], {}
+                files, sent = [], request.query_params.multi_items()
                 for field, value in form.multi_items():
                     if isinstance(value, UploadFile):
                         path = Path(temporary) / str(len(files))
                         files.append(await _save_upload(field, value, path, max_bytes))
                     else:
-                        options[field] = _parse_option(field, value)
+                        sent.append((field, value))
+                options = _parse_options(sent)
                 if not files:
                     raise Refusal(422, "no file; send one or more in the field files")
                 yield files, options
@@ -129,15 +162,23 @@ async def read(
 
 async def _save_upload(field: str, upload: UploadFile, path: Path, max_bytes: int) -> tuple[str, Path]:
     # lone surrogates cannot be encoded in an answer, and control characters may reverse the text
-    name = (upload.filename or "photo").encode("utf-8", "replace").decode().replace("\\", "/")
+    name = (_decoded(upload.filename or "") or "photo").encode("utf-8", "replace").decode().replace("\\", "/")
     name = "".join(char if char.isprintable() else "_" for char in name.rpartition("/")[2][-255:])
-    if field not in ("files", "files[]", "file"):
+    if field not in _FILE_FIELDS:
         raise Refusal(422, f"unknown file field {field!r}; use files", allowed=["files"])
     if (upload.size or 0) > max_bytes:
         raise Refusal(413, f"{name} has {upload.size} bytes; the limit is {max_bytes}", limit=max_bytes)
     with path.open("wb") as out:
         await asyncio.to_thread(shutil.copyfileobj, upload.file, out)
     return name, path
+
+
+def _decoded(name: str) -> str:
+    """Decode the encoded words of RFC 2047 in a file name, as .NET and mail libraries send them."""
+    try:
+        return str(make_header(decode_header(name))) if "=?" in name else name
+    except (HeaderParseError, LookupError, ValueError):
+        return name
 
 
 def validate(service: Service, files: list[tuple[str, Path]], options: dict[str, object]) -> None:
@@ -160,6 +201,16 @@ def validate(service: Service, files: list[tuple[str, Path]], options: dict[str,
             raise Refusal(422, f"{name}: {error}", limit=limits.output_pixels) from error
         except InvalidOption as error:
             raise Refusal(422, f"{name}: {error}") from error
+
+
+def _parse_options(fields: list[tuple[str, str]]) -> dict[str, object]:
+    """Convert the fields of a query and a form. Raises Refusal."""
+    options: dict[str, object] = {}
+    for name, value in fields:
+        if name in options:
+            raise Refusal(422, f"{name} is sent twice; send each option once, in the form or the query")
+        options[name] = _parse_option(name, value)
+    return options
 
 
 def _parse_option(name: str, value: str) -> object:

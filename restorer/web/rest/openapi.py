@@ -63,7 +63,7 @@ def _router(rest: RestApi) -> APIRouter:
         "/status/{job_id}/events",
         rest.events,
         "GET",
-        "Stream status as server-sent events",
+        "Stream status as server-sent events; the last one is named end",
         parameters=[_JOB],
     )
     index = {"name": "index", "in": "path", "required": True, "schema": {"type": "integer"}}
@@ -111,17 +111,26 @@ def _form(*, multiple: bool) -> dict[str, Any]:
 def routes(rest: RestApi) -> list[BaseRoute]:
     """Return all routes of the API, /openapi.json and /docs."""
     api = list(_router(rest).routes)
-    return api + _documentation(api)
+    return api + _documentation(api, rest.settings.root_path)
 
 
-def _documentation(described: list[BaseRoute]) -> list[BaseRoute]:
+def _documentation(described: list[BaseRoute], root_path: str) -> list[BaseRoute]:
     """Return /openapi.json, and /docs, whose Swagger UI is served from an installed package."""
     # the installed Swagger UI supports 3.0
-    schema = get_openapi(title=TITLE, version=__version__, openapi_version="3.0.3", routes=described)
+    schema = get_openapi(
+        title=TITLE,
+        version=__version__,
+        openapi_version="3.0.3",
+        routes=described,
+        servers=[{"url": root_path or "/"}],
+    )
     if "components" not in schema:
         schema["components"] = {}
-    schema["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"}}
-    schema["security"] = [{}, {"key": []}]
+    schema["components"]["securitySchemes"] = {
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"},
+        "bearer": {"type": "http", "scheme": "bearer"},
+    }
+    schema["security"] = [{}, {"key": []}, {"bearer": []}]
 
     def docs(request: Request) -> Response:
         root = request.scope.get("root_path", "")

@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from gradio.route_utils import get_root_url
 
+from ... import atomic
 from ...errors import Cancelled, DiskFull, QueueFull, RestoreError, TimedOut
 from ...models import sources
 from ...progress import Progress
@@ -148,7 +148,7 @@ class RestApi:
             job = await asyncio.to_thread(self.jobs.add, files, options)
             await self._submit(job)
         body = {"job_id": job.id, "status": job.state, "queue_position": self._position(job)}
-        return JSONResponse(body, 202, {"Location": f"/status/{job.id}"})
+        return JSONResponse(body, 202, {"Location": f"{request.scope.get('root_path', '')}/status/{job.id}"})
 
     async def quote(self, request: Request) -> Response:
         """Estimate what a photo takes."""
@@ -164,8 +164,13 @@ class RestApi:
         return JSONResponse(self._status(self._job(request), request))
 
     async def events(self, request: Request) -> Response:
-        """Stream a job's status whenever it changes, until the job has ended."""
+        """Stream a job's status whenever it changes, and last as an event named end.
+
+        An EventSource connects again after the last event, and stops for good when it gets 204.
+        """
         job = self._job(request)
+        if request.headers.get("last-event-id") == "end":
+            return Response(status_code=204)
 
         async def stream() -> AsyncIterator[str]:
             sent, sent_at = "", time.monotonic()
@@ -173,13 +178,16 @@ class RestApi:
                 queued = self._queued.get(job.id)
                 changed = queued.changed if queued else asyncio.Event()
                 ended, status = job.ended, json.dumps(self._status(job, request))
+                if ended:
+                    yield f"id: end\nevent: end\ndata: {status}\n\n"
+                    return
                 if status != sent:
                     sent, sent_at = status, time.monotonic()
                     yield f"data: {status}\n\n"
                 elif time.monotonic() - sent_at > _KEEP_ALIVE_SECONDS:  # or proxies close the connection
                     sent_at = time.monotonic()
                     yield ": keep-alive\n\n"
-                if ended or self.service.worker.closed:
+                if self.service.worker.closed:
                     return
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(changed.wait(), _EVENT_SECONDS)
@@ -225,12 +233,18 @@ class RestApi:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, _request: Request) -> Response:
-        """Report whether a job would run: queue, disk space and model."""
+        """Report whether a job would run: queue, disk space, folders and model."""
         queue, restorer = self.service.queue, self.service.restorer
         if self.service.worker.closed:
             raise Refusal(503, "the server is shutting down; try again in a minute")
         with refuse_with(503, DiskFull, limit=self.settings.min_free_disk_mb):
             self.service.check_disk_space()
+        try:
+            for folder in (self.settings.jobs_folder, self.settings.processed_folder):
+                await asyncio.to_thread(atomic.check_writable, folder)
+        except OSError as error:
+            logging.getLogger(__name__).exception("not ready")
+            raise Refusal(503, "the folder of uploads or results cannot be written") from error
         model = restorer.model(restorer.options)
         if not sources.is_present(model, restorer.weights) and not model.url:
             raise Refusal(503, f"model {model.name} is missing and cannot be downloaded")
@@ -266,7 +280,7 @@ class RestApi:
         return self.service.queue.position(queued.event_id) if queued else 0
 
     def _status(self, job: Job, request: Request) -> dict[str, Any]:
-        root = get_root_url(request=request, route_path=request.url.path, root_path=None)
+        root = str(request.base_url).rstrip("/")
         queued = self._queued.get(job.id)
         current, done, steps = queued.progress if queued else (0, 0, 0)
         finished = sum(not item.pending for item in job.items)

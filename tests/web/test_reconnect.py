@@ -1,0 +1,191 @@
+"""A page whose connection is cut, or whose server is restarted, works again without the user."""
+
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.conftest import photo_like, save_quick_and_slow
+from tests.web.test_page import (
+    PACED,
+    browser,  # noqa: F401  a fixture
+    choose,
+    choose_model,
+    download,
+    launched,
+    new_page,
+)
+
+pytestmark = pytest.mark.slow
+
+_CUT_SECONDS = 6
+
+
+class Relay:
+    """A TCP proxy on a port of its own whose connections can be cut, and whose uploads can be stopped.
+
+    stop_uploads  whether to forward the first 64 kB of an upload and then no more of that connection
+    """
+
+    stop_uploads = False
+
+    def __init__(self, port: int) -> None:
+        self._target, self._connections = port, []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open = True
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if not self._open:
+                client.close()
+                continue
+            server = socket.create_connection(("127.0.0.1", self._target))
+            self._connections += [client, server]
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
+
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+                if self.stop_uploads and b"POST /gradio_api/upload?" in data:
+                    return
+            target.shutdown(socket.SHUT_RDWR)
+
+    def cut(self, seconds: float) -> None:
+        """Close all connections, and new ones for that long."""
+        self._open = False
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        time.sleep(seconds)
+        self._open = True
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut(0)
+
+
+@contextmanager
+def relayed(port: int) -> Iterator[Relay]:
+    relay = Relay(port)
+    try:
+        yield relay
+    finally:
+        relay.close()
+
+
+@contextmanager
+def opened(browser: Browser, address: str) -> Iterator[Page]:  # noqa: F811
+    page = new_page(browser)
+    page.goto(address)
+    expect(page.locator("#start")).to_be_visible()
+    page.evaluate("window.firstLoad = true")
+    yield page
+    page.close()
+
+
+def start_slow_photo(page: Page) -> None:
+    choose(page, photo_like(np.random.default_rng(3), 300, 300))
+    expect(page.locator("#summary")).to_contain_text("1200 × 1200")
+    choose_model(page, "custom/slow")
+    page.click("#start")
+    expect(page.locator("#before")).to_contain_text("Step ")
+
+
+def expect_reloaded(page: Page) -> None:
+    """The page has loaded again, and restores a photo."""
+    page.wait_for_function("() => !window.firstLoad && document.querySelector('#upload input[type=file]')")
+    check_restores(page)
+
+
+def check_restores(page: Page) -> None:
+    choose(page, photo_like(np.random.default_rng(3), 30, 40))
+    expect(page.locator("#summary")).to_contain_text("160 × 120")
+    page.click("#start")
+    expect(page.locator("#download")).to_be_visible()
+    assert download(page)[0] == "holiday_4x.png"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Start servers, one after the other, on one port."""
+    save_quick_and_slow(tmp_path)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = str(unused.getsockname()[1])
+    return lambda **changes: launched(tmp_path, PACED, PACE="1", PORT=port, **changes)
+
+
+def test_page_reloads_after_the_connection_was_cut(browser, server):  # noqa: F811
+    with (
+        server() as (_, address),
+        relayed(int(address.rpartition(":")[2])) as relay,
+        opened(browser, f"http://127.0.0.1:{relay.port}") as page,
+    ):
+        start_slow_photo(page)
+        relay.cut(_CUT_SECONDS)
+        expect_reloaded(page)
+
+
+def test_page_goes_on_after_the_server_was_suspended(browser, server):  # noqa: F811
+    with server() as (process, address), opened(browser, address) as page:
+        start_slow_photo(page)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(_CUT_SECONDS)
+        process.send_signal(signal.SIGCONT)
+        page.click("#stop")
+        expect(page.locator("#start")).to_be_visible()
+        assert page.evaluate("window.firstLoad")
+        check_restores(page)
+
+
+def test_page_says_that_an_upload_stopped(browser, server):  # noqa: F811
+    noise = np.random.default_rng(3).integers(0, 256, (700, 1000, 3), np.uint8)  # 2 MB, more than the buffers
+    with (
+        server(UPLOAD_TIMEOUT="1") as (_, address),
+        relayed(int(address.rpartition(":")[2])) as relay,
+        opened(browser, f"http://127.0.0.1:{relay.port}") as page,
+    ):
+        relay.stop_uploads = True
+        choose(page, noise)
+        toast = page.get_by_text("the upload stopped for 1 seconds")
+        expect(toast).to_contain_text("check the connection and send it again")
+        assert "{" not in toast.inner_text()
+        relay.stop_uploads = False
+        check_restores(page)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("state", ["restoring", "idle", "result on display"])
+def test_page_comes_back_after_a_restart(browser, server, number, state):  # noqa: F811
+    with server() as (process, address), opened(browser, address) as page:
+        if state == "restoring":
+            start_slow_photo(page)
+        elif state == "result on display":
+            check_restores(page)
+        stop(process, number)
+        with server():
+            if state == "result on display":  # it is not discarded without the user
+                expect(page.locator("#restarted")).to_contain_text("The server was restarted")
+                assert download(page)[0] == "holiday_4x.png"
+                page.click("#restarted a")
+            expect_reloaded(page)
+
+
+def stop(process: subprocess.Popen, number: signal.Signals) -> None:
+    process.send_signal(number)
+    assert process.wait(timeout=120) == (0 if number == signal.SIGTERM else -number)
