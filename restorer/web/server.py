@@ -115,7 +115,6 @@ class Server:
             "run_history": False,
             "ssr_mode": False,
             "footer_links": ["api"],
-            "root_path": settings.root_path or None,
             "app_kwargs": {
                 "routes": own_routes,
                 "middleware": [

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from playwright.sync_api import expect
+from starlette.testclient import TestClient
 
+from restorer.web import server
 from tests.conftest import photo_like, png, save_quick_and_slow
 from tests.web.test_hosting import free_port
 from tests.web.test_page import browser, choose, download, launched, watched  # noqa: F401  browser is a fixture
+from tests.web.test_rest import ended, settings_in
 from tests.web.test_sign_in_frame import write_certificate
 
 pytestmark = pytest.mark.slow
@@ -148,6 +151,19 @@ def test_documented_proxy_serves_rest_page_and_client(name, root, tmp_path, brow
         client = Client(f"{address}/", verbose=False, download_files=str(tmp_path / "downloads"))
         file, _, _ = client.predict(handle_file(tmp_path / "a.png"), api_name="/enhance")
         assert Path(file).read_bytes() == http.get(result["url"]).content
+
+
+@pytest.mark.parametrize("base", ["", ROOT])
+def test_root_path_is_that_of_an_asgi_application_too(tmp_path, base):
+    address, photo = "http://127.0.0.1:7860", png(photo_like(np.random.default_rng(1), 20, 20))
+    with TestClient(server.asgi(settings_in(tmp_path, root_path=ROOT)), base_url=address) as client:
+        accepted = client.post(f"{base}/enhance", files={"files": ("a.png", photo)})
+        job = accepted.json()["job_id"]
+        assert accepted.headers["location"] == f"{ROOT}/status/{job}"
+        (result,) = ended(client, job)["results"]
+        assert result["url"] == f"{address}{ROOT}/processed/{job}/0/a_4x.png"
+        assert client.get(result["url"]).status_code == 200
+        assert client.get(f"{base}/config").json()["root"] == f"{address}{ROOT}"
 
 
 @pytest.mark.parametrize("removed", [False, True])
