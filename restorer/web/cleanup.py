@@ -1,5 +1,6 @@
 """Delete what Gradio's delete_cache misses: results, ended REST jobs, and files of earlier processes."""
 
+import os
 import re
 import shutil
 import time
@@ -31,9 +32,12 @@ def sweep(folders: Iterable[Path], *, in_use: Callable[[str], bool], max_age: fl
 def _last_change(path: Path) -> float:
     """Return the latest change below a path in seconds since 1970; ctime too, as copies may keep mtime."""
     latest = 0.0
-    for part in (path, *([] if path.is_symlink() else path.rglob("*"))):
+    below = (  # links are not followed, and a folder that disappears meanwhile is passed over
+        os.path.join(parent, name) for parent, folders, files in os.walk(path) for name in folders + files
+    )
+    for part in (path, *(() if path.is_symlink() else below)):
         try:
-            stat = part.lstat()
+            stat = os.lstat(part)
         except OSError:
             continue
         latest = max(latest, stat.st_mtime, stat.st_ctime)

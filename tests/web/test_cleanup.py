@@ -1,6 +1,7 @@
 """Entries expire by modification time; foreign names and entries in use stay."""
 
 import os
+import shutil
 import time
 import uuid
 from types import SimpleNamespace
@@ -60,6 +61,22 @@ def test_copy_with_an_old_modification_time_stays(folder):
     for path in (entry / "a.png", entry):
         os.utime(path, (time.time() - 9 * HOUR,) * 2)
     assert swept(folder) == [] and entry.exists()
+
+
+def test_entry_that_disappears_meanwhile_does_not_stop_the_sweep(folder, advance, monkeypatch):
+    """As when a client deletes its job."""
+    other, entry, scandir = add_entry(folder), add_entry(folder), os.scandir
+    (entry / "below").mkdir()
+
+    def delete_and_list(path):
+        if os.path.basename(path) == "below":
+            monkeypatch.setattr(os, "scandir", scandir)
+            shutil.rmtree(entry)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", delete_and_list)
+    advance(9 * HOUR)
+    assert sorted(swept(folder)) == sorted([other, entry]) and not any(folder.iterdir())
 
 
 def test_entry_in_use_stays(folder, advance):
