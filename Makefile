@@ -1,6 +1,6 @@
 # make run      start the web page (also what a bare "make" does)
 # make setup    only create .venv; every other target does this first
-# make test     run the tests; FAST=1: without browser, servers and Ray
+# make test     run the tests; FAST=1: without browser, servers, Ray and tests of seconds
 # make stress   run the long tests of faults, kills, full disks and load: an hour
 # make lint     check style, formatting and types
 # make fix      repair what style and formatting checks can repair

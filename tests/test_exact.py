@@ -36,11 +36,9 @@ def png(height: int, width: int, kind: str) -> bytes:
     mode, _, depth = kind.partition(" ")
     scene = np.pad(_SCENE, ((0, 512), (0, 512), (0, 0)), "reflect")
     pixels = scene[100 : 100 + height, 150 : 150 + width]
-    pixels = {"rgb": pixels[..., :3], "grey": pixels[..., 0], "rgba": pixels}[mode]
     if depth:
-        pixels = pixels.astype(np.uint16) * 255 + np.arange(width, dtype=np.uint16).reshape(
-            1, -1, *[1] * (pixels.ndim - 2)
-        )
+        pixels = pixels.astype(np.uint16) * 255 + np.arange(width, dtype=np.uint16)[:, None]
+    pixels = {"rgb": pixels[..., :3], "grey": pixels[..., 0], "rgba": pixels}[mode]
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 

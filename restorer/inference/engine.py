@@ -297,7 +297,7 @@ def load(
     """Load an upscaling model, downloading its file if it is absent.
 
     weights, device, half  see Restorer
-    denoise   below 1, interpolate the weights with those of the model's pair
+    denoise   below 1, interpolate the weights with those of the model's denoise_model
     lock      held while tiles are computed
     progress  see download.ensure()
 
