@@ -108,6 +108,7 @@ class Server:
             "theme": layout.theme(),
             "css_paths": [layout.STYLE],
             "js": layout.SCRIPT.read_text(),
+            "head": f"<script>{layout.HEAD_SCRIPT.read_text()}</script>",
             "blocked_paths": [str(settings.processed_folder / CACHED), str(settings.jobs_folder)],
             "max_file_size": max_file_bytes,
             "show_error": False,

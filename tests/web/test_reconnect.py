@@ -141,6 +141,18 @@ def test_page_reloads_after_the_connection_was_cut(browser, server):  # noqa: F8
         expect_reloaded(page)
 
 
+def test_page_completes_after_the_connection_was_cut_while_it_loaded(browser, server):  # noqa: F811
+    """Gradio loads the code of its components when they are needed, and does not try again."""
+    with server() as (_, address):
+        page, loads = new_page(browser), []
+        page.on("framenavigated", lambda frame: loads.append(frame.url))
+        page.route("**/assets/Gallery-*.js", lambda r: r.abort() if len(loads) < 2 else r.continue_())
+        page.goto(address)
+        page.wait_for_function("performance.getEntriesByType('navigation')[0].type === 'reload'")
+        check_restores(page)
+        page.close()
+
+
 def test_page_goes_on_after_the_server_was_suspended(browser, server):  # noqa: F811
     with server() as (process, address), opened(browser, address) as page:
         start_slow_photo(page)

@@ -22,6 +22,7 @@ from .result_view import ResultView
 
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
+HEAD_SCRIPT = Path(__file__).with_name("reconnect.js")
 TITLE = "Neural Image Restore"
 _COMPUTE: dict[str, Any] = {**GPU, "api_visibility": "private"}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

@@ -1,5 +1,5 @@
 // What Gradio has no event or option for: pasting a photo, choosing a position on an image by mouse or
-// keyboard, accessible names, moving focus and scroll position to what changes, and noticing a restarted server.
+// keyboard, accessible names, and moving focus and scroll position to what changes.
 () => {
   const one = (selector) => document.querySelector(selector);
 
@@ -145,18 +145,4 @@
   document.addEventListener("click", (event) => {
     if (event.target.closest?.("#start")) setTimeout(() => scrollTo(one("#before")?.offsetParent ? "#before" : "#slider"), 400);
   });
-
-  // Gradio reloads a page that loses the connection during a request. An idle one notices here that its session
-  // ended with the server's process; it is reloaded too, unless results would be lost that can still be downloaded.
-  const { root, api_prefix: prefix, app_id: appId } = window.gradio_config;
-  const notice = Object.assign(document.createElement("div"), { id: "restarted", hidden: true });
-  notice.setAttribute("role", "alert");
-  notice.innerHTML = 'The server was restarted. Download your results, then <a href="">reload the page</a>.';
-  document.body.append(notice);
-  setInterval(async () => {
-    const answer = await fetch(`${root}${prefix}/app_id`).catch(() => null);
-    if (!answer?.ok || (await answer.json()).app_id === appId) return;
-    if (one("#download, #download-all, #download-one")) notice.hidden = false;
-    else location.reload();
-  }, 5000);
 }
