@@ -26,6 +26,7 @@ class Options:
                    fastest general-purpose model present; "auto" is "best" on a GPU and for small photos,
                    and a faster model for large photos on a CPU. Any other name means exactly that model
     outscale       1 to 8: output side = input side x outscale, whatever the network's own scale
+    strength       0 to 1: blends the photo enlarged by bicubic interpolation (0) and the restored one (1)
     denoise        0 to 1: how much noise the general model removes; 1 is the model as published.
                    Other models have no second checkpoint to blend with and reject values below 1
     tile           side of a tile in input pixels, 32 to 4096; 0 chooses by free memory. It changes the memory
@@ -45,6 +46,7 @@ class Options:
 
     model: str = "auto"
     outscale: float = 4.0
+    strength: float = 1.0
     denoise: float = 1.0
     tile: int = 0
     format: str = "same"
@@ -66,6 +68,7 @@ class Options:
             _check_type(field.name, getattr(self, field.name), kind)
             object.__setattr__(self, field.name, kind(getattr(self, field.name)))  # numpy scalars too
         _check_range("outscale", self.outscale, 1, 8)
+        _check_range("strength", self.strength, 0, 1)
         _check_range("denoise", self.denoise, 0, 1)
         _check_range("quality", self.quality, 1, 100)
         _check_range("face_strength", self.face_strength, 0, 1)
