@@ -49,6 +49,7 @@ class ResultFiles:
     name           of the upload
     file           the full-size result
     before, after  previews of one size for the slider
+    cache          folder of what cache_result() writes
     """
 
     name: str
@@ -56,6 +57,7 @@ class ResultFiles:
     before: Path
     after: Path
     faces: tuple[FacePreview, ...]
+    cache: Path
 
 
 def write(result: Result, name: str, folder: Path, *, long_side: object = 0) -> Path:
@@ -73,18 +75,37 @@ def _safe_stem(stem: str) -> str:
     return safe.encode()[:120].decode(errors="ignore").strip(" .") or "photo"
 
 
-def write_files(result: Result, name: str, file: Path) -> ResultFiles:
-    """Write the previews of a result beside its `file`."""
-    folder = file.parent
+def write_files(result: Result, name: str, file: Path, root: Path) -> ResultFiles:
+    """Write the previews of a result beside its `file`, which is below the results folder `root`."""
+    previews(result, file.parent)
+    for path, face in zip(_face_paths(result, file), result.faces, strict=True):
+        _save_pair(face, path)
+    return _files(result, name, file, root)
+
+
+def written_files(name: str, file: Path, root: Path) -> ResultFiles:
+    """Return what write_files() and cache_result() wrote. Raises UnsupportedImage if it has expired."""
+    return _files(_read_cache(_cache_folder(file, root)), name, file, root)
+
+
+def _files(result: Result, name: str, file: Path, root: Path) -> ResultFiles:
+    paths = _face_paths(result, file)
     return ResultFiles(
         name,
         file,
-        *previews(result, folder),
-        tuple(
-            FacePreview(_save_pair(face, folder / f"face-{index}.jpg"), face.reason)
-            for index, face in enumerate(result.faces)
-        ),
+        file.with_name("before.jpg"),
+        file.with_name("after.jpg"),
+        tuple(FacePreview(path, face.reason) for path, face in zip(paths, result.faces, strict=True)),
+        _cache_folder(file, root),
     )
+
+
+def _face_paths(result: Result, file: Path) -> list[Path]:
+    return [file.with_name(f"face-{index}.jpg") for index in range(len(result.faces))]
+
+
+def _cache_folder(file: Path, root: Path) -> Path:
+    return root / CACHED / file.parent.relative_to(root)
 
 
 def previews(result: Result, folder: Path) -> tuple[Path, Path]:
@@ -107,8 +128,8 @@ def cache_result(result: Result, shown: ResultFiles) -> None:
 
     The folder is not served to browsers: metadata may hold a GPS position.
     """
-    folder = _cache_folder(shown)
-    folder.mkdir(parents=True)
+    folder = shown.cache
+    folder.mkdir(parents=True, exist_ok=True)
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(replace(result, data=b""), protocol=5, buffer_callback=buffers.append)
     parts = [buffer.raw() for buffer in buffers]
@@ -119,12 +140,7 @@ def cache_result(result: Result, shown: ResultFiles) -> None:
 
 def drop_result(shown: ResultFiles) -> None:
     """Delete what cache_result() wrote."""
-    shutil.rmtree(_cache_folder(shown), ignore_errors=True)
-
-
-def _cache_folder(shown: ResultFiles) -> Path:
-    folder = shown.file.parent
-    return folder.parent / CACHED / folder.name
+    shutil.rmtree(shown.cache, ignore_errors=True)
 
 
 def cached_result(shown: ResultFiles) -> Result:
@@ -132,9 +148,13 @@ def cached_result(shown: ResultFiles) -> Result:
 
     Raises UnsupportedImage if it has expired.
     """
+    return _read_cache(shown.cache)
+
+
+def _read_cache(folder: Path) -> Result:
     try:
-        sizes, head = pickle.loads((_cache_folder(shown) / "pickle").read_bytes())  # noqa: S301  our own file
-        samples = np.memmap(_cache_folder(shown) / "samples", np.uint8, "r")
+        sizes, head = pickle.loads((folder / "pickle").read_bytes())  # noqa: S301  our own file
+        samples = np.memmap(folder / "samples", np.uint8, "r")
     except OSError as error:
         raise UnsupportedImage("this result has expired; restore the photo again") from error
     ends = list(itertools.accumulate(sizes))

@@ -39,7 +39,7 @@ from .rest import forms, openapi, routes
 from .rest.jobs import Jobs
 from .service import FULL, Service
 from .settings import Settings
-from .ui import layout, restore_tab
+from .ui import components, layout
 from .worker import Worker
 
 _WARM_UP_DELAY = 1  # seconds; the first page is served before importing torch slows everything down
@@ -86,7 +86,7 @@ class Server:
         self.jobs = Jobs(settings.jobs_folder, settings.processed_folder)
         self.rest = routes.RestApi(self.service, self.jobs)
         # serve results in place instead of copying them
-        gr.set_static_paths([settings.processed_folder, *restore_tab.SAMPLES])
+        gr.set_static_paths([settings.processed_folder, *components.IMAGES])
         processing_utils.async_ssrf_protected_download = middleware.refuse_download
         http_server.get_space = lambda: None  # type: ignore[assignment]  # a Space gets a server that edits code
         # Gradio's own allows pages of any site to send requests and read answers, with cookies
@@ -96,7 +96,7 @@ class Server:
             root_path=settings.root_path,
             allowed_origins=re.findall(r"[^\s,]+", settings.allowed_origins),
         )
-        self.blocks = self.queue.attach(layout.build(self.service), self.rest.run)
+        self.blocks = self.queue.attach(layout.build(self.rest), self.rest.run)
 
     def options(self) -> dict[str, Any]:
         """Return the options of Blocks.launch() and gr.mount_gradio_app()."""
@@ -105,7 +105,7 @@ class Server:
         authentication = [Middleware(auth.ApiKeyMiddleware, key=settings.api_key)] if settings.api_key else []
         own_routes = openapi.routes(self.rest)
         return {
-            "theme": layout.theme(),
+            "theme": components.theme(),
             "css_paths": [layout.STYLE],
             "js": layout.SCRIPT.read_text(),
             "head": f"<script>{layout.HEAD_SCRIPT.read_text()}</script>",
@@ -115,7 +115,7 @@ class Server:
             "enable_monitoring": False,
             "run_history": False,
             "ssr_mode": False,
-            "footer_links": ["api"],
+            "footer_links": [],
             "app_kwargs": {
                 "routes": own_routes,
                 "middleware": [

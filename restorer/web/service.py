@@ -31,6 +31,7 @@ T = TypeVar("T")
 _MAX_LONG_SIDE = 100_000  # pixels; more than any format and limit allows
 _MAX_TILE = 1024  # pixels; a larger tile would let a client choose how much memory the network takes
 FULL = "the server's disk is full; try again later"
+_EXPIRED = "the upload has expired; choose the photo again"
 _UNEXPECTED = "unexpected error; see the server log"
 
 
@@ -81,7 +82,7 @@ class Service:
         result, file = self.restore_to_file(
             self.upload(path), values, progress, name=path, folder=self.new_folder()
         )
-        return result, previews.write_files(result, path, file)
+        return result, previews.write_files(result, path, file, self.settings.processed_folder)
 
     def new_folder(self) -> Path:
         """Return the path of a new folder for results, not created yet."""
@@ -165,17 +166,23 @@ class Service:
         return self.restorer.decode(data)
 
     def upload(self, path: str | None) -> bytes:
-        """Read an upload.
+        """Read an upload. Raises UnsupportedImage as upload_path() does."""
+        try:
+            return self.upload_path(path).read_bytes()
+        except OSError as error:
+            raise UnsupportedImage(_EXPIRED) from error
+
+    def upload_path(self, path: str | Path | None) -> Path:
+        """Resolve the path of an upload.
 
         Raises UnsupportedImage for a path outside the upload folder, as Gradio passes on any path that a
         program sends, and for an expired upload.
         """
         if not (resolved := self._upload_path(path)):
             raise UnsupportedImage("not an uploaded file; upload the photo")
-        try:
-            return resolved.read_bytes()
-        except OSError as error:
-            raise UnsupportedImage("the upload has expired; choose the photo again") from error
+        if not resolved.is_file():
+            raise UnsupportedImage(_EXPIRED)
+        return resolved
 
     def touch(self, *paths: str | Path) -> None:
         """Restart the retention time of uploads and results."""

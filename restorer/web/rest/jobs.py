@@ -1,4 +1,4 @@
-"""REST jobs as records on disk: accepted jobs survive the process, and each ends exactly once."""
+"""Jobs of page and REST API as records on disk: they survive the process, and each ends exactly once."""
 
 import json
 import logging
@@ -7,12 +7,13 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ...atomic import write_atomic
+from ..previews import CACHED
 
 UNFINISHED = ("queued", "processing")
 STATES = (*UNFINISHED, "completed", "failed", "cancelled")
@@ -45,6 +46,7 @@ class Job:
     state    "queued", "processing", "completed", "failed" or "cancelled"
     created  seconds since 1970; jobs run in this order
     starts   how often it was started since a file was last finished
+    previews  whether to write what the page shows of a result
     """
 
     id: str
@@ -53,6 +55,7 @@ class Job:
     state: str = "queued"
     created: float = field(default_factory=time.time)
     starts: int = 0
+    previews: bool = False
 
     @property
     def ended(self) -> bool:
@@ -84,14 +87,21 @@ class Jobs:
         for job in self.unfinished():
             job.state = "queued"
 
-    def add(self, files: Iterable[tuple[str, Path]], options: dict[str, object]) -> Job:
-        """Accept a job and move its `files` (name and current path) into its folder."""
-        job = Job(uuid.uuid4().hex, options, [])
+    def add(
+        self,
+        files: Iterable[tuple[str, Path]],
+        options: dict[str, object],
+        *,
+        previews: bool = False,
+        transfer: Callable[[Path, Path], object] = os.replace,
+    ) -> Job:
+        """Accept a job and move its `files` (name and current path) into its folder, or `transfer` them."""
+        job = Job(uuid.uuid4().hex, options, [], previews=previews)
         part = self.uploads / f"{job.id}.part"
         part.mkdir()
         try:
             for index, (name, path) in enumerate(files):
-                os.replace(path, part / str(index))
+                transfer(path, part / str(index))
                 job.items.append(JobFile(name))
             self._save(job, part)
             part.rename(self.uploads / job.id)
@@ -111,8 +121,8 @@ class Jobs:
     def count(self, state: str) -> int:
         return sum(job.state == state for job in list(self._jobs.values()))
 
-    def input(self, job: Job, index: int) -> bytes:
-        return (self.uploads / job.id / str(index)).read_bytes()
+    def input_path(self, job: Job, index: int) -> Path:
+        return self.uploads / job.id / str(index)
 
     def result_folder(self, job: Job, index: int) -> Path:
         """Return the folder for one file's results; one per file, as two files may have the same name."""
@@ -166,6 +176,7 @@ class Jobs:
         """Delete an ended job with its inputs and results."""
         self._jobs.pop(job.id, None)
         shutil.rmtree(self.results / job.id, ignore_errors=True)
+        shutil.rmtree(self.results / CACHED / job.id, ignore_errors=True)
         shutil.rmtree(self.uploads / job.id, ignore_errors=True)
 
     def is_unfinished(self, job_id: str) -> bool:
@@ -198,6 +209,7 @@ def _is_valid(job: Job) -> bool:
         job.state in STATES
         and isinstance(job.created, int | float)
         and isinstance(job.starts, int)
+        and isinstance(job.previews, bool)
         and isinstance(job.options, dict)
         and all(isinstance(item.name, str) and isinstance(item.result, dict | None) for item in job.items)
     )

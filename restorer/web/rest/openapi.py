@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from ...options import FACE_MASKS, FORMATS, Options
 from ...version import __version__
-from ..ui.layout import TITLE
+from ..ui.texts import TITLE
 from .routes import RestApi
 
 _STATUS = {

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import logging
+import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +20,7 @@ from ... import atomic
 from ...errors import Cancelled, DiskFull, QueueFull, RestoreError, TimedOut
 from ...models import sources
 from ...progress import Progress
+from .. import previews
 from ..service import Service, receipt
 from . import forms
 from .forms import Refusal, refuse_with
@@ -62,6 +65,23 @@ class RestApi:
         self._admissions = asyncio.Semaphore(_MAX_ADMISSIONS)
         for state in STATES:
             service.metrics.count_jobs(state, partial(jobs.count, state))
+
+    async def start(self, uploads: Sequence[str], options: dict[str, object]) -> Job:
+        """Accept a job of the page, with previews. Raises QueueFull, DiskFull and UnsupportedImage."""
+        with self.service.queue.reservation():
+            self.service.check_disk_space()
+            files = [(Path(upload).name, self.service.upload_path(upload)) for upload in uploads]
+            job = await asyncio.to_thread(self.jobs.add, files, options, previews=True, transfer=_copy)
+            await self._submit(job)
+        return job
+
+    async def cancel(self, job: Job) -> bool:
+        """Cancel a job; return False if it has ended already."""
+        if not await asyncio.to_thread(self.jobs.end, job, "cancelled"):
+            return False
+        if queued := self._remove(job):
+            await self.service.queue.remove(queued.event_id)  # a running job stops at its next step
+        return True
 
     async def resume(self) -> None:
         """Queue the jobs of earlier processes in their order."""
@@ -121,8 +141,15 @@ class RestApi:
 
         try:
             result, file = self.service.restore_to_file(
-                self.jobs.input(job, index), job.options, report, name=item.name, folder=folder
+                self.jobs.input_path(job, index).read_bytes(),
+                job.options,
+                report,
+                name=item.name,
+                folder=folder,
             )
+            if job.previews:
+                files = previews.write_files(result, item.name, file, self.settings.processed_folder)
+                previews.cache_result(result, files)
             outcome = {"result": {"file": file.name, **receipt(result)}}
         except Cancelled:
             raise
@@ -215,9 +242,7 @@ class RestApi:
     async def delete(self, request: Request) -> Response:
         """Cancel an unfinished job; delete an ended one."""
         job = self._job(request)
-        if await asyncio.to_thread(self.jobs.end, job, "cancelled"):
-            if queued := self._remove(job):
-                await self.service.queue.remove(queued.event_id)  # a running job stops at its next step
+        if await self.cancel(job):
             return JSONResponse({"job_id": job.id, "status": "cancelled"})
         await asyncio.to_thread(self.jobs.delete, job)
         return JSONResponse({"job_id": job.id, "status": "deleted"})
@@ -279,6 +304,12 @@ class RestApi:
         queued = self._queued.get(job.id)
         return self.service.queue.position(queued.event_id) if queued else 0
 
+    def _downloading(self) -> dict[str, object] | None:
+        """Describe the download of a model, in bytes."""
+        if not (downloading := self.service.restorer.downloading):
+            return None
+        return dict(zip(("model", "done", "total"), downloading, strict=True))
+
     def _status(self, job: Job, request: Request) -> dict[str, Any]:
         root = str(request.base_url).rstrip("/")
         queued = self._queued.get(job.id)
@@ -292,6 +323,7 @@ class RestApi:
             "status": job.state,
             "queue_position": self._position(job),
             "progress": {"done": _UNITS_PER_FILE * finished + part, "total": total},
+            "downloading": self._downloading() if job.state == "processing" else None,
             "results": [
                 {
                     "original_filename": item.name,
@@ -305,6 +337,14 @@ class RestApi:
                 {"original_filename": item.name, "error": item.error} for item in job.items if item.error
             ],
         }
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file, by a link where the disk allows it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _retry_until_written(change: Callable[[], bool], progress: Progress) -> bool:

@@ -1,108 +1,143 @@
-"""Event handlers of the second tab, which restores many photos one after the other."""
+"""Event handlers of the second tab, which restores many photos one after the other.
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
-from functools import partial
+Handlers return updates by component; components that are left out stay as they are.
+"""
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
-from ...result import Result
+from ...errors import RestoreError
 from .. import previews
-from ..worker import Step
-from .restore_tab import RestoreTab, count, show_stop
+from ..rest.jobs import Job, JobFile
+from . import texts
+from .components import PLACEHOLDER, ManyTab
+from .restore_tab import RestoreTab, Updates, parse_ids
+
+_VIEWABLE = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif"}
+_VIEWABLE_BYTES = 5_000_000  # of a file that the browser shows before it is restored
 
 
 class BatchTab:
-    """Handlers that need the server's state. `*values` are the values of restore_tab.FIELDS."""
+    """Handlers that need the server's state. `*values` are the values of components.FIELDS."""
 
-    def __init__(self, page: RestoreTab) -> None:
-        self.page = page
+    def __init__(self, page: RestoreTab, components: ManyTab) -> None:
+        self.page, self.rest, self.components = page, page.rest, components
+        self.unchanged = {components.message: gr.skip()}  # Gradio accepts no empty dict
 
-    async def restore_all(self, paths: list[str] | None, *values: object) -> AsyncIterator[tuple]:
-        """Yield the table rows and the results so far. A photo that fails does not stop the others."""
-        rows = [[Path(path).name, "waiting"] for path in paths or ()]
-        service, done = self.page.service, ()
-        for row, path in zip(rows, paths or (), strict=True):
-            row[1] = "preparing"
-            task = partial(service.restore_upload, path, self.page.option_values(values))
-            try:
-                async with aclosing(service.worker.steps(task)) as steps:
-                    async for step in steps:
-                        service.touch(*(files.file for files in done))  # kept until a long batch ends
-                        if isinstance(step, Step):
-                            row[1] = _step_text(step, service.restorer.downloading)
-                        else:
-                            result, files = step
-                            row[1], done = _summary(result), (*done, files)
-                        yield rows, done
-            except Exception as error:  # noqa: BLE001  one file of a batch: the others must run
-                row[1] = f"failed: {service.user_message(error)}"
-        yield rows, done
+    def pick(self, paths: list[str] | None) -> Updates:
+        """Show the chosen photos, which wait to be restored."""
+        c, hidden = self.components, gr.update(visible=False)
+        images = [(_waiting_image(Path(path)), f"{Path(path).name}: waiting") for path in paths or ()]
+        return {
+            c.message: texts.MANY,
+            c.gallery: gr.Gallery(images, visible=bool(images)),
+            c.start: gr.Button("Restore all", variant="primary", interactive=bool(images), visible=True),
+            **dict.fromkeys([c.stop, c.archive, c.slider, c.download], hidden),
+            c.job: "",
+        }
 
-    def archive(self, done: Sequence[previews.ResultFiles], rows: list[list[str]]) -> tuple:
-        """Offer the results as a ZIP file and mark unfinished photos as stopped."""
-        if any(state != "waiting" for _, state in rows):  # else other photos were chosen meanwhile
-            rows = [
-                [name, state if state.startswith(("done", "failed")) else "not restored: stopped"]
-                for name, state in rows
-            ]
-        start, stop = gr.Button(visible=True), gr.Button(visible=False)
-        paths = [files.file for files in done if files.file.is_file()]
-        upload = gr.File(interactive=True)
-        if not paths:
-            return start, stop, gr.DownloadButton(visible=False), upload, rows
-        path = previews.write_zip(paths, self.page.settings.processed_folder)
-        label = f"Download {count(len(paths), 'photo')}, ZIP, {path.stat().st_size / 1e6:.1f} MB"
-        return start, stop, gr.DownloadButton(label, value=str(path), visible=True), upload, rows
+    def remove(self, paths: list[str] | None, job_id: str) -> Updates:
+        """Show the remaining photos, unless the results of a job are on display."""
+        return self.unchanged if job_id else self.pick(paths)
+
+    async def start(self, paths: list[str] | None, *values: object) -> Updates:
+        """Submit a job; page.js follows it."""
+        c = self.components
+        try:
+            job = await self.rest.start(paths or (), self.page.option_values(values))
+        except RestoreError as error:
+            return {c.message: f"⚠ {self.page.service.user_message(error)}"}
+        hidden = dict.fromkeys([c.archive, c.slider, c.download], gr.update(visible=False))
+        return {**hidden, c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True), c.job: job.id}
+
+    async def stop(self, job_id: str) -> None:
+        await self.page.stop(job_id)
+
+    def update(self, job_id: str) -> Updates:
+        """Show the photos of a job, each with its state, and offer the results once it has ended."""
+        c, job = self.components, self.rest.jobs.get(job_id)
+        if not job:
+            return self.unchanged
+        images = list(self._images(job))
+        updates = {c.gallery: gr.Gallery(images, visible=True), c.message: _summary(job)}
+        if not job.ended:
+            return {**updates, c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True)}
+        updates |= {
+            c.start: gr.Button("Restore again", variant="secondary", visible=True),
+            c.stop: gr.Button(visible=False),
+        }
+        paths = [path for path in map(self._result, [job] * len(job.items), range(len(job.items))) if path]
+        if paths:
+            archive = previews.write_zip(paths, self.page.settings.processed_folder)
+            size = archive.stat().st_size / 1e6
+            label = f"Download {texts.count(len(paths), 'photo')}, ZIP, {size:.1f} MB"
+            updates[c.archive] = gr.DownloadButton(label, value=str(archive), visible=True)
+        return updates
+
+    def compare(self, job_id: str, event: gr.SelectData) -> Updates:
+        """Show the selected photo before and after."""
+        c, job = self.components, self.rest.jobs.get(job_id)
+        file = self._result(job, event.index) if job else None
+        if not job or not file:
+            return self.unchanged
+        with self.page.service.user_errors():
+            files = previews.written_files(
+                job.items[event.index].name, file, self.page.settings.processed_folder
+            )
+        return {
+            c.slider: gr.ImageSlider((str(files.before), str(files.after)), visible=True),
+            c.download: gr.DownloadButton(f"Download {file.name}", value=str(file), visible=True),
+        }
+
+    def resume(self, remembered: str) -> Updates:
+        """Show again the job that the browser remembers."""
+        c, job_id = self.components, parse_ids(remembered).get("batch", "")
+        if not job_id:
+            return self.unchanged
+        if not self.rest.jobs.get(job_id):
+            kept = texts.period(self.page.settings.retention_seconds)
+            return {c.message: f"Your last results are no longer here: they are kept for {kept}."}
+        return {**self.update(job_id), c.job: job_id}
+
+    def _result(self, job: Job, index: int) -> Path | None:
+        """Return the file of a restored photo if it has not expired."""
+        item = job.items[index] if index < len(job.items) else None
+        if not item or not item.result:
+            return None
+        path = self.rest.jobs.result_folder(job, index) / str(item.result["file"])
+        return path if path.is_file() else None
+
+    def _images(self, job: Job) -> Iterator[tuple[str, str]]:
+        """Yield an image and a caption for each photo of a job."""
+        for index, item in enumerate(job.items):
+            if file := self._result(job, index):
+                yield str(file.with_name("after.jpg")), f"{item.name}: {_result_text(item)}"
+            elif item.result:
+                yield str(PLACEHOLDER), f"{item.name}: deleted after its time"
+            elif item.error:
+                yield str(PLACEHOLDER), f"{item.name}: ⚠ {item.error}"
+            else:
+                state = "stopped" if job.ended else "running" if item is job.next else "waiting"
+                yield str(PLACEHOLDER), f"{item.name}: {state}"
 
 
-def lock_controls() -> tuple[gr.Button, gr.Button, gr.DownloadButton, gr.File]:
-    return *show_stop(), gr.DownloadButton(visible=False), gr.File(interactive=False)
+def _summary(job: Job) -> str:
+    done, failed = (sum(bool(getattr(item, name)) for item in job.items) for name in ("result", "error"))
+    text = f"{done} of {texts.count(len(job.items), 'photo')} restored"
+    return text + (f", {failed} failed" if failed else "") + (", stopped" if job.state == "cancelled" else "")
 
 
-def picked_all(paths: list[str] | None, done: Sequence[previews.ResultFiles]) -> tuple:
-    """List the chosen photos; results of photos that are still among them stay."""
-    by_name = {files.name: files for files in done}
-    remaining = tuple(by_name[path] for path in paths or () if path in by_name)
-    rows = [
-        [Path(path).name, f"done: {by_name[path].file.name}" if path in by_name else "waiting"]
-        for path in paths or ()
-    ]
-    archive = gr.skip() if remaining else gr.DownloadButton(visible=False)
-    start = gr.Button(visible=True, interactive=bool(rows))
-    return rows, remaining, start, gr.Button(visible=False), archive
-
-
-def show_results(done: Sequence[previews.ResultFiles]) -> tuple[gr.Gallery, Any, Any]:
-    """Show the results; without any, hide the comparison too."""
-    gallery = gr.Gallery([(str(files.after), files.file.name) for files in done], visible=bool(done))
-    if done:
-        return gallery, gr.skip(), gr.skip()
-    return gallery, gr.ImageSlider(visible=False), gr.DownloadButton(visible=False)
-
-
-def show_comparison(
-    done: Sequence[previews.ResultFiles], event: gr.SelectData
-) -> tuple[gr.ImageSlider, gr.DownloadButton]:
-    files = done[event.index]
-    return (
-        gr.ImageSlider((str(files.before), str(files.after)), visible=True),
-        gr.DownloadButton(f"Download {files.file.name}", value=str(files.file), visible=True),
+def _result_text(item: JobFile) -> str:
+    result = item.result or {}
+    notes: Sequence[object] = [result.get("faces"), *(result.get("warnings") or ())]  # type: ignore[misc]
+    return "; ".join(
+        [f"{result['width']} × {result['height']}", *filter(None, dict.fromkeys(map(str, notes)))]
     )
 
 
-def _step_text(step: Step, downloading: tuple[str, int, int] | None) -> str:
-    if step.total:
-        return f"tile {step.done} of {step.total}"
-    if downloading:
-        name, done, total = downloading
-        return f"downloading {name}, {100 * done // total} %"
-    return "preparing"
-
-
-def _summary(result: Result) -> str:
-    text = f"done: {result.width} × {result.height}, {result.model}, {result.seconds:.1f} s"
-    notes = dict.fromkeys([result.face_note, *result.warnings])  # the warnings may contain the face note
-    return "; ".join(filter(None, [text, *notes]))
+def _waiting_image(path: Path) -> str:
+    """Return the upload itself if browsers can show it."""
+    viewable = path.suffix.lower() in _VIEWABLE and path.stat().st_size <= _VIEWABLE_BYTES
+    return str(path if viewable else PLACEHOLDER)

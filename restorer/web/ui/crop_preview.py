@@ -15,7 +15,8 @@ from ...options import Options
 from ...progress import Progress
 from ...result import Result
 from .. import previews
-from .restore_tab import RestoreTab, SelectedPhoto, parse_position
+from .restore_tab import RestoreTab, SelectedPhoto
+from .result_view import parse_position
 
 T = TypeVar("T")
 

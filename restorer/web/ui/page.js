@@ -1,5 +1,6 @@
-// What Gradio has no event or option for: pasting a photo, choosing a position on an image by mouse or
-// keyboard, accessible names, and moving focus and scroll position to what changes.
+// What Gradio has no event or option for: pasting a photo, dropping a folder, choosing a position on an image by mouse
+// or keyboard, comparing by keyboard and touch, the strength while it is dragged, accessible names, and moving focus
+// and scroll position to what changes.
 () => {
   const one = (selector) => document.querySelector(selector);
 
@@ -21,6 +22,31 @@
     event.preventDefault();
     upload(one("#uploads")?.offsetParent ? "#uploads" : "#upload", files);
   });
+
+  // A dropped folder: Gradio takes files only
+  const filesBelow = async (entry) => {
+    if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+    const reader = entry.createReader(), found = [];
+    for (;;) {  // a reader returns at most 100 entries at a time
+      const entries = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+      if (!entries.length) return found;
+      for (const child of entries) found.push(...await filesBelow(child));
+    }
+  };
+  document.addEventListener("drop", async (event) => {
+    const entries = [...event.dataTransfer?.items ?? []].map((item) => item.webkitGetAsEntry?.());
+    if (!event.target.closest?.("#uploads") || !entries.some((entry) => entry?.isDirectory)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const transfer = new DataTransfer(), accepted = one("#uploads input[type=file]")?.accept ?? "";
+    for (const entry of entries.filter(Boolean)) {
+      for (const file of await filesBelow(entry)) {
+        const suffix = file.name.slice(file.name.lastIndexOf(".")).toLowerCase();
+        if (file.type.startsWith("image/") || accepted.includes(suffix)) transfer.items.add(file);
+      }
+    }
+    if (transfer.files.length) upload("#uploads", transfer.files);
+  }, true);
 
   // The box in which an image is drawn inside its element (object-fit: contain)
   const drawnBox = (image) => {
@@ -84,11 +110,73 @@
     }
   });
 
+  // Comparing. Gradio's handle follows the mouse only, a touch on an image that is not enlarged would keep the page
+  // from scrolling, and so would the wheel
+  const SLIDERS = "#slider, #view, #detail, #slider-all, #example-slider";
+  const isEnlarged = (slider) => !/scale\(1\)/.test(slider.querySelector("img")?.style.transform ?? "scale(1)");
+  // The share of the image that shows the photo before
+  const handlePosition = (handle) => {
+    const box = handle.getBoundingClientRect(), image = drawnBox(handle.parentElement.querySelector("img"));
+    return clip((box.left + box.width / 2 - image.left) / image.width);
+  };
+  const moveHandle = (handle, change) => {
+    const box = handle.getBoundingClientRect(), image = drawnBox(handle.parentElement.querySelector("img"));
+    const start = box.left + box.width / 2, y = box.top + box.height / 2;
+    const x = start + change * image.width;
+    const event = (type, clientX) => new MouseEvent(type, { view: window, bubbles: true, clientX, clientY: y });
+    handle.dispatchEvent(event("mousedown", start));
+    window.dispatchEvent(event("mousemove", x));
+    window.dispatchEvent(event("mouseup", x));
+    requestAnimationFrame(() => { handle.ariaValueNow = Math.round(100 * handlePosition(handle)); });
+  };
+  document.addEventListener("keydown", (event) => {
+    const handle = event.target, step = { ...steps, Home: [-100, 0], End: [100, 0] }[event.key];
+    if (!handle.matches?.("[data-testid=slider]") || !step) return;
+    event.preventDefault();
+    event.stopPropagation();
+    moveHandle(handle, 0.05 * (step[0] - step[1]));
+  }, true);
+  document.addEventListener("touchstart", (event) => {
+    const slider = event.target.closest?.(SLIDERS);
+    if (!slider || event.touches.length > 1 || event.target.closest("[data-testid=slider]") || isEnlarged(slider)) return;
+    event.stopPropagation();
+  }, true);
+  document.addEventListener("wheel", (event) => {
+    const slider = event.target.closest?.(SLIDERS);
+    if (slider && event.deltaY > 0 && !isEnlarged(slider)) event.stopPropagation();
+  }, true);
+
+  const hold = (held) => one("#stage").classList.toggle("original", held);
+  document.addEventListener("pointerdown", (event) => { if (event.target.closest?.("#hold")) hold(true); });
+  document.addEventListener("keydown", (event) => {
+    if (event.target.id === "hold" && (event.key === " " || event.key === "Enter")) hold(true);
+  });
+  for (const type of ["pointerup", "pointercancel", "keyup", "blur"]) addEventListener(type, () => hold(false));
+
+  // The server blends the file once the strength is released; until then the page blends what it shows
+  let composed = 100, shownSource = "";
+  const strength = () => Number(one("#strength input[type=range]")?.value ?? 100);
+  const blend = (opacity) => {
+    document.querySelectorAll("#slider img + img, #view img + img").forEach((image) => { image.style.opacity = opacity; });
+  };
+  document.addEventListener("input", (event) => {
+    if (event.target.closest?.("#strength")) blend(composed ? Math.min(1, strength() / composed) : 1);
+  });
+  document.addEventListener("keyup", (event) => {  // Gradio's release event is that of a pointer
+    if (event.target.matches?.("#strength input")) event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
+  });
+  const updateStrength = () => {
+    const source = one("#slider img + img")?.src ?? "";
+    if (source === shownSource) return;
+    [shownSource, composed] = [source, strength()];
+    blend(1);
+  };
+
   // Accessible names and roles that Gradio does not set
   const altTexts = {
     "#before img": "Photo", "#slider img": "Before and after", "#view img": "View at 100 %",
     "#detail img": "Detail before and after", "#faces img": "Face before and after",
-    "#samples img": "Sample photo", "#gallery img": "Restored photo", "#comparison img": "Detail restored by one model",
+    "#samples img": "Sample photo", "#example-slider img": "Example", "#gallery img": "Restored photo", "#comparison img": "Detail restored by one model",
   };
   const groupLabels = { "#before": "Choose a detail to preview", "#slider": "Choose a part to view at 100 %" };
   const labelElements = () => {
@@ -111,11 +199,20 @@
       const label = caption || (button.closest("#samples") && file);
       if (label && button.ariaLabel !== label) button.ariaLabel = label;
     });
+    document.querySelectorAll(":is(#upload, #uploads) button.upload-container").forEach((button) => {
+      button.ariaLabel = button.closest("#upload") ? "Drop, paste or choose a photo" : "Drop, paste or choose photos";
+    });
+    document.querySelectorAll("[data-testid=slider]").forEach((handle) => {
+      if (handle.getAttribute("role") === "slider") return;
+      Object.assign(handle, {
+        tabIndex: 0, role: "slider", ariaLabel: "Before and after", ariaValueMin: 0, ariaValueMax: 100, ariaValueNow: 50,
+      });
+    });
     document.querySelectorAll('[aria-label="common.upload"]').forEach((input) => { input.ariaLabel = "Upload"; });
     for (const group of ["outscale", "preset"]) {  // one name makes the radio buttons one group
       document.querySelectorAll(`#${group} input`).forEach((input) => { if (input.name !== group) input.name = group; });
     }
-    for (const selector of ["#summary", "#result-text", "#batch-summary"]) {
+    for (const selector of ["#summary", "#result-text", "#batch-summary", "#comparison-text"]) {
       const element = one(selector);
       if (element && !element.hasAttribute("role")) element.setAttribute("role", "status");
     }
@@ -125,6 +222,7 @@
   document.addEventListener("focusin", (event) => { focused = event.target.closest("#start, #stop, #start-all, #stop-all"); });
   const update = () => {
     labelElements();
+    updateStrength();
     // A focused button that was hidden passes the focus to the one that replaces it
     if (focused && document.activeElement === document.body && !focused.offsetParent) {
       const suffix = focused.id.endsWith("-all") ? "-all" : "";

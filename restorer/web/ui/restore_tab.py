@@ -1,11 +1,13 @@
-"""Event handlers of the first tab: from the values of its controls to what it shows."""
+"""Event handlers of the first tab: choose a photo, estimate, restore, and come back to a job after a reload.
 
+Handlers return updates by component; components that are left out stay as they are.
+"""
+
+import json
 import shutil
-import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +15,21 @@ import gradio as gr
 import numpy as np
 
 from ...errors import RestoreError
-from ...images import encode
 from ...images.photo import Photo
-from ...models import registry, sources
-from ...options import PRESETS, Options
+from ...options import Options
 from ...pipeline import Plan
-from ...progress import Progress
 from .. import previews
-from ..service import Service
-from ..worker import Step
+from ..rest.jobs import Job
+from ..rest.routes import RestApi
+from . import texts
+from .components import FIELDS, SAMPLES, PhotoTab
+from .result_view import ResultView
 
-QUALITY_INFO = "Best: most detail. Fast: shortest wait. Auto: chosen by the photo's size."
-PRESET_NAMES = ["Auto", "Best", "Fast"]  # in the order of options.PRESETS
-SIZE_INFO = "Scale of the photo's width and height"
-START_MESSAGE = "Choose, drop or paste a photo to begin."
-SAMPLES = sorted((Path(__file__).parents[3] / "assets/samples").glob("*.jpg"))
-FORMAT_NAMES = {
-    "same": "Same as the photo",
-    "png": "PNG",
-    "jpeg": "JPEG",
-    "webp": "WebP",
-    "tiff": "TIFF",
-    "avif": "AVIF",
-}
-# The option controls, in the order in which handlers receive their values
-FIELDS = (
-    "preset",
-    "outscale",
-    "long_side",
-    "model",
-    "denoise",
-    "restore_faces",
-    "face_model",
-    "face_strength",
-    "format",
-    "quality",
-    "keep_metadata",
-    "remove_gps",
-)
+_READY: dict[str, Any] = {"value": "Restore", "variant": "primary", "visible": True}
+_AGAIN: dict[str, Any] = {"value": "Restore again", "variant": "secondary", "visible": True}
 # Those that the estimate depends on
 ESTIMATE_FIELDS = ("preset", "outscale", "long_side", "model", "denoise", "restore_faces", "format")
+Updates = dict[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -63,25 +40,34 @@ class SelectedPhoto:
     outline: Photo
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a photo could not be restored. No two are equal, as a State reports only changes."""
-
-    message: str
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-
 class RestoreTab:
     """Handlers that need the server's state. `*values` are the values of FIELDS."""
 
-    def __init__(self, service: Service) -> None:
-        self.service, self.restorer, self.settings = service, service.restorer, service.settings
+    def __init__(self, rest: RestApi, components: PhotoTab, view: ResultView) -> None:
+        self.rest, self.service, self.components, self.view = rest, rest.service, components, view
+        self.restorer, self.settings = rest.service.restorer, rest.settings
+        self.unchanged = {components.message: gr.skip()}  # Gradio accepts no empty dict
 
-    # Estimates
+    # The photo
 
-    def picked(self, path: str | None, *values: object) -> tuple:
-        """Show an upload and the estimate of its result."""
-        photo, preview, message = None, None, START_MESSAGE
+    def copy_sample(self, event: gr.SelectData) -> str:
+        """Copy a sample photo into the upload folder and return its path."""
+        return self._copy_upload(SAMPLES[event.index], SAMPLES[event.index].name)
+
+    def _copy_upload(self, path: Path, name: str) -> str:
+        copy = self.settings.upload_folder / uuid.uuid4().hex / name
+        copy.parent.mkdir(parents=True)
+        return str(shutil.copyfile(path, copy))
+
+    async def pick(self, path: str | None, job_id: str, *values: object) -> Updates:
+        """Show an upload and the estimate of its result; cancel the job of the previous one."""
+        if job := self.rest.jobs.get(job_id):
+            await self.rest.cancel(job)
+        return self._show_upload(path, values)
+
+    def _show_upload(self, path: str | None, values: tuple[object, ...], message: str = "") -> Updates:
+        """Show an upload, or the example and `message`."""
+        c, photo, preview, message = self.components, None, None, message or texts.START
         if path:
             try:
                 decoded = self.service.decode(self.service.upload(path))
@@ -89,24 +75,33 @@ class RestoreTab:
                 photo = SelectedPhoto(path, _outline(decoded))
             except RestoreError as error:
                 message = f"⚠ {self.service.user_message(error)}"
-        message, possible = self._estimate(photo, values) if photo else (message, False)
-        presets = self._presets(photo, values) if photo else gr.Radio(choices=preset_choices())
-        image = gr.Image(str(preview) if preview else None, visible=bool(preview))
-        buttons = gr.Button(visible=True, interactive=possible), presets, gr.Button(visible=False)
-        hidden = gr.update(visible=False)
-        preview_button = gr.Button("Preview a detail", interactive=True)
-        crop = gr.Column(visible=bool(preview)), hidden, hidden, hidden, hidden, preview_button, ""
-        # hides the previous result, as a State that is set without the queue triggers no change event
-        return photo, image, message, *buttons, *crop, None, "", *[hidden] * 5
+        return {
+            **(self._estimate(photo, values, start=_READY) if photo else self._no_estimate(message)),
+            c.selected: photo,
+            c.samples: gr.Gallery(visible=photo is None),
+            c.example: gr.Column(visible=photo is None),
+            c.photo: gr.Image(str(preview) if preview else None, visible=photo is not None),
+            c.stop: gr.Button(visible=False),
+            c.crop_column: gr.Column(visible=photo is not None),
+            c.preview: gr.Button("Preview a detail", interactive=True),
+            **dict.fromkeys(
+                [c.detail, c.compare, c.comparison, c.comparison_message], gr.update(visible=False)
+            ),
+            **dict.fromkeys([c.result_column, c.faces, c.outcome], gr.update(visible=False)),
+            **dict.fromkeys([c.restored, c.shown]),
+            **dict.fromkeys([c.zoom_position, c.crop_position, c.job], ""),
+            c.remembered: str(self.service.upload_path(path).relative_to(self.settings.upload_folder))
+            if photo
+            else "",
+        }
 
-    def estimate(self, photo: SelectedPhoto | None, *values: object) -> tuple[Any, Any, Any]:
-        """Show size, model, tiles, time and cost of the result, or an error; and each preset's time."""
-        if photo is None:
-            return gr.skip(), gr.skip(), gr.skip()
-        message, possible = self._estimate(photo, values)
-        return message, gr.Button(interactive=possible), self._presets(photo, values)
+    # Estimates
 
-    def measure(self, photo: SelectedPhoto | None, *values: object) -> tuple[Any, Any, Any]:
+    def estimate(self, photo: SelectedPhoto | None, *values: object) -> Updates:
+        """Show size, quality, time and cost of the result, or an error; and each preset's time."""
+        return self._estimate(photo, values) if photo else self.unchanged
+
+    def measure(self, photo: SelectedPhoto | None, *values: object) -> Updates:
         """Update the estimate after loading and timing the model, which may take seconds."""
         if photo:
             with suppress(RestoreError):  # the estimate reports it
@@ -114,59 +109,59 @@ class RestoreTab:
                 self.restorer.measure(pixels, **vars(self.options(values, photo.outline)))
         return self.estimate(photo, *values)
 
+    def _estimate(
+        self,
+        photo: SelectedPhoto,
+        values: tuple[object, ...],
+        note: str = "",
+        start: dict[str, Any] | None = None,
+    ) -> Updates:
+        """Return the updates of PhotoTab.estimate.
+
+        note   precedes the estimate
+        start  changes of the start button
+        """
+        c, before = self.components, photo.outline
+        try:
+            options = self.options(values, before)
+            plan = self.restorer.plan(before, **vars(options))
+            size = before.width, before.height
+            text = texts.plan(plan, self.restorer, options, size, self.service.cost(plan))
+            if plan.reason:
+                text += f"\n\n{texts.better(plan, self._seconds(photo, values, 'best'))}"
+            possible = True
+        except RestoreError as error:
+            text, possible = f"⚠ {self.service.user_message(error)}", False
+        return {
+            c.message: f"{note}\n\n{text}" if note else text,
+            c.start: gr.update(interactive=possible, **(start or {})),
+            c.fields["preset"]: self._presets(photo, values),
+        }
+
+    def _no_estimate(self, message: str) -> Updates:
+        c = self.components
+        return {
+            c.message: message,
+            c.start: gr.update(interactive=False, **_READY),
+            c.fields["preset"]: gr.Radio(choices=texts.PRESET_CHOICES),
+        }
+
     def _presets(self, photo: SelectedPhoto, values: tuple[object, ...]) -> gr.Radio:
         """Return the choices of Quality, each with its time if known."""
         choices = []
-        for preset, name in zip(PRESETS, PRESET_NAMES, strict=True):
+        for name, preset in texts.PRESET_CHOICES:
             seconds = self._seconds(photo, values, preset)
-            choices.append((name if seconds is None else f"{name} · {_duration(seconds)}", preset))
+            choices.append((name if seconds is None else f"{name} · {texts.duration(seconds)}", preset))
         return gr.Radio(choices=choices)
 
     def _seconds(self, photo: SelectedPhoto, values: tuple[object, ...], model: str) -> float | None:
         """Return the estimated time with another model; None if unknown."""
         try:
             options = replace(self.options(values, photo.outline), model=model)
-            return self.restorer.plan(photo.outline, **vars(options)).seconds
+            plan: Plan = self.restorer.plan(photo.outline, **vars(options))
         except RestoreError:
             return None
-
-    def _estimate(self, photo: SelectedPhoto, values: tuple[object, ...]) -> tuple[str, bool]:
-        """Return the estimate or an error as text, and whether the photo can be restored."""
-        try:
-            options = self.options(values, photo.outline)
-            plan = self.restorer.plan(photo.outline, **vars(options))
-            text = self._plan_text(photo.outline, plan, options)
-            if plan.reason:
-                seconds = self._seconds(photo, values, "best")
-                duration = "" if seconds is None else f", about {_duration(seconds)}"
-                reason = plan.reason[0].upper() + plan.reason[1:]
-                text += f"\n\n{reason}; choose Best for more detail{duration}."
-            return text, True
-        except RestoreError as error:
-            return f"⚠ {self.service.user_message(error)}", False
-
-    def _plan_text(self, before: Photo, plan: Plan, options: Options) -> str:
-        image_format = FORMAT_NAMES[encode.output_format(before, options.format)]
-        text = f"{before.width} × {before.height} → **{plan.width} × {plan.height}** {image_format}"
-        text += f" · {plan.model.name}"
-        warnings = "".join(f"\n- {warning}" for warning in plan.warnings)
-        required = [plan.model]
-        if options.denoise < 1:
-            required.append(registry.find(plan.model.denoise_model, self.restorer.weights))
-        if missing := [model for model in required if not sources.is_present(model, self.restorer.weights)]:
-            return f"{text}, to download: {sum(model.bytes for model in missing) / 1e6:.0f} MB{warnings}"
-        if plan.tiles is None or plan.seconds is None:
-            return text + warnings
-        with_faces = options.face_enhance != "off" and not self._missing_face_models()
-        text += f" · {count(plan.tiles, 'tile')}, about {_duration(plan.seconds)}"
-        text += " plus faces" if with_faces else ""
-        if cost := self.service.cost(plan):
-            text += f" · ${cost:.4f}"
-        return text + warnings
-
-    def stop(self, photo: SelectedPhoto | None, *values: object) -> str:
-        message = self._estimate(photo, values)[0] if photo else START_MESSAGE
-        return f"Stopped.\n\n{message}"
+        return plan.seconds
 
     def denoise_slider(self, model: str, preset: str, outscale: float) -> gr.Slider:
         """Show the denoise slider for models that support it."""
@@ -174,94 +169,94 @@ class RestoreTab:
             return gr.Slider(visible=True)
         return gr.Slider(visible=False, value=Options.denoise)
 
-    def model_label(self, model: registry.Model) -> str:
-        """Return a model's name, purpose, and source of its weights."""
-        source = sources.locate(model, self.restorer.weights)
-        if source is None:
-            return f"{model.name}: {model.about} ({model.bytes / 1e6:.1f} MB, to download)"
-        checksum = f", SHA-256 {source.sha256[:12]}" if source.sha256 else ""
-        return f"{model.name}: {model.about} ({source.bytes / 1e6:.1f} MB, {source.kind}{checksum})"
+    # Jobs
 
-    def face_info(self) -> str:
-        """Describe what the restoration of faces still needs to download."""
-        names = {"detect": "the face detector", "face": "the face model"}
-        missing = [
-            f"{names[model.kind]} ({model.bytes / 1e6:.1f} MB)" for model in self._missing_face_models()
-        ]
-        if not missing:
-            return "Detect and restore faces"
-        download = f"The first use downloads {' and '.join(missing)}"
-        return f"{download}; without a network, copy the files into the server's weights folder"
-
-    def _missing_face_models(self) -> list[registry.Model]:
-        weights, default = self.restorer.weights, self.restorer.options
-        required = [(default.face_detector, "detect"), (default.face_model, "face")]
-        models = [registry.find(name, weights, kind) for name, kind in required]
-        return [model for model in models if not sources.is_present(model, weights)]
-
-    def choose_sample(self, event: gr.SelectData) -> str:
-        """Copy a sample photo into the upload folder and return its path."""
-        path = self.settings.upload_folder / uuid.uuid4().hex / SAMPLES[event.index].name
-        path.parent.mkdir(parents=True)
-        return str(shutil.copyfile(SAMPLES[event.index], path))
-
-    # Restoration
-
-    async def restore(
-        self,
-        path: str,
-        photo: SelectedPhoto | None,
-        *values: object,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> previews.ResultFiles | Failure:
-        """Restore an upload and report progress."""
-        first_step = None
-        estimated = self._seconds(photo, values, str(self.option_values(values)["model"])) if photo else None
-
-        def report(step: Step) -> None:
-            nonlocal first_step
-            if step.total:
-                first_step = first_step or (time.monotonic(), step.done)
-                left = _time_left(first_step, step, estimated)
-                progress((step.done, step.total), desc=f"Step {step.done} of {step.total}{left}")
-            elif download := self.restorer.downloading:
-                name, done, total = download
-                progress((done, total), desc=f"Downloading {name}, {total / 1e6:.1f} MB")
-            else:
-                progress(None, desc="Preparing")
-
+    async def start(self, photo: SelectedPhoto | None, *values: object) -> Updates:
+        """Submit a job; page.js follows it."""
+        c = self.components
+        if photo is None:
+            return self.unchanged
         try:
-            task = partial(self._restore_and_cache, path, self.option_values(values))
-            return await self.service.run(task, report)
-        except Exception as error:  # noqa: BLE001  one job of the queue: the next one must run
-            return Failure(self.service.user_message(error))
+            job = await self.rest.start([photo.path], self.option_values(values))
+        except RestoreError as error:
+            return {c.message: f"⚠ {self.service.user_message(error)}"}
+        hidden = dict.fromkeys([c.result_column, c.faces, c.outcome, c.crop_column], gr.update(visible=False))
+        return {
+            **hidden,
+            c.photo: gr.Image(visible=True),
+            c.start: gr.Button(visible=False),
+            c.stop: gr.Button(visible=True),
+            c.job: job.id,
+        }
 
-    def _restore_and_cache(
-        self, path: str, options: dict[str, object], progress: Progress
-    ) -> previews.ResultFiles:
-        result, files = self.service.restore_upload(path, options, progress)
-        previews.cache_result(result, files)
-        return files
+    async def stop(self, job_id: str) -> None:
+        """Cancel a job; page.js reports its end."""
+        if job := self.rest.jobs.get(job_id):
+            await self.rest.cancel(job)
 
-    def finish(
-        self, outcome: previews.ResultFiles | Failure | None, photo: SelectedPhoto | None, *values: object
-    ) -> tuple:
-        """Reset the buttons after a run; hide the previous result unless there is a new one."""
-        done = isinstance(outcome, previews.ResultFiles)
-        hidden = [gr.skip() if done else gr.update(visible=False)] * 4
-        faces = gr.Column(visible=isinstance(outcome, previews.ResultFiles) and bool(outcome.faces))
-        if outcome is None or photo is None:  # another photo was chosen: picked() shows it
-            return gr.skip(), gr.skip(), *hidden, faces, *[gr.skip()] * 4
-        message, possible = self._estimate(photo, values)
-        return (
-            *([gr.skip()] * 2 if done else [gr.Image(visible=True), gr.Column(visible=True)]),
-            *hidden,
-            faces,
-            f"⚠ {outcome.message}" if isinstance(outcome, Failure) else message,
-            gr.Button(visible=True, interactive=possible),
-            self._presets(photo, values),
-            gr.Button(visible=False),
-        )
+    def finish(self, ended: str, job_id: str, photo: SelectedPhoto | None, *values: object) -> Updates:
+        """Show the result of a job that has ended, or why there is none."""
+        c, job = self.components, self.rest.jobs.get(job_id)
+        if ended.partition(" ")[0] != job_id or photo is None:  # another photo was chosen meanwhile
+            return self.unchanged
+        try:
+            files = self.result(job)
+        except RestoreError as error:
+            note = f"⚠ {self.service.user_message(error)}"
+            if job and job.state == "cancelled":
+                note = "Stopped."
+            return {
+                **self._estimate(photo, values, note, _READY),
+                **dict.fromkeys([c.photo, c.crop_column], gr.update(visible=True)),
+                c.stop: gr.Button(visible=False),
+                c.job: "",
+            }
+        return {
+            **self._estimate(photo, values, start=_AGAIN),
+            **self.view.show(files),
+            c.stop: gr.Button(visible=False),
+            c.strength: 100,
+            c.restored: files,
+        }
+
+    def result(self, job: Job | None) -> previews.ResultFiles:
+        """Return what a job's only photo became. Raises RestoreError if there is no result."""
+        if job is None:
+            kept = texts.period(self.settings.retention_seconds)
+            raise RestoreError(f"the result was kept for {kept} and is deleted; restore the photo again")
+        item = job.items[0]
+        if not item.result:
+            raise RestoreError(item.error or "stopped")
+        file = self.rest.jobs.result_folder(job, 0) / str(item.result["file"])
+        return previews.written_files(item.name, file, self.settings.processed_folder)
+
+    def resume(self, remembered: str, *values: object) -> Updates:
+        """Show again what the browser remembers: a photo, and the job that restores it or did."""
+        c, ids = self.components, parse_ids(remembered)
+        job = self.rest.jobs.get(ids.get("job", ""))
+        path = str(self.settings.upload_folder / ids["photo"]) if ids.get("photo") else None
+        try:
+            self.service.upload(path)
+        except RestoreError:
+            path = None
+        if path is None and job and job.items:
+            with suppress(OSError):
+                path = self._copy_upload(self.rest.jobs.input_path(job, 0), Path(job.items[0].name).name)
+        if path is None:
+            if not ids.get("photo"):
+                return self.unchanged
+            kept = texts.period(self.settings.retention_seconds)
+            return {c.message: f"Your last photo is no longer here: photos and results are kept for {kept}."}
+        updates = {**self._show_upload(path, values), c.upload: path}
+        if not job:
+            if ids.get("job"):
+                kept = texts.period(self.settings.retention_seconds)
+                updates[c.message] = f"The result was kept for {kept} and is deleted.\n\n{updates[c.message]}"
+            return updates
+        if not job.ended:
+            updates |= {c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True)}
+            updates[c.crop_column] = gr.Column(visible=False)
+        return {**updates, c.job: job.id}
 
     # Options
 
@@ -280,29 +275,6 @@ class RestoreTab:
         return self.service.options(self.option_values(values), before)
 
 
-def size_radio(long_side: float | None) -> gr.Radio:
-    """Disable Size if a long side in pixels overrides it."""
-    if long_side:
-        return gr.Radio(interactive=False, info="Not used: Long side in pixels is set under More options")
-    return gr.Radio(interactive=True, info=SIZE_INFO)
-
-
-def preset_choices() -> list[tuple[str, str]]:
-    """Return the choices of Quality while no photo is selected."""
-    return list(zip(PRESET_NAMES, PRESETS, strict=True))
-
-
-def preset_radio(model: str) -> gr.Radio:
-    return gr.Radio(**preset_state(model))
-
-
-def preset_state(model: str) -> dict[str, Any]:
-    """Return the state of Quality, which is disabled if a model is chosen."""
-    if model:
-        return {"interactive": False, "info": f"Not used: {model} is chosen under More options"}
-    return {"interactive": True, "info": QUALITY_INFO}
-
-
 def quality_slider(image_format: str) -> gr.Slider:
     """Show the file quality for lossy formats."""
     return gr.Slider(visible=image_format not in ("png", "tiff"))
@@ -316,33 +288,24 @@ def face_controls(restore_faces: bool) -> tuple[gr.Dropdown, gr.Slider]:
     return gr.Dropdown(visible=restore_faces), gr.Slider(visible=restore_faces)
 
 
-def show_stop() -> tuple[gr.Button, gr.Button]:
-    """Replace the start button by the stop button."""
-    return gr.Button(visible=False), gr.Button(visible=True)
+def size_radio(long_side: float | None) -> gr.Radio:
+    """Disable Size if a long side in pixels overrides it."""
+    return gr.Radio(**texts.size_state(long_side))
 
 
-def show_start() -> tuple[gr.Button, gr.Button]:
-    """Replace the stop button by the start button."""
-    return gr.Button(visible=True), gr.Button(visible=False)
+def preset_radio(model: str) -> gr.Radio:
+    return gr.Radio(**texts.preset_state(model))
 
 
-def clear() -> tuple:
-    """Reset the state and the buttons when the upload changes."""
-    start = gr.Button(visible=True, interactive=False)
-    return None, None, "", start, gr.Radio(choices=preset_choices()), gr.Button(visible=False)
-
-
-def parse_position(text: str) -> tuple[float, float]:
-    """Parse "x,y", each clipped to 0 to 1; return the centre if invalid, as any client may send it."""
+def parse_ids(remembered: str) -> dict[str, str]:
+    """Parse what a browser remembers; ignore anything else, as any client may send it."""
     try:
-        x, y = (min(max(float(part), 0.0), 1.0) for part in text.split(","))
+        ids = json.loads(remembered or "{}")
     except ValueError:
-        return 0.5, 0.5
-    return (x, y) if x == x and y == y else (0.5, 0.5)
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+        return {}
+    if not isinstance(ids, dict):
+        return {}
+    return {key: value for key, value in ids.items() if isinstance(value, str)}
 
 
 def _outline(photo: Photo) -> Photo:
@@ -350,26 +313,3 @@ def _outline(photo: Photo) -> Photo:
     pixels = np.broadcast_to(np.zeros((), photo.pixels.dtype), photo.pixels.shape)
     alpha = None if photo.alpha is None else np.broadcast_to(photo.alpha.min(), photo.alpha.shape)
     return replace(photo, pixels=pixels, alpha=alpha)
-
-
-def _time_left(first_step: tuple[float, int], step: Step, estimated: float | None) -> str:
-    """Return the time left, from the rate since the first step or, before a second one, from the estimate.
-
-    first_step  its time, by time.monotonic(), and steps done by then
-    estimated   seconds in total
-    """
-    start, first = first_step
-    elapsed = time.monotonic() - start
-    if step.done > first:
-        left = elapsed / (step.done - first) * (step.total - step.done)
-    elif estimated and estimated > elapsed:
-        left = estimated - elapsed
-    else:
-        return ""
-    return f", about {_duration(left)} left"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

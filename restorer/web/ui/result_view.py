@@ -1,4 +1,4 @@
-"""Event handlers of a result: show it, view it at 100 %, and choose its faces one by one."""
+"""Event handlers of a result: show it, view it at 100 %, and change its strength and its faces."""
 
 from typing import Any
 
@@ -6,85 +6,80 @@ import gradio as gr
 
 from ...atomic import write_atomic
 from .. import previews
-from ..service import receipt
-from .restore_tab import FORMAT_NAMES, Failure, RestoreTab, parse_position
+from ..service import Service, receipt
+from . import texts
+from .components import PhotoTab
 
 
 class ResultView:
     """Handlers that need the server's state. A position is "x,y", each 0 to 1."""
 
-    def __init__(self, page: RestoreTab) -> None:
-        self.page = page
+    def __init__(self, service: Service, components: PhotoTab) -> None:
+        self.service, self.components = service, components
 
-    def open_result(self, restored: previews.ResultFiles | Failure | None) -> tuple[Any, Any]:
-        """Return a new result, and the position of the first face or the centre for the 100 % view."""
-        if not isinstance(restored, previews.ResultFiles):
-            return None, gr.skip()
-        with self.page.service.user_errors():
-            result = previews.cached_result(restored)
+    def show(self, files: previews.ResultFiles) -> dict[Any, Any]:
+        """Replace the photo by its result. Raises UnsupportedImage if the result has expired."""
+        c, result = self.components, previews.cached_result(files)
         x = y = 0.5
         if result.faces:
             left, top, right, bottom = result.faces[0].box
             x, y = (left + right) / 2 / result.before.width, (top + bottom) / 2 / result.before.height
-        return restored, f"{x:.4f},{y:.4f}"
+        return {
+            **self._describe(files, seconds=True),
+            c.photo: gr.Image(visible=False),
+            c.crop_column: gr.Column(visible=False),
+            c.result_column: gr.Column(visible=True),
+            c.outcome: gr.Column(visible=True),
+            c.faces: gr.Column(visible=bool(result.faces)),
+            c.zoom_position: f"{x:.4f},{y:.4f}",
+        }
 
-    def show_result(self, shown: previews.ResultFiles | None, restored: object) -> tuple:
-        """Replace the photo by the result: slider, description, download and receipt."""
-        if (
-            shown is None
-            or not isinstance(restored, previews.ResultFiles)
-            or shown.name != restored.name  # another photo was chosen meanwhile
-        ):
-            return tuple(gr.skip() for _ in range(9))
-        with self.page.service.user_errors():
-            result = previews.cached_result(shown)
-        text = f"**{result.width} × {result.height}** · {result.model}"
-        if shown == restored:  # recomposing takes hardly any time
-            text += f" · {result.seconds:.1f} s"
-        if result.faces and result.face_note not in result.warnings:
-            text += f" · {result.face_note}"
-        text += "".join(f"\n- {warning}" for warning in result.warnings)
-        size = shown.file.stat().st_size / 1e6
-        label = f"Download {FORMAT_NAMES[result.format]}, {size:.1f} MB"
-        return (
-            gr.Image(visible=False),
-            gr.Column(visible=False),
-            gr.Markdown(visible=True),
-            gr.ImageSlider((str(shown.before), str(shown.after)), visible=True),
-            gr.Group(visible=True),
-            gr.Column(visible=True),
-            text,
-            gr.DownloadButton(label, value=str(shown.file)),
-            receipt(result),
-        )
+    def _describe(self, files: previews.ResultFiles, *, seconds: bool) -> dict[Any, Any]:
+        c, result = self.components, previews.cached_result(files)
+        size = files.file.stat().st_size / 1e6
+        label = f"Download {texts.FORMAT_NAMES[result.format]}, {size:.1f} MB"
+        return {
+            c.slider: (str(files.before), str(files.after)),
+            c.result_message: texts.result(result, seconds=seconds),
+            c.download: gr.DownloadButton(label, value=str(files.file)),
+            c.receipt: receipt(result),
+            c.shown: files,
+        }
 
     def recompose(
         self,
-        restored: previews.ResultFiles,
+        restored: previews.ResultFiles | None,
         shown: previews.ResultFiles | None,
-        *controls: Any,  # noqa: ANN401
-    ) -> previews.ResultFiles:
-        """Blend the faces again. `controls`: all checkboxes, then all strengths, in the faces' order."""
-        checked, strengths = controls[: len(controls) // 2], controls[len(controls) // 2 :]
+        strength: float,
+        *face_values: Any,  # noqa: ANN401  a checkbox and a strength for each face
+    ) -> dict[Any, Any]:
+        """Show a result with another strength, or other strengths of its faces."""
+        if restored is None:
+            return {self.components.shown: gr.skip()}  # Gradio accepts no empty dict
+        half = len(face_values) // 2
         chosen = {
-            index: float(strength) if on else 0.0
-            for index, (on, strength) in enumerate(zip(checked, strengths, strict=True))
+            index: float(value) * bool(checked)
+            for index, (checked, value) in enumerate(zip(face_values[:half], face_values[half:], strict=True))
         }
-        with self.page.service.user_errors():
-            result = self.page.restorer.recompose(previews.cached_result(restored), strengths=chosen)
-            file = self.page.service.new_folder() / restored.file.name
+        with self.service.user_errors():
+            result = self.service.restorer.recompose(
+                previews.cached_result(restored), strengths=chosen, strength=strength / 100
+            )
+            file = self.service.new_folder() / restored.file.name
             write_atomic(file, result.data)
-            recomposed = previews.write_files(result, restored.name, file)
+            recomposed = previews.write_files(
+                result, restored.name, file, self.service.settings.processed_folder
+            )
             previews.cache_result(result, recomposed)
         if shown and shown != restored:  # the previous recomposition
             previews.drop_result(shown)
-        return recomposed
+        return self._describe(recomposed, seconds=False)  # recomposing takes hardly any time
 
     def zoom(self, position: str, shown: previews.ResultFiles | None) -> Any:  # noqa: ANN401  images or nothing
         """Show before and after at 100 % around a position."""
         if shown is None or not position:
             return gr.skip()
-        with self.page.service.user_errors():
+        with self.service.user_errors():
             result = previews.cached_result(shown)
             before, after = previews.zoomed_pair(result, parse_position(position), shown)
         return str(before), str(after)
@@ -99,7 +94,7 @@ class ResultView:
         """
         if shown is None or not position:
             return gr.skip()
-        with self.page.service.user_errors():
+        with self.service.user_errors():
             result = previews.cached_result(shown)
         return ",".join(
             f"{_moved(centre, direction, min(visible / length, 1)):.4f}"
@@ -111,6 +106,15 @@ class ResultView:
                 strict=True,
             )
         )
+
+
+def parse_position(text: str) -> tuple[float, float]:
+    """Parse "x,y", each clipped to 0 to 1; return the centre if invalid, as any client may send it."""
+    try:
+        x, y = (min(max(float(part), 0.0), 1.0) for part in text.split(","))
+    except ValueError:
+        return 0.5, 0.5
+    return (x, y) if x == x and y == y else (0.5, 0.5)
 
 
 def _view_size(text: str) -> tuple[float, float]:

@@ -1,0 +1,455 @@
+"""The page's components, by tab."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio import themes
+
+from ...images.file_types import SUFFIXES
+from ...models import registry
+from ...options import FORMATS, PRESETS, Options
+from ...pipeline import Restorer
+from .. import previews
+from . import texts
+
+ASSETS = Path(__file__).parents[3] / "assets"
+SAMPLES = sorted((ASSETS / "samples").glob("*.jpg"))
+EXAMPLE = ASSETS / "samples/colosseum.jpg", ASSETS / "example.jpg"
+PLACEHOLDER = ASSETS / "placeholder.svg"
+IMAGES = (*SAMPLES, EXAMPLE[1], PLACEHOLDER)
+_EXAMPLE_TEXT = "Example: 280 × 210 → 1120 × 840 by RealESRGAN_x4plus"
+_SCALES = (1, 2, 3, 4, 6, 8)
+_PROGRESS = """
+<div role="progressbar" aria-label="Restoring" aria-valuemin="0" aria-valuemax="100"><div></div></div>
+<p role="status"></p>"""
+# The option controls, in the order in which handlers receive their values
+FIELDS = (
+    "preset",
+    "outscale",
+    "long_side",
+    "model",
+    "denoise",
+    "restore_faces",
+    "face_model",
+    "face_strength",
+    "format",
+    "quality",
+    "keep_metadata",
+    "remove_gps",
+)
+_DIRECTIONS = {"◂ Left": (-1, 0), "▴ Up": (0, -1), "▾ Down": (0, 1), "▸ Right": (1, 0)}
+
+
+@dataclass(frozen=True)
+class PhotoTab:
+    """The components of the first tab. A position is "x,y", each 0 to 1."""
+
+    # The left column
+    upload: gr.File
+    samples: gr.Gallery
+    fields: dict[str, Any]  # option controls by name, in the order of FIELDS
+    message: gr.Markdown
+    start: gr.Button
+    stop: gr.Button
+    # The photo, and the preview of a detail
+    example: gr.Column
+    photo: gr.Image
+    crop_column: gr.Column
+    preview: gr.Button
+    detail: gr.ImageSlider
+    compare: gr.Button
+    comparison_message: gr.Markdown
+    comparison: gr.Gallery
+    # The result
+    result_column: gr.Column
+    slider: gr.ImageSlider
+    faces: gr.Column
+    view: gr.ImageSlider
+    pan_buttons: dict[tuple[int, int], gr.Button]  # by direction (right, down)
+    outcome: gr.Column
+    result_message: gr.Markdown
+    strength: gr.Slider
+    download: gr.DownloadButton
+    receipt: gr.JSON
+    # Not displayed
+    selected: gr.State  # SelectedPhoto
+    restored: gr.State  # ResultFiles of the last job
+    shown: gr.State  # ResultFiles on display: restored, or recomposed from it
+    model_names: gr.State  # of the compared models
+    zoom_position: gr.Textbox
+    crop_position: gr.Textbox
+    view_size: gr.Textbox  # "width,height" of the visible part of the view at 100 %, in pixels
+    job: gr.Textbox  # id of the job that page.js follows
+    ended: gr.Textbox  # set by page.js to the id of a job that has ended
+    remembered: gr.Textbox  # what page.js remembers across reloads, as JSON
+
+    @property
+    def options(self) -> list[Any]:
+        return list(self.fields.values())
+
+    @property
+    def estimate(self) -> list[Any]:
+        """The outputs of an estimate."""
+        return [self.message, self.start, self.fields["preset"]]
+
+    @property
+    def panels(self) -> list[Any]:
+        """Everything that another photo or a result changes."""
+        return [
+            *(self.upload, self.samples, self.example, self.photo, *self.estimate, self.stop),
+            *(self.crop_column, self.preview, self.detail, self.compare),
+            *(self.comparison_message, self.comparison),
+            *(self.result_column, self.slider, self.faces),
+            *(self.outcome, self.result_message, self.strength, self.download, self.receipt),
+            *(self.selected, self.restored, self.shown),
+            *(self.zoom_position, self.crop_position, self.job, self.remembered),
+        ]
+
+
+@dataclass(frozen=True)
+class ManyTab:
+    """The components of the second tab."""
+
+    upload: gr.File
+    message: gr.Markdown
+    start: gr.Button
+    stop: gr.Button
+    archive: gr.DownloadButton
+    gallery: gr.Gallery
+    slider: gr.ImageSlider
+    download: gr.DownloadButton
+    job: gr.Textbox
+    changed: gr.Textbox  # set by page.js whenever a photo of the job is done, and when the job has ended
+
+    @property
+    def panels(self) -> list[Any]:
+        """Everything that other photos or results change."""
+        return [
+            *(self.message, self.start, self.stop, self.archive),
+            *(self.gallery, self.slider, self.download, self.job),
+        ]
+
+
+def theme() -> themes.Base:
+    """Return Gradio's plain theme with system fonts, so that none is downloaded."""
+    return themes.Base(
+        primary_hue="teal",
+        neutral_hue="stone",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(  # contrast of at least 4.5:1
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+        block_info_text_color="*neutral_600",
+        body_text_color_subdued="*neutral_600",
+        color_accent="*primary_700",
+    )
+
+
+def build_hidden_fields() -> dict[str, gr.Textbox]:
+    """Build the values that the page's scripts set or read."""
+    return {
+        name: gr.Textbox(label=name, visible="hidden", elem_id=name)
+        for name in (
+            *("zoom-position", "crop-position", "view-size"),
+            *("job", "ended", "remembered", "batch", "batch-changed"),
+        )
+    }
+
+
+def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Textbox]) -> PhotoTab:
+    """Build the first tab.
+
+    retention  how long results are kept, in words
+    """
+    with gr.Row(elem_id="workspace"):
+        with gr.Column(elem_id="input", min_width=0):
+            upload = gr.File(show_label=False, file_types=_file_types(), height=170, elem_id="upload")
+            samples = _gallery("samples", "Sample photos", list(map(str, SAMPLES)), columns=3)
+        with gr.Column(elem_id="settings", min_width=0):
+            built = _build_main_fields(restorer)
+            message = gr.Markdown(elem_id="summary")
+            start = gr.Button("Restore", variant="primary", interactive=False, elem_id="start")
+            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
+            with gr.Accordion("More options", open=False, elem_id="options"):
+                built |= _build_model_fields(restorer)
+                built |= _build_face_fields(restorer.options) | _build_file_fields(restorer.options)
+        with gr.Column(elem_id="stage", min_width=0):
+            with gr.Column(elem_id="example") as example:
+                _slider("Example, before and after", "example-slider", value=EXAMPLE)
+                gr.Markdown(_EXAMPLE_TEXT, elem_id="example-text")
+            photo = gr.Image(
+                show_label=False,
+                interactive=False,
+                buttons=[],
+                container=False,
+                visible=False,
+                elem_id="before",
+            )
+            gr.HTML(_PROGRESS, elem_id="progress")
+            crop = _build_crop()
+            with gr.Column(visible=False, elem_id="result") as result_column:
+                slider = _slider("Before and after", "slider")
+                gr.Button("Hold to see the original", size="sm", elem_id="hold")
+            faces = gr.Column(visible=False, elem_id="faces")
+            with result_column, gr.Column(elem_id="zoom-view"):
+                gr.Markdown("Click the result to view that part at 100 %; wheel or pinch to zoom.")
+                view = _slider("At 100 %, before and after", "view", max_height=previews.VIEW[1])
+                with gr.Row(elem_id="steps"):
+                    pan_buttons = {
+                        direction: gr.Button(
+                            label, size="sm", min_width=60, elem_id=f"go-{label.split()[1].lower()}"
+                        )
+                        for label, direction in _DIRECTIONS.items()
+                    }
+        with gr.Column(visible=False, elem_id="outcome", min_width=0) as outcome:
+            result_message = gr.Markdown(elem_id="result-text")
+            strength = gr.Slider(
+                0,
+                100,
+                100,
+                step=1,
+                label="Restoration strength",
+                interactive=True,
+                info="0: only enlarged",
+                elem_id="strength",
+            )
+            download = gr.DownloadButton("Download", variant="primary", elem_id="download")
+            gr.Markdown(f"Kept here for {retention}.", elem_id="retention")
+            with gr.Accordion("Details", open=False, elem_id="details"):
+                receipt = gr.JSON(show_label=False, elem_id="receipt")
+    return PhotoTab(
+        upload=upload,
+        samples=samples,
+        fields={name: built[name] for name in FIELDS},
+        message=message,
+        start=start,
+        stop=stop,
+        example=example,
+        photo=photo,
+        **crop,
+        result_column=result_column,
+        slider=slider,
+        faces=faces,
+        view=view,
+        pan_buttons=pan_buttons,
+        outcome=outcome,
+        result_message=result_message,
+        strength=strength,
+        download=download,
+        receipt=receipt,
+        selected=gr.State(),
+        restored=gr.State(),
+        shown=gr.State(),
+        model_names=gr.State(()),
+        zoom_position=hidden["zoom-position"],
+        crop_position=hidden["crop-position"],
+        view_size=hidden["view-size"],
+        job=hidden["job"],
+        ended=hidden["ended"],
+        remembered=hidden["remembered"],
+    )
+
+
+def _build_crop() -> dict[str, Any]:
+    with gr.Column(visible=False, elem_id="crop-preview") as column:
+        preview = gr.Button("Preview a detail", size="sm", elem_id="try")
+        gr.Markdown(
+            "Or click the photo: only that detail is restored, in a few seconds.", elem_id="crop-text"
+        )
+        detail = _slider("Detail before and after", "detail", visible=False, max_height=520)
+        compare = gr.Button("Compare models", size="sm", visible=False, elem_id="compare")
+        message = gr.Markdown(visible=False, elem_id="comparison-text")
+        gallery = _gallery("comparison", "Detail restored by each model", columns=3, visible=False)
+    return {
+        "crop_column": column,
+        "preview": preview,
+        "detail": detail,
+        "compare": compare,
+        "comparison_message": message,
+        "comparison": gallery,
+    }
+
+
+def build_many_tab(hidden: dict[str, gr.Textbox]) -> ManyTab:
+    """Build the second tab."""
+    with gr.Row(elem_id="many"):
+        with gr.Column(elem_id="many-input", min_width=0):
+            upload = gr.File(
+                show_label=False,
+                file_types=_file_types(),
+                file_count="multiple",
+                height=220,
+                elem_id="uploads",
+            )
+            message = gr.Markdown(texts.MANY, elem_id="batch-summary")
+            start = gr.Button("Restore all", variant="primary", interactive=False, elem_id="start-all")
+            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-all")
+            archive = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download-all")
+        with gr.Column(elem_id="many-stage", min_width=0):
+            gr.HTML(_PROGRESS, elem_id="progress-all")
+            slider = _slider("Before and after", "slider-all", visible=False)
+            download = gr.DownloadButton("Download this one", visible=False, elem_id="download-one")
+            gallery = _gallery("gallery", "Photos", columns=4, visible=False)
+    return ManyTab(
+        upload=upload,
+        message=message,
+        start=start,
+        stop=stop,
+        archive=archive,
+        gallery=gallery,
+        slider=slider,
+        download=download,
+        job=hidden["batch"],
+        changed=hidden["batch-changed"],
+    )
+
+
+def _slider(label: str, elem_id: str, *, value: Any = None, **options: Any) -> gr.ImageSlider:  # noqa: ANN401
+    return gr.ImageSlider(
+        value,
+        label=label,
+        show_label=False,  # it would cover the image
+        type="filepath",
+        interactive=False,
+        container=False,
+        buttons=["fullscreen"],
+        elem_id=elem_id,
+        **options,
+    )
+
+
+def _gallery(elem_id: str, label: str, value: Any = None, **options: Any) -> gr.Gallery:  # noqa: ANN401
+    return gr.Gallery(
+        value,
+        label=label,
+        show_label=False,
+        height="auto",
+        fit_columns=False,
+        allow_preview=False,
+        object_fit="cover",
+        buttons=[],
+        container=False,
+        elem_id=elem_id,
+        **options,
+    )
+
+
+def _file_types() -> list[str]:
+    return ["image", *(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)]
+
+
+def _build_main_fields(restorer: Restorer) -> dict[str, Any]:
+    default = restorer.options
+    is_preset = default.model in PRESETS
+    return {
+        "preset": gr.Radio(
+            texts.PRESET_CHOICES,
+            value=default.model if is_preset else "auto",
+            label="Quality",
+            elem_id="preset",
+            **texts.preset_state("" if is_preset else default.model),
+        ),
+        "outscale": gr.Radio(
+            [(f"{scale}x", scale) for scale in _SCALES],
+            value=default.outscale,
+            label="Size",
+            elem_id="outscale",
+        ),
+        "restore_faces": gr.Checkbox(
+            default.face_enhance != "off",
+            label="Restore faces",
+            info=texts.face_info(restorer),
+            elem_id="restore_faces",
+        ),
+    }
+
+
+def _build_model_fields(restorer: Restorer) -> dict[str, Any]:
+    default = restorer.options
+    upscalers = [model for model in registry.available(restorer.weights) if model.kind == "upscale"]
+    return {
+        "model": gr.Dropdown(
+            [
+                ("As chosen under Quality", ""),
+                *((texts.model_label(model, restorer.weights), model.name) for model in upscalers),
+            ],
+            value="" if default.model in PRESETS else default.model,
+            label="Model",
+            elem_id="model",
+        ),
+        "long_side": gr.Number(
+            0,
+            label="Long side in pixels",
+            info="Instead of Size; 0 to use Size",
+            precision=0,
+            elem_id="long_side",
+        ),
+        "denoise": gr.Slider(
+            0,
+            1,
+            default.denoise,
+            label="Denoise",
+            info="Lower keeps more grain",
+            visible=bool(restorer.model(default).denoise_model),
+            elem_id="denoise",
+        ),
+    }
+
+
+def _build_face_fields(default: Options) -> dict[str, Any]:
+    visible = default.face_enhance != "off"
+    return {
+        "face_model": gr.Dropdown(
+            [model.name for model in registry.MODELS if model.kind == "face"],
+            value=default.face_model,
+            label="Face model",
+            visible=visible,
+            elem_id="face_model",
+        ),
+        "face_strength": gr.Slider(
+            0,
+            1,
+            default.face_strength,
+            label="Face strength",
+            info="Lower keeps more of the original face",
+            visible=visible,
+            elem_id="face_strength",
+        ),
+    }
+
+
+def _build_file_fields(default: Options) -> dict[str, Any]:
+    return {
+        "format": gr.Dropdown(
+            [(texts.FORMAT_NAMES[image_format], image_format) for image_format in FORMATS],
+            value=default.format,
+            label="File format",
+            elem_id="format",
+        ),
+        "quality": gr.Slider(
+            1,
+            100,
+            default.quality,
+            step=1,
+            label="File quality",
+            info="For JPEG, WebP and AVIF",
+            elem_id="quality",
+        ),
+        "keep_metadata": gr.Checkbox(
+            default.keep_metadata,
+            label="Keep metadata",
+            info="Keeps date, camera and caption",
+            elem_id="keep_metadata",
+        ),
+        "remove_gps": gr.Checkbox(
+            default.remove_gps,
+            label="Remove GPS",
+            info="Removes where it was taken",
+            elem_id="remove_gps",
+        ),
+    }

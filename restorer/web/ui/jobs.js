@@ -1,0 +1,115 @@
+// Follow jobs by their event streams, remember them across reloads, and reload the page when its server was restarted.
+// This runs before the page is complete.
+(() => {
+  const { root, api_prefix: prefix, app_id: appId } = window.gradio_config;
+  const one = (selector) => document.querySelector(selector);
+
+  // This tab's own memory first; a new tab shows what the last one showed. A frame may have no storage
+  const KEY = "neural-image-restore", STORAGES = ["sessionStorage", "localStorage"];
+  const recall = () => {
+    for (const storage of STORAGES) {
+      try {
+        const text = window[storage].getItem(KEY);
+        if (text) return text;
+      } catch { /* no storage */ }
+    }
+    return "";
+  };
+  const remember = (changes) => {
+    const before = JSON.parse(recall() || "{}");
+    const text = JSON.stringify({ ...before, ...changes });
+    for (const storage of STORAGES) {
+      try {
+        window[storage].setItem(KEY, text);
+      } catch { /* no storage */ }
+    }
+  };
+  const rememberPhoto = (photo) => {
+    if (photo !== JSON.parse(recall() || "{}").photo) remember({ photo, job: "" });
+  };
+
+  // The hidden fields by which the server learns of changes, and the elements that show progress
+  const FIELDS = { job: "#ended", batch: "#batch-changed" }, BARS = { job: "#progress", batch: "#progress-all" };
+  const send = (selector, value) => {
+    const input = one(`${selector} textarea, ${selector} input`);
+    input.value = value;
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  const duration = (seconds) => seconds < 90 ? `${Math.max(1, Math.round(seconds))} s`
+    : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+  const describe = (status, first) => {
+    const { done, total } = status.progress, ahead = status.queue_position, download = status.downloading;
+    if (status.status === "queued") return ahead ? `Waiting: ${ahead} ahead in the queue` : "Starting";
+    if (download) return `Downloading ${download.model}: ${Math.round(download.done / 1e6)} of ${Math.round(download.total / 1e6)} MB`;
+    if (!done) return "Preparing";
+    const rate = first && done > first.done ? (Date.now() - first.time) / (done - first.done) : 0;
+    const left = rate ? ` · about ${duration(rate * (total - done) / 1000)} left` : "";
+    return `${Math.floor(100 * done / total)} %${left}`;
+  };
+  const show = (kind, text, share = 0) => {
+    const element = one(BARS[kind]);
+    if (!element) return;
+    element.classList.toggle("running", Boolean(text));
+    const bar = element.querySelector("[role=progressbar]");
+    bar.firstElementChild.style.width = `${100 * share}%`;
+    bar.ariaValueNow = Math.round(100 * share);
+    const label = element.querySelector("p");
+    if (label.textContent !== text) label.textContent = text;
+  };
+
+  const streams = {};
+  let lostAt = 0;
+  const follow = (kind, id) => {
+    remember({ [kind]: id });
+    streams[kind]?.close();
+    delete streams[kind];
+    show(kind, "");
+    if (id) connect(kind, id);
+  };
+  const connect = (kind, id) => {
+    const stream = streams[kind] = new EventSource(`${root}/status/${id}/events`);
+    let first = null, finished = -1;
+    const end = () => {
+      if (streams[kind] !== stream) return;
+      stream.close();
+      delete streams[kind];
+      show(kind, "");
+      send(FIELDS[kind], `${id} end`);
+    };
+    stream.onmessage = ({ data }) => {
+      const status = JSON.parse(data), { done, total } = status.progress;
+      if (!first && done) first = { time: Date.now(), done };
+      show(kind, describe(status, first), done / total);
+      const count = status.results.length + status.errors.length;
+      if (kind === "batch" && count !== finished) send(FIELDS[kind], `${id} ${count}`);
+      finished = count;
+    };
+    stream.addEventListener("end", end);
+    stream.onerror = async () => {
+      lostAt = Date.now();
+      if (stream.readyState !== EventSource.CLOSED) return;  // it connects again
+      const answer = await fetch(`${root}/status/${id}`).catch(() => null);
+      if (answer?.status === 404) end();  // the job is deleted
+      else if (streams[kind] === stream) setTimeout(() => streams[kind] === stream && connect(kind, id), 3000);
+    };
+  };
+  addEventListener("beforeunload", (event) => {
+    const running = Object.values(streams).some((stream) => stream.readyState === EventSource.OPEN);
+    if (running && Date.now() - lostAt > 15000) event.preventDefault();
+  });
+
+  // Gradio reloads a page that loses the connection during a request. An idle one notices here that its session ended
+  // with the server's process, and one that was still loading that a part is missing
+  let incomplete = false;
+  addEventListener("vite:preloadError", () => {  // a second reload would not help
+    incomplete = performance.getEntriesByType("navigation")[0].type !== "reload";
+  });
+  setInterval(async () => {
+    const answer = await fetch(`${root}${prefix}/app_id`).catch(() => null);
+    if (!answer?.ok || (!incomplete && (await answer.json()).app_id === appId)) return;
+    lostAt = Date.now();
+    location.reload();
+  }, 5000);
+
+  window.restorer = { recall, rememberPhoto, follow };
+})();
