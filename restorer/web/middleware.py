@@ -180,15 +180,18 @@ class QueueFullMiddleware:
 
     Which event a POST to /gradio_api/queue/join starts is in its body, a few hundred bytes without photos:
     GpuQueue refuses that, and Retry-After is added here.
+
+    is_accepted  returns whether a job was accepted with this Idempotency-Key; such a request adds no job
     """
 
-    def __init__(self, app: ASGIApp, queue: GpuQueue) -> None:
-        self.app, self._queue = app, queue
+    def __init__(self, app: ASGIApp, queue: GpuQueue, is_accepted: Callable[[str], bool]) -> None:
+        self.app, self._queue, self._is_accepted = app, queue, is_accepted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        if scope["path"].endswith(("/enhance", "/enhance_batch")):
+        key = Request(scope).headers.get("idempotency-key", "")
+        if scope["path"].endswith(("/enhance", "/enhance_batch")) and not self._is_accepted(key):
             try:
                 with refuse_with(503, QueueFull, limit=self._queue.max_waiting):
                     self._queue.check()

@@ -136,6 +136,7 @@ class Server:
                     Middleware(
                         middleware.QueueFullMiddleware,
                         queue=self.queue,
+                        is_accepted=lambda key: self.jobs.find(key) is not None,
                     ),
                 ],
                 "exception_handlers": {

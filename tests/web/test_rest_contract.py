@@ -1,10 +1,11 @@
-"""The REST contract: /openapi.json, a client generated from it, and one error body."""
+"""The REST contract: /openapi.json, a client generated from it, one error body, and Idempotency-Key."""
 
 import importlib
 import io
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,10 +14,11 @@ from PIL import Image
 
 from restorer.options import Options
 from restorer.web import auth, service
+from restorer.web.rest.jobs import Jobs
 from restorer.web.service import Service
-from tests.conftest import photo_like, png, save_quick_and_slow
+from tests.conftest import photo_like, png, save_quick_and_slow, wait_until
 from tests.web.test_page import served
-from tests.web.test_rest import ended, opened, settings_in
+from tests.web.test_rest import ended, opened, settings_in, wait_after_slow_tiles
 
 KEY = "a key of many characters"
 
@@ -69,7 +71,7 @@ def test_generated_client_restores_a_photo(tmp_path, rng, monkeypatch):
         faces = models.EnhanceJobFormFaceEnhance.FALSE
         form = models.EnhanceJobForm(files=files, outscale=2.0, face_enhance=faces)
         assert (form.quality, form.format_.value) == (Options.quality, Options.format), "the defaults"
-        job = api["enhance"].sync(client=client, body=form)
+        job = api["enhance"].sync(client=client, body=form, idempotency_key="one")
         assert isinstance(job, models.Accepted) and job.queue_position == 0
         events = api["events"].sync(job.job_id, client=client)
         assert isinstance(events, str) and "event: end" in events
@@ -199,3 +201,72 @@ def test_error_of_a_file_names_the_file(tmp_path, rng):
         status = ended(client, client.post("/enhance", files=files).json()["job_id"])
         assert [error["index"] for error in status["errors"]] == [0, 2]
         assert [result["index"] for result in status["results"]] == [1]
+
+
+# Idempotency-Key
+
+
+def submit(client, key: str, photo: bytes, **options: str) -> httpx.Response:
+    files = photo_form(("a.png", photo))
+    return client.post("/enhance", files=files, data=options, headers={"Idempotency-Key": key})
+
+
+def test_same_key_returns_the_same_job_while_it_is_kept(tmp_path, rng):
+    settings, photo = settings_in(tmp_path), png(photo_like(rng, 20, 20))
+    with opened(settings) as client:
+        first = submit(client, "one", photo, outscale="2")
+        job = first.json()["job_id"]
+        assert submit(client, "two", photo, outscale="2").json()["job_id"] != job
+        assert submit(client, "", photo).json()["job_id"] != submit(client, "", photo).json()["job_id"]
+        ended(client, job)
+        again = submit(client, "one", photo, outscale="2.0")
+        assert (again.status_code, again.json()["status"]) == (202, "completed")
+        assert again.json()["job_id"] == job and again.headers["location"] == first.headers["location"]
+    with opened(settings) as client:
+        assert submit(client, "one", photo, outscale="2").json()["job_id"] == job, "after a restart"
+        assert client.delete(f"/jobs/{job}").json()["status"] == "deleted"
+        assert submit(client, "one", photo, outscale="2").json()["job_id"] != job
+
+
+def test_key_with_another_body_gets_422_with_the_key(client, rng):
+    photo = png(photo_like(rng, 20, 20))
+    job = submit(client, "one", photo).json()["job_id"]
+    renamed = client.post("/enhance", files=photo_form(("b.png", photo)), headers={"Idempotency-Key": "one"})
+    for refused in (
+        submit(client, "one", png(photo_like(rng, 20, 20))),
+        submit(client, "one", photo, outscale="2"),
+        renamed,
+    ):
+        assert refused.status_code == 422 and "Idempotency-Key 'one'" in refused.json()["error"]
+    assert submit(client, "one", photo).json()["job_id"] == job
+    assert submit(client, "x" * 256, photo).status_code == 422
+
+
+def test_one_job_is_accepted_if_requests_with_a_key_arrive_at_once(client, tmp_path, rng):
+    photo = png(photo_like(rng, 20, 20))
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: submit(client, "one", photo), range(8)))
+    assert len({answer.json()["job_id"] for answer in answers}) == 1
+    assert len(list((tmp_path / "uploads/jobs").glob("*/job.json"))) == 1
+
+
+def test_full_queue_returns_the_job_of_a_key(tmp_path, rng, monkeypatch):
+    photo = png(photo_like(rng, 200, 200))
+    wait_after_slow_tiles(monkeypatch, lambda: wait_until(lambda: finished))
+    finished: list[bool] = []
+    with opened(settings_in(tmp_path, max_queue=1, max_output_megapixels=100)) as client:
+        jobs = [submit(client, key, photo, model="custom/slow", tile="32").json() for key in ("one", "two")]
+        assert [job["queue_position"] for job in jobs] == [0, 1]
+        assert submit(client, "three", photo).status_code == 503
+        again = submit(client, "two", photo, model="custom/slow", tile="32")
+        assert again.json() == jobs[1]
+        for job in jobs:
+            client.delete(f"/jobs/{job['job_id']}")
+        finished.append(True)
+
+
+def test_key_is_part_of_the_record(tmp_path):
+    jobs = Jobs(tmp_path / "jobs", tmp_path / "results")
+    job = jobs.add([], {}, key="one", digest="0f")
+    assert Jobs(tmp_path / "jobs", tmp_path / "results").find("one") == job
+    assert jobs.find("") is None and jobs.find("other") is None

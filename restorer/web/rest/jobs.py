@@ -45,6 +45,8 @@ class Job:
     state    "queued", "processing", "completed", "failed" or "cancelled"
     created  seconds since 1970; jobs run in this order
     starts   how often it was started since a file was last finished
+    key      the Idempotency-Key of its request, "" without one
+    digest   of the files and options of that request
     """
 
     id: str
@@ -53,6 +55,8 @@ class Job:
     state: str = "queued"
     created: float = field(default_factory=time.time)
     starts: int = 0
+    key: str = ""
+    digest: str = ""
 
     @property
     def ended(self) -> bool:
@@ -84,9 +88,16 @@ class Jobs:
         for job in self.unfinished():
             job.state = "queued"
 
-    def add(self, files: Iterable[tuple[str, Path]], options: dict[str, object]) -> Job:
+    def add(
+        self,
+        files: Iterable[tuple[str, Path]],
+        options: dict[str, object],
+        *,
+        key: str = "",
+        digest: str = "",
+    ) -> Job:
         """Accept a job and move its `files` (name and current path) into its folder."""
-        job = Job(uuid.uuid4().hex, options, [])
+        job = Job(uuid.uuid4().hex, options, [], key=key, digest=digest)
         part = self.uploads / f"{job.id}.part"
         part.mkdir()
         try:
@@ -103,6 +114,10 @@ class Jobs:
 
     def get(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id)
+
+    def find(self, key: str) -> Job | None:
+        """Return the job that was accepted with this Idempotency-Key."""
+        return next((job for job in list(self._jobs.values()) if key and job.key == key), None)
 
     def unfinished(self) -> list[Job]:
         """Return the queued and running jobs, oldest first."""
@@ -198,6 +213,7 @@ def _is_valid(job: Job) -> bool:
         job.state in STATES
         and isinstance(job.created, int | float)
         and isinstance(job.starts, int)
+        and isinstance(job.key, str)
         and isinstance(job.options, dict)
         and all(isinstance(item.name, str) and isinstance(item.result, dict | None) for item in job.items)
     )

@@ -1,17 +1,20 @@
 """The handlers of the REST API: accept jobs, run them, report them, serve results."""
 
 import asyncio
+import hashlib
+import json
 import logging
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
+from fastapi import Header, Request
 from fastapi import Path as PathParameter
-from fastapi import Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from ... import atomic
@@ -36,6 +39,7 @@ _EVENT_SECONDS = 0.25  # between two looks at a job whose events are streamed
 _RETRY_SECONDS = 1.0  # until a record that could not be written is tried again
 _MAX_ADMISSIONS = 2  # forms examined at a time: more would delay all other answers
 _UNITS_PER_FILE = 1000  # of a job's progress
+_KEY = "repeating a request with the same key returns the same job, for as long as it is kept"
 JobId = Annotated[str, PathParameter(description="as returned by POST /enhance")]
 
 
@@ -62,6 +66,7 @@ class RestApi:
         self.service, self.jobs, self.settings = service, jobs, service.settings
         self._queued: dict[str, _QueuedJob] = {}
         self._admissions = asyncio.Semaphore(_MAX_ADMISSIONS)
+        self._accepting = asyncio.Lock()  # of requests with an Idempotency-Key
         self.options_model = options_model(service.restorer.options)
         for state in STATES:
             service.metrics.count_jobs(state, partial(jobs.count, state))
@@ -135,17 +140,22 @@ class RestApi:
             shutil.rmtree(folder, ignore_errors=True)
             raise Cancelled("the job has ended")
 
-    async def enhance(self, request: Request, response: Response) -> Accepted:
+    async def enhance(
+        self,
+        request: Request,
+        response: Response,
+        idempotency_key: Annotated[str, Header(max_length=255, description=_KEY)] = "",
+    ) -> Accepted:
         """Submit a job of one or more photos.
 
         Options may be sent in the query instead of the form.
         """
-        with refuse_with(507, DiskFull, limit=self.settings.min_free_disk_mb):
-            self.service.check_disk_space()
-        max_files = self.settings.max_files_per_job
-        async with self._form(request, max_files, self._reservation()) as (files, options):
-            job = await asyncio.to_thread(self.jobs.add, files, options)
-            await self._submit(job)
+        if is_new := not self.jobs.find(idempotency_key):
+            with refuse_with(507, DiskFull, limit=self.settings.min_free_disk_mb):
+                self.service.check_disk_space()
+        admission = self._reservation() if is_new else self._admissions
+        async with self._form(request, self.settings.max_files_per_job, admission) as form:
+            job = await self._accept(*form, idempotency_key)
         response.headers["Location"] = f"{request.scope.get('root_path', '')}/status/{job.id}"
         return Accepted.model_validate(self._summary(job))
 
@@ -155,6 +165,19 @@ class RestApi:
         with refuse_with(503, QueueFull, limit=queue.max_waiting), queue.reservation():
             async with self._admissions:
                 yield
+
+    async def _accept(self, files: list[tuple[str, Path]], options: dict[str, object], key: str) -> Job:
+        """Return the job of this Idempotency-Key, or a new one."""
+        async with self._accepting if key else nullcontext():
+            digest = await asyncio.to_thread(_digest, files, options) if key else ""
+            if job := self.jobs.find(key):
+                if job.digest != digest:
+                    error = f"Idempotency-Key {key!r} belongs to other files or options; use a new key"
+                    raise Refusal(422, error)
+                return job
+            job = await asyncio.to_thread(partial(self.jobs.add, files, options, key=key, digest=digest))
+            await self._submit(job)
+        return job
 
     async def quote(self, request: Request) -> Estimate:
         """Estimate size, time and cost of a photo."""
@@ -319,6 +342,12 @@ class RestApi:
                 "errors": [{**file, "error": item.error} for item, file in files if item.error],
             }
         )
+
+
+def _digest(files: list[tuple[str, Path]], options: dict[str, object]) -> str:
+    """Return the SHA-256 of a job's file names, files and options."""
+    hashes = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files]
+    return hashlib.sha256(json.dumps([hashes, options], sort_keys=True).encode()).hexdigest()
 
 
 def _retry_until_written(change: Callable[[], bool], progress: Progress) -> bool:
