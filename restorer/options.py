@@ -15,7 +15,13 @@ BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
 DEVICES = ("cuda", "mps", "cpu", *(f"cpu:{backend}" for backend in CPU_BACKENDS), VULKAN)
 FACE_ENHANCE = ("auto", "on", "off")
 FACE_MASKS = ("ellipse", "parsing")
-RANGES = {"outscale": (1, 8), "denoise": (0, 1), "quality": (1, 100), "face_strength": (0, 1)}
+RANGES = {
+    "outscale": (1, 8),
+    "strength": (0, 1),
+    "denoise": (0, 1),
+    "quality": (1, 100),
+    "face_strength": (0, 1),
+}
 _KINDS = {str: "a string", float: "a number", int: "a whole number", bool: "true or false"}
 
 
@@ -27,6 +33,7 @@ class Options:
                    fastest general-purpose model present; "auto" is "best" on a GPU and for small photos,
                    and a faster model for large photos on a CPU. Any other name means exactly that model
     outscale       1 to 8: output side = input side x outscale, whatever the network's own scale
+    strength       0 to 1: blends the photo enlarged by bicubic interpolation (0) and the restored one (1)
     denoise        0 to 1: how much noise the general model removes; 1 is the model as published.
                    Other models have no second checkpoint to blend with and reject values below 1
     tile           side of a tile in input pixels, 32 to 4096; 0 chooses by free memory. It changes the memory
@@ -46,6 +53,7 @@ class Options:
 
     model: str = "auto"
     outscale: float = 4.0
+    strength: float = 1.0
     denoise: float = 1.0
     tile: int = 0
     format: str = "same"

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _OUT_OF_MEMORY = "photo and result do not fit into memory; choose a smaller scale"
-_RECOMPOSE_OPTIONS = {"face_strength", "format", "quality", "keep_metadata", "remove_gps"}
+_RECOMPOSE_OPTIONS = {"strength", "face_strength", "format", "quality", "keep_metadata", "remove_gps"}
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,11 @@ class Restorer:
     def recompose(
         self, result: Result, *, strengths: Mapping[int, float] | None = None, **options: object
     ) -> Result:
-        """Change how a result blends its faces or encodes its file, without running a network.
+        """Change how a result blends photo and faces or encodes its file, without running a network.
 
         strengths  of single faces, 0 (as upscaled) to 1, by index in result.faces; multiplied by
                    face_strength; default: unchanged
-        options    face_strength, format, quality, keep_metadata, remove_gps; default: unchanged
+        options    strength, face_strength, format, quality, keep_metadata, remove_gps; default: unchanged
 
         Raises InvalidOption for any other option, which would need another restoration.
         """
@@ -199,7 +199,7 @@ class Restorer:
         encode.check_fits(
             result.before, result.width, result.height, encode.output_format(result.before, chosen.format)
         )
-        plain = replace(result.after, pixels=without_faces(result.after.pixels, result.paste_backup))
+        plain = replace(result.restored, pixels=without_faces(result.restored.pixels, result.paste_backup))
         return finish(
             result.before,
             plain,

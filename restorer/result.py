@@ -1,12 +1,14 @@
 """Paste the faces into the upscaled photo and encode the result."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .faces import pipeline
 from .faces.paste import Face, PasteBackup, paste
 from .images import encode
 from .images.photo import Photo
+from .images.resample import blend_enlarged
+from .inference.upscale import fill_transparent
 from .models.registry import RENAMED
 from .options import Options
 from .progress import StageTimer
@@ -26,6 +28,7 @@ class Result:
     seconds        from bytes to bytes, including the time to load the model if it was not loaded yet
     warnings       what could not be kept or done, in words for users
     before, after  the decoded input and the image in `data`
+    restored       the image at full strength, for Restorer.recompose()
     faces          every detected face, largest first, restored or not
     face_note      how many faces were detected and restored, or why detection was skipped; "" without faces
     options        the options of this result
@@ -48,6 +51,7 @@ class Result:
     warnings: tuple[str, ...]
     before: Photo
     after: Photo
+    restored: Photo
     faces: tuple[Face, ...]
     face_note: str
     options: Options
@@ -98,8 +102,9 @@ def finish(
             plain.pixels[part.rows, part.columns][hidden] = part.pixels[hidden]
     switched_off = [index for index, strength in strengths.items() if strength == 0]
     face_note = pipeline.summary(faces, off=switched_off) or detection_note
+    after = plain if options.strength == 1 else _blend(before, plain, options.strength)
     encoded = encode.encode(
-        plain,
+        after,
         encode.output_format(before, options.format),
         quality=options.quality,
         keep_metadata=options.keep_metadata,
@@ -127,7 +132,8 @@ def finish(
         seconds=sum(timer.seconds.values()),
         warnings=before.meta.warnings + renamed + in_parts + face_warnings + encoded.warnings,
         before=before,
-        after=plain,
+        after=after,
+        restored=plain,
         faces=faces,
         face_note=face_note,
         options=options,
@@ -137,6 +143,11 @@ def finish(
         retries=retries,
         parts=parts,
     )
+
+
+def _blend(before: Photo, restored: Photo, strength: float) -> Photo:
+    small = before.pixels if before.alpha is None else fill_transparent(before.pixels, before.alpha)
+    return replace(restored, pixels=blend_enlarged(small, restored.pixels, strength))
 
 
 def _receipt(

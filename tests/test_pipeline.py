@@ -4,6 +4,7 @@ import json
 import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,6 +53,26 @@ def test_named_model_is_used_or_unknown_model_is_raised(weights, rng):
         run.restore(data, model="GFPGANv1.3")
 
 
+@pytest.mark.parametrize("mode", ["RGB", "16 bit", "RGBA"])
+def test_strength_blends_bicubic_and_restored_photo(weights, rng, mode):
+    pixels = photo_like(rng, 30, 41)
+    if mode == "16 bit":
+        pixels = pixels.astype(np.uint16) * 257
+    if mode == "RGBA":
+        pixels = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+    data = cv2.imencode(".png", pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])[1].tobytes()
+    run = restorer.load("custom/tiny", weights=weights)
+    none, half, full = (run.restore(data, strength=strength) for strength in (0, 0.5, 1))
+    assert run.restore(data).data == full.data
+    bicubic = cv2.resize(pixels[..., :3], (164, 120), interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_array_equal(none.after.pixels, bicubic)
+    middle = (none.after.pixels.astype(int) + full.after.pixels) / 2
+    assert np.abs(half.after.pixels - middle).max() <= 0.5
+    assert run.recompose(full, strength=0.5).data == half.data
+    assert run.recompose(half, strength=1).data == full.data
+    assert json.loads(json.dumps(half.receipt))["options"]["strength"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -92,6 +113,7 @@ def test_every_option_changes_the_result(weights, rng):
     changes = {
         "model": "custom/tiny",
         "outscale": 3,
+        "strength": 0.6,
         "denoise": 0.4,
         "format": "png",
         "quality": 60,

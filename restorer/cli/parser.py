@@ -88,6 +88,12 @@ def _restore_options() -> argparse.ArgumentParser:
         help=f"{', '.join(PRESETS)}, or a name listed by 'models' (%(default)s)",
     )
     command.add_argument("--outscale", type=float, default=Options.outscale, help="1 to 8 (%(default)s)")
+    command.add_argument(
+        "--strength",
+        type=float,
+        default=Options.strength,
+        help="0 to 1: blend of the plainly enlarged photo and the restored one (%(default)s)",
+    )
     command.add_argument("--format", choices=FORMATS, default=Options.format, help="(%(default)s)")
     command.add_argument(
         "--quality", type=int, default=Options.quality, help="1 to 100, for JPEG, WebP and AVIF (%(default)s)"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -125,6 +126,15 @@ def resample_rows(plane: np.ndarray | RowReader, rows: slice, width: int, height
     size = (width, rows.stop - rows.start)
     channels = [Image.fromarray(channel) for channel in np.moveaxis(source.astype(np.float32), 2, 0)]
     return np.dstack([np.asarray(channel.resize(size, _LANCZOS, box)) for channel in channels])
+
+
+def blend_enlarged(small: np.ndarray, large: np.ndarray, share: float) -> np.ndarray:
+    """Blend (H, W, 3) `large` with `small` enlarged to its size by bicubic interpolation.
+
+    share  of `large`, 0 to 1; at 0 the result is cv2.resize(small, INTER_CUBIC)
+    """
+    out = cv2.resize(small, large.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return cv2.addWeighted(large, share, out, 1 - share, 0, dst=out)
 
 
 def round_to(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -23,6 +23,7 @@ _OPTION_TYPES: dict[str, Any] = {
     "outscale": float,
     "long_side": int,
     "model": str,
+    "strength": float,
     "denoise": float,
     "face_model": str,
     "face_strength": float,
