@@ -216,7 +216,7 @@ class Service:
             return FULL if atomic.is_disk_full(error) else UNEXPECTED
         if isinstance(error, WeightsUnavailable):
             logging.getLogger(__name__).warning("%s", error)
-            return str(error).partition(" (")[0] + "; choose another model, or check the server's network"
+            return f"{error.args[0]}; choose another model, or check the server's network"
         return str(error).replace(str(self.restorer.weights.absolute()), "the server's weights folder")
 
 

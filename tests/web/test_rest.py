@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from restorer import Restorer
+from restorer import Restorer, WeightsUnavailable
 from restorer.web import cleanup, metrics, server
 from restorer.web.rest import routes
 from restorer.web.settings import Settings
@@ -572,6 +573,16 @@ def test_option_that_is_sent_twice_gets_422(client, rng, query, form):
     files = {"files": ("a.png", png(photo_like(rng, 20, 30)))}
     answer = client.post("/enhance", params=query, data=form, files=files)
     assert answer.status_code == 422 and "outscale is sent twice" in answer.json()["error"]
+
+
+def test_message_about_weights_has_no_path(tmp_path):
+    """The summary is complete, parentheses included; the details are for the log."""
+    error = WeightsUnavailable("custom/my (old) was removed", f"({tmp_path}/my.pth does not exist)")
+    assert str(pickle.loads(pickle.dumps(error))) == (
+        f"custom/my (old) was removed ({tmp_path}/my.pth does not exist)"
+    )
+    message = server.Server(settings_in(tmp_path)).service.user_message(error)
+    assert message == "custom/my (old) was removed; choose another model, or check the server's network"
 
 
 def test_event_stream_ends_for_good(client, rng):
