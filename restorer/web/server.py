@@ -29,7 +29,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from .. import atomic
-from ..errors import RestoreError
+from ..errors import InvalidOption, RestoreError
 from ..images import sandbox
 from ..options import PRESETS
 from ..pipeline import Restorer
@@ -53,10 +53,13 @@ _SHUTDOWN_TIMEOUT = 6  # seconds for the current tile, so that the server exits 
 class Server:
     """A server, built but not yet serving.
 
-    Raises OSError if a folder cannot be written or another server uses it.
+    Raises OSError if a folder cannot be written or another server uses it, and InvalidOption for a ROOT_PATH
+    that is a path of the server itself.
     """
 
     def __init__(self, settings: Settings) -> None:
+        if middleware.SERVED.match(settings.root_path):
+            raise InvalidOption(f"ROOT_PATH is {settings.root_path!r}, a path of the server; use another")
         for name, folder in (
             ("UPLOAD_FOLDER", settings.jobs_folder),
             ("PROCESSED_FOLDER", settings.processed_folder),
