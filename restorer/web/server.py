@@ -206,7 +206,8 @@ class Server:
             await asyncio.sleep(1)
             self.worker.watch()
             # uploads do not expire while they wait
-            await asyncio.to_thread(self.service.touch, *self.queue.uploads())
+            if waiting := list(self.queue.uploads()):
+                await asyncio.to_thread(self.service.touch, *waiting)
 
     def close(self) -> None:
         """Refuse new jobs, stop the running one and requeue it for the next process."""
