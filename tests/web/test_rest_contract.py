@@ -211,7 +211,7 @@ def submit(client, key: str, photo: bytes, **options: str) -> httpx.Response:
     return client.post("/enhance", files=files, data=options, headers={"Idempotency-Key": key})
 
 
-def test_same_key_returns_the_same_job_while_it_is_kept(tmp_path, rng):
+def test_same_key_returns_the_same_job_until_it_is_deleted(tmp_path, rng):
     settings, photo = settings_in(tmp_path), png(photo_like(rng, 20, 20))
     with opened(settings) as client:
         first = submit(client, "one", photo, outscale="2")

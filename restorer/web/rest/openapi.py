@@ -26,21 +26,16 @@ _ERRORS: dict[int | str, str] = {
     408: "the upload stopped",
     413: "a file or the request is too large",
     422: "invalid files, options or parameters",
-    429: "too many wrong API keys; see Retry-After",
-    503: "queue full, shutting down, or not ready; see Retry-After",
-    507: "disk full; see Retry-After",
+    429: "too many wrong API keys",
+    503: "queue full, shutting down, or not ready",
+    507: "disk full",
     "default": "unexpected error; see the server log",
 }
 _ALWAYS = (400, 401, 429, "default")
 _FORM = (403, 408, 413, 422)
+_RETRY = {"headers": {"Retry-After": {"description": "in seconds", "schema": {"type": "integer"}}}}
+_LOCATION = {"headers": {"Location": {"description": "path of its status", "schema": {"type": "string"}}}}
 _BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
-# curl options of the examples
-_CURL = {
-    "/enhance": "-F files=@old.jpg -F outscale=2 -F face_enhance=auto ",
-    "/quote": "-F files=@old.jpg -F outscale=2 ",
-    "/jobs/{job_id}": "-X DELETE ",
-    "/status/{job_id}/events": "-N ",
-}
 
 
 def _router(rest: RestApi) -> APIRouter:
@@ -52,12 +47,19 @@ def _router(rest: RestApi) -> APIRouter:
         method: str,
         *errors: int,
         content: dict[str, Any] | None = None,
+        others: dict[int, dict[str, Any]] | None = None,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        """Add a route; `content` describes its response by media type where a model does not."""
+        """Add a route.
+
+        content  describes its response by media type where a model does not
+        others   describes further responses by status
+        """
         summary, _, details = (getdoc(run) or "").partition("\n\n")
-        responses: dict[int | str, dict[str, Any]] = {
-            status: {"model": Error, "description": _ERRORS[status]} for status in (*_ALWAYS, *errors)
+        responses: dict[int | str, dict[str, Any]] = {**(others or {})} | {
+            status: {"model": Error, "description": _ERRORS[status]}
+            | (_RETRY if status in (429, 503, 507) else {})
+            for status in (*_ALWAYS, *errors)
         }
         if content:
             responses[200] = {"content": content}
@@ -67,7 +69,7 @@ def _router(rest: RestApi) -> APIRouter:
             methods=[method],
             tags=["Restore photos"],
             summary=summary.rstrip("."),
-            description=f"{details}\n\n`curl {_CURL.get(path, '')}http://127.0.0.1:7860{path}`",
+            description=details,
             operation_id=run.__name__,
             responses=responses,
             **options,
@@ -75,12 +77,21 @@ def _router(rest: RestApi) -> APIRouter:
         if method == "GET":
             router.add_api_route(path, run, methods=["HEAD"], response_model=None, include_in_schema=False)
 
-    add("/enhance", rest.enhance, "POST", *_FORM, 503, 507, status_code=202, openapi_extra=_form(rest))
+    accepted = {"status_code": 202, "openapi_extra": _form(rest), "others": {202: _LOCATION}}
+    add("/enhance", rest.enhance, "POST", *_FORM, 503, 507, **accepted)
     add("/status/{job_id}", rest.status, "GET", 404)
     events = {"text/event-stream": {"schema": {"type": "string"}}}
-    add("/status/{job_id}/events", rest.events, "GET", 404, content=events)
+    add(
+        "/status/{job_id}/events",
+        rest.events,
+        "GET",
+        404,
+        content=events,
+        others={204: {"description": "the stream has ended"}},
+    )
     images = {media_type: {"schema": _BINARY} for media_type in MEDIA_TYPES.values()}
-    add("/processed/{job_id}/{index}/{name}", rest.processed, "GET", 404, 422, content=images)
+    part = {206: {"description": "the part that Range names", "content": images}}
+    add("/processed/{job_id}/{index}/{name}", rest.processed, "GET", 404, 422, content=images, others=part)
     add("/jobs/{job_id}", rest.delete, "DELETE", 403, 404)
     add("/quote", rest.quote, "POST", *_FORM, openapi_extra=_form(rest, one=True))
     add("/models", rest.models, "GET")

@@ -195,14 +195,16 @@ class RestApi:
         """Get a job's status, results and errors."""
         return self._status(self._job(job_id), request)
 
-    async def events(self, job_id: JobId, request: Request) -> Response:
+    async def events(
+        self, job_id: JobId, request: Request, last_event_id: Annotated[str, Header()] = ""
+    ) -> Response:
         """Stream a job's status as server-sent events; the last one is named end.
 
         The data of each event is a Status. An EventSource connects again after the last event, and stops for
         good when it gets 204. As it cannot send headers, it may send the API key as `access_token`.
         """
         job = self._job(job_id)
-        if request.headers.get("last-event-id") == "end":
+        if last_event_id == "end":
             return Response(status_code=204)
 
         async def stream() -> AsyncIterator[str]:
