@@ -46,7 +46,10 @@ class UnknownModel(RestoreError):
 
 
 class WeightsUnavailable(RestoreError):
-    pass
+    """Its arguments are a summary without paths and addresses, and details that may have them."""
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.args))
 
 
 class BadWeights(RestoreError):

@@ -15,6 +15,13 @@ BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
 DEVICES = ("cuda", "mps", "cpu", *(f"cpu:{backend}" for backend in CPU_BACKENDS), VULKAN)
 FACE_ENHANCE = ("auto", "on", "off")
 FACE_MASKS = ("ellipse", "parsing")
+RANGES = {
+    "outscale": (1, 8),
+    "strength": (0, 1),
+    "denoise": (0, 1),
+    "quality": (1, 100),
+    "face_strength": (0, 1),
+}
 _KINDS = {str: "a string", float: "a number", int: "a whole number", bool: "true or false"}
 
 
@@ -67,11 +74,8 @@ class Options:
             kind = type(field.default)
             _check_type(field.name, getattr(self, field.name), kind)
             object.__setattr__(self, field.name, kind(getattr(self, field.name)))  # numpy scalars too
-        _check_range("outscale", self.outscale, 1, 8)
-        _check_range("strength", self.strength, 0, 1)
-        _check_range("denoise", self.denoise, 0, 1)
-        _check_range("quality", self.quality, 1, 100)
-        _check_range("face_strength", self.face_strength, 0, 1)
+        for name, (low, high) in RANGES.items():
+            _check_range(name, getattr(self, name), low, high)
         if self.tile != 0:
             _check_range("tile", self.tile, SMALLEST_TILE, 4096)
         _check_choice("format", self.format, FORMATS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import growth, lines, peers, quality, rounds, seam, subjects, table
+from bench import growth, lines, peers, quality, rounds, seam, serving, subjects, table
 
 
 def test_rounds_are_interleaved_with_a_rotating_start():
@@ -21,6 +21,19 @@ def test_ratio_is_the_median_of_the_rounds():
     result = rounds.summary({"restorer": [1.0, 10.0, 2.0], "peer": [2.0, 30.0, 2.0]})
     assert result["peer"] == {"min": 2.0, "median": 2.0, "ratio": 2.0}  # medians alone would say 1
     assert result["restorer"] == {"min": 1.0, "median": 2.0, "ratio": 1.0}
+
+
+def test_share_of_the_server_lasts_from_submission_to_the_end_of_the_stream():
+    requests = serving._Requests()
+    for path, start, end in (
+        ("/gradio_api/upload", 0.0, 1.0),
+        ("/gradio_api/queue/join", 3.0, 3.5),
+        ("/gradio_api/queue/data", 5.0, 9.0),
+        ("/gradio_api/file=a.png", 20.0, 20.25),
+    ):
+        requests.add(path, start, end)
+    requests.add("/gradio_api/heartbeat/x", 0.0, 99.0)
+    assert requests.seconds == 1 + (9 - 3) + 0.25
 
 
 @pytest.mark.parametrize(("tile", "context"), [(16, 0), (13, 3), (20, 10), (64, 5)])

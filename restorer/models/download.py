@@ -41,7 +41,7 @@ def ensure(model: Model, weights: Path, progress: Progress | None = None) -> Sou
     path = source.path
     if not model.sha256:
         if not path.is_file():
-            raise WeightsUnavailable(f"{model.name} was removed ({path} does not exist)")
+            raise WeightsUnavailable(f"{model.name} was removed", f"({path} does not exist)")
         return source
     try:
         if _is_complete(model, path, progress):
@@ -53,8 +53,8 @@ def ensure(model: Model, weights: Path, progress: Progress | None = None) -> Sou
         _fetch_locked(model, path, progress)
     except OSError as error:
         raise WeightsUnavailable(
-            f"{model.name} cannot be read or stored ({path.parent}: {error.strerror or error}). "
-            + _instructions(model, path)
+            f"{model.name} cannot be read or stored",
+            f"({path.parent}: {error.strerror or error}). {_instructions(model, path)}",
         ) from error
     return source
 
@@ -152,7 +152,8 @@ def _fetch(model: Model, path: Path, progress: Progress | None) -> None:
     if path.is_file():
         reason += f"; ignored {path.name}: truncated, {path.stat().st_size} of {model.bytes} bytes"
     raise WeightsUnavailable(
-        f"{model.name} is not present and could not be downloaded ({reason}). {_instructions(model, path)}"
+        f"{model.name} is not present and could not be downloaded",
+        f"({reason}). {_instructions(model, path)}",
     )
 
 

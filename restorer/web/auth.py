@@ -10,10 +10,11 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .middleware import same_site
+from .refusal import Refusal
 
 _COOKIE = "restorer_session"
 _COOKIE_SECONDS = 30 * 24 * 3600
@@ -70,7 +71,8 @@ class ApiKeyMiddleware:
         if response.status_code == 401 and (guess or _is_form(request)):
             address = request.client.host if request.client else ""
             if self._throttle.is_full(address):
-                response = JSONResponse({"detail": "too many wrong API keys"}, 429, {"Retry-After": "5"})
+                refusal = Refusal(429, "too many wrong API keys; wait", headers={"Retry-After": "5"})
+                response = refusal.response(scope)
             else:
                 await self._throttle.delay(address)
         return await response(scope, receive, send)
@@ -98,9 +100,8 @@ class ApiKeyMiddleware:
             return HTMLResponse(_SIGN_IN_PAGE.format("Wrong API key."), 401, headers)
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(_SIGN_IN_PAGE.format(""), 401, headers)
-        return JSONResponse(
-            {"detail": "missing or wrong API key; send it in the header X-API-KEY"}, 401, headers
-        )
+        error = "missing or wrong API key; send it in the header X-API-KEY"
+        return Refusal(401, error, headers=headers).response(request.scope)
 
     def _sign_in(self, request: Request) -> Response:
         """Set the cookie, over TLS also for a frame in another site, and for each such site alone."""
@@ -160,7 +161,7 @@ def _without_details(send: Send) -> Send:
     async def replace(message: Message) -> None:
         if message["type"] == "http.response.start":
             status = message["status"]
-            text = b'{"status":"ok"}' if status == 200 else b'{"status":"unavailable"}'
+            text = b'{"status":"ok"}' if status == 200 else b'{"error":"unavailable"}'
             headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(text))]
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": text})

@@ -1,4 +1,4 @@
-"""ASGI middleware: same-origin requests, a limit on bodies, and the allowed Gradio routes."""
+"""ASGI middleware: same-origin requests, limits on bodies and queue, and the allowed Gradio routes."""
 
 import logging
 import re
@@ -13,11 +13,20 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from ..errors import QueueFull
+from .gpu_queue import GpuQueue
+from .refusal import RETRY_AFTER, Refusal, refuse_with
+
 _MIN_PROGRESS = 1000  # bytes of a body in each timeout, or single bytes could hold a connection indefinitely
+# Paths that are served; below one of them as ROOT_PATH, requests would be ambiguous
+SERVED = re.compile(
+    r"/(assets|config|docs|enhance|favicon\.ico|gradio_api|health|jobs|metrics|models|openapi\.json|processed"
+    r"|quote|ready|robots\.txt|static|status|theme\.css)(/|$)"
+)
+_CLOSE = {"Connection": "close"}  # the rest of the body is not read
 _HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])?(:\d{1,5})?", re.ASCII)
 # Gradio and its clients read these although any client can set them; only the scheme and Host count
 _UNTRUSTED_HEADERS = (
@@ -106,12 +115,12 @@ class SameOriginMiddleware:
             del headers[name]
         read_only = scope["type"] != "http" or scope["method"] in ("GET", "HEAD")
         if not _HOST.fullmatch(headers.get("host", "")):
-            response = JSONResponse({"detail": "invalid Host header"}, 400)
+            refusal = Refusal(400, "invalid Host header")
         elif read_only or same_site(Request(scope)) or self._is_allowed(scope):
             return await self.app(scope, receive, send)
         else:
-            response = JSONResponse({"detail": "cross-site requests are not allowed"}, 403)
-        await response(scope, receive, send)
+            refusal = Refusal(403, "cross-site requests are not allowed")
+        await refusal.response(scope)(scope, receive, send)
 
 
 class BodyLimitMiddleware:
@@ -129,7 +138,7 @@ class BodyLimitMiddleware:
             return await self.app(scope, receive, send)
         length = Request(scope).headers.get("content-length", "")
         if length.isdigit() and int(length) > self._limit:
-            return await self._too_large.respond(scope, receive, send)
+            return await self._too_large.response(scope)(scope, receive, send)
         received, more = 0, True
         advanced_to, advanced_at = 0, time.monotonic()
         response_started = False
@@ -143,7 +152,8 @@ class BodyLimitMiddleware:
                     message = await receive()
             except TimeoutError as error:
                 stopped = f"the upload stopped for {self._timeout:g} seconds after {received} bytes"
-                raise _Refusal(408, f"{stopped}; check the connection and send it again") from error
+                advice = "check the connection and send it again"
+                raise Refusal(408, f"{stopped}; {advice}", headers=_CLOSE) from error
             more = message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._limit:
@@ -159,32 +169,46 @@ class BodyLimitMiddleware:
 
         try:
             await self.app(scope, limited_receive, tracking_send)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             if response_started:
                 raise
-            await refusal.respond(scope, receive, send)
+            await refusal.response(scope)(scope, receive, send)
 
     @property
-    def _too_large(self) -> "_Refusal":
+    def _too_large(self) -> Refusal:
         error = f"the request is larger than {self._limit} bytes; send fewer or smaller files"
-        return _Refusal(413, error, limit=self._limit)
+        return Refusal(413, error, headers=_CLOSE, limit=self._limit)
 
 
-class _Refusal(Exception):
-    def __init__(self, status: int, error: str, **more: object) -> None:
-        super().__init__(error)
-        self._status, self._body = status, {"error": error, **more}
+class QueueFullMiddleware:
+    """ASGI middleware that refuses jobs while the queue is full, before reading the request.
 
-    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = error_response(scope, self._status, self._body, {"Connection": "close"})
-        await response(scope, receive, send)
+    Which event a POST to /gradio_api/queue/join starts is in its body, a few hundred bytes without photos:
+    GpuQueue refuses that, and Retry-After is added here.
 
+    is_accepted  returns whether a job was accepted with this Idempotency-Key; such a request adds no job
+    """
 
-def error_response(scope: Scope, status: int, body: dict[str, object], headers: dict[str, str]) -> Response:
-    """Return a JSON answer, or only its error as text to an upload of the page, which displays the answer."""
-    if scope["path"].endswith("/gradio_api/upload"):
-        return PlainTextResponse(str(body["error"]), status, headers)
-    return JSONResponse(body, status, headers)
+    def __init__(self, app: ASGIApp, queue: GpuQueue, is_accepted: Callable[[str], bool]) -> None:
+        self.app, self._queue, self._is_accepted = app, queue, is_accepted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        key = Request(scope).headers.get("idempotency-key", "")
+        if scope["path"].endswith(("/enhance", "/enhance_batch")) and not self._is_accepted(key):
+            try:
+                with refuse_with(503, QueueFull, limit=self._queue.max_waiting):
+                    self._queue.check()
+            except Refusal as refusal:
+                return await refusal.response(scope)(scope, receive, send)
+
+        async def send_with_delay(message: Message) -> None:
+            if message.get("status") == 503:
+                MutableHeaders(scope=message).setdefault("Retry-After", str(RETRY_AFTER))
+            await send(message)
+
+        return await self.app(scope, receive, send_with_delay)
 
 
 class RouteAllowlist:
@@ -214,7 +238,7 @@ class RouteAllowlist:
                     if isinstance(error.__cause__, HTTPException):
                         return None  # raised after the stream started, which has reported it
                     raise
-        await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, send)
+        await Refusal(404, "not found").response(scope)(scope, receive, send)
 
     def _endpoint_exists(self, path: str) -> bool:
         """Return False for a call of an unknown endpoint, which Gradio would answer with 500."""

@@ -16,10 +16,12 @@ from typing import Any
 import filelock
 import gradio as gr
 from fastapi import FastAPI
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from gradio import http_server, processing_utils
 from gradio import routes as gradio_routes
 from gradio.route_utils import FnIndexInferError
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -27,7 +29,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from .. import atomic
-from ..errors import RestoreError
+from ..errors import InvalidOption, RestoreError
 from ..images import sandbox
 from ..options import PRESETS
 from ..pipeline import Restorer
@@ -35,9 +37,10 @@ from . import auth, client_api, metrics, middleware
 from .cleanup import sweep
 from .gpu_queue import GpuQueue
 from .previews import CACHED
+from .refusal import Refusal, invalid_values
 from .rest import forms, openapi, routes
 from .rest.jobs import Jobs
-from .service import FULL, Service
+from .service import FULL, UNEXPECTED, Service
 from .settings import Settings
 from .ui import components, layout
 from .worker import Worker
@@ -50,10 +53,13 @@ _SHUTDOWN_TIMEOUT = 6  # seconds for the current tile, so that the server exits 
 class Server:
     """A server, built but not yet serving.
 
-    Raises OSError if a folder cannot be written or another server uses it.
+    Raises OSError if a folder cannot be written or another server uses it, and InvalidOption for a ROOT_PATH
+    that is a path of the server itself.
     """
 
     def __init__(self, settings: Settings) -> None:
+        if middleware.SERVED.match(settings.root_path):
+            raise InvalidOption(f"ROOT_PATH is {settings.root_path!r}, a path of the server; use another")
         for name, folder in (
             ("UPLOAD_FOLDER", settings.jobs_folder),
             ("PROCESSED_FOLDER", settings.processed_folder),
@@ -130,10 +136,16 @@ class Server:
                         is_own_route=partial(_matches_any, own_routes),
                         endpoints=client_api.NAMES,
                     ),
-                    Middleware(forms.QueueFullMiddleware, queue=self.queue),
+                    Middleware(
+                        middleware.QueueFullMiddleware,
+                        queue=self.queue,
+                        is_accepted=lambda key: self.jobs.find(key) is not None,
+                    ),
                 ],
                 "exception_handlers": {
-                    forms.Refusal: _handle_refusal,
+                    Refusal: _handle_refusal,
+                    HTTPException: _handle_http_error,
+                    Exception: _handle_unexpected_error,
                     OSError: _handle_disk_full,
                     RequestValidationError: _handle_validation_error,
                     **dict.fromkeys(
@@ -194,7 +206,8 @@ class Server:
             await asyncio.sleep(1)
             self.worker.watch()
             # uploads do not expire while they wait
-            await asyncio.to_thread(self.service.touch, *self.queue.uploads())
+            if waiting := list(self.queue.uploads()):
+                await asyncio.to_thread(self.service.touch, *waiting)
 
     def close(self) -> None:
         """Refuse new jobs, stop the running one and requeue it for the next process."""
@@ -274,18 +287,37 @@ def _handle_disk_full(request: Request, error: OSError) -> Response:
     if not atomic.is_disk_full(error):
         raise error
     logging.getLogger(__name__).error("an upload was not stored", exc_info=error)
-    refusal = forms.Refusal(507, FULL)
-    return middleware.error_response(request.scope, refusal.status, refusal.body, refusal.headers)
+    return Refusal(507, FULL).response(request.scope)
 
 
-def _handle_refusal(_request: Request, error: forms.Refusal) -> Response:
-    return error.response()
+def _handle_refusal(request: Request, error: Refusal) -> Response:
+    return error.response(request.scope)
 
 
-def _handle_validation_error(_request: Request, error: RequestValidationError) -> Response:
+async def _handle_http_error(request: Request, error: HTTPException) -> Response:
+    if _is_gradio(request):
+        return await http_exception_handler(request, error)
+    return Refusal(error.status_code, str(error.detail).lower(), headers=error.headers).response(
+        request.scope
+    )
+
+
+def _handle_unexpected_error(request: Request, _error: Exception) -> Response:
+    """Answer 500; starlette raises the error again, so that it is logged."""
+    return Refusal(500, UNEXPECTED).response(request.scope)
+
+
+def _handle_validation_error(request: Request, error: RequestValidationError) -> Response:
     """Answer without the body, which FastAPI's own handler echoes and which may not be text."""
+    if not _is_gradio(request):
+        return Refusal(422, invalid_values(error.errors())).response(request.scope)
     errors = [{"loc": list(one["loc"]), "msg": one["msg"]} for one in error.errors()]
     return JSONResponse({"detail": errors}, 422)
+
+
+def _is_gradio(request: Request) -> bool:
+    """Return whether a request is for a route of Gradio, whose clients read its own format of errors."""
+    return "/gradio_api/" in request.url.path
 
 
 def _handle_invalid_call(request: Request, error: Exception) -> Response:

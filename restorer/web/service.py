@@ -28,11 +28,11 @@ from .settings import Settings
 from .worker import Step, Worker
 
 T = TypeVar("T")
-_MAX_LONG_SIDE = 100_000  # pixels; more than any format and limit allows
-_MAX_TILE = 1024  # pixels; a larger tile would let a client choose how much memory the network takes
+MAX_LONG_SIDE = 100_000  # pixels; more than any format and limit allows
+MAX_TILE = 1024  # pixels; a larger tile would let a client choose how much memory the network takes
 FULL = "the server's disk is full; try again later"
 _EXPIRED = "the upload has expired; choose the photo again"
-_UNEXPECTED = "unexpected error; see the server log"
+UNEXPECTED = "unexpected error; see the server log"
 
 
 class Service:
@@ -103,14 +103,14 @@ class Service:
         long_side = values.pop("long_side", 0)
         if not isinstance(long_side, int | float) or isinstance(long_side, bool):
             raise InvalidOption(f"long_side is {long_side!r}; it must be a whole number")
-        if not 0 <= long_side <= _MAX_LONG_SIDE:
-            raise InvalidOption(f"long_side is {long_side}; it must be from 0 to {_MAX_LONG_SIDE}")
+        if not 0 <= long_side <= MAX_LONG_SIDE:
+            raise InvalidOption(f"long_side is {long_side}; it must be from 0 to {MAX_LONG_SIDE}")
         size = before() if long_side and callable(before) else before
         if long_side and isinstance(size, Photo | photo.Size):
             values["outscale"] = _outscale(long_side, max(size.width, size.height))
         options = self.restorer.options.changed(values)
-        if options.tile > _MAX_TILE:
-            raise InvalidOption(f"tile is {options.tile}; the server allows at most {_MAX_TILE}")
+        if options.tile > MAX_TILE:
+            raise InvalidOption(f"tile is {options.tile}; the server allows at most {MAX_TILE}")
         return options
 
     def check_disk_space(self) -> None:
@@ -220,10 +220,10 @@ class Service:
         """
         if not isinstance(error, RestoreError):
             logging.getLogger(__name__).error("restoration failed", exc_info=error)
-            return FULL if atomic.is_disk_full(error) else _UNEXPECTED
+            return FULL if atomic.is_disk_full(error) else UNEXPECTED
         if isinstance(error, WeightsUnavailable):
             logging.getLogger(__name__).warning("%s", error)
-            return str(error).partition(" (")[0] + "; choose another model, or check the server's network"
+            return f"{error.args[0]}; choose another model, or check the server's network"
         return str(error).replace(str(self.restorer.weights.absolute()), "the server's weights folder")
 
 

@@ -17,9 +17,11 @@ from gradio_client import Client, handle_file
 from playwright.sync_api import expect
 from starlette.testclient import TestClient
 
-from restorer.web import server
+from restorer import InvalidOption
+from restorer.web import middleware, server
 from tests.conftest import photo_like, png, save_quick_and_slow
 from tests.web.test_hosting import free_port
+from tests.web.test_isolation import paths_of
 from tests.web.test_page import browser, choose, download, launched, watched  # noqa: F401  browser is a fixture
 from tests.web.test_rest import ended, settings_in
 from tests.web.test_sign_in_frame import write_certificate
@@ -164,6 +166,22 @@ def test_root_path_is_that_of_an_asgi_application_too(tmp_path, base):
         assert result["url"] == f"{address}{ROOT}/processed/{job}/0/a_4x.png"
         assert client.get(result["url"]).status_code == 200
         assert client.get(f"{base}/config").json()["root"] == f"{address}{ROOT}"
+
+
+@pytest.mark.parametrize("path", ["/status", "/gradio_api/x", "/docs", "/config"])
+def test_root_path_of_the_server_itself_is_refused(tmp_path, path):
+    with pytest.raises(InvalidOption, match=f"ROOT_PATH is '{path}', a path of the server"):
+        server.asgi(settings_in(tmp_path, root_path=path))
+
+
+def test_every_path_that_is_served_is_refused_as_root_path(tmp_path):
+    app = server.asgi(settings_in(tmp_path, root_path="/statuses"))
+    with TestClient(app, base_url="http://127.0.0.1:7860") as client:
+        paths = {path.split("/")[1] for _, path in paths_of(app.routes)} - {""}
+        served = {path for path in paths if client.get(f"/{path}").status_code != 404}
+        described = {path.split("/")[1] for path in client.get("/openapi.json").json()["paths"]}
+    assert {"docs", "models", "config"} <= served
+    assert not [path for path in served | described if not middleware.SERVED.match(f"/{path}")]
 
 
 @pytest.mark.parametrize("removed", [False, True])

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from restorer import Restorer
+from restorer import Restorer, WeightsUnavailable
 from restorer.web import cleanup, metrics, server
 from restorer.web.rest import routes
 from restorer.web.settings import Settings
@@ -135,20 +136,21 @@ def test_every_option_is_passed_on(client, rng):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"outscale": "9"}, "from 1 to 8"),
-        ({"outscale": "nan"}, "from 1 to 8"),
-        ({"outscale": "large"}, "it must be a number"),
-        ({"quality": "9.5"}, "a whole number"),
+        ({"outscale": "9"}, "outscale is '9'; it must be less than or equal to 8"),
+        ({"outscale": "nan"}, "less than or equal to 8"),
+        ({"outscale": "large"}, "it must be a valid number"),
+        ({"quality": "9.5"}, "it must be a valid integer"),
         ({"keep_metadata": "maybe"}, "keep_metadata is 'maybe'"),
-        ({"face_enhance": "perhaps"}, "auto, on, off"),
-        ({"format": "gif"}, "same, png, jpeg, webp, tiff, avif"),
+        ({"face_enhance": "perhaps"}, "it must be 'auto', 'on' or 'off'"),
+        ({"format": "gif"}, "it must be 'same', 'png', 'jpeg', 'webp', 'tiff' or 'avif'"),
         ({"model": "nope"}, "custom/quick"),
         ({"denoise": "0.5"}, "does not support denoise 0.5; use 1"),
         ({"sharpen": "1"}, "'sharpen'"),
         ({"long_side": "7"}, "from 20 to 160"),
-        ({"long_side": "-4"}, "from 0 to 100000"),
-        ({"long_side": "9" * 400}, "from 0 to 100000"),
-        ({"tile": "4096"}, "at most 1024"),
+        ({"long_side": "-4"}, "greater than or equal to 0"),
+        ({"long_side": "9" * 400}, "less than or equal to 100000"),
+        ({"tile": "4096"}, "less than or equal to 1024"),
+        ({"tile": "7"}, "from 32 to 4096"),
     ],
 )
 def test_invalid_option_gets_422_with_allowed_values(client, rng, options, message):
@@ -571,6 +573,16 @@ def test_option_that_is_sent_twice_gets_422(client, rng, query, form):
     files = {"files": ("a.png", png(photo_like(rng, 20, 30)))}
     answer = client.post("/enhance", params=query, data=form, files=files)
     assert answer.status_code == 422 and "outscale is sent twice" in answer.json()["error"]
+
+
+def test_message_about_weights_has_no_path(tmp_path):
+    """The summary is complete, parentheses included; the details are for the log."""
+    error = WeightsUnavailable("custom/my (old) was removed", f"({tmp_path}/my.pth does not exist)")
+    assert str(pickle.loads(pickle.dumps(error))) == (
+        f"custom/my (old) was removed ({tmp_path}/my.pth does not exist)"
+    )
+    message = server.Server(settings_in(tmp_path)).service.user_message(error)
+    assert message == "custom/my (old) was removed; choose another model, or check the server's network"
 
 
 def test_event_stream_ends_for_good(client, rng):

@@ -47,6 +47,8 @@ class Job:
     created  seconds since 1970; jobs run in this order
     starts   how often it was started since a file was last finished
     previews  whether to write what the page shows of a result
+    key      the Idempotency-Key of its request, "" without one
+    digest   of the files and options of that request
     """
 
     id: str
@@ -56,6 +58,8 @@ class Job:
     created: float = field(default_factory=time.time)
     starts: int = 0
     previews: bool = False
+    key: str = ""
+    digest: str = ""
 
     @property
     def ended(self) -> bool:
@@ -92,11 +96,13 @@ class Jobs:
         files: Iterable[tuple[str, Path]],
         options: dict[str, object],
         *,
+        key: str = "",
+        digest: str = "",
         previews: bool = False,
         transfer: Callable[[Path, Path], object] = os.replace,
     ) -> Job:
         """Accept a job and move its `files` (name and current path) into its folder, or `transfer` them."""
-        job = Job(uuid.uuid4().hex, options, [], previews=previews)
+        job = Job(uuid.uuid4().hex, options, [], previews=previews, key=key, digest=digest)
         part = self.uploads / f"{job.id}.part"
         part.mkdir()
         try:
@@ -113,6 +119,10 @@ class Jobs:
 
     def get(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id)
+
+    def find(self, key: str) -> Job | None:
+        """Return the job that was accepted with this Idempotency-Key."""
+        return next((job for job in list(self._jobs.values()) if key and job.key == key), None)
 
     def unfinished(self) -> list[Job]:
         """Return the queued and running jobs, oldest first."""
@@ -210,6 +220,7 @@ def _is_valid(job: Job) -> bool:
         and isinstance(job.created, int | float)
         and isinstance(job.starts, int)
         and isinstance(job.previews, bool)
+        and isinstance(job.key, str)
         and isinstance(job.options, dict)
         and all(isinstance(item.name, str) and isinstance(item.result, dict | None) for item in job.items)
     )

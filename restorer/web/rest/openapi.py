@@ -1,7 +1,7 @@
 """The routes of the REST API and their OpenAPI description."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from inspect import getdoc
 from typing import Any
 
 import swagger_ui_bundle
@@ -13,99 +13,101 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from ...options import FACE_MASKS, FORMATS, Options
 from ...version import __version__
+from ..refusal import Error
 from ..ui.texts import TITLE
-from .routes import RestApi
+from .routes import MEDIA_TYPES, RestApi
 
-_STATUS = {
-    "job_id": "0123456789abcdef0123456789abcdef",
-    "status": "completed",
-    "queue_position": 0,
-    "progress": {"done": 1000, "total": 1000},
-    "results": [
-        {
-            "original_filename": "old.jpg",
-            "url": "http://127.0.0.1:7860/processed/0123456789abcdef0123456789abcdef/0/old_4x.jpg",
-            "width": 1600,
-            "height": 1200,
-            "model": "restore-lite-2-x4",
-            "faces": "faces: 2 found, 2 restored",
-            "warnings": [],
-        }
-    ],
-    "errors": [],
+_ERRORS: dict[int | str, str] = {
+    400: "invalid Host header, or incomplete upload",
+    401: "missing or wrong API key",
+    403: "request of a page of another site",
+    404: "no such job or file",
+    408: "the upload stopped",
+    413: "a file or the request is too large",
+    422: "invalid files, options or parameters",
+    429: "too many wrong API keys",
+    503: "queue full, shutting down, or not ready",
+    507: "disk full",
+    "default": "unexpected error; see the server log",
 }
+_ALWAYS = (400, 401, 429, "default")
+_FORM = (403, 408, 413, 422)
+_RETRY = {"headers": {"Retry-After": {"description": "in seconds", "schema": {"type": "integer"}}}}
+_LOCATION = {"headers": {"Location": {"description": "path of its status", "schema": {"type": "string"}}}}
+_BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 
 
 def _router(rest: RestApi) -> APIRouter:
     router = APIRouter()
 
-    def add(path: str, run: Callable, method: str, summary: str, status: int = 200, **extra: Any) -> None:  # noqa: ANN401
-        example = f"curl {_CURL.get(path, '')}http://127.0.0.1:7860{path}"
+    def add(
+        path: str,
+        run: Callable[..., Any],
+        method: str,
+        *errors: int,
+        content: dict[str, Any] | None = None,
+        others: dict[int, dict[str, Any]] | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        """Add a route.
+
+        content  describes its response by media type where a model does not
+        others   describes further responses by status
+        """
+        summary, _, details = (getdoc(run) or "").partition("\n\n")
+        responses: dict[int | str, dict[str, Any]] = {**(others or {})} | {
+            status: {"model": Error, "description": _ERRORS[status]}
+            | (_RETRY if status in (429, 503, 507) else {})
+            for status in (*_ALWAYS, *errors)
+        }
+        if content:
+            responses[200] = {"content": content}
+            options |= {"response_class": Response, "response_model": None}
         router.add_api_route(
             *(path, run),
             methods=[method],
             tags=["Restore photos"],
-            summary=summary,
-            description=f"`{example}`",
-            status_code=status,
-            response_model=None,
-            openapi_extra=extra,
+            summary=summary.rstrip("."),
+            description=details,
+            operation_id=run.__name__,
+            responses=responses,
+            **options,
         )
         if method == "GET":
             router.add_api_route(path, run, methods=["HEAD"], response_model=None, include_in_schema=False)
 
-    example = {"200": {"content": {"application/json": {"example": _STATUS}}}}
-    add("/enhance", rest.enhance, "POST", "Submit a job", 202, requestBody=_form(multiple=True))
-    add("/status/{job_id}", rest.status, "GET", "Get a job's status", parameters=[_JOB], responses=example)
+    accepted = {"status_code": 202, "openapi_extra": _form(rest), "others": {202: _LOCATION}}
+    add("/enhance", rest.enhance, "POST", *_FORM, 503, 507, **accepted)
+    add("/status/{job_id}", rest.status, "GET", 404)
+    events = {"text/event-stream": {"schema": {"type": "string"}}}
     add(
         "/status/{job_id}/events",
         rest.events,
         "GET",
-        "Stream status as server-sent events; the last one is named end",
-        parameters=[_JOB],
+        404,
+        content=events,
+        others={204: {"description": "the stream has ended"}},
     )
-    index = {"name": "index", "in": "path", "required": True, "schema": {"type": "integer"}}
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-    path = "/processed/{job_id}/{index}/{name}"
-    add(path, rest.processed, "GET", "Get a restored photo; supports Range", parameters=[_JOB, index, name])
-    add("/jobs/{job_id}", rest.delete, "DELETE", "Cancel a job, or delete an ended one", parameters=[_JOB])
-    add("/quote", rest.quote, "POST", "Estimate size, time and cost", requestBody=_form(multiple=False))
-    add("/models", rest.models, "GET", "List the models")
-    add("/health", rest.health, "GET", "Check that the server responds")
-    add("/ready", rest.ready, "GET", "Check that a job would run")
-    add("/metrics", rest.metrics, "GET", "Export metrics for Prometheus")
+    images = {media_type: {"schema": _BINARY} for media_type in MEDIA_TYPES.values()}
+    part = {206: {"description": "the part that Range names", "content": images}}
+    add("/processed/{job_id}/{index}/{name}", rest.processed, "GET", 404, 422, content=images, others=part)
+    add("/jobs/{job_id}", rest.delete, "DELETE", 403, 404)
+    add("/quote", rest.quote, "POST", *_FORM, openapi_extra=_form(rest, one=True))
+    add("/models", rest.models, "GET")
+    add("/health", rest.health, "GET", 503)
+    add("/ready", rest.ready, "GET", 503)
+    add("/metrics", rest.metrics, "GET", content={"text/plain": {"schema": {"type": "string"}}})
     return router
 
 
-# curl options of the examples
-_CURL = {
-    "/enhance": "-F files=@old.jpg -F outscale=2 -F face_enhance=auto ",
-    "/quote": "-F files=@old.jpg -F outscale=2 ",
-    "/jobs/{job_id}": "-X DELETE ",
-    "/status/{job_id}/events": "-N ",
-}
-_JOB = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
-
-
-def _form(*, multiple: bool) -> dict[str, Any]:
-    """Describe a form: the files, and every option with its default."""
-    file: dict[str, Any] = {"type": "string", "format": "binary"}
-    types = {str: "string", float: "number", int: "integer", bool: "boolean"}
-    options: dict[str, Any] = {
-        field.name: {"type": types[type(field.default)], "default": field.default}
-        for field in fields(Options)
-    }
-    options["long_side"] = {"type": "integer", "default": 0, "description": "in pixels; 0: use outscale"}
-    options["face_enhance"] = {"enum": ["auto", "true", "false"], "default": "auto"}
-    options["format"]["enum"], options["face_mask"]["enum"] = list(FORMATS), list(FACE_MASKS)
-    schema = {
-        "type": "object",
-        "required": ["files"],
-        "properties": {"files": {"type": "array", "items": file} if multiple else file, **options},
-    }
-    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+def _form(rest: RestApi, *, one: bool = False) -> dict[str, Any]:
+    """Describe the form: the options, and one or more files."""
+    schema = rest.options_model.model_json_schema()
+    several = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": rest.settings.max_files_per_job}
+    schema["properties"]["files"] = _BINARY if one else several
+    schema |= {"title": "PhotoForm" if one else "JobForm", "required": ["files"]}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 def routes(rest: RestApi) -> list[BaseRoute]:

@@ -1,32 +1,35 @@
 """The handlers of the REST API: accept jobs, run them, report them, serve results."""
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi import Header, Request
+from fastapi import Path as PathParameter
+from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from ... import atomic
 from ...errors import Cancelled, DiskFull, QueueFull, RestoreError, TimedOut
 from ...models import sources
 from ...progress import Progress
 from .. import previews
+from ..refusal import Refusal, refuse_with
 from ..service import Service, receipt
 from . import forms
-from .forms import Refusal, refuse_with
 from .jobs import STATES, Job, Jobs
+from .schemas import Accepted, Deleted, Estimate, Health, ModelInfo, Ready, Status, options_model
 
-_MEDIA_TYPES = {
+MEDIA_TYPES = {
     ".jpg": "image/jpeg",
     ".png": "image/png",
     ".webp": "image/webp",
@@ -38,6 +41,8 @@ _EVENT_SECONDS = 0.25  # between two looks at a job whose events are streamed
 _RETRY_SECONDS = 1.0  # until a record that could not be written is tried again
 _MAX_ADMISSIONS = 2  # forms examined at a time: more would delay all other answers
 _UNITS_PER_FILE = 1000  # of a job's progress
+_KEY = "repeating a request with the same key returns the same job, for as long as it is kept"
+JobId = Annotated[str, PathParameter(description="as returned by POST /enhance")]
 
 
 class _QueuedJob:
@@ -63,6 +68,8 @@ class RestApi:
         self.service, self.jobs, self.settings = service, jobs, service.settings
         self._queued: dict[str, _QueuedJob] = {}
         self._admissions = asyncio.Semaphore(_MAX_ADMISSIONS)
+        self._accepting = asyncio.Lock()  # of requests with an Idempotency-Key
+        self.options_model = options_model(service.restorer.options)
         for state in STATES:
             service.metrics.count_jobs(state, partial(jobs.count, state))
 
@@ -159,44 +166,71 @@ class RestApi:
             shutil.rmtree(folder, ignore_errors=True)
             raise Cancelled("the job has ended")
 
-    async def enhance(self, request: Request) -> Response:
-        """Accept a job."""
-        queue = self.service.queue
+    async def enhance(
+        self,
+        request: Request,
+        response: Response,
+        idempotency_key: Annotated[str, Header(max_length=255, description=_KEY)] = "",
+    ) -> Accepted:
+        """Submit a job of one or more photos.
 
-        @asynccontextmanager
-        async def admission() -> AsyncIterator[None]:
-            with refuse_with(503, QueueFull, limit=queue.max_waiting), queue.reservation():
-                async with self._admissions:
-                    yield
-
-        with refuse_with(507, DiskFull, limit=self.settings.min_free_disk_mb):
-            self.service.check_disk_space()
-        async with self._form(request, self.settings.max_files_per_job, admission()) as (files, options):
-            job = await asyncio.to_thread(self.jobs.add, files, options)
-            await self._submit(job)
-        body = {"job_id": job.id, "status": job.state, "queue_position": self._position(job)}
-        return JSONResponse(body, 202, {"Location": f"{request.scope.get('root_path', '')}/status/{job.id}"})
-
-    async def quote(self, request: Request) -> Response:
-        """Estimate what a photo takes."""
-        async with self._form(request, 1, self._admissions) as (files, options):
-            data = await asyncio.to_thread(files[0][1].read_bytes)
-        try:
-            return JSONResponse(await asyncio.to_thread(self.service.estimate, data, options))
-        except RestoreError as error:
-            raise Refusal(422, self.service.user_message(error)) from error
-
-    async def status(self, request: Request) -> Response:
-        """Report a job's status."""
-        return JSONResponse(self._status(self._job(request), request))
-
-    async def events(self, request: Request) -> Response:
-        """Stream a job's status whenever it changes, and last as an event named end.
-
-        An EventSource connects again after the last event, and stops for good when it gets 204.
+        Options may be sent in the query instead of the form.
         """
-        job = self._job(request)
-        if request.headers.get("last-event-id") == "end":
+        if is_new := not self.jobs.find(idempotency_key):
+            with refuse_with(507, DiskFull, limit=self.settings.min_free_disk_mb):
+                self.service.check_disk_space()
+        admission = self._reservation() if is_new else self._admissions
+        async with self._form(request, self.settings.max_files_per_job, admission) as form:
+            job = await self._accept(*form, idempotency_key)
+        response.headers["Location"] = f"{request.scope.get('root_path', '')}/status/{job.id}"
+        return Accepted.model_validate(self._summary(job))
+
+    @asynccontextmanager
+    async def _reservation(self) -> AsyncIterator[None]:
+        queue = self.service.queue
+        with refuse_with(503, QueueFull, limit=queue.max_waiting), queue.reservation():
+            async with self._admissions:
+                yield
+
+    async def _accept(self, files: list[tuple[str, Path]], options: dict[str, object], key: str) -> Job:
+        """Return the job of this Idempotency-Key, or a new one."""
+        async with self._accepting if key else nullcontext():
+            digest = await asyncio.to_thread(_digest, files, options) if key else ""
+            if job := self.jobs.find(key):
+                if job.digest != digest:
+                    error = f"Idempotency-Key {key!r} belongs to other files or options; use a new key"
+                    raise Refusal(422, error)
+                return job
+            job = await asyncio.to_thread(partial(self.jobs.add, files, options, key=key, digest=digest))
+            await self._submit(job)
+        return job
+
+    async def quote(self, request: Request) -> Estimate:
+        """Estimate size, time and cost of a photo."""
+        async with self._form(request, 1, self._admissions) as (files, options):
+            ((name, path),) = files
+            data = await asyncio.to_thread(path.read_bytes)
+        try:
+            estimate = await asyncio.to_thread(self.service.estimate, data, options)
+        except RestoreError as error:
+            message = self.service.user_message(error)
+            raise Refusal(422, message, index=0, original_filename=name) from error
+        return Estimate.model_validate(estimate)
+
+    async def status(self, job_id: JobId, request: Request) -> Status:
+        """Get a job's status, results and errors."""
+        return self._status(self._job(job_id), request)
+
+    async def events(
+        self, job_id: JobId, request: Request, last_event_id: Annotated[str, Header()] = ""
+    ) -> Response:
+        """Stream a job's status as server-sent events; the last one is named end.
+
+        The data of each event is a Status. An EventSource connects again after the last event, and stops for
+        good when it gets 204. As it cannot send headers, it may send the API key as `access_token`.
+        """
+        job = self._job(job_id)
+        if last_event_id == "end":
             return Response(status_code=204)
 
         async def stream() -> AsyncIterator[str]:
@@ -204,7 +238,7 @@ class RestApi:
             while True:
                 queued = self._queued.get(job.id)
                 changed = queued.changed if queued else asyncio.Event()
-                ended, status = job.ended, json.dumps(self._status(job, request))
+                ended, status = job.ended, self._status(job, request).model_dump_json()
                 if ended:
                     yield f"id: end\nevent: end\ndata: {status}\n\n"
                     return
@@ -222,44 +256,45 @@ class RestApi:
         headers = {"Cache-Control": "no-store"}
         return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
 
-    async def processed(self, request: Request) -> Response:
-        """Serve a restored photo."""
-        job, number = self._job(request), request.path_params["index"]
-        index = int(number) if number.isdecimal() and len(number) < 6 else len(job.items)
+    async def processed(
+        self, job_id: JobId, index: Annotated[int, PathParameter(ge=0)], name: str
+    ) -> Response:
+        """Get a restored photo; Range is supported."""
+        job = self._job(job_id)
         item = job.items[index] if index < len(job.items) else None
-        if item is None or not item.result or item.result["file"] != request.path_params["name"]:
+        if item is None or not item.result or item.result["file"] != name:
             raise Refusal(404, "no such file")
-        path = self.jobs.result_folder(job, index) / str(item.result["file"])
+        path = self.jobs.result_folder(job, index) / name
         if not path.is_file():
             raise Refusal(404, "the file has expired; restore the photo again")
         return FileResponse(
             path,
             filename=path.name,
-            media_type=_MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
+            media_type=MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
             headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private"},
         )
 
-    async def delete(self, request: Request) -> Response:
+    async def delete(self, job_id: JobId) -> Deleted:
         """Cancel an unfinished job; delete an ended one."""
-        job = self._job(request)
+        job = self._job(job_id)
         if await self.cancel(job):
-            return JSONResponse({"job_id": job.id, "status": "cancelled"})
+            return Deleted(job_id=job.id, status="cancelled")
         await asyncio.to_thread(self.jobs.delete, job)
-        return JSONResponse({"job_id": job.id, "status": "deleted"})
+        return Deleted(job_id=job.id, status="deleted")
 
-    async def models(self, _request: Request) -> Response:
+    async def models(self) -> list[ModelInfo]:
         """List the models."""
-        return JSONResponse(await asyncio.to_thread(self.service.models))
+        return [ModelInfo.model_validate(model) for model in await asyncio.to_thread(self.service.models)]
 
-    async def health(self, _request: Request) -> Response:
-        """Report whether the event loop and the device respond."""
+    async def health(self) -> Health:
+        """Check that the event loop and the device respond."""
         if self.service.worker.stuck.is_set():
             raise Refusal(503, "the device does not respond; restart the server")
-        return JSONResponse({"status": "ok"})
+        return Health()
 
-    async def ready(self, _request: Request) -> Response:
-        """Report whether a job would run: queue, disk space, folders and model."""
-        queue, restorer = self.service.queue, self.service.restorer
+    async def ready(self) -> Ready:
+        """Check that a job would run: disk space, folders and model."""
+        restorer = self.service.restorer
         if self.service.worker.closed:
             raise Refusal(503, "the server is shutting down; try again in a minute")
         with refuse_with(503, DiskFull, limit=self.settings.min_free_disk_mb):
@@ -273,9 +308,9 @@ class RestApi:
         model = restorer.model(restorer.options)
         if not sources.is_present(model, restorer.weights) and not model.url:
             raise Refusal(503, f"model {model.name} is missing and cannot be downloaded")
-        return JSONResponse({"status": "ready", "model": model.name, "queue_length": queue.length})
+        return Ready(status="ready", model=model.name, queue_length=self.service.queue.length)
 
-    async def metrics(self, _request: Request) -> Response:
+    async def metrics(self) -> Response:
         """Export metrics for Prometheus."""
         return Response(self.service.metrics.metrics(), media_type="text/plain; version=0.0.4")
 
@@ -287,6 +322,7 @@ class RestApi:
         async with forms.read(
             request,
             self.settings.jobs_folder,
+            self.options_model,
             max_files=max_files,
             max_megabytes=self.settings.max_file_size_mb,
             admission=admission,
@@ -294,15 +330,16 @@ class RestApi:
             await asyncio.to_thread(forms.validate, self.service, files, options)
             yield files, options
 
-    def _job(self, request: Request) -> Job:
-        job = self.jobs.get(request.path_params["job_id"])
+    def _job(self, job_id: str) -> Job:
+        job = self.jobs.get(job_id)
         if job is None:
             raise Refusal(404, "no such job; ended jobs are deleted after a while")
         return job
 
-    def _position(self, job: Job) -> int:
+    def _summary(self, job: Job) -> dict[str, Any]:
         queued = self._queued.get(job.id)
-        return self.service.queue.position(queued.event_id) if queued else 0
+        position = self.service.queue.position(queued.event_id) if queued else 0
+        return {"job_id": job.id, "status": job.state, "queue_position": position}
 
     def _downloading(self) -> dict[str, object] | None:
         """Describe the download of a model, in bytes."""
@@ -310,33 +347,40 @@ class RestApi:
             return None
         return dict(zip(("model", "done", "total"), downloading, strict=True))
 
-    def _status(self, job: Job, request: Request) -> dict[str, Any]:
+    def _status(self, job: Job, request: Request) -> Status:
         root = str(request.base_url).rstrip("/")
         queued = self._queued.get(job.id)
         current, done, steps = queued.progress if queued else (0, 0, 0)
         finished = sum(not item.pending for item in job.items)
         running = current == finished and steps and not job.ended
         part = _UNITS_PER_FILE * done // steps if running else 0
-        total = _UNITS_PER_FILE * len(job.items)
-        return {
-            "job_id": job.id,
-            "status": job.state,
-            "queue_position": self._position(job),
-            "progress": {"done": _UNITS_PER_FILE * finished + part, "total": total},
-            "downloading": self._downloading() if job.state == "processing" else None,
-            "results": [
-                {
-                    "original_filename": item.name,
-                    "url": f"{root}/processed/{job.id}/{index}/{quote(str(item.result['file']))}",
-                    **{key: value for key, value in item.result.items() if key != "file"},
-                }
-                for index, item in enumerate(job.items)
-                if item.result
-            ],
-            "errors": [
-                {"original_filename": item.name, "error": item.error} for item in job.items if item.error
-            ],
-        }
+        files = [
+            (item, {"index": index, "original_filename": item.name}) for index, item in enumerate(job.items)
+        ]
+        return Status.model_validate(
+            self._summary(job)
+            | {
+                "progress": {
+                    "done": _UNITS_PER_FILE * finished + part,
+                    "total": _UNITS_PER_FILE * len(job.items),
+                },
+                "downloading": self._downloading() if job.state == "processing" else None,
+                "results": [
+                    item.result
+                    | file
+                    | {"url": f"{root}/processed/{job.id}/{file['index']}/{quote(str(item.result['file']))}"}
+                    for item, file in files
+                    if item.result
+                ],
+                "errors": [{**file, "error": item.error} for item, file in files if item.error],
+            }
+        )
+
+
+def _digest(files: list[tuple[str, Path]], options: dict[str, object]) -> str:
+    """Return the SHA-256 of a job's file names, files and options."""
+    hashes = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files]
+    return hashlib.sha256(json.dumps([hashes, options], sort_keys=True).encode()).hexdigest()
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -348,7 +392,10 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _retry_until_written(change: Callable[[], bool], progress: Progress) -> bool:
-    """Return what a change of a job's record returns, retrying until it can be written to disk."""
+    """Return what a change of a job's record returns, retrying until it can be written to disk.
+
+    There is no limit, as a state that is not on disk must not be reported; a cancelled job ends it.
+    """
     while True:
         try:
             return change()
