@@ -4,7 +4,9 @@ Handlers return updates by component; components that are left out stay as they 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -55,12 +57,12 @@ class BatchTab:
     async def stop(self, job_id: str) -> None:
         await self.page.stop(job_id)
 
-    def update(self, job_id: str) -> Updates:
+    def update(self, job_id: str, paths: list[str] | None = None) -> Updates:
         """Show the photos of a job, each with its state, and offer the results once it has ended."""
         c, job = self.components, self.rest.jobs.get(job_id)
         if not job:
             return self.unchanged
-        images = list(self._images(job))
+        images = list(self._images(job, paths or ()))
         updates = {c.gallery: gr.Gallery(images, visible=True), c.message: _summary(job)}
         if not job.ended:
             return {**updates, c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True)}
@@ -109,35 +111,51 @@ class BatchTab:
         path = self.rest.jobs.result_folder(job, index) / str(item.result["file"])
         return path if path.is_file() else None
 
-    def _images(self, job: Job) -> Iterator[tuple[str, str]]:
+    def _images(self, job: Job, uploads: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Yield an image and a caption for each photo of a job."""
+        shared = _shared_notes(job)
+        matching = [Path(path).name for path in uploads] == [item.name for item in job.items]
         for index, item in enumerate(job.items):
+            image = _waiting_image(Path(uploads[index])) if matching else str(PLACEHOLDER)
             if file := self._result(job, index):
-                yield str(file.with_name("after.jpg")), f"{item.name}: {_result_text(item)}"
+                image, state = str(file.with_name("after.jpg")), _result_text(item, shared)
             elif item.result:
-                yield str(PLACEHOLDER), f"{item.name}: deleted after its time"
+                state = "deleted after its time"
             elif item.error:
-                yield str(PLACEHOLDER), f"{item.name}: ⚠ {item.error}"
+                image, state = str(PLACEHOLDER), f"⚠ {item.error}"
             else:
                 state = "stopped" if job.ended else "running" if item is job.next else "waiting"
-                yield str(PLACEHOLDER), f"{item.name}: {state}"
+            yield image, f"{item.name}: {state}"
 
 
 def _summary(job: Job) -> str:
     done, failed = (sum(bool(getattr(item, name)) for item in job.items) for name in ("result", "error"))
     text = f"{done} of {texts.count(len(job.items), 'photo')} restored"
-    return text + (f", {failed} failed" if failed else "") + (", stopped" if job.state == "cancelled" else "")
+    text += (f", {failed} failed" if failed else "") + (", stopped" if job.state == "cancelled" else "")
+    return text + "".join(f"\n- {note}" for note in _shared_notes(job))
 
 
-def _result_text(item: JobFile) -> str:
+def _shared_notes(job: Job) -> list[str]:
+    """Return what is to be said of every restored photo, if there are several."""
+    notes = [_notes(item) for item in job.items if item.result]
+    return [note for note in notes[0] if all(note in others for others in notes)] if len(notes) > 1 else []
+
+
+def _notes(item: JobFile) -> list[str]:
+    result: dict[str, Any] = item.result or {}
+    notes = [result.get("faces", ""), *result.get("warnings", ())]
+    return [texts.plain(note) for note in dict.fromkeys(notes) if note]
+
+
+def _result_text(item: JobFile, shared: list[str]) -> str:
     result = item.result or {}
-    notes: Sequence[object] = [result.get("faces"), *(result.get("warnings") or ())]  # type: ignore[misc]
-    return "; ".join(
-        [f"{result['width']} × {result['height']}", *filter(None, dict.fromkeys(map(str, notes)))]
-    )
+    notes = [note for note in _notes(item) if note not in shared]
+    return "; ".join([f"{result['width']} × {result['height']}", *notes])
 
 
 def _waiting_image(path: Path) -> str:
     """Return the upload itself if browsers can show it."""
-    viewable = path.suffix.lower() in _VIEWABLE and path.stat().st_size <= _VIEWABLE_BYTES
-    return str(path if viewable else PLACEHOLDER)
+    with suppress(OSError):  # it may have expired
+        if path.suffix.lower() in _VIEWABLE and path.stat().st_size <= _VIEWABLE_BYTES:
+            return str(path)
+    return str(PLACEHOLDER)

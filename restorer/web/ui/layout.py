@@ -175,5 +175,5 @@ def _connect_batch(batch: BatchTab, c: PhotoTab, many: ManyTab) -> None:
     many.start.click(batch.start, [many.upload, *c.options], many.panels, **_QUIET)
     many.stop.click(batch.stop, many.job, None, queue=False, **_QUIET)
     many.job.change(None, many.job, None, js="(id) => window.restorer.follow('batch', id)")
-    many.changed.change(batch.update, many.job, many.panels, **_LATEST)
+    many.changed.change(batch.update, [many.job, many.upload], many.panels, **_LATEST)
     many.gallery.select(batch.compare, many.job, many.panels, **_QUIET)

@@ -66,10 +66,10 @@ def result(result: Result, *, seconds: bool) -> str:
         text += f" · {duration(result.seconds)}"
     if result.faces and result.face_note not in result.warnings:
         text += f" · {result.face_note}"
-    return text + "".join(f"\n- {_plain(warning)}" for warning in result.warnings)
+    return text + "".join(f"\n- {plain(warning)}" for warning in result.warnings)
 
 
-def _plain(warning: str) -> str:
+def plain(warning: str) -> str:
     """Leave the name of the face detector to the details."""
     if warning.startswith("face detection skipped") and warning.endswith("could not be downloaded"):
         return "faces are as enlarged: what finds them could not be downloaded"
