@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -31,8 +32,7 @@ from tests.conftest import photo_like, png, wait_until
 from tests.web.test_isolation import functions, values_of
 from tests.web.test_rest import ended, posted, settings_in
 
-COMPUTING = {"restore", "preview", "preview_click", "compare_models", "restore_all"}
-COMPUTING |= {"enhance", "enhance_batch", "run_job"}
+COMPUTING = {"preview", "preview_click", "compare_models", "enhance", "enhance_batch", "run_job"}
 
 
 class Device:
@@ -112,6 +112,24 @@ class Served:
         body = {"data": data, "fn_index": number, "session_hash": session or uuid.uuid4().hex}
         return self.client.post("/gradio_api/queue/join", json=body)
 
+    def picked(self, file: dict) -> str:
+        """Choose a photo as the page does, and return its session."""
+        session = uuid.uuid4().hex
+        assert self.join("pick", file, session).status_code == 200
+        self.events(session)
+        return session
+
+    def start(self, file: dict) -> str:
+        """Choose and start a photo as the page does, and return the job's id."""
+        session = self.picked(file)
+        assert self.join("start", None, session).status_code == 200
+        text = self.events(session)
+        assert re.search(r'"[0-9a-f]{32}"', text), text
+        return re.findall(r'"([0-9a-f]{32})"', text)[-1]
+
+    def events(self, session: str) -> str:
+        return self.client.get(f"/gradio_api/queue/data?session_hash={session}").text
+
     def output(self, endpoint: str, value: object) -> list:
         """Call an endpoint and return its output."""
         event = self.call(endpoint, value).json()["event_id"]
@@ -188,15 +206,15 @@ def test_everything_else_answers_while_45_clients_wait(serve, device):
     served = serve(max_queue=60)
     file = served.upload(10)
     waiting = [served.call("enhance", file) for _ in range(20)]
-    waiting += [served.join("restore", file) for _ in range(20)]
     assert {answer.status_code for answer in waiting} == {200}
+    pages = [served.start(file) for _ in range(20)]
     jobs = [served.post(10)["job_id"] for _ in range(6)]
     wait_until(lambda: device.started == [10])
     assert served.length == 46
     assert served.output("quote", file)[0]["width"] == 40
     assert served.output("models", None)
     session = uuid.uuid4().hex
-    assert served.join("picked", file, session).status_code == 200
+    assert served.join("pick", file, session).status_code == 200
     assert "process_completed" in served.client.get(f"/gradio_api/queue/data?session_hash={session}").text
     assert served.client.post("/quote", files={"files": ("a.png", photo(10))}).json()["width"] == 40
     assert served.client.get("/").status_code == served.client.get("/models").status_code == 200
@@ -204,34 +222,28 @@ def test_everything_else_answers_while_45_clients_wait(serve, device):
     # only the running photo has a thread
     assert sum(thread.name.endswith("(work)") for thread in threading.enumerate()) == 1
     device.released.set()
-    assert all(ended(served.client, job)["status"] == "completed" for job in jobs)
+    assert all(ended(served.client, job)["status"] == "completed" for job in (*pages, *jobs))
 
 
 def test_positions_count_the_clients_of_every_door(serve, device):
     served = serve()
-    session = uuid.uuid4().hex
-    assert served.join("restore", served.upload(11)).status_code == 200
+    served.start(served.upload(11))
     wait_until(lambda: device.started == [11])
     event = served.call("enhance", served.upload(12)).json()["event_id"]
     first = served.post(13)
     batch = served.call("enhance_batch", [served.upload(14)]).json()["event_id"]
-    assert served.join("restore", served.upload(15), session).status_code == 200
+    page = served.start(served.upload(15))
     second = served.post(16)
-    assert (first["queue_position"], second["queue_position"]) == (2, 5)
-    with stream(served, f"queue/data?session_hash={session}") as lines:
-        message = json.loads(next(line for line in lines if "estimation" in line).removeprefix("data: "))
-    assert (message["rank"], message["queue_size"]) == (3, 4)  # when it arrived; its client has left now
 
-    def position(job: dict) -> int:
-        return served.client.get(f"/status/{job['job_id']}").json()["queue_position"]
+    def position(job: str) -> int:
+        return served.client.get(f"/status/{job}").json()["queue_position"]
 
-    wait_until(lambda: position(second) == 4)
-    assert position(first) == 2
+    assert (first["queue_position"], position(page), second["queue_position"]) == (2, 4, 5)
     assert served.client.delete(f"/jobs/{first['job_id']}").json()["status"] == "cancelled"
-    assert position(second) == 3
+    assert (position(page), position(second["job_id"])) == (3, 4)
     device.released.set()
     assert ended(served.client, second["job_id"])["status"] == "completed"
-    assert device.started == [11, 12, 14, 16], "in the order of their arrival"
+    assert device.started == [11, 12, 14, 15, 16], "in the order of their arrival"
     for name, waiting in (("enhance", event), ("enhance_batch", batch)):
         assert "event: complete" in served.client.get(f"/gradio_api/call/{name}/{waiting}").text
 
@@ -253,12 +265,13 @@ def test_batch_of_gradio_client_is_one_event(serve, device):
 def test_batch_of_the_page_is_one_event(serve, device):
     served = serve(max_queue=2)
     session = uuid.uuid4().hex
-    served.join("restore_all", [served.upload(width) for width in (10, 11, 12, 13)], session)
+    served.join("start_1", [served.upload(width) for width in (10, 11, 12, 13)], session)
+    (job,) = set(re.findall(r'"([0-9a-f]{32})"', served.events(session)))
     wait_until(lambda: device.started == [10])
     others = [served.post(20)["job_id"], served.post(21)["job_id"]]
     device.released.set()
-    text = served.client.get(f"/gradio_api/queue/data?session_hash={session}").text
-    assert all(f"done: {width} × 40" in text for width in (40, 44, 48, 52)) and "failed" not in text
+    results = ended(served.client, job)["results"]
+    assert [(result["width"], result["height"]) for result in results] == [(w, 40) for w in (40, 44, 48, 52)]
     assert all(ended(served.client, job)["status"] == "completed" for job in others)
     assert device.started == [10, 11, 12, 13, 20, 21]
 
@@ -278,14 +291,17 @@ def test_full_queue_is_503_at_every_door(serve, device):
     assert all(
         int(answer.headers["retry-after"]) > 0 and "full (2 waiting)" in answer.text for answer in doors
     )
+    session = served.picked(file)
+    assert served.join("start", None, session).status_code == 200
+    assert "full (2 waiting)" in served.events(session)
     # the page of a user whose photo has just been restored still works
-    for name in ("picked", "estimate", "finish", "open_result", "show_result"):
+    for name in ("pick", "estimate", "finish", "zoom"):
         assert served.join(name, None).status_code == 200, name
     assert served.call("models", None).status_code == 200
     assert served.length == 3
     device.released.set()
     assert all(ended(served.client, job)["status"] == "completed" for job in jobs)
-    assert served.join("restore", file).status_code == 200
+    assert ended(served.client, served.start(file))["status"] == "completed"
 
 
 def test_gradio_client_reports_a_full_queue(serve):
@@ -340,19 +356,19 @@ def test_requests_that_are_examined_have_a_reservation():
 
 def leave_running(served: Served, door: str) -> None:
     """Start a photo of width 10 at a door and drop the connection once it runs."""
-    file, session = served.upload(10), uuid.uuid4().hex
+    file = served.upload(10)
     if door in ("enhance", "enhance_batch"):
         value = [file, served.upload(11)] if door == "enhance_batch" else file
         path = f"call/{door}/{served.call(door, value).json()['event_id']}"
     else:
-        value = [file, served.upload(11)] if door == "restore_all" else file
-        assert served.join(door, value, session).status_code == 200
+        session = served.picked(file)
+        assert served.join(door, "0.5,0.5", session).status_code == 200
         path = f"queue/data?session_hash={session}"
     with stream(served, path):
         wait_until(lambda: served.length == 1)
 
 
-@pytest.mark.parametrize("door", ["restore", "restore_all", "enhance", "enhance_batch"])
+@pytest.mark.parametrize("door", ["preview", "enhance", "enhance_batch"])
 def test_client_that_vanishes_frees_the_device(serve, device, door):
     """The device is never released: the next photo starts only if the first one is stopped."""
     served = serve()
@@ -431,7 +447,7 @@ def test_uploads_do_not_expire_while_they_wait(serve, device):
     served = serve()
     served.post(10)
     files = [served.upload(11), served.upload(12), served.upload(13)]
-    assert served.join("restore", files[0]).status_code == 200
+    assert served.call("enhance", files[0]).status_code == 200
     assert served.call("enhance_batch", files[1:]).status_code == 200
     paths = [Path(file["path"]) for file in files]
     for path in paths:
@@ -442,10 +458,11 @@ def test_uploads_do_not_expire_while_they_wait(serve, device):
 
 def test_clients_that_wait_survive_many_other_sessions(serve, device):
     """Gradio drops the messages of the oldest sessions, here of all but six, even while their events wait."""
-    served, sessions = serve(), [uuid.uuid4().hex, uuid.uuid4().hex]
+    served = serve()
+    sessions = [served.picked(served.upload(10)) for _ in range(2)]
     served.server.blocks._queue.pending_messages_per_session.max_size = 6
     for session in sessions:
-        assert served.join("restore", served.upload(10), session).status_code == 200
+        assert served.join("preview", "0.5,0.5", session).status_code == 200
     job = served.post(11)["job_id"]
     wait_until(lambda: device.started == [10])
     for _ in range(12):

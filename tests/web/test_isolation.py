@@ -282,7 +282,7 @@ def test_ids_of_one_caller_are_not_revealed_to_another(tmp_path, rng):
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         event = owner.post("/gradio_api/call/v2/enhance", json={"photo": file}).json()["event_id"]
         by_name = {name: number for number, (name, _) in functions(owner).items()}
-        number = by_name["restore_all"]
+        number = by_name["start_1"]
         values = values_of(functions(owner)[number][1])
         body = {"data": [[file], *values[1:]], "fn_index": number, "session_hash": session}
         page = owner.post("/gradio_api/queue/join", json=body).json()["event_id"]
@@ -325,9 +325,10 @@ def test_ids_of_one_caller_are_not_revealed_to_another(tmp_path, rng):
         for target in (f"stream/{page}", f"stream/{page}/close", "deep_link", "component_server"):
             assert other.post(f"/gradio_api/{target}", json={}).status_code == 404
         # the results of a session are in no other session
-        number = by_name["archive"]
-        archive = call_function(other, number, values_of(functions(owner)[number][1]), "other")
-        assert '"success":true' in archive and str(tmp_path / "processed") not in archive
+        for name in ("update", "finish"):
+            number = by_name[name]
+            shown = call_function(other, number, values_of(functions(owner)[number][1]), "other")
+            assert '"success":true' in shown and str(tmp_path / "processed") not in shown
 
         owner.delete(f"/jobs/{slow}")
         assert "event: complete" in owner.get(f"/gradio_api/call/enhance/{event}").text, "was cancelled"
@@ -450,10 +451,10 @@ def test_no_page_function_accepts_path_or_url_as_upload(hostile, tmp_path):
                     values[index] = value
                     events = call_function(client, fn, values, uuid.uuid4().hex)
                     count += 1
-                    if name not in ("picked", "picked_all"):  # these show the names of inputs
+                    if name not in ("pick", "pick_1", "remove"):  # these show the names of inputs
                         check_text(events, tmp_path)
                     assert "event_id" in events or "detail" in events, (name, value, events)
-    assert tested == {"picked", "restore", "restore_all", "picked_all", "enhance", "enhance_batch", "quote"}
+    assert tested == {"pick", "pick_1", "remove", "start_1", "update", "enhance", "enhance_batch", "quote"}
     assert not files_below(tmp_path / "processed")
     assert count > 500
 

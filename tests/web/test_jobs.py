@@ -31,7 +31,7 @@ def test_job_is_loaded_by_another_process_with_its_inputs(folders, tmp_path):
     assert [job.id for job in reloaded.unfinished()] == [first.id, second.id]
     job = reloaded.get(first.id)
     assert job == first and job.options == {"outscale": 2.0}
-    assert [reloaded.input(job, index) for index in (0, 1)] == [b"a.jpg", b"../b.jpg"]
+    assert [reloaded.input_path(job, index).read_bytes() for index in (0, 1)] == [b"a.jpg", b"../b.jpg"]
     assert reloaded.is_unfinished(first.id) and not reloaded.is_unfinished("0" * 32)
 
 

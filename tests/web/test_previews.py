@@ -1,8 +1,10 @@
 import asyncio
+import json
 import uuid
 import zipfile
 
 import cv2
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,8 +14,11 @@ from restorer.images.photo import Meta, Photo
 from restorer.web import previews, settings
 from restorer.web.gpu_queue import GpuQueue
 from restorer.web.metrics import Metrics
+from restorer.web.rest.jobs import Jobs
+from restorer.web.rest.routes import RestApi
 from restorer.web.service import Service
-from restorer.web.ui import batch_tab, restore_tab
+from restorer.web.ui import components, restore_tab
+from restorer.web.ui.result_view import ResultView
 from restorer.web.worker import Worker
 
 
@@ -27,7 +32,7 @@ def service_of(folder):
 def result_of(before: Photo, after: Photo, **options: object) -> Result:
     return Result(
         *(b"bytes", "jpeg", after.width, after.height, "m", "5a", "built in", "cpu", 1.0, ("w",)),
-        *(before, after, (), ""),
+        *(before, after, after, (), ""),
         options=Options(**options),
         strengths={},
         paste_backup=(),
@@ -38,7 +43,7 @@ def result_of(before: Photo, after: Photo, **options: object) -> Result:
 def written(folder, before, after, **options) -> previews.ResultFiles:
     result = result_of(before, after, **options)
     file = previews.write(result, "holiday.heic", folder / uuid.uuid4().hex)
-    files = previews.write_files(result, "holiday.heic", file)
+    files = previews.write_files(result, "holiday.heic", file, folder)
     previews.cache_result(result, files)
     return files
 
@@ -88,27 +93,33 @@ def test_zip_numbers_files_of_the_same_name(tmp_path):
         assert [archive.read(name) for name in archive.namelist()] == [b"0", b"1", b"2", b"3"]
 
 
-def test_stopped_batch_marks_unfinished_photos_but_not_new_ones(tmp_path):
-    tab = batch_tab.BatchTab(restore_tab.RestoreTab(service_of(tmp_path)))
-    rows = [["a", "done: 8 × 8"], ["b", "failed: no"], ["c", "tile 1 of 3"], ["d", "waiting"]]
-    stopped = tab.archive((), rows)[4]
-    assert [state for _, state in stopped] == ["done: 8 × 8", "failed: no", *["not restored: stopped"] * 2]
-    new = [["e", "waiting"], ["f", "waiting"]]
-    assert tab.archive((), new)[4] == new
+def page_of(folder) -> restore_tab.RestoreTab:
+    service = service_of(folder)
+    rest = RestApi(service, Jobs(folder / "uploads/jobs", folder / "processed"))
+    with gr.Blocks() as blocks:
+        hidden = components.build_hidden_fields()
+        tab = components.build_photo_tab(service.restorer, "1 hour", hidden)
+        page = restore_tab.RestoreTab(rest, tab, ResultView(service, tab))
+    service.queue.attach(blocks, rest.run)
+    return page
 
 
 def test_only_uploads_are_read(tmp_path):
     for name in ("secret.png", "uploads/mine.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    page = restore_tab.RestoreTab(service_of(tmp_path))
-    page.settings.processed_folder.mkdir()
-    values = ("auto", 4, 0, "", 1, False, "GFPGANv1.3", 1, "same", 95, True, False)
-    assert "8 × 8" in page.picked(str(tmp_path / "uploads/mine.png"), *values)[2]
-    for path in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
-        assert "⚠" in page.picked(str(tmp_path / path), *values)[2]
-        last = asyncio.run(page.restore(str(tmp_path / path), None, *values))
-        assert isinstance(last, restore_tab.Failure) and str(tmp_path) not in last.message
+    page = page_of(tmp_path)
+    c, values = page.components, ("auto", 4, 0, "", 1, False, "GFPGANv1.3", 1, "same", 95, True, False)
+    shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), "", *values))
+    assert "8 × 8" in shown[c.message]
+    for name in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
+        path = str(tmp_path / name)
+        assert "⚠" in asyncio.run(page.pick(path, "", *values))[c.message]
+        photo = restore_tab.SelectedPhoto(path, shown[c.selected].outline)
+        message = asyncio.run(page.start(photo, *values))[c.message]
+        assert message.startswith("⚠") and str(tmp_path) not in message
+        remembered = json.dumps({"photo": f"../{name}", "job": "../jobs"})
+        assert c.photo not in page.resume(remembered, *values)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def test_every_option_is_passed_on(client, rng):
     options = {
         "model": "custom/slow",
         "outscale": 3.0,
+        "strength": 0.5,
         "denoise": 1.0,
         "tile": 32,
         "format": "jpeg",

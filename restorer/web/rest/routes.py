@@ -341,11 +341,12 @@ class RestApi:
         position = self.service.queue.position(queued.event_id) if queued else 0
         return {"job_id": job.id, "status": job.state, "queue_position": position}
 
-    def _downloading(self) -> dict[str, object] | None:
-        """Describe the download of a model, in bytes."""
+    def _activity(self) -> str:
+        """Describe the download of a model that the running job waits for."""
         if not (downloading := self.service.restorer.downloading):
-            return None
-        return dict(zip(("model", "done", "total"), downloading, strict=True))
+            return ""
+        model, done, total = downloading
+        return f"downloading {model}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"
 
     def _status(self, job: Job, request: Request) -> Status:
         root = str(request.base_url).rstrip("/")
@@ -364,7 +365,7 @@ class RestApi:
                     "done": _UNITS_PER_FILE * finished + part,
                     "total": _UNITS_PER_FILE * len(job.items),
                 },
-                "downloading": self._downloading() if job.state == "processing" else None,
+                "activity": self._activity() if job.state == "processing" else "",
                 "results": [
                     item.result
                     | file

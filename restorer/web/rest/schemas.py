@@ -52,14 +52,6 @@ class Progress(BaseModel):
     total: int = Field(ge=1000)
 
 
-class Download(BaseModel):
-    """The model that is being downloaded, with the bytes so far and in total."""
-
-    model: str
-    done: int = Field(ge=0)
-    total: int = Field(ge=0)
-
-
 class FileResult(BaseModel):
     """A restored photo, and how it was restored."""
 
@@ -91,9 +83,7 @@ class Status(Accepted):
     """A job; each file is in results or in errors once it is finished."""
 
     progress: Progress
-    downloading: Download | SkipJsonSchema[None] = Field(
-        description="the model that the job waits for; null otherwise", json_schema_extra=_NULLABLE
-    )
+    activity: str = Field(description="the download that the running job waits for; empty without one")
     results: list[FileResult]
     errors: list[FileError]
 

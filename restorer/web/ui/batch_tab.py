@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from ...errors import RestoreError
+from ...errors import RestoreError, UnsupportedImage
 from .. import previews
 from ..rest.jobs import Job, JobFile
 from . import texts
@@ -31,7 +31,7 @@ class BatchTab:
     def pick(self, paths: list[str] | None) -> Updates:
         """Show the chosen photos, which wait to be restored."""
         c, hidden = self.components, gr.update(visible=False)
-        images = [(_waiting_image(Path(path)), f"{Path(path).name}: waiting") for path in paths or ()]
+        images = [(self._waiting_image(path), f"{Path(path).name}: waiting") for path in paths or ()]
         return {
             c.message: texts.MANY,
             c.gallery: gr.Gallery(images, visible=bool(images)),
@@ -70,11 +70,11 @@ class BatchTab:
             c.start: gr.Button("Restore again", variant="secondary", visible=True),
             c.stop: gr.Button(visible=False),
         }
-        paths = [path for path in map(self._result, [job] * len(job.items), range(len(job.items))) if path]
-        if paths:
-            archive = previews.write_zip(paths, self.page.settings.processed_folder)
+        files = [file for index in range(len(job.items)) if (file := self._result(job, index))]
+        if files:
+            archive = previews.write_zip(files, self.page.settings.processed_folder)
             size = archive.stat().st_size / 1e6
-            label = f"Download {texts.count(len(paths), 'photo')}, ZIP, {size:.1f} MB"
+            label = f"Download {texts.count(len(files), 'photo')}, ZIP, {size:.1f} MB"
             updates[c.archive] = gr.DownloadButton(label, value=str(archive), visible=True)
         return updates
 
@@ -116,7 +116,7 @@ class BatchTab:
         shared = _shared_notes(job)
         matching = [Path(path).name for path in uploads] == [item.name for item in job.items]
         for index, item in enumerate(job.items):
-            image = _waiting_image(Path(uploads[index])) if matching else str(PLACEHOLDER)
+            image = self._waiting_image(uploads[index]) if matching else str(PLACEHOLDER)
             if file := self._result(job, index):
                 image, state = str(file.with_name("after.jpg")), _result_text(item, shared)
             elif item.result:
@@ -126,6 +126,14 @@ class BatchTab:
             else:
                 state = "stopped" if job.ended else "running" if item is job.next else "waiting"
             yield image, f"{item.name}: {state}"
+
+    def _waiting_image(self, upload: str) -> str:
+        """Return the upload itself if browsers can show it."""
+        with suppress(UnsupportedImage, OSError):  # not an upload, or expired
+            path = self.page.service.upload_path(upload)
+            if path.suffix.lower() in _VIEWABLE and path.stat().st_size <= _VIEWABLE_BYTES:
+                return str(path)
+        return str(PLACEHOLDER)
 
 
 def _summary(job: Job) -> str:
@@ -151,11 +159,3 @@ def _result_text(item: JobFile, shared: list[str]) -> str:
     result = item.result or {}
     notes = [note for note in _notes(item) if note not in shared]
     return "; ".join([f"{result['width']} × {result['height']}", *notes])
-
-
-def _waiting_image(path: Path) -> str:
-    """Return the upload itself if browsers can show it."""
-    with suppress(OSError):  # it may have expired
-        if path.suffix.lower() in _VIEWABLE and path.stat().st_size <= _VIEWABLE_BYTES:
-            return str(path)
-    return str(PLACEHOLDER)

@@ -38,9 +38,9 @@
   const duration = (seconds) => seconds < 90 ? `${Math.max(1, Math.round(seconds))} s`
     : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
   const describe = (status, first) => {
-    const { done, total } = status.progress, ahead = status.queue_position, download = status.downloading;
+    const { done, total } = status.progress, ahead = status.queue_position, activity = status.activity;
     if (status.status === "queued") return ahead ? `Waiting: ${ahead} ahead in the queue` : "Starting";
-    if (download) return `Downloading ${download.model}: ${Math.round(download.done / 1e6)} of ${Math.round(download.total / 1e6)} MB`;
+    if (activity) return activity[0].toUpperCase() + activity.slice(1);
     if (!done) return "Preparing";
     const rate = first && done > first.done ? (Date.now() - first.time) / (done - first.done) : 0;
     const left = rate ? ` · about ${duration(rate * (total - done) / 1000)} left` : "";
