@@ -14,7 +14,6 @@ import gradio as gr
 import numpy as np
 import psutil
 import pytest
-from starlette.requests import Request
 
 from restorer import Restorer
 from restorer.errors import InvalidOutput, OutOfMemory, UnsupportedImage
@@ -177,8 +176,7 @@ class Scripted:
         return replace(self.result, data=hashlib.sha256(data).digest() * 10)
 
     async def _cancel(self, job: jobs.Job) -> None:
-        answer = await self.rest.delete(Request({"type": "http", "path_params": {"job_id": job.id}}))
-        assert json.loads(answer.body)["status"] == "cancelled"
+        assert (await self.rest.delete(job.id)).status == "cancelled"
 
     def start(self) -> None:
         """Start the queue in the running event loop."""

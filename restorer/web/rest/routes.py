@@ -257,11 +257,12 @@ class RestApi:
         return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
 
     async def processed(
-        self, job_id: JobId, index: Annotated[int, PathParameter(ge=0)], name: str
+        self, job_id: JobId, index: Annotated[int, PathParameter(ge=0)], name: str, request: Request
     ) -> Response:
         """Get a restored photo; Range is supported."""
         job = self._job(job_id)
-        item = job.items[index] if index < len(job.items) else None
+        is_plain = request.path_params["index"] == str(index)  # not "+0": a file has one address
+        item = job.items[index] if is_plain and index < len(job.items) else None
         if item is None or not item.result or item.result["file"] != name:
             raise Refusal(404, "no such file")
         path = self.jobs.result_folder(job, index) / name
