@@ -99,8 +99,8 @@ class BatchTab:
         if not job_id:
             return self.unchanged
         if not self.rest.jobs.get(job_id):
-            kept = texts.period(self.page.settings.retention_seconds)
-            return {c.message: f"Your last results are no longer here: they are kept for {kept}."}
+            message = f"Your last results are no longer here: they are kept for {self.page.retention}."
+            return {c.message: message}
         return {**self.update(job_id), c.job: job_id}
 
     def _result(self, job: Job, index: int) -> Path | None:

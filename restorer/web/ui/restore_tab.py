@@ -46,6 +46,7 @@ class RestoreTab:
     def __init__(self, rest: RestApi, components: PhotoTab, view: ResultView) -> None:
         self.rest, self.service, self.components, self.view = rest, rest.service, components, view
         self.restorer, self.settings = rest.service.restorer, rest.settings
+        self.retention = texts.period(rest.settings.retention_seconds)
         self.unchanged = {components.message: gr.skip()}  # Gradio accepts no empty dict
 
     # The photo
@@ -222,8 +223,9 @@ class RestoreTab:
     def result(self, job: Job | None) -> previews.ResultFiles:
         """Return what a job's only photo became. Raises RestoreError if there is no result."""
         if job is None:
-            kept = texts.period(self.settings.retention_seconds)
-            raise RestoreError(f"the result was kept for {kept} and is deleted; restore the photo again")
+            raise RestoreError(
+                f"the result was kept for {self.retention} and is deleted; restore the photo again"
+            )
         item = job.items[0]
         if not item.result:
             raise RestoreError(item.error or "stopped")
@@ -245,13 +247,13 @@ class RestoreTab:
         if path is None:
             if not ids.get("photo"):
                 return self.unchanged
-            kept = texts.period(self.settings.retention_seconds)
-            return {c.message: f"Your last photo is no longer here: photos and results are kept for {kept}."}
+            message = f"Your last photo is no longer here: photos and results are kept for {self.retention}."
+            return {c.message: message}
         updates = {**self._show_upload(path, values), c.upload: path}
         if not job:
             if ids.get("job"):
-                kept = texts.period(self.settings.retention_seconds)
-                updates[c.message] = f"The result was kept for {kept} and is deleted.\n\n{updates[c.message]}"
+                note = f"The result was kept for {self.retention} and is deleted."
+                updates[c.message] = f"{note}\n\n{updates[c.message]}"
             return updates
         if not job.ended:
             updates |= {c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True)}
