@@ -37,7 +37,7 @@ fix: setup
 	@$(PYTHON) -m ruff format .
 
 shots: setup
-	@$(PYTHON) tests/shots.py
+	@$(PYTHON) -m tests.shots
 
 bench: .venv/.bench
 	@$(PYTHON) -m bench $(if $(FULL),--full)

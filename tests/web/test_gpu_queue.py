@@ -45,7 +45,7 @@ class Device:
         real_restore = Restorer.restore
 
         def restore(restorer, data, *, progress=None, **options):
-            width = restorer.decode(data).width
+            width = (restorer.decode(data) if isinstance(data, bytes) else data).width
             assert self._free.acquire(blocking=False), "two photos at the same time"
             try:
                 self.started.append(width)
@@ -123,9 +123,17 @@ class Served:
         """Choose and start a photo as the page does, and return the job's id."""
         session = self.picked(file)
         assert self.join("start", None, session).status_code == 200
-        text = self.events(session)
-        assert re.search(r'"[0-9a-f]{32}"', text), text
-        return re.findall(r'"([0-9a-f]{32})"', text)[-1]
+        return self.job_of(session)
+
+    def job_of(self, session: str) -> str:
+        """Return the id of the job that a function of the page has started."""
+        messages = [
+            json.loads(line[6:]) for line in self.events(session).splitlines() if line[:6] == "data: "
+        ]
+        output = next(message["output"] for message in messages if message["msg"] == "process_completed")
+        texts = [value for value in output["data"] if isinstance(value, str)]
+        (job,) = (text for text in texts if re.fullmatch("[0-9a-f]{32}", text))
+        return job
 
     def events(self, session: str) -> str:
         return self.client.get(f"/gradio_api/queue/data?session_hash={session}").text
@@ -266,7 +274,7 @@ def test_batch_of_the_page_is_one_event(serve, device):
     served = serve(max_queue=2)
     session = uuid.uuid4().hex
     served.join("start_1", [served.upload(width) for width in (10, 11, 12, 13)], session)
-    (job,) = set(re.findall(r'"([0-9a-f]{32})"', served.events(session)))
+    job = served.job_of(session)
     wait_until(lambda: device.started == [10])
     others = [served.post(20)["job_id"], served.post(21)["job_id"]]
     device.released.set()

@@ -63,7 +63,7 @@ def _connect_photo(page: RestoreTab, c: PhotoTab, previewing: list[Any]) -> None
     """Show another photo; cancel what runs for the previous one."""
     inputs = [c.upload, c.job, *c.options]
     sample = c.samples.select(page.copy_sample, None, c.upload, **_QUIET)
-    for event in (c.upload.upload, c.upload.clear, sample.then):
+    for event in (partial(gr.on, [c.upload.upload, c.upload.clear]), sample.then):
         event(page.pick, inputs, c.panels, cancels=previewing, **_LATEST).then(
             page.measure, [c.selected, *c.options], c.estimate, **_LATEST
         )
@@ -169,8 +169,7 @@ def _render_faces(c: PhotoTab, view: ResultView) -> None:
 
 
 def _connect_batch(batch: BatchTab, c: PhotoTab, many: ManyTab) -> None:
-    for event in (many.upload.upload, many.upload.clear):
-        event(batch.pick, many.upload, many.panels, **_LATEST)
+    gr.on([many.upload.upload, many.upload.clear], batch.pick, many.upload, many.panels, **_LATEST)
     many.upload.delete(batch.remove, [many.upload, many.job], many.panels, **_LATEST)
     many.start.click(batch.start, [many.upload, *c.options], many.panels, **_QUIET)
     many.stop.click(batch.stop, many.job, None, queue=False, **_QUIET)

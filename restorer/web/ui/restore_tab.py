@@ -198,7 +198,7 @@ class RestoreTab:
     def finish(self, ended: str, job_id: str, photo: SelectedPhoto | None, *values: object) -> Updates:
         """Show the result of a job that has ended, or why there is none."""
         c, job = self.components, self.rest.jobs.get(job_id)
-        if ended.partition(" ")[0] != job_id or photo is None:  # another photo was chosen meanwhile
+        if photo is None or ended.partition(" ")[0] != job_id:  # another photo was chosen meanwhile
             return self.unchanged
         try:
             files = self.result(job)
