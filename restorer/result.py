@@ -10,7 +10,7 @@ from .images.photo import Photo
 from .models.registry import RENAMED
 from .options import Options
 from .progress import StageTimer
-from .version import __version__
+from .version import SOFTWARE
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _receipt(
     model: str, sha256: str, source: str, device: str, options: Options, strengths: dict[int, float]
 ) -> dict[str, object]:
     receipt: dict[str, object] = {
-        "software": f"Neural Image Restore {__version__}",
+        "software": SOFTWARE,
         "model": model,
         "sha256": sha256,
         "source": source,

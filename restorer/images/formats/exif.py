@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Union
 
 EXIF, GPS, INTEROP = 0x8769, 0x8825, 0xA005  # entries that point to a nested directory
+_COMPRESSION, _JPEG_OFFSET, _JPEG_LENGTH = 259, 513, 514
 _NESTED = {0: (EXIF, GPS), EXIF: (INTEROP,)}
 ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 2, 3, 4, 5, 7, 16
 # struct codes of one value, by type: TIFF 6.0 section 2, then BigTIFF's (13 and 18 are offsets)
@@ -92,9 +93,26 @@ def make_entry(order: Order, kind: int, *values: int) -> Entry:
     return Entry(kind, struct.pack(f"{order}{len(values)}{_CODES[kind][0]}", *values))
 
 
-def serialize(order: Order, tags: Directory) -> bytes:
-    """Return a complete block: header, one directory and its nested directories."""
-    return serialize_header(order, 8) + serialize_directory(order, tags, 8)
+def serialize(order: Order, tags: Directory, thumbnail: bytes = b"") -> bytes:
+    """Return a complete block: header, one directory and its nested directories; b"" if there is no tag.
+
+    thumbnail  a JPEG file, for which a second directory is added
+    """
+    if not tags:
+        return b""
+    block = serialize_header(order, 8) + serialize_directory(order, tags, 8)
+    if not thumbnail:
+        return block
+    block += bytes(len(block) % 2)
+    start = len(block) + 2 + 3 * 12 + 4
+    second = {
+        _COMPRESSION: make_entry(order, SHORT, 6),
+        _JPEG_OFFSET: make_entry(order, LONG, start),
+        _JPEG_LENGTH: make_entry(order, LONG, len(thumbnail)),
+    }
+    pointer = 8 + 2 + 12 * struct.unpack_from(order + "H", block, 8)[0]
+    first = block[:pointer] + struct.pack(order + "I", len(block)) + block[pointer + 4 :]
+    return first + serialize_directory(order, second, len(block)) + thumbnail
 
 
 def serialize_header(order: Order, offset: int) -> bytes:

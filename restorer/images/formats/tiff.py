@@ -12,7 +12,7 @@ import tifffile
 
 from ...errors import UnsupportedImage
 from ..resample import Rows, lookup, map_stripes
-from . import exif
+from . import exif, photoshop
 from .exif import Block, Entry
 from .metadata import RawMetadata
 
@@ -23,7 +23,7 @@ _ROWS = 256  # converted at a time
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIPS, _CHANNELS, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _SAMPLE_FORMAT = 322, 323, 324, 325, 338, 339
-_XMP, _IPTC, _ICC, _DNG = 700, 33723, 34675, 50706
+_XMP, _IPTC, _RESOURCES, _ICC, _DNG = 700, 33723, 34377, 34675, 50706
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _MAX_STRIPS = 100_000  # or tiles
@@ -85,10 +85,14 @@ class Directory:
         return value.body if isinstance(value, Entry) else b""
 
     def metadata(self) -> RawMetadata:
-        """Return the profile, XMP packet and caption."""
+        """Return the profile, XMP packet, IPTC record and Photoshop's resources."""
         iptc = self.body(_IPTC)
+        copied, resources = photoshop.split(self.body(_RESOURCES))
         return RawMetadata(
-            icc=self.body(_ICC), xmp=self.body(_XMP), iptc=iptc if iptc.startswith(b"\x1c") else b""
+            icc=self.body(_ICC),
+            xmp=self.body(_XMP),
+            iptc=iptc if iptc.startswith(b"\x1c") else copied,
+            resources=resources,
         )
 
     def strip_metadata(self, data: bytes, *, height: int | None = None) -> bytes:
@@ -227,7 +231,8 @@ def encode(rows: Rows, height: int, metadata: RawMetadata) -> bytes:
         **({_EXTRA: (exif.SHORT, _UNASSOCIATED)} if channels in (2, 4) else {}),
     }
     tags |= {tag: exif.make_entry(order, kind, *values) for tag, (kind, *values) in numbers.items()}
-    for tag, body in ((_ICC, metadata.icc), (_XMP, metadata.xmp), (_IPTC, metadata.iptc)):
+    blocks = {_ICC: metadata.icc, _XMP: metadata.xmp, _IPTC: metadata.iptc, _RESOURCES: metadata.resources}
+    for tag, body in blocks.items():
         if body:
             tags[tag] = Entry(exif.UNDEFINED, body)
     end = int(starts[-1]) + int(starts[-1]) % 2

@@ -581,7 +581,10 @@ def _build_file_fields(page: RestoreTab) -> dict[str, Any]:
             elem_id="keep_metadata",
         ),
         "remove_gps": gr.Checkbox(
-            default.remove_gps, label="Remove GPS", info="Location of the photo", elem_id="remove_gps"
+            default.remove_gps,
+            label="Remove GPS",
+            info="Coordinates, place names, maker note",
+            elem_id="remove_gps",
         ),
     }
 
