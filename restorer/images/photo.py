@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from ..errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from ..options import Limits
 from . import icc
-from .formats import heif, jpeg, metadata, png, tiff, webp, xmp
+from .formats import camera_raw, heif, jpeg, metadata, png, tiff, webp, xmp
 from .formats.heif import CheckSize
 from .formats.metadata import THUMBNAIL, RawMetadata
 
@@ -180,6 +180,10 @@ def size(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Size:
 
 def _known_form(data: bytes) -> str:
     image_format = sniff(data[:256])
+    if name := camera_raw.camera(data[:256]):
+        raise UnsupportedImage(
+            f"this is a camera raw file ({name}); develop it, or use one of {', '.join(READABLE)}"
+        )
     if image_format is None:
         reason = "not an image in a supported format" if data else "empty"
         raise UnsupportedImage(f"the file is {reason}; use one of {', '.join(READABLE)}")
@@ -191,7 +195,23 @@ def _read_jpeg(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
     if jpeg.FURTHER_PICTURES in blocks.others:
         warnings.append(_FIRST_ONLY)
         blocks = replace(blocks, others=tuple(set(blocks.others) - {jpeg.FURTHER_PICTURES}))
-    return _samples(_open(image, "JPEG", check), blocks, warnings)
+    frame = jpeg.frame(image)
+    check(frame.width, frame.height)
+    if frame.hierarchical:
+        raise UnsupportedImage("hierarchical JPEG is not supported; save the photo as ordinary JPEG or PNG")
+    complete = jpeg.has_end(image)
+    if frame.lossless or frame.bits > 8:
+        if not complete:
+            raise ValueError("no end marker")
+        return _Raw(jpeg.decode_deep(image, frame), blocks, lossless=frame.lossless)
+    if complete:
+        return _samples(_open(image, "JPEG", check), blocks, warnings)
+    # What follows the last pixel is not read: all endings give one picture only if all of it is there
+    first, *others = (_open(ended, "JPEG", check) for ended in jpeg.with_ends(image))
+    if any(other.tobytes() != first.tobytes() for other in others):
+        raise ValueError("truncated")
+    warnings.append("the file lacks its end marker; all pixels are there")
+    return _samples(first, blocks, warnings)
 
 
 def _read_png(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
@@ -205,7 +225,7 @@ def _read_png(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
 
 
 def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    block = metadata.parse_exif(data, warnings)
+    data, block = tiff.main_page(data, metadata.parse_exif(data, warnings))
     directory = tiff.Directory(block)
     check(directory.width, directory.height)
     check(*directory.tile, part=True)

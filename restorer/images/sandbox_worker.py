@@ -41,6 +41,7 @@ _PLUGINS = ("JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 # imagecodecs imports these on first use, when the worker may no longer open files
 _CODECS = (
     "png",
+    "jpeg8",
     "avif",
     "lzw",
     "zlib",

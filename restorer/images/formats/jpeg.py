@@ -4,19 +4,27 @@ Decoders never see the metadata, so a broken segment cannot cost the photo; an M
 JPEG of its first image.
 """
 
+import hashlib
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import starmap
+from typing import NamedTuple
 
+import imagecodecs
+import numpy as np
+
+from ...errors import UnsupportedImage
 from . import exif, photoshop
 from .exif import Entry
 from .metadata import C2PA, THUMBNAIL, Item, RawMetadata
+from .tiff import to_16_bits
 
 _MAX_BODY = 65_533  # bytes: a segment's length is a 16-bit number that includes itself
 _MAX_PART = 65_000  # of a profile or of Photoshop's resources
 MAX_PROFILE = 255 * _MAX_PART  # a profile is split into at most 255 segments
+_TRUNCATED, _ENDINGS = 0, 8
 _SCAN, _PADDING, _END = 0xDA, 0xFF, 0xD9
 _MAX_SEGMENTS = 10_000
 _MAX_SCANS = 100  # optimisers of progressive files write about 20
@@ -63,6 +71,82 @@ def split_metadata(data: bytes) -> tuple[bytes, RawMetadata]:
     blocks = _parse_segments(metadata)
     others = dict.fromkeys((*blocks.others, *_after_end(data[end:], blocks.others)))
     return b"".join([*image, data[at:]]), replace(blocks, dpi=dpi, others=tuple(others))
+
+
+class Frame(NamedTuple):
+    """The header of a JPEG image."""
+
+    kind: int  # marker SOF0 to SOF15
+    bits: int
+    width: int
+    height: int
+    components: int
+
+    @property
+    def lossless(self) -> bool:
+        return self.kind == 0xC3
+
+    @property
+    def hierarchical(self) -> bool:
+        return self.kind in (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)
+
+
+def frame(image: bytes) -> Frame:
+    """Return the first frame header of a file without metadata. Raises ValueError if there is none."""
+    for marker, body in _image_segments(image):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) >= 6:
+            bits, height, width, components = struct.unpack_from(">BHHB", body)
+            return Frame(marker, bits, width, height, components)
+    raise ValueError("no frame header")
+
+
+def has_end(image: bytes) -> bool:
+    return all(marker != _TRUNCATED for marker, _ in _image_segments(image))
+
+
+def decode_deep(image: bytes, header: Frame) -> np.ndarray:
+    """Decode an image of more than 8 bits, or a lossless one: uint8, or uint16 over its full range."""
+    if header.components not in (1, 3) or header.bits < 8:
+        raise UnsupportedImage(
+            f"{header.bits}-bit JPEG with {header.components} channels is not supported; save it as TIFF"
+        )
+    samples = imagecodecs.jpeg_decode(image)
+    if samples.shape[:2] != (header.height, header.width):
+        raise ValueError("the header has another size")
+    return to_16_bits(samples, header.bits) if samples.itemsize > 1 and header.bits < 16 else samples
+
+
+def with_ends(image: bytes) -> Iterator[bytes]:
+    """Yield an image that lacks its end marker with different endings of pseudo-random bits.
+
+    Raises ValueError if a scan is missing.
+    """
+    missing: dict[int, set[int]] = {}
+    for marker, body in _image_segments(image):
+        if 0xC0 <= marker <= 0xC2:
+            missing = {number: set(range(64)) for number in body[6::3]}
+        elif marker == _SCAN and len(body) >= 6:
+            first, last, precision = body[-3:]
+            for number in body[1:-3:2] if precision & 15 == 0 else b"":
+                missing.get(number, set()).difference_update(range(first, last + 1))
+    if not missing or any(missing.values()):
+        raise ValueError("a scan is missing")
+    for number in range(_ENDINGS):
+        tail = hashlib.sha256(bytes([number])).digest().replace(b"\xff", b"\xfe")
+        tail = bytes([tail[0] & 0x3F | number << 6 & 0xC0]) + tail[1:]  # the first two bits take every value
+        yield image.rstrip(b"\xff") + tail.replace(b"\xff", b"\xfe") + bytes([0xFF, _END])
+
+
+def _image_segments(image: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and body of the segments of a file without metadata, last _TRUNCATED without an end."""
+    at = 2
+    while match := _MARKER.search(image, at):
+        marker = image[match.start() + 1]
+        if marker == _END:
+            return
+        at = match.end() + max(int.from_bytes(image[match.end() : match.end() + 2], "big"), 2)
+        yield marker, image[match.end() + 2 : at]
+    yield _TRUNCATED, b""
 
 
 def _end_of_scans(data: bytes, at: int) -> int:

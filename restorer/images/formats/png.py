@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import UnsupportedImage
 from ..resample import Rows
 from . import photoshop, png_encoder
 from .metadata import ASSUMED_SRGB, C2PA, Item, RawMetadata
@@ -85,7 +86,12 @@ def frame_count(data: bytes) -> int:
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Return (width, height). Raises ValueError if the file does not start with a header."""
+    """Return (width, height). Raises ValueError if the file does not start with a header.
+
+    Raises UnsupportedImage for Apple's own kind of PNG, which is compressed and ordered differently.
+    """
+    if data[_SIGNATURE + 4 : _SIGNATURE + 8] == b"CgBI":
+        raise UnsupportedImage("this is a PNG in Apple's CgBI format, from an iPhone app; convert it to PNG")
     if data[_SIGNATURE + 4 : _SIGNATURE + 8] != b"IHDR":
         raise ValueError("no IHDR chunk")
     width, height = struct.unpack_from(">II", data, _SIGNATURE + 8)
