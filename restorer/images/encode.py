@@ -90,8 +90,12 @@ def encode(
     if image_format == "jpeg" and len(blocks.icc) > jpeg.MAX_PROFILE:
         blocks = replace(blocks, icc=b"")
         warnings += ("the colour profile is too large for JPEG and was left out",)
-    lossless = photo.meta.lossless and photo.meta.format == image_format
+    lossless = _stays_lossless(photo, image_format)
     return Encoded(_WRITERS[image_format](samples, blocks, quality, lossless), image_format, warnings)
+
+
+def _stays_lossless(photo: Photo, image_format: str) -> bool:
+    return photo.meta.lossless and photo.meta.format == image_format == "webp"
 
 
 def losses(photo: Photo, image_format: str) -> tuple[str, ...]:
@@ -101,7 +105,7 @@ def losses(photo: Photo, image_format: str) -> tuple[str, ...]:
         warnings.append(f"16-bit channels are reduced to 8 bits: {image_format.upper()} is written with 8")
     if photo.alpha is not None and image_format == "jpeg":
         warnings.append("transparency is flattened onto white: JPEG has no alpha channel")
-    if photo.meta.lossless and image_format in _LOSSY and image_format != photo.meta.format:
+    if photo.meta.lossless and image_format in _LOSSY and not _stays_lossless(photo, image_format):
         warnings.append(f"the photo was stored without loss: {image_format.upper()} is written lossy")
     return tuple(warnings)
 

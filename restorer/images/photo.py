@@ -19,7 +19,7 @@ from ..options import Limits
 from . import icc
 from .formats import camera_raw, heif, jpeg, metadata, png, tiff, webp, xmp
 from .formats.heif import CheckSize
-from .formats.metadata import THUMBNAIL, RawMetadata
+from .formats.metadata import THUMBNAIL, Item, RawMetadata
 
 READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC", "MPO")
 # _check_size enforces our own limit before any pixel is decoded
@@ -236,6 +236,8 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
     blocks = replace(directory.metadata(), exif=exif, dpi=dpi, others=metadata.left_out(block))
     samples = tiff.decode(data, directory)
     if samples is not None:
+        if directory.channels > np.atleast_3d(samples).shape[2]:
+            warnings.append("channels beyond colour and alpha were left out")
         return _Raw(samples, blocks)
     try:
         image = _open(directory.strip_metadata(data), "TIFF", check)
@@ -263,6 +265,8 @@ def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, image_for
     animated = getattr(image, "is_animated", False)
     if animated:
         warnings.append(_FIRST_ONLY)
+    if image_format == "GIF" and b"XMP DataXMP" in data:
+        blocks = replace(blocks, others=(Item("XMP"),))
     if image_format != "WEBP":
         return _samples(image, blocks, warnings)
     chunks = webp.chunks(data)

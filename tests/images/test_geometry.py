@@ -10,7 +10,8 @@ import tifffile
 from PIL import Image
 
 from restorer.images import encode, photo
-from restorer.images.formats import photoshop, xmp
+from restorer.images.formats import exif, photoshop, xmp
+from restorer.images.formats.metadata import RawMetadata
 from restorer.images.placement import Placement, placement
 from tests import pictures
 from tests.conftest import photo_like
@@ -25,8 +26,8 @@ def marked(orientation: int) -> bytes:
     """Return a JPEG with one white box on black."""
     samples = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     samples[TOP : TOP + DOWN, LEFT : LEFT + ACROSS] = 255
-    exif = pictures.exif_block("<", {0x0112: (3, [orientation])})
-    return pictures.with_exif(pictures.pillow(samples, "JPEG", quality=100, subsampling=0), exif)
+    block = pictures.exif_block("<", {0x0112: (3, [orientation])})
+    return pictures.with_exif(pictures.pillow(samples, "JPEG", quality=100, subsampling=0), block)
 
 
 def enlarged(data: bytes) -> photo.Photo:
@@ -139,6 +140,25 @@ def test_numbers_that_cannot_be_read_are_left_alone():
     for text in ("1e999999999", "1/0", "nan", "0x10", "9" * 400, ""):
         packet = f'<a xmlns:s="http://ns.adobe.com/xmp/sType/Area#"><b s:x="{text}" s:y="0.5"/></a>'.encode()
         assert xmp.update(packet, 3, 4, Placement(6)) == packet
+
+
+@pytest.mark.parametrize("name", ["\xe9", "a"])
+def test_namespaces_inside_values_are_no_declarations(name):
+    packet = f"<a {name}=\"x xmlns:b='u'\"/>".encode()
+    assert xmp.update(packet, 3, 4, Placement(6)) == packet
+
+
+@pytest.mark.parametrize("tag", [0x9214, 0xA214, 0xA20E, 33550, 33922, 34264, 34735])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 7, 12, 16])
+def test_numbers_that_are_not_finite_do_not_fail(count, tag, rng):
+    numbers = [float("nan"), float("inf"), -1.0, 1e38] * 4
+    values = exif.Entry(11, struct.pack(f"<{count}f", *numbers[:count]))
+    scale = exif.Entry(12, struct.pack("<3d", 1, 1, 0))
+    block = exif.serialize("<", {33550: scale, tag: values, exif.EXIF: {tag: values}})
+    meta = photo.Meta(
+        *("tiff", False, 8, False, False, 6, (4, 3)), metadata=RawMetadata(exif=block, dpi=(300, 300))
+    )
+    assert encode.encode(photo.Photo(pictures.noise(rng, 8, 6), None, meta), "tiff", quality=90).data
 
 
 def test_properties_are_known_by_their_namespace():

@@ -102,6 +102,14 @@ def test_comments_and_text_are_carried_or_named(to, plain, rng):
     assert "PNG chunks (tIME)" in warnings
 
 
+@pytest.mark.parametrize("to", WRITTEN)
+def test_extensions_of_gif_are_carried_or_named(to, rng):
+    data = pictures.pillow(Image.fromarray(photo_like(rng, 30, 40)), "GIF", comment=b"a note")
+    result, warnings = written(data[:-1] + b"!\xff\x0bXMP DataXMP\4<x/>\0;", to)
+    assert (b"a note" in result) == (to in ("jpeg", "png")) == ("left out: comment" not in warnings)
+    assert "left out: XMP" in warnings
+
+
 def test_all_comments_of_a_jpeg_are_carried(plain):
     twice = pictures.segment(pictures.segment(plain, 0xFE, b"second"), 0xFE, b"first")
     assert Image.open(io.BytesIO(written(twice, "jpeg")[0])).info["comment"] == b"first\nsecond"
@@ -178,6 +186,9 @@ def test_lossless_webp_stays_lossless(rng):
     assert b"VP8L" in result.data and not result.warnings
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(result.data))), before.pixels)
     assert "without loss" in encode.losses(before, "jpeg")[0]
+    assert (
+        "without loss" in encode.losses(replace(before, meta=replace(before.meta, format="jpeg")), "jpeg")[0]
+    )
     lossy = photo.decode(pictures.pillow(photo_like(rng, 30, 40), "WEBP"))
     assert b"VP8L" not in encode.encode(lossy, "webp", quality=90).data
 
@@ -279,6 +290,17 @@ def test_a_legal_64_kb_exif_keeps_its_tags(plain):
             assert (name in warnings) == (name in expected), (room, warnings)
         assert (0x927C in tags.get_ifd(0x8769)) == ("MakerNote" not in expected)
         assert bool(tags.get_ifd(ExifTags.IFD.IFD1)) == ("thumbnail" not in expected)
+
+
+def test_an_exif_of_one_huge_gps_directory_is_named(plain):
+    gps = {number: (7, bytes(20_000)) for number in range(1, 5)}
+    block = pictures.exif_block("<", {0x010F: (2, b"Maker\0")}, gps=gps)
+    data = plain
+    for part in (block[65_000:], block[:65_000]):
+        data = pictures.segment(data, 0xE1, b"Exif\0\0" + part)
+    result, warnings = written(data, "jpeg")
+    assert "EXIF (GPS position)" in warnings
+    assert Image.open(io.BytesIO(result)).getexif()[271] == "Maker"
 
 
 def test_the_largest_tags_go_after_the_maker_note(plain):

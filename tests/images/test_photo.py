@@ -322,7 +322,9 @@ def test_division_by_alpha_rounds_to_nearest():
 
 def test_unspecified_extra_channel_of_tiff_is_dropped(rng):
     stored = pictures.noise(rng, 20, 31, 4, deep=True)
-    read_exactly(pictures.tiff(stored, photometric="rgb", extrasamples=["unspecified"]), stored[..., :3])
+    data = pictures.tiff(stored, photometric="rgb", extrasamples=["unspecified"])
+    read = read_exactly(data, stored[..., :3])
+    assert read.meta.warnings == ("channels beyond colour and alpha were left out",)
 
 
 @pytest.mark.parametrize("deep", [False, True])

@@ -1,5 +1,6 @@
 """Transform the tags by which a GeoTIFF (OGC 19-008r4) places its pixels on the map."""
 
+import math
 import struct
 from collections.abc import Iterable
 
@@ -30,10 +31,12 @@ def transform(tags: Directory, order: Order, placement: Placement) -> dict[int, 
     scale, points, matrix = (
         exif.numbers(tags.get(tag), order, 6 * _MAX_POINTS) for tag in (_SCALE, _TIE_POINTS, _MATRIX)
     )
+    if not all(map(math.isfinite, (*scale, *points, *matrix))):
+        return {}
     moved = _movement(placement, 0.5 if _is_point(tags, order) else 0.0)
     tied = [points[at : at + 6] for at in range(0, len(points) - 5, 6)]
     if placement.orientation != 1 and len(scale) >= 2 and len(tied) == 1:
-        column, row, _, east, north, height = points
+        column, row, _, east, north, height = tied[0]
         x, y = scale[:2]
         matrix = (x, 0, 0, east - column * x, 0, -y, 0, north + row * y, 0, 0, 0, height, 0, 0, 0, 1)
         del out[_SCALE], out[_TIE_POINTS]
@@ -64,7 +67,7 @@ def _movement(placement: Placement, half: float) -> np.ndarray:
 
 
 def _is_point(tags: Directory, order: Order) -> bool:
-    keys = [int(value) for value in exif.numbers(tags.get(_KEYS), order, 4096)]
+    keys = exif.numbers(tags.get(_KEYS), order, 4096)
     return (_RASTER_TYPE, 0, 1, _POINT) in zip(*(keys[at::4] for at in range(4, 8)), strict=False)
 
 

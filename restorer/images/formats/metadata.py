@@ -1,5 +1,6 @@
 """The metadata of an image file; EXIF is cleaned when read and updated when written."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -232,7 +233,7 @@ def _transformed(order: exif.Order, tags: Directory, placement: Placement) -> Di
             out[tag] = _rational(order, value)
     for tag in (_SUBJECT_AREA, _SUBJECT_LOCATION):
         values = exif.numbers(tags.get(tag), order, 5)
-        if len(values) in (2, 3, 4):
+        if len(values) in (2, 3, 4) and all(map(math.isfinite, values)):
             del out[tag]
             moved = [round(value) for value in xmp_geometry.subject(list(values), placement)]
             if all(0 <= value <= 0xFFFF for value in moved):
@@ -251,13 +252,13 @@ def shortened(block: Block, limit: int) -> bytes:
         data = exif.serialize(block.order, {tag: value for tag, value in tags.items() if value})
         if len(data) <= limit:
             return data
-        entries = [(directory, tag) for directory in (tags, details) for tag in directory]
+        entries = [(directory, tag) for directory in (tags, details) for tag in directory if tag != exif.EXIF]
         directory, tag = max(entries, key=lambda entry: _size(entry[0][entry[1]]))
         del directory[tag]
 
 
 def _size(value: Entry | Directory) -> int:
-    return len(value.body) if isinstance(value, Entry) else 0
+    return len(value.body) if isinstance(value, Entry) else sum(map(_size, value.values()))
 
 
 def remove_orientation(data: bytes) -> bytes:

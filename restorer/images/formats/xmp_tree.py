@@ -93,7 +93,7 @@ def parse(packet: bytes) -> Node:
             if attribute.startswith("xmlns:"):
                 prefix = attribute[6:]
                 unknown = "other-" + prefix if prefix in _USUAL else prefix
-                prefixes[prefix] = _PREFIXES.get(attributes[attribute].strip(), unknown)
+                prefixes[prefix] = _PREFIXES.get(attributes.get(attribute, "").strip(), unknown)
             else:
                 node.children.append(Node(attribute, match.span(), (match.start(2) + 1, match.end(2) - 1)))
         nodes.extend((node, *node.children))
