@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -159,6 +160,46 @@ def test_numbers_that_are_not_finite_do_not_fail(count, tag, rng):
         *("tiff", False, 8, False, False, 6, (4, 3)), metadata=RawMetadata(exif=block, dpi=(300, 300))
     )
     assert encode.encode(photo.Photo(pictures.noise(rng, 8, 6), None, meta), "tiff", quality=90).data
+
+
+def test_work_for_nested_subject_areas_is_bounded():
+    """Ten times the elements cause about ten times the function calls."""
+
+    def calls(count: int) -> int:
+        packet = b"<exif:SubjectArea>" * count + b"<rdf:li>1</rdf:li>" + b"</exif:SubjectArea>" * count
+        total = 0
+
+        def count_call(frame, event, _):
+            nonlocal total
+            total += event in ("call", "c_call")
+
+        sys.setprofile(count_call)
+        try:
+            assert xmp.update(packet, 3, 4, Placement(6), history="{}") == packet
+        finally:
+            sys.setprofile(None)
+        return total
+
+    assert calls(1000) < 11 * calls(100)
+
+
+@needs_exiftool
+@pytest.mark.parametrize("orientation", pictures.ORIENTATIONS)
+def test_subject_areas_in_xmp_are_moved(orientation, tmp_path):
+    plain = pictures.pillow(np.zeros((HEIGHT, WIDTH, 3), np.uint8), "JPEG")
+    data = tagged(
+        tmp_path / "a.jpg",
+        pictures.with_exif(plain, pictures.exif_block("<", {0x0112: (3, [orientation])})),
+        *(f"-XMP-exif:SubjectArea+={value}" for value in (12, 8, 6, 4)),
+        *("-XMP-exif:FocalPlaneXResolution=400", "-XMP-exif:FocalPlaneYResolution=300"),
+    )
+    after = enlarged(data)
+    tags = exiftool(encode.encode(after, "png", quality=90).data)
+    moved = placement(orientation, (WIDTH, HEIGHT), (after.width, after.height))
+    x, y, across, down = moved.box((9, 6, 6, 4))
+    assert tags["XMP-exif:SubjectArea"] == [x + across / 2, y + down / 2, across, down]
+    densities = [tags[f"XMP-exif:FocalPlane{axis}Resolution"] for axis in "XY"]
+    assert [after.width / densities[0], after.height / densities[1]] == pytest.approx([0.1, 0.1])
 
 
 def test_properties_are_known_by_their_namespace():

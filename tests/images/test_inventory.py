@@ -303,6 +303,17 @@ def test_an_exif_of_one_huge_gps_directory_is_named(plain):
     assert Image.open(io.BytesIO(result)).getexif()[271] == "Maker"
 
 
+def test_a_maker_note_goes_before_larger_tags(plain):
+    block = pictures.exif_block(
+        "<", {0x010F: (2, b"Maker\0")}, {0x9286: (7, b"x" * 36_000), 0x927C: (7, bytes(30_000))}
+    )
+    data = plain
+    for part in (block[65_000:], block[:65_000]):
+        data = pictures.segment(data, 0xE1, b"Exif\0\0" + part)
+    result, warnings = written(data, "jpeg")
+    assert "EXIF (MakerNote)" in warnings and b"x" * 36_000 in result
+
+
 def test_the_largest_tags_go_after_the_maker_note(plain):
     tags = {0x9286: (7, bytes(50_000)), 0xA433: (2, b"x" * 20_000 + b"\0"), 0x9003: (2, b"a date\0")}
     block = pictures.exif_block("<", {0x010F: (2, b"Maker\0")}, tags)

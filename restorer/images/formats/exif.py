@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Union
 
 EXIF, GPS, INTEROP = 0x8769, 0x8825, 0xA005  # entries that point to a nested directory
 _COMPRESSION, _JPEG_OFFSET, _JPEG_LENGTH = 259, 513, 514
-_SUBDIRECTORIES, _MAX_PAGES = 330, 1000
+_SUBDIRECTORIES, _MAX_PAGES, _MAX_ROWS = 330, 1000, 200_000
 _NESTED = {0: (EXIF, GPS), EXIF: (INTEROP,)}
 ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 2, 3, 4, 5, 7, 16
 # struct codes of one value, by type: TIFF 6.0 section 2, then BigTIFF's (13 and 18 are offsets)
@@ -76,7 +76,7 @@ def pages(data: bytes) -> Iterator[tuple[int, Block]]:
     order: Order = ">" if data.startswith(b"MM") else "<"
     reader = _Reader(data, order, big=data[2:4] in (b"+\0", b"\0+"))
     pending, seen = [reader.offset(8 if reader.big else 4)], set[int]()
-    while pending and len(seen) < _MAX_PAGES:
+    while pending and reader.rows < _MAX_ROWS and len(seen) < _MAX_PAGES:
         at = pending.pop(0)
         if at in seen or not at:
             continue
@@ -171,7 +171,7 @@ class _Reader:
         self.data, self.big = data, big
         self.order: Order = order
         self.broken: set[int] = set()
-        self.next_offset = 0
+        self.next_offset = self.rows = 0
         # Entries that share bytes could add up to far more than the block
         self.remaining = len(data)
 
@@ -189,6 +189,7 @@ class _Reader:
             return {}
         count = struct.unpack_from(self.order + code, self.data, at)[0]
         fitting = min(count, (len(self.data) - at - head) // row, 0xFFFF)
+        self.rows += fitting
         tags: dict[int, Entry | Directory] = {}
         for start in range(at + head, at + head + fitting * row, row):
             tag, value = self.entry(start)

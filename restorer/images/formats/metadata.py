@@ -126,8 +126,8 @@ def tag_name(tag: int) -> str:
 def left_out(block: Block) -> tuple[Item, ...]:
     """Return what serialize_exif() drops although it does not describe the storage."""
     items = [item for tag, item in _LEFT_OUT.items() if tag in block.tags]
-    described = ((tag, value) for tag, value in block.tags.items() if tag not in {*_STORAGE, *_LEFT_OUT})
-    items += [Item("EXIF", tag_name(tag)) for tag, value in described if _is_big(value)]
+    big = (tag for tag, value in block.tags.items() if _is_big(value))
+    items += [Item("EXIF", tag_name(tag)) for tag in big if tag not in _STORAGE and tag not in _LEFT_OUT]
     nested = block.tags.get(exif.EXIF)
     if isinstance(nested, Mapping) and any(_is_live(tag, value) for tag, value in nested.items()):
         items.append(Item("maker note, which pairs the photo with the movie of a live photo"))

@@ -95,7 +95,7 @@ def edits(packet: bytes, node: Node, size: tuple[int, int], placement: Placement
     elif node.name == _LENGTH and (values := _numbers([text])):
         yield xmp_tree.replacement(packet, node, _decimal(values[0] * placement.scale_x))
     elif node.name in _SUBJECT:
-        items = [each for each in xmp_tree.walk(node) if each.name == "rdf:li"]
+        items = [item for sequence in node.children for item in sequence.children if item.name == "rdf:li"]
         values = _numbers(xmp_tree.text(packet, item) for item in items)
         if len(values) in (2, 3, 4):
             for item, value in zip(items, subject(values, placement), strict=True):

@@ -56,7 +56,7 @@ _PREFIXES = {
 _USUAL = frozenset(_PREFIXES.values())
 
 
-@dataclass
+@dataclass(slots=True)
 class Node:
     """An element or attribute: its name with the usual prefix, and where it stands in the packet.
 
