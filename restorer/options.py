@@ -40,8 +40,9 @@ class Options:
                    needed, not the result; ncnn has tiles of its own
     format         "same" keeps the input's format if it can be written
     quality        1 to 100, for the lossy formats (jpeg, webp, avif)
-    keep_metadata  keep EXIF, XMP and resolution; the colour profile is always kept
-    remove_gps     remove where the photo was taken
+    keep_metadata  keep EXIF, XMP, IPTC, comments and resolution; the colour profile is always kept
+    remove_gps     remove coordinates and place names from EXIF, XMP, IPTC, PNG text and GeoTIFF, the maker
+                   note, which may hold both, and Photoshop's resources except rights and paths
     face_enhance   "on" or True restores faces, "off" or False does not; "auto" does if the models are present
                    or can be downloaded, and otherwise says so in the result
     face_model     the network that restores faces

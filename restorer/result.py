@@ -12,7 +12,7 @@ from .inference.upscale import fill_transparent
 from .models.registry import RENAMED
 from .options import Options
 from .progress import StageTimer
-from .version import __version__
+from .version import SOFTWARE
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _receipt(
     model: str, sha256: str, source: str, device: str, options: Options, strengths: dict[int, float]
 ) -> dict[str, object]:
     receipt: dict[str, object] = {
-        "software": f"Neural Image Restore {__version__}",
+        "software": SOFTWARE,
         "model": model,
         "sha256": sha256,
         "source": source,

@@ -105,9 +105,18 @@ def _restore_options() -> argparse.ArgumentParser:
         help="0 to 1, for realesr-general-x4v3: how much noise to remove (%(default)s)",
     )
     command.add_argument(
-        "--no-metadata", dest="keep_metadata", action="store_false", help="drop EXIF, XMP and DPI"
+        "--no-metadata",
+        dest="keep_metadata",
+        action="store_false",
+        help="keep nothing but the colour profile",
     )
-    command.add_argument("--remove-gps", action="store_true", help="remove where the photo was taken")
+    command.add_argument(
+        "--remove-gps",
+        action="store_true",
+        help="remove coordinates and place names from EXIF, XMP, IPTC, PNG text and GeoTIFF, with them the "
+        "maker note, which may hold both, and Photoshop's resources except rights and paths; titles, "
+        "captions, keywords and comments stay",
+    )
     command.add_argument(
         "--face-enhance",
         type=_face_enhance,

@@ -14,7 +14,7 @@ from ..errors import InvalidOption, RestoreError
 from ..images import photo
 from ..options import DEVICES, Options
 from ..pipeline import Restorer
-from ..version import __version__
+from ..version import SOFTWARE
 from . import cases, degradation, summary
 from .cases import Setup, Variant
 
@@ -182,7 +182,7 @@ def provenance(parsed: argparse.Namespace, setup: Setup, seeds: list[int], count
         "inputs": inputs,
         "bicubic": "MATLAB's" if setup.published else "OpenCV's",
         "models": parsed.models.split(","),
-        "software": f"Neural Image Restore {__version__}",
+        "software": SOFTWARE,
     }
     if setup.degrades and not setup.published:
         result["seeds"] = seeds

@@ -11,9 +11,9 @@ from PIL import Image
 
 from ..errors import ImageTooLarge
 from ..options import Options
-from . import icc
+from . import icc, result_metadata
 from .file_types import WRITTEN_INSTEAD
-from .formats import jpeg, metadata, png, tiff, xmp
+from .formats import jpeg, metadata, png, tiff
 from .formats.metadata import RawMetadata
 from .photo import Photo
 from .resample import bands, luma, to_uint8
@@ -21,7 +21,8 @@ from .resample import bands, luma, to_uint8
 _LARGEST_SIDE = {"jpeg": 65_500, "webp": 16_383, "avif": 65_536, "png": 2**31 - 1, "tiff": 2**31 - 1}
 _DEEP_WRITERS = {"png": png.encode, "tiff": tiff.encode}  # write 16 bits, and request samples row by row
 _NO_GREY_PROFILE = ("webp", "avif")  # their readers expect an RGB profile
-_RESOLUTION_IN_EXIF = ("webp", "avif", "tiff")
+_LOSSY = ("jpeg", "webp", "avif")
+_THUMBNAIL_SIDE = 160  # pixels, as cameras store it
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,27 @@ def encode(
     Raises ImageTooLarge for a side beyond the format's limit; check_fits detects this in advance.
     """
     check_fits(photo, photo.width, photo.height, image_format)
-    warnings = list(losses(photo, image_format))
-    blocks = RawMetadata(icc=photo.meta.metadata.icc)
+    blocks, warnings = RawMetadata(icc=photo.meta.metadata.icc), losses(photo, image_format)
     if keep_metadata:
-        blocks = _updated_metadata(photo, image_format, remove_gps=remove_gps, history=history)
+        blocks, left_out = result_metadata.update(
+            photo, image_format, partial(_thumbnail, photo), remove_gps=remove_gps, history=history
+        )
+        warnings += left_out
     if image_format in _DEEP_WRITERS:
         data = _DEEP_WRITERS[image_format](partial(_samples, photo, image_format), photo.height, blocks)
-        return Encoded(data, image_format, tuple(warnings))
+        return Encoded(data, image_format, warnings)
     samples = _samples(photo, image_format, slice(None))
     if blocks.icc and photo.meta.grey and image_format in _NO_GREY_PROFILE:
         samples, blocks = _grey_as_srgb(samples, blocks.icc), replace(blocks, icc=b"")
-    if image_format == "jpeg":
-        blocks = _fit_segments(blocks, warnings)
-    return Encoded(_WRITERS[image_format](samples, blocks, quality), image_format, tuple(warnings))
+    if image_format == "jpeg" and len(blocks.icc) > jpeg.MAX_PROFILE:
+        blocks = replace(blocks, icc=b"")
+        warnings += ("the colour profile is too large for JPEG and was left out",)
+    lossless = _stays_lossless(photo, image_format)
+    return Encoded(_WRITERS[image_format](samples, blocks, quality, lossless), image_format, warnings)
+
+
+def _stays_lossless(photo: Photo, image_format: str) -> bool:
+    return photo.meta.lossless and photo.meta.format == image_format == "webp"
 
 
 def losses(photo: Photo, image_format: str) -> tuple[str, ...]:
@@ -96,6 +105,8 @@ def losses(photo: Photo, image_format: str) -> tuple[str, ...]:
         warnings.append(f"16-bit channels are reduced to 8 bits: {image_format.upper()} is written with 8")
     if photo.alpha is not None and image_format == "jpeg":
         warnings.append("transparency is flattened onto white: JPEG has no alpha channel")
+    if photo.meta.lossless and image_format in _LOSSY and not _stays_lossless(photo, image_format):
+        warnings.append(f"the photo was stored without loss: {image_format.upper()} is written lossy")
     return tuple(warnings)
 
 
@@ -130,40 +141,27 @@ def _grey_as_srgb(samples: np.ndarray, profile: bytes) -> np.ndarray:
     return grey if samples.ndim == 2 else np.dstack([grey, samples[..., 1]])
 
 
-def _updated_metadata(photo: Photo, image_format: str, *, remove_gps: bool, history: str) -> RawMetadata:
-    blocks = photo.meta.metadata
-    size = {"width": photo.width, "height": photo.height, "remove_gps": remove_gps}
-    # The other formats store the resolution outside EXIF: it alone needs no EXIF block
-    dpi = blocks.dpi if blocks.exif or history or image_format in _RESOLUTION_IN_EXIF else None
-    return replace(
-        blocks,
-        exif=metadata.update_exif(blocks.exif, dpi, history=history, **size),
-        xmp=xmp.update(blocks.xmp, **size),
-    )
+def _thumbnail(photo: Photo) -> bytes:
+    step = max(min(photo.width, photo.height) // (4 * _THUMBNAIL_SIDE), 1)
+    alpha = None if photo.alpha is None else photo.alpha[::step, ::step]
+    small = Photo(photo.pixels[::step, ::step], alpha, photo.meta)
+    image = Image.fromarray(_samples(small, "jpeg", slice(None)))
+    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(image), 80))
 
 
-def _fit_segments(blocks: RawMetadata, warnings: list[str]) -> RawMetadata:
-    for name in ("exif", "xmp", "iptc", "comment"):
-        if len(getattr(blocks, name)) > jpeg.MAX_BLOCK:
-            blocks = replace(blocks, **{name: b""})
-            warnings.append(f"the {name.upper()} block is too large for JPEG and was left out")
-    if len(blocks.icc) > jpeg.MAX_PROFILE:
-        blocks = replace(blocks, icc=b"")
-        warnings.append("the colour profile is too large for JPEG and was left out")
-    return blocks
-
-
-def _write_jpeg(samples: np.ndarray, blocks: RawMetadata, quality: int) -> bytes:
+def _write_jpeg(samples: np.ndarray, blocks: RawMetadata, quality: int, _lossless: bool) -> bytes:
     # Same libjpeg-turbo and same bytes as Pillow, without Pillow's copy of the image
     plain = imagecodecs.jpeg8_encode(np.ascontiguousarray(samples), quality, subsampling="444")
     return jpeg.insert_segments(bytes(plain), blocks)
 
 
-def _write_webp(samples: np.ndarray, blocks: RawMetadata, quality: int) -> bytes:
-    return _pillow(samples, blocks, "WEBP", quality=quality, exact=True)
+def _write_webp(samples: np.ndarray, blocks: RawMetadata, quality: int, lossless: bool) -> bytes:
+    options = {"lossless": True, "quality": 75} if lossless else {"quality": quality}  # there, the effort
+    return _pillow(samples, blocks, "WEBP", exact=True, **options)
 
 
-def _write_avif(samples: np.ndarray, blocks: RawMetadata, quality: int) -> bytes:
+def _write_avif(samples: np.ndarray, blocks: RawMetadata, quality: int, _lossless: bool) -> bytes:
     # Pillow would turn the orientation tag into a rotation of the container and rewrite the EXIF block
     exif = metadata.remove_orientation(blocks.exif)
     chroma = "4:0:0" if samples.ndim == 2 else "4:4:4"
@@ -180,7 +178,7 @@ def _pillow(samples: np.ndarray, blocks: RawMetadata, name: str, **options: obje
     return out.getvalue()
 
 
-_WRITERS: dict[str, Callable[[np.ndarray, RawMetadata, int], bytes]] = {
+_WRITERS: dict[str, Callable[[np.ndarray, RawMetadata, int, bool], bytes]] = {
     "jpeg": _write_jpeg,
     "webp": _write_webp,
     "avif": _write_avif,

@@ -17,9 +17,9 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from ..errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from ..options import Limits
 from . import icc
-from .formats import heif, jpeg, metadata, png, tiff, xmp
+from .formats import camera_raw, heif, jpeg, metadata, png, tiff, webp, xmp
 from .formats.heif import CheckSize
-from .formats.metadata import RawMetadata
+from .formats.metadata import THUMBNAIL, Item, RawMetadata
 
 READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC", "MPO")
 # _check_size enforces our own limit before any pixel is decoded
@@ -61,7 +61,11 @@ class Meta:
     grey      whether the file has a single colour channel
     depth     bits per channel in the file, 8 or 16
     linear    whether the file holds linear light, by its profile; the decoded pixels are on the sRGB curve
-    metadata  the file's metadata, validated; icc is the colour profile of `pixels`, b"" for sRGB
+    lossless  whether this file's pixels are stored without loss, in a format that is usually lossy
+    orientation  of EXIF, 1 to 8, which was applied to the pixels
+    stored    (width, height) in the file, before the orientation was applied; None: as the pixels are
+    metadata  the file's metadata, validated, as it was stored: what counts in pixels is that of the file;
+              icc is the colour profile of `pixels`, b"" for sRGB
     warnings  what was dropped or changed while decoding, for the user
     """
 
@@ -69,6 +73,9 @@ class Meta:
     grey: bool = False
     depth: int = 8
     linear: bool = False
+    lossless: bool = False
+    orientation: int = 1
+    stored: tuple[int, int] | None = None
     metadata: RawMetadata = RawMetadata()
     warnings: tuple[str, ...] = ()
 
@@ -101,6 +108,7 @@ class _Raw:
     samples: np.ndarray
     blocks: RawMetadata
     apply_orientation: bool = True  # the EXIF orientation has yet to be applied
+    lossless: bool = False
 
 
 _Reader = Callable[[bytes, CheckSize, "list[str]"], _Raw]
@@ -172,6 +180,10 @@ def size(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Size:
 
 def _known_form(data: bytes) -> str:
     image_format = sniff(data[:256])
+    if name := camera_raw.camera(data[:256]):
+        raise UnsupportedImage(
+            f"this is a camera raw file ({name}); develop it, or use one of {', '.join(READABLE)}"
+        )
     if image_format is None:
         reason = "not an image in a supported format" if data else "empty"
         raise UnsupportedImage(f"the file is {reason}; use one of {', '.join(READABLE)}")
@@ -180,18 +192,40 @@ def _known_form(data: bytes) -> str:
 
 def _read_jpeg(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
     image, blocks = jpeg.split_metadata(data)
-    return _samples(_open(image, "JPEG", check), blocks, warnings)
+    if jpeg.FURTHER_PICTURES in blocks.others:
+        warnings.append(_FIRST_ONLY)
+        blocks = replace(blocks, others=tuple(set(blocks.others) - {jpeg.FURTHER_PICTURES}))
+    frame = jpeg.frame(image)
+    check(frame.width, frame.height)
+    if frame.hierarchical:
+        raise UnsupportedImage("hierarchical JPEG is not supported; save the photo as ordinary JPEG or PNG")
+    complete = jpeg.has_end(image)
+    if frame.lossless or frame.bits > 8:
+        if not complete:
+            raise ValueError("no end marker")
+        return _Raw(jpeg.decode_deep(image, frame), blocks, lossless=frame.lossless)
+    if complete:
+        return _samples(_open(image, "JPEG", check), blocks, warnings)
+    # What follows the last pixel is not read: all endings give one picture only if all of it is there
+    first, *others = (_open(ended, "JPEG", check) for ended in jpeg.with_ends(image))
+    if any(other.tobytes() != first.tobytes() for other in others):
+        raise ValueError("truncated")
+    warnings.append("the file lacks its end marker; all pixels are there")
+    return _samples(first, blocks, warnings)
 
 
 def _read_png(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    check(*png.size(data), part=True, frames=png.frame_count(data))
+    frames = png.frame_count(data)
+    check(*png.size(data), part=True, frames=frames)
+    if frames > 1:
+        warnings.append(_FIRST_ONLY)
     image, blocks = png.split_metadata(data, warnings)
     check(*png.size(image))
     return _Raw(imagecodecs.png_decode(image), blocks)
 
 
 def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    block = metadata.parse_exif(data, warnings)
+    data, block = tiff.main_page(data, metadata.parse_exif(data, warnings))
     directory = tiff.Directory(block)
     check(directory.width, directory.height)
     check(*directory.tile, part=True)
@@ -199,9 +233,11 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
     if block.has_next:
         warnings.append(_FIRST_ONLY)
     exif, dpi = metadata.serialize_exif(block), metadata.resolution(block)
-    blocks = replace(directory.metadata(), exif=exif, dpi=dpi)
+    blocks = replace(directory.metadata(), exif=exif, dpi=dpi, others=metadata.left_out(block))
     samples = tiff.decode(data, directory)
     if samples is not None:
+        if directory.channels > np.atleast_3d(samples).shape[2]:
+            warnings.append("channels beyond colour and alpha were left out")
         return _Raw(samples, blocks)
     try:
         image = _open(directory.strip_metadata(data), "TIFF", check)
@@ -226,9 +262,16 @@ def _read_heif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
 def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, image_format: str) -> _Raw:
     image = _open(data, image_format, check)
     blocks = RawMetadata.from_pillow(image.info)
-    if getattr(image, "is_animated", False):
+    animated = getattr(image, "is_animated", False)
+    if animated:
         warnings.append(_FIRST_ONLY)
-    return _samples(image, blocks, warnings)
+    if image_format == "GIF" and b"XMP DataXMP" in data:
+        blocks = replace(blocks, others=(Item("XMP"),))
+    if image_format != "WEBP":
+        return _samples(image, blocks, warnings)
+    chunks = webp.chunks(data)
+    raw = _samples(image, replace(blocks, others=webp.others(chunks)), warnings)
+    return replace(raw, lossless=not animated and webp.LOSSLESS in chunks)
 
 
 def _open(data: bytes, image_format: str, check: CheckSize) -> Image.Image:
@@ -243,6 +286,7 @@ def _open(data: bytes, image_format: str, check: CheckSize) -> Image.Image:
 def _samples(image: Image.Image, blocks: RawMetadata, warnings: list[str]) -> _Raw:
     """Return the samples of a loaded 8-bit image, (H, W) or (H, W, 2 to 4). CMYK and Lab become sRGB."""
     if image.mode in ("CMYK", "LAB"):
+        warnings.append(f"the colours were converted from {image.mode.replace('LAB', 'Lab')} to sRGB")
         image, blocks = _to_srgb(image, blocks.icc, warnings), replace(blocks, icc=b"")
     target = _TARGETS.get(image.mode)
     if target is None:
@@ -288,10 +332,8 @@ def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
 def _photo(image_format: str, raw: _Raw, warnings: list[str]) -> Photo:
     blocks = raw.blocks
     block = metadata.parse_exif(blocks.exif, warnings)
-    samples = raw.samples
-    if raw.apply_orientation:
-        samples = _upright(samples, metadata.orientation(block))
-    samples = np.atleast_3d(samples)
+    orientation = metadata.orientation(block)
+    samples = np.atleast_3d(_upright(raw.samples, orientation) if raw.apply_orientation else raw.samples)
     channels = samples.shape[2]
     grey, depth = channels < 3, samples.dtype.itemsize * 8
     pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]
@@ -304,17 +346,25 @@ def _photo(image_format: str, raw: _Raw, warnings: list[str]) -> Photo:
     if linear:
         pixels = icc.encode_linear(pixels)
         alpha = None if alpha is None else alpha.astype(np.uint16) * (257 if depth == 8 else 1)
+    others = [*blocks.others]
+    if image_format != "tiff":  # whose reader did this
+        others += [*metadata.left_out(block), *([THUMBNAIL] if block.has_next else [])]
+    height, width = samples.shape[:2]
     meta = Meta(
         image_format,
         grey=grey,
         depth=depth,
         linear=linear,
+        lossless=raw.lossless,
+        orientation=orientation,
+        stored=(height, width) if orientation >= 5 else (width, height),
         metadata=replace(
             blocks,
             icc=profile,
             exif=metadata.serialize_exif(block),
             xmp=xmp.validate(blocks.xmp, warnings),
             dpi=metadata.plausible_dpi(blocks.dpi) or metadata.resolution(block),
+            others=tuple(sorted(set(others))),
         ),
         warnings=tuple(dict.fromkeys(warnings)),  # deduplicated
     )

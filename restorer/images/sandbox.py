@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from ..options import Limits
 from . import photo, sandbox_worker
-from .formats.metadata import RawMetadata
+from .formats.metadata import Item, RawMetadata
 from .photo import Meta, Photo, Size
 from .sandbox_worker import BLOCKS, LENGTH, SECONDS, Sink, Source
 
@@ -131,12 +131,19 @@ def _meta(fields: dict[str, Any], blocks: dict[str, bytes]) -> Meta:
     if fields["format"] not in photo.FORMATS or fields["depth"] not in (8, 16):
         raise ValueError("unknown format or depth")
     dpi = fields["dpi"] and (float(fields["dpi"][0]), float(fields["dpi"][1]))
+    others = [Item(*(str(text)[:_MAX_TEXT] for text in item)) for item in fields["others"][:_MAX_WARNINGS]]
+    if fields["orientation"] not in range(1, 9):
+        raise ValueError("unknown orientation")
+    stored = fields["stored"] and (_natural(fields["stored"][0]) or 1, _natural(fields["stored"][1]) or 1)
     return Meta(
         fields["format"],
         grey=fields["grey"] is True,
         depth=fields["depth"],
         linear=fields["linear"] is True,
-        metadata=RawMetadata(dpi=dpi, **blocks),
+        lossless=fields["lossless"] is True,
+        orientation=int(fields["orientation"]),
+        stored=stored,
+        metadata=RawMetadata(dpi=dpi, others=tuple(others), **blocks),
         warnings=tuple(str(text)[:_MAX_TEXT] for text in fields["warnings"][:_MAX_WARNINGS]),
     )
 

@@ -33,13 +33,15 @@ from .photo import Photo
 resource: Any = importlib.import_module("resource") if os.name == "posix" else None
 SECONDS = 10.0  # per file, of wall-clock and of CPU time
 LENGTH = struct.Struct(">I")
-BLOCKS = ("icc", "exif", "xmp", "iptc", "comment", "text")  # fields of Meta, sent as raw bytes
+# Fields of RawMetadata that are sent as raw bytes
+BLOCKS = ("icc", "exif", "xmp", "iptc", "resources", "comment", "text")
 READY = b"r"
 # What photo.py opens with Pillow; PNG and HEIC have other readers
 _PLUGINS = ("JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 # imagecodecs imports these on first use, when the worker may no longer open files
 _CODECS = (
     "png",
+    "jpeg8",
     "avif",
     "lzw",
     "zlib",
@@ -72,7 +74,7 @@ def photo_header(decoded: Photo) -> dict[str, Any]:
     """Return what the receiver needs to read a photo's blocks and samples from the bytes that follow."""
     meta = asdict(decoded.meta)
     metadata = meta.pop("metadata")
-    meta["dpi"] = metadata["dpi"]
+    meta |= {"dpi": metadata["dpi"], "others": metadata["others"]}
     blocks = {name: len(metadata[name]) for name in BLOCKS}
     shape, dtype = decoded.pixels.shape[:2], str(decoded.pixels.dtype)
     alpha = decoded.alpha is not None

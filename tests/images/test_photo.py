@@ -1,6 +1,7 @@
 """Decoding: formats, bit depths and channels; orientation; unsupported and damaged files."""
 
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from restorer.errors import DamagedImage, ImageTooLarge, RestoreError, UnsupportedImage
-from restorer.images import photo
+from restorer.images import photo, sandbox
 from restorer.images.formats import tiff
 from tests import broken, pictures
 from tests.conftest import photo_like
@@ -172,8 +173,7 @@ def test_first_of_several_images_decodes(image_format):
         pictures.pillow(first, image_format, save_all=True, append_images=[second], **options)
     )
     np.testing.assert_allclose(read.pixels, np.asarray(first), atol=1)
-    if image_format != "PNG":  # an animated PNG is a still image with ignored chunks
-        assert any("only the first picture" in warning for warning in read.meta.warnings)
+    assert any("only the first picture" in warning for warning in read.meta.warnings)
 
 
 def test_first_image_of_mpo_decodes(rng):
@@ -193,7 +193,72 @@ def test_jpeg_decodes_as_in_pillow(mode, rng):
     assert read.meta.grey == (mode == "L")
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": 2}]
+)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_jpeg_that_lacks_only_its_end_marker_is_read(mode, options, rng):
+    image = Image.fromarray(photo_like(rng, 60, 76)).convert(mode)
+    data = pictures.pillow(image, "JPEG", quality=92, **options)
+    for cut in (1, 2):
+        read = read_exactly(data[:-cut], np.asarray(Image.open(io.BytesIO(data))))
+        assert read.meta.warnings == ("the file lacks its end marker; all pixels are there",)
+    for cut in (*range(5, 60), *range(60, len(data) // 2, 97)):
+        try:
+            pixels = samples_of(photo.decode(data[:-cut]))
+        except DamagedImage:
+            continue
+        np.testing.assert_array_equal(pixels, np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_progressive_jpeg_that_ends_after_a_scan_is_damaged(rng):
+    data = pictures.pillow(photo_like(rng, 60, 76), "JPEG", quality=92, progressive=True)
+    starts = [match.start() for match in re.finditer(rb"\xff\xda", data)]
+    for start in starts[1:]:
+        with pytest.raises(DamagedImage):
+            photo.decode(data[:start])
+
+
+@pytest.mark.parametrize("decode", [photo.decode, sandbox.decode])
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lossless_jpeg_decodes_exactly(channels, bits, decode, rng):
+    stored = pictures.noise(rng, 20, 31, channels, deep=bits > 8) >> (16 - bits if bits > 8 else 0)
+    if bits == 8 and channels == 1:
+        pytest.skip("imagecodecs does not write it")
+    data = bytes(imagecodecs.jpeg_encode(stored, lossless=True, bitspersample=bits))
+    read = decode(data)
+    top = 2**bits - 1
+    expected = stored if bits == 8 else np.rint(stored * (65535 / top)).astype(np.uint16)
+    np.testing.assert_array_equal(samples_of(read), expected)
+    assert read.meta.lossless and photo.size(data) == (31, 20)
+
+
+def test_12_bit_jpeg_is_scaled_to_16_bits(rng):
+    stored = photo_like(rng, 40, 60)[..., 0].astype(np.uint16) * 16
+    data = bytes(imagecodecs.jpeg_encode(stored, level=100, bitspersample=12))
+    read = photo.decode(data)
+    assert np.abs(read.pixels[..., 0] / (65535 / 4095) - stored).max() < 8
+    with pytest.raises(DamagedImage):
+        photo.decode(data[: len(data) // 2])
+
+
 # TIFF
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("place", ["next", "subdirectory"])
+def test_a_tiff_whose_first_page_is_a_thumbnail_gives_the_full_page(place, bigtiff, rng):
+    full, small = pictures.noise(rng, 40, 50), pictures.noise(rng, 8, 10)
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out, bigtiff=bigtiff) as file:
+        options = {"photometric": "rgb", "metadata": None}
+        nested = {"subifds": 1} if place == "subdirectory" else {}
+        file.write(small, subfiletype=1, extratags=[(315, "s", 0, "An Author", True)], **nested, **options)
+        file.write(full, **options)
+    read = read_exactly(out.getvalue(), full)
+    assert b"An Author" in read.meta.metadata.exif
+    assert photo.size(out.getvalue()) == (50, 40)
 
 
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits"])
@@ -257,7 +322,9 @@ def test_division_by_alpha_rounds_to_nearest():
 
 def test_unspecified_extra_channel_of_tiff_is_dropped(rng):
     stored = pictures.noise(rng, 20, 31, 4, deep=True)
-    read_exactly(pictures.tiff(stored, photometric="rgb", extrasamples=["unspecified"]), stored[..., :3])
+    data = pictures.tiff(stored, photometric="rgb", extrasamples=["unspecified"])
+    read = read_exactly(data, stored[..., :3])
+    assert read.meta.warnings == ("channels beyond colour and alpha were left out",)
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -559,6 +626,50 @@ def test_camera_raw_files_are_refused(tags, rng):
         photo.decode(pictures.tiff(pictures.noise(rng, 8, 9), photometric="rgb", **reduced))
 
 
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"II*\0\x10\0\0\0CR\2\0", "Canon CR2"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "Canon CR3"),
+        (b"FUJIFILMCCD-RAW 0201", "Fujifilm RAF"),
+        (b"IIRO\x08\0\0\0", "Olympus ORF"),
+        (b"IIU\0\x18\0\0\0", "Panasonic RW2"),
+    ],
+)
+def test_camera_raw_files_are_recognised_by_their_first_bytes(start, name):
+    with pytest.raises(UnsupportedImage, match=rf"camera raw file \({name}\)") as caught:
+        photo.decode(start + bytes(200))
+    assert not isinstance(caught.value, DamagedImage)
+
+
+@pytest.mark.parametrize(("tag", "value"), [(262, 32803), (259, 34713), (259, 32767), (259, 65535)])
+@pytest.mark.parametrize("subfile", [0, 1])
+def test_previews_of_raw_files_are_not_taken_for_the_photo(subfile, tag, value, rng):
+    """NEF, ARW and others: the first directory is a preview, a subdirectory has what the sensor measured."""
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out) as file:
+        file.write(
+            pictures.noise(rng, 8, 10), photometric="rgb", subfiletype=subfile, subifds=1, metadata=None
+        )
+        file.write(pictures.noise(rng, 40, 50, 1), photometric="minisblack", metadata=None)
+    data = out.getvalue()
+    number = 1  # of photometric interpretation and of compression alike
+    for kind in (3, 4):
+        old = struct.pack("<HHIHH", tag, kind, 1, number, 0)
+        at = data.rfind(old)
+        if at > 0:
+            data = data[:at] + struct.pack("<HHII", tag, kind, 1, value) + data[at + 12 :]
+    with pytest.raises(UnsupportedImage, match="camera raw file"):
+        photo.decode(data)
+
+
+def test_pngs_of_iphone_apps_are_named():
+    header = pictures.chunk(b"CgBI", bytes(4)) + pictures.chunk(b"IHDR", bytes(13))
+    with pytest.raises(UnsupportedImage, match="CgBI") as caught:
+        photo.decode(b"\x89PNG\r\n\x1a\n" + header)
+    assert not isinstance(caught.value, DamagedImage)
+
+
 def test_tiff_with_unsupported_compression_is_refused(rng):
     """A JPEG 2000 in a strip could decompress to an image of any size."""
     data = pictures.tiff(pictures.noise(rng, 64, 64), photometric="rgb", compression="jpeg2000")
@@ -596,7 +707,7 @@ def test_size_in_second_png_header_is_checked(kind):
     small, large = (struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0) for side in (9, 50_000))
     head, body = b"\x89PNG\r\n\x1a\n", pictures.chunk(b"IDAT", zlib.compress(bytes(28 * 9)))
     for chunks in ([(kind, small), (b"IHDR", large)], [(b"IHDR", small), (kind, small), (b"IHDR", large)]):
-        with pytest.raises((ImageTooLarge, DamagedImage)):
+        with pytest.raises((ImageTooLarge, UnsupportedImage)):
             photo.decode(head + b"".join(pictures.chunk(*one) for one in chunks) + body)
 
 
@@ -855,16 +966,17 @@ def test_decompression_bombs_in_png_metadata_are_left_out(rng):
 def test_decoding_prints_nothing(rng, tmp_path):
     """Not through Python's warnings, logging or a C library."""
     junk = bytes(rng.integers(0, 256, 64, dtype=np.uint8))
-    for number, (kind, data) in enumerate(whole_files(rng).items()):
+    for number, data in enumerate(whole_files(rng).values()):
         (tmp_path / f"{number}a").write_bytes(data[: len(data) * 2 // 3])
         (tmp_path / f"{number}b").write_bytes(data[:-9])
         middle = len(data) // 8
-        if kind not in (
-            "jpeg tiff",
-            "cmyk tiff",
-            "one bit tiff",
-        ):  # libtiff's own decoders cannot be silenced
-            (tmp_path / f"{number}c").write_bytes(data[:middle] + junk[:8] + data[middle + 8 :])
+        (tmp_path / f"{number}c").write_bytes(data[:middle] + junk[:8] + data[middle + 8 :])
+    for compression in ("group3", "tiff_ccitt", "tiff_lzw"):
+        image = Image.fromarray(photo_like(rng, 60, 76)).convert("P" if "lzw" in compression else "1")
+        data = pictures.pillow(image, "TIFF", compression=compression)
+        middle = len(data) // 8
+        (tmp_path / compression).write_bytes(data[:middle] + junk[:8] + data[middle + 8 :])
+    (tmp_path / "long").write_bytes(pictures.raw_png(9, 5, 8, 2, bytes(28 * 20)))
     samples = pictures.noise(rng, 16, 20)
     intact = tiff_of_strips(samples, [samples.tobytes()], t305=(2, b"a program\0"))
     at = intact.index(struct.pack("<HHI", 305, 2, 10)) + 8

@@ -22,7 +22,7 @@ from restorer import Restorer
 from restorer.batch import runner
 from restorer.errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from restorer.images import photo, sandbox
-from restorer.images.formats.metadata import RawMetadata
+from restorer.images.formats.metadata import Item, RawMetadata
 from restorer.images.sandbox_worker import BLOCKS, LENGTH, photo_header
 from restorer.models import registry
 from restorer.options import Options
@@ -338,8 +338,15 @@ def test_invalid_response_raises_damaged_image(name, monkeypatch):
 
 
 def test_every_field_of_meta_is_transferred():
-    blocks = RawMetadata(b"icc", b"exif", b"xmp", (72.5, 300.0), b"iptc", b"comment", b"text")
-    meta = photo.Meta("tiff", grey=True, depth=16, linear=True, metadata=blocks, warnings=("a",))
+    blocks = RawMetadata(
+        *(b"icc", b"exif", b"xmp", (72.5, 300.0), b"iptc", b"resources", b"comment", b"text"),
+        others=(Item("thumbnail"), Item("IPTC", "city")),
+    )
+    meta = photo.Meta(
+        *("tiff", True, 16, True, True, 6, (3, 2)),
+        metadata=blocks,
+        warnings=("a",),
+    )
     decoded = photo.Photo(np.zeros((2, 3, 3), np.uint16), None, meta)
     header = json.loads(json.dumps(photo_header(decoded)))
     assert sandbox._meta(header["meta"], {name: getattr(blocks, name) for name in BLOCKS}) == meta

@@ -6,11 +6,13 @@ type) and silently returns an incomplete block if one entry is broken.
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Union
 
 EXIF, GPS, INTEROP = 0x8769, 0x8825, 0xA005  # entries that point to a nested directory
+_COMPRESSION, _JPEG_OFFSET, _JPEG_LENGTH = 259, 513, 514
+_SUBDIRECTORIES, _MAX_PAGES, _MAX_ROWS = 330, 1000, 200_000
 _NESTED = {0: (EXIF, GPS), EXIF: (INTEROP,)}
 ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 2, 3, 4, 5, 7, 16
 # struct codes of one value, by type: TIFF 6.0 section 2, then BigTIFF's (13 and 18 are offsets)
@@ -63,7 +65,27 @@ def parse(data: bytes) -> Block:
         raise ValueError("no TIFF header")
     reader = _Reader(data, order, big=version == 43)
     tags = reader.directory(reader.offset(8 if reader.big else 4), 0)
-    return Block(order, tags, frozenset(reader.broken), reader.has_next)
+    return Block(order, tags, frozenset(reader.broken), reader.next_offset != 0)
+
+
+def pages(data: bytes) -> Iterator[tuple[int, Block]]:
+    """Yield the offset and the tags of every directory of a TIFF file that has pixels of its own.
+
+    The first one comes first, then its subdirectories, then the directories that follow.
+    """
+    order: Order = ">" if data.startswith(b"MM") else "<"
+    reader = _Reader(data, order, big=data[2:4] in (b"+\0", b"\0+"))
+    pending, seen = [reader.offset(8 if reader.big else 4)], set[int]()
+    while pending and reader.rows < _MAX_ROWS and len(seen) < _MAX_PAGES:
+        at = pending.pop(0)
+        if at in seen or not at:
+            continue
+        seen.add(at)
+        reader.broken = set()
+        tags = reader.directory(at, 0)
+        yield at, Block(order, tags, frozenset(reader.broken), reader.next_offset != 0)
+        pending += [int(value) for value in numbers(tags.get(_SUBDIRECTORIES), order) if math.isfinite(value)]
+        pending.append(reader.next_offset)
 
 
 def numbers(entry: object, order: Order, limit: int = 256) -> tuple[float, ...]:
@@ -92,9 +114,26 @@ def make_entry(order: Order, kind: int, *values: int) -> Entry:
     return Entry(kind, struct.pack(f"{order}{len(values)}{_CODES[kind][0]}", *values))
 
 
-def serialize(order: Order, tags: Directory) -> bytes:
-    """Return a complete block: header, one directory and its nested directories."""
-    return serialize_header(order, 8) + serialize_directory(order, tags, 8)
+def serialize(order: Order, tags: Directory, thumbnail: bytes = b"") -> bytes:
+    """Return a complete block: header, one directory and its nested directories; b"" if there is no tag.
+
+    thumbnail  a JPEG file, for which a second directory is added
+    """
+    if not tags:
+        return b""
+    block = serialize_header(order, 8) + serialize_directory(order, tags, 8)
+    if not thumbnail:
+        return block
+    block += bytes(len(block) % 2)
+    start = len(block) + 2 + 3 * 12 + 4
+    second = {
+        _COMPRESSION: make_entry(order, SHORT, 6),
+        _JPEG_OFFSET: make_entry(order, LONG, start),
+        _JPEG_LENGTH: make_entry(order, LONG, len(thumbnail)),
+    }
+    pointer = 8 + 2 + 12 * struct.unpack_from(order + "H", block, 8)[0]
+    first = block[:pointer] + struct.pack(order + "I", len(block)) + block[pointer + 4 :]
+    return first + serialize_directory(order, second, len(block)) + thumbnail
 
 
 def serialize_header(order: Order, offset: int) -> bytes:
@@ -132,7 +171,7 @@ class _Reader:
         self.data, self.big = data, big
         self.order: Order = order
         self.broken: set[int] = set()
-        self.has_next = False
+        self.next_offset = self.rows = 0
         # Entries that share bytes could add up to far more than the block
         self.remaining = len(data)
 
@@ -150,6 +189,7 @@ class _Reader:
             return {}
         count = struct.unpack_from(self.order + code, self.data, at)[0]
         fitting = min(count, (len(self.data) - at - head) // row, 0xFFFF)
+        self.rows += fitting
         tags: dict[int, Entry | Directory] = {}
         for start in range(at + head, at + head + fitting * row, row):
             tag, value = self.entry(start)
@@ -164,8 +204,10 @@ class _Reader:
         if fitting < count:
             self.broken.add(parent)
         end = at + head + count * row
+        if parent == 0:
+            self.next_offset = 0
         if parent == 0 and fitting == count and end < len(self.data):
-            self.has_next = self.offset(end) != 0
+            self.next_offset = self.offset(end)
         return tags
 
     def entry(self, at: int) -> tuple[int, Entry | None]:

@@ -6,7 +6,8 @@ The container defines the orientation; the EXIF tag does not count.
 import io
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import imagecodecs
@@ -14,12 +15,24 @@ import numpy as np
 import pillow_heif
 from PIL import Image
 
-from .metadata import ASSUMED_SRGB, RawMetadata
+from .metadata import ASSUMED_SRGB, C2PA, Item, RawMetadata
 from .tiff import to_16_bits, unpremultiply
 
 _BRANDS = {
     "avif": {b"avif", b"avis"},
     "heif": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"},
+}
+# By part of an auxiliary picture's type
+_AUXILIARY = {
+    b"gainmap": "gain map",
+    b"auxid:2": "depth map",
+    b"disparity": "depth map",
+    b"depth": "depth map",
+}
+_MARKS = {
+    re.escape(bytes.fromhex("d8fec3d61b0e483c92975828877ec481")): C2PA,  # the type of a uuid box
+    rb"(?s)mpvd....ftyp": Item("motion photo"),
+    rb"(?s)infe[\2\3].{3}(..|....)\0\0tmap": Item("gain map"),
 }
 _MAX_BOXES = 1000  # at the top level: an image has five, a fragmented sequence two per fragment
 
@@ -76,7 +89,9 @@ def read_heic(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
     """
     _check_boxes(data, check)
     image = pillow_heif.open_heif(data, convert_hdr_to_8bit=False)
-    check(*image.size)
+    check(*image.size, frames=len(image))
+    if len(image) > 1:
+        warnings.append("only the first picture of the file is restored")
     samples, bits = np.asarray(image), image.info["bit_depth"]
     if samples.dtype != np.uint8:
         # pillow_heif shifts the samples, which leaves white below 65535
@@ -94,7 +109,18 @@ def _metadata(data: bytes, info: Mapping, warnings: list[str]) -> RawMetadata:
         primaries, transfer = (int.from_bytes(code, "big") for code in match.groups())
         if primaries not in (1, 2, 5, 6) or transfer in (8, 16, 18):
             warnings.append(ASSUMED_SRGB)
-    return metadata
+    return replace(metadata, others=tuple(dict.fromkeys(_others(data))))
+
+
+def _others(data: bytes) -> Iterator[Item]:
+    """Yield what the file holds beside the picture: found by the names of boxes, whose tree is not parsed."""
+    for urn in re.findall(rb"auxC\0{4}([\x20-\x7e]{1,99})\0", data)[:_MAX_BOXES]:
+        if b"alpha" not in urn and not urn.endswith(b":auxid:1"):
+            known = (name for mark, name in _AUXILIARY.items() if mark in urn.lower())
+            yield Item(next(known, "auxiliary picture"))
+    for mark, item in _MARKS.items():
+        if re.search(mark, data):
+            yield item
 
 
 def _open_avif(data: bytes, warnings: list[str]) -> tuple[Image.Image, bytes]:

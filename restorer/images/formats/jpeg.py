@@ -4,26 +4,47 @@ Decoders never see the metadata, so a broken segment cannot cost the photo; an M
 JPEG of its first image.
 """
 
+import hashlib
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import starmap
+from typing import NamedTuple
 
-from .metadata import RawMetadata
+import imagecodecs
+import numpy as np
 
-MAX_BLOCK = 65_000  # bytes: a segment holds 64 kB including its header
-MAX_PROFILE = 255 * MAX_BLOCK  # a profile is split into at most 255 segments
+from ...errors import UnsupportedImage
+from . import exif, photoshop
+from .exif import Entry
+from .metadata import C2PA, THUMBNAIL, Item, RawMetadata
+from .tiff import to_16_bits
+
+_MAX_BODY = 65_533  # bytes: a segment's length is a 16-bit number that includes itself
+_MAX_PART = 65_000  # of a profile or of Photoshop's resources
+MAX_PROFILE = 255 * _MAX_PART  # a profile is split into at most 255 segments
+_TRUNCATED, _ENDINGS = 0, 8
 _SCAN, _PADDING, _END = 0xDA, 0xFF, 0xD9
 _MAX_SEGMENTS = 10_000
 _MAX_SCANS = 100  # optimisers of progressive files write about 20
 _PADDED = re.compile(rb"\xff*")
 # What ends a scan: neither an escaped 255 of its data nor a restart marker
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_APP1, _APP2, _APP13, _COMMENT = 0xE1, 0xE2, 0xED, 0xFE
+_APP0, _APP1, _APP2, _APP11, _APP13, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xE2, 0xEB, 0xED, 0xEE, 0xEF, 0xFE
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _ICC, _PHOTOSHOP = b"ICC_PROFILE\0", b"Photoshop 3.0\0"
-_IPTC = 0x0404  # ID among Photoshop's image resources
+_PICTURES, _ENTRIES = b"MPF\0", 0xB002  # CIPA DC-007
+# What other segments that start so hold
+_OTHERS = {
+    (_APP0, b"JFXX\0"): THUMBNAIL,
+    (_APP1, b"http://ns.adobe.com/xmp/extension/\0"): Item("extended XMP"),
+    (_APP1, b"FLIR\0"): Item("thermal image (FLIR)"),
+    (_APP2, b"urn:iso:std:iso:ts:21496:-1\0"): Item("gain map"),
+    (_APP11, b"JP"): C2PA,
+}
+MAX_SIZES = {"exif": _MAX_BODY - len(_EXIF), "xmp": _MAX_BODY - len(_XMP), "comment": _MAX_BODY}
+FURTHER_PICTURES, _PREVIEWS = Item("further pictures"), Item("preview")
 
 
 def split_metadata(data: bytes) -> tuple[bytes, RawMetadata]:
@@ -40,18 +61,99 @@ def split_metadata(data: bytes) -> tuple[bytes, RawMetadata]:
         if len(image) + len(metadata) > _MAX_SEGMENTS:
             raise ValueError("too many segments")
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker in (_APP1, _APP2, _APP13, _COMMENT):
+        if _APP0 <= marker <= _APP15 or marker == _COMMENT:
             metadata.append((marker, data[at + 4 : end]))
-        else:
-            image.append(data[at:end])
+        if marker in (_APP0, _APP14) or not (_APP0 <= marker <= _APP15 or marker == _COMMENT):
+            image.append(data[at:end])  # JFIF and Adobe's segment tell how colours are stored
         at = end
-    _check_scans(data, at)
+    end = _end_of_scans(data, at)
     dpi = next(filter(None, map(_density, image)), None)
-    return b"".join([*image, data[at:]]), replace(_parse_segments(metadata), dpi=dpi)
+    blocks = _parse_segments(metadata)
+    others = dict.fromkeys((*blocks.others, *_after_end(data[end:], blocks.others)))
+    return b"".join([*image, data[at:]]), replace(blocks, dpi=dpi, others=tuple(others))
 
 
-def _check_scans(data: bytes, at: int) -> None:
-    """Raise ValueError for too many scans from `at` on: decoding each takes a pass over the image."""
+class Frame(NamedTuple):
+    """The header of a JPEG image."""
+
+    kind: int  # marker SOF0 to SOF15
+    bits: int
+    width: int
+    height: int
+    components: int
+
+    @property
+    def lossless(self) -> bool:
+        return self.kind == 0xC3
+
+    @property
+    def hierarchical(self) -> bool:
+        return self.kind in (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)
+
+
+def frame(image: bytes) -> Frame:
+    """Return the first frame header of a file without metadata. Raises ValueError if there is none."""
+    for marker, body in _image_segments(image):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) >= 6:
+            bits, height, width, components = struct.unpack_from(">BHHB", body)
+            return Frame(marker, bits, width, height, components)
+    raise ValueError("no frame header")
+
+
+def has_end(image: bytes) -> bool:
+    return all(marker != _TRUNCATED for marker, _ in _image_segments(image))
+
+
+def decode_deep(image: bytes, header: Frame) -> np.ndarray:
+    """Decode an image of more than 8 bits, or a lossless one: uint8, or uint16 over its full range."""
+    if header.components not in (1, 3) or header.bits < 8:
+        raise UnsupportedImage(
+            f"{header.bits}-bit JPEG with {header.components} channels is not supported; save it as TIFF"
+        )
+    samples = imagecodecs.jpeg_decode(image)
+    if samples.shape[:2] != (header.height, header.width):
+        raise ValueError("the header has another size")
+    return to_16_bits(samples, header.bits) if samples.itemsize > 1 and header.bits < 16 else samples
+
+
+def with_ends(image: bytes) -> Iterator[bytes]:
+    """Yield an image that lacks its end marker with different endings of pseudo-random bits.
+
+    Raises ValueError if a scan is missing.
+    """
+    missing: dict[int, set[int]] = {}
+    for marker, body in _image_segments(image):
+        if 0xC0 <= marker <= 0xC2:
+            missing = {number: set(range(64)) for number in body[6::3]}
+        elif marker == _SCAN and len(body) >= 6:
+            first, last, precision = body[-3:]
+            for number in body[1:-3:2] if precision & 15 == 0 else b"":
+                missing.get(number, set()).difference_update(range(first, last + 1))
+    if not missing or any(missing.values()):
+        raise ValueError("a scan is missing")
+    for number in range(_ENDINGS):
+        tail = hashlib.sha256(bytes([number])).digest().replace(b"\xff", b"\xfe")
+        tail = bytes([tail[0] & 0x3F | number << 6 & 0xC0]) + tail[1:]  # the first two bits take every value
+        yield image.rstrip(b"\xff") + tail.replace(b"\xff", b"\xfe") + bytes([0xFF, _END])
+
+
+def _image_segments(image: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and body of the segments of a file without metadata, last _TRUNCATED without an end."""
+    at = 2
+    while match := _MARKER.search(image, at):
+        marker = image[match.start() + 1]
+        if marker == _END:
+            return
+        at = match.end() + max(int.from_bytes(image[match.end() : match.end() + 2], "big"), 2)
+        yield marker, image[match.end() + 2 : at]
+    yield _TRUNCATED, b""
+
+
+def _end_of_scans(data: bytes, at: int) -> int:
+    """Return where the image whose scans start at `at` ends.
+
+    Raises ValueError for too many scans: decoding each takes a pass over the image.
+    """
     scans = segments = 0
     while (match := _MARKER.search(data, at)) and data[match.start() + 1] != _END:
         scans += data[match.start() + 1] == _SCAN
@@ -59,12 +161,25 @@ def _check_scans(data: bytes, at: int) -> None:
         if scans > _MAX_SCANS or segments > _MAX_SEGMENTS:
             raise ValueError("too many scans")
         at = match.end() + max(int.from_bytes(data[match.end() : match.end() + 2], "big"), 2)
+    return match.end() if match else len(data)
+
+
+def _after_end(rest: bytes, others: tuple[Item, ...]) -> Iterator[Item]:
+    """Yield what follows the image, which cameras use for a movie and for pictures."""
+    rest = rest.lstrip(b"\0\xff\r\n ") if not rest.startswith(b"\xff\xd8") else rest
+    if b"ftyp" in rest or b"MotionPhoto_Data" in rest:
+        yield Item("motion photo")
+    elif rest.startswith((b"\xff\xd8", b"\xd8\xff")):
+        if not {FURTHER_PICTURES, _PREVIEWS}.intersection(others):
+            yield FURTHER_PICTURES
+    elif rest:
+        yield Item("data after the end of the picture")
 
 
 def insert_segments(image: bytes, metadata: RawMetadata) -> bytes:
     """Insert metadata into a JPEG file that starts with a JFIF segment and has no metadata yet.
 
-    Each block is at most MAX_BLOCK bytes, the profile MAX_PROFILE.
+    The blocks have at most MAX_SIZES bytes, the profile MAX_PROFILE.
     """
     at = 4 + int.from_bytes(image[4:6], "big")
     start = image[:at]
@@ -79,15 +194,17 @@ def _segment_bodies(metadata: RawMetadata) -> Iterator[tuple[int, bytes]]:
         yield _APP1, _EXIF + metadata.exif
     if metadata.xmp:
         yield _APP1, _XMP + metadata.xmp
-    if metadata.iptc:
-        body = _PHOTOSHOP + struct.pack(">4sHHI", b"8BIM", _IPTC, 0, len(metadata.iptc)) + metadata.iptc
-        yield _APP13, body + bytes(len(body) % 2)
-    count = -(-len(metadata.icc) // MAX_BLOCK)
-    for index in range(count):
-        part = metadata.icc[index * MAX_BLOCK :][:MAX_BLOCK]
-        yield _APP2, _ICC + bytes([index + 1, count]) + part
+    for part in _parts(photoshop.join(metadata.iptc, metadata.resources)):
+        yield _APP13, _PHOTOSHOP + part
+    profile = _parts(metadata.icc)
+    for number, part in enumerate(profile, 1):
+        yield _APP2, _ICC + bytes([number, len(profile)]) + part
     if metadata.comment:
         yield _COMMENT, metadata.comment
+
+
+def _parts(block: bytes) -> list[bytes]:
+    return [block[at : at + _MAX_PART] for at in range(0, len(block), _MAX_PART)]
 
 
 def _segment(marker: int, body: bytes) -> bytes:
@@ -96,26 +213,54 @@ def _segment(marker: int, body: bytes) -> bytes:
 
 def _parse_segments(segments: list[tuple[int, bytes]]) -> RawMetadata:
     profile: dict[int, bytes] = {}
-    exif, resources = bytearray(), bytearray()
-    comment = xmp = b""
+    exif_block, resources = bytearray(), bytearray()
+    comments, others, xmp = [], [], b""
     for marker, body in segments:
         if marker == _COMMENT:
-            comment = comment or body
-        elif body.startswith(b"Exif\0"):  # a long block continues in the next segment
-            exif += body[len(_EXIF) :]
-        elif body.startswith(_XMP):
+            comments.append(body)
+        elif marker == _APP1 and body.startswith(b"Exif\0"):  # a long block continues in the next segment
+            exif_block += body[len(_EXIF) :]
+        elif marker == _APP1 and body.startswith(_XMP):
             xmp = xmp or body[len(_XMP) :]
-        elif body.startswith(_ICC) and len(body) > 14:
+        elif marker == _APP2 and body.startswith(_ICC) and len(body) > 14:
             profile[body[12]] = body[14:]
-        elif body.startswith(_PHOTOSHOP):
+        elif marker == _APP13 and body.startswith(_PHOTOSHOP):
             resources += body[len(_PHOTOSHOP) :]
+        else:
+            others += _other(marker, body)
+    iptc, remaining = photoshop.split(bytes(resources))
     return RawMetadata(
         icc=b"".join(profile[number] for number in sorted(profile)),
-        exif=bytes(exif),
+        exif=bytes(exif_block),
         xmp=xmp,
-        iptc=_caption(bytes(resources)),
-        comment=comment,
+        iptc=iptc,
+        resources=remaining,
+        comment=b"\n".join(dict.fromkeys(comments)),
+        others=tuple(others),
     )
+
+
+def _other(marker: int, body: bytes) -> Iterator[Item]:
+    """Yield what a segment without a field in RawMetadata holds."""
+    if marker == _APP2 and body.startswith(_PICTURES):
+        yield from _further_pictures(body[len(_PICTURES) :])
+        return
+    known = (item for (number, start), item in _OTHERS.items() if marker == number and body.startswith(start))
+    if item := next(known, None):
+        yield item
+    elif marker not in (_APP0, _APP14):
+        yield Item("JPEG segments", f"APP{marker - _APP0}")
+
+
+def _further_pictures(index: bytes) -> Iterator[Item]:
+    """Yield what the pictures after the first are by the index of a multi-picture file."""
+    try:
+        entries = exif.parse(index).tags.get(_ENTRIES)
+    except ValueError:
+        return
+    if isinstance(entries, Entry):
+        purposes = entries.body[1 if index.startswith(b"MM") else 2 :: 16]  # bits 16 to 23 of the attributes
+        yield from (_PREVIEWS if purpose == 1 else FURTHER_PICTURES for purpose in purposes[1:])
 
 
 def _density(segment: bytes) -> tuple[float, float] | None:
@@ -125,16 +270,3 @@ def _density(segment: bytes) -> tuple[float, float] | None:
     unit, x, y = struct.unpack_from(">BHH", segment, 11)
     scale = {1: 1.0, 2: 2.54}.get(unit)
     return (x * scale, y * scale) if scale else None
-
-
-def _caption(resources: bytes) -> bytes:
-    """Return the IPTC record among Photoshop's image resources, or b""."""
-    at = 0
-    while resources[at : at + 4] == b"8BIM" and at + 12 <= len(resources):
-        code, name = struct.unpack_from(">HB", resources, at + 4)
-        at += 6 + (name + 2) // 2 * 2  # the name with its length byte is padded to an even length
-        size = int.from_bytes(resources[at : at + 4], "big")
-        if code == _IPTC:
-            return resources[at + 4 : at + 4 + size]
-        at += 4 + size + size % 2
-    return b""

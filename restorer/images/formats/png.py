@@ -3,14 +3,15 @@
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from ...errors import UnsupportedImage
 from ..resample import Rows
-from . import png_encoder
-from .metadata import ASSUMED_SRGB, RawMetadata
+from . import photoshop, png_encoder
+from .metadata import ASSUMED_SRGB, C2PA, Item, RawMetadata
 from .png_encoder import make_chunk
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -26,7 +27,12 @@ _MAX_CHUNKS = 200_000  # an IDAT chunk often holds 8 kB
 _SEARCHED = 1 << 20  # bytes in which IDAT, and acTL before it, are looked for
 # ImageMagick's form of metadata before eXIf existed: a line break, a name, a length, then hexadecimal
 _PROFILE = b"Raw profile type "
-_EXIF_PROFILES = (_PROFILE + b"exif\0", _PROFILE + b"APP1\0")
+# Which field of the metadata such a profile is for
+_PROFILES = {b"exif": "exif", b"APP1": "exif", b"xmp": "xmp", b"iptc": "photoshop", b"8bim": "photoshop"}
+_XMP_IN_APP1 = b"http://ns.adobe.com/xap/1.0/\0"
+# Chunks that tell how the pixels are meant, or that belong to an animation, which is named by itself
+_PICTURE_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"sBIT", b"acTL", b"fcTL", b"fdAT", b"mDCV", b"cLLI")
+_OTHERS = {b"caBX": C2PA}
 
 
 def split_metadata(data: bytes, warnings: list[str]) -> tuple[bytes, RawMetadata]:
@@ -35,7 +41,7 @@ def split_metadata(data: bytes, warnings: list[str]) -> tuple[bytes, RawMetadata
     A broken metadata chunk is dropped, which is added to `warnings`. Raises ValueError for a broken or
     unknown critical chunk, and for too many chunks.
     """
-    image, text = [data[:_SIGNATURE]], []
+    image, text, others = [data[:_SIGNATURE]], [], []
     fields: dict[str, Any] = {}
     inflate = _Inflater()
     other_chunks, assumed_srgb = 0, False
@@ -47,15 +53,23 @@ def split_metadata(data: bytes, warnings: list[str]) -> tuple[bytes, RawMetadata
             if not intact or kind not in _IMAGE_CHUNKS:
                 raise ValueError(f"broken chunk {kind!r}")
             image.append(chunk)
-        elif not intact or not _read_chunk(fields, kind, chunk, inflate):
+        elif not intact or (used := _read_chunk(fields, kind, chunk[8:-4], inflate)) is None:
             warnings.append("a damaged metadata chunk was left out")
-        elif kind in _TEXT_CHUNKS and not chunk.startswith((_XMP, _PROFILE), 8):
+        elif kind in _TEXT_CHUNKS and not used:
             text.append(chunk)
+        elif not used and kind not in _PICTURE_CHUNKS:
+            others.append(_OTHERS.get(kind) or Item("PNG chunks", kind.decode("ascii", "replace")))
         if kind in (b"cICP", b"gAMA") and intact and not _resembles_srgb(kind, chunk[8:-4]):
             assumed_srgb = True
     if assumed_srgb and not fields.get("icc"):
         warnings.append(ASSUMED_SRGB)
-    return b"".join([*image, make_chunk(b"IEND", b"")]), RawMetadata(**fields, text=b"".join(text))
+    resources = fields.pop("photoshop", b"")
+    if resources.startswith(b"8BIM"):
+        fields["iptc"], fields["resources"] = photoshop.split(resources)
+    elif resources.startswith(b"\x1c"):
+        fields["iptc"] = resources
+    blocks = RawMetadata(**fields, text=b"".join(text), others=tuple(dict.fromkeys(others)))
+    return b"".join([*image, make_chunk(b"IEND", b"")]), blocks
 
 
 def _resembles_srgb(kind: bytes, body: bytes) -> bool:
@@ -72,7 +86,12 @@ def frame_count(data: bytes) -> int:
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Return (width, height). Raises ValueError if the file does not start with a header."""
+    """Return (width, height). Raises ValueError if the file does not start with a header.
+
+    Raises UnsupportedImage for Apple's own kind of PNG, which is compressed and ordered differently.
+    """
+    if data[_SIGNATURE + 4 : _SIGNATURE + 8] == b"CgBI":
+        raise UnsupportedImage("this is a PNG in Apple's CgBI format, from an iPhone app; convert it to PNG")
     if data[_SIGNATURE + 4 : _SIGNATURE + 8] != b"IHDR":
         raise ValueError("no IHDR chunk")
     width, height = struct.unpack_from(">II", data, _SIGNATURE + 8)
@@ -118,34 +137,63 @@ class _Inflater:
         return plain if stream.eof and self._remaining else b""
 
 
-def _read_chunk(fields: dict[str, Any], kind: bytes, chunk: bytes, inflate: _Inflater) -> bool:
-    """Put the chunk into the fields for RawMetadata; return False if it is broken."""
-    body = chunk[8:-4]
+def _read_chunk(fields: dict[str, Any], kind: bytes, body: bytes, inflate: _Inflater) -> bool | None:
+    """Put the chunk into the fields for RawMetadata; return whether it is for one, None if it is broken."""
     if kind == b"iCCP":
         fields["icc"] = inflate(body.partition(b"\0")[2][1:])
-        return fields["icc"] != b""
+        return True if fields["icc"] else None
     if kind == b"eXIf":
         fields["exif"] = body
-    elif kind == b"pHYs" and len(body) == 9 and body[8] == 1:  # pixels per metre
+    elif kind == b"pHYs" and len(body) == 9:
         x, y = struct.unpack_from(">II", body)
-        fields["dpi"] = x * _INCH, y * _INCH
+        if body[8] == 1:  # pixels per metre
+            fields["dpi"] = x * _INCH, y * _INCH
+        return body[8] == 1 or x == y
     elif kind == b"iTXt" and body.startswith(_XMP):
         compressed, texts = body[len(_XMP) :][:1] == b"\1", body[len(_XMP) + 2 :].split(b"\0", 2)
         fields["xmp"] = inflate(texts[-1]) if compressed else texts[-1]
-        return fields["xmp"] != b""
-    elif body.startswith(_EXIF_PROFILES) and kind in _TEXT_CHUNKS:
-        fields["exif"] = fields.get("exif") or _exif_from_text(body, inflate if kind == b"zTXt" else None)
+        return True if fields["xmp"] else None
+    elif kind in _TEXT_CHUNKS and body.startswith(_PROFILE):
+        name = body.partition(b"\0")[0][len(_PROFILE) :]
+        return name in _PROFILES and _read_profile(fields, name, body, inflate if kind == b"zTXt" else None)
+    else:
+        return False
     return True
 
 
-def _exif_from_text(body: bytes, inflate: _Inflater | None) -> bytes:
+def _read_profile(fields: dict[str, Any], name: bytes, body: bytes, inflate: _Inflater | None) -> bool | None:
+    """Take a profile as ImageMagick stores it, unless another chunk has it; return None if it is broken."""
     text = body.partition(b"\0")[2]
     lines = (inflate(text[1:]) if inflate else text).split(b"\n", 3)
     try:
         block = bytes.fromhex(lines[-1].decode("ascii"))
     except ValueError:
-        return b""
-    return block if block.startswith(b"Exif\0") else b""
+        return None
+    field = _PROFILES[name]
+    if block.startswith(_XMP_IN_APP1):
+        field, block = "xmp", block[len(_XMP_IN_APP1) :]
+    if not block or (field == "exif" and not block.startswith(b"Exif\0")):
+        return None
+    fields[field] = fields.get(field) or block
+    return True
+
+
+def keywords(text: bytes) -> Iterator[str]:
+    """Yield the keyword of each text chunk."""
+    for _, chunk, _ in _chunks(bytes(_SIGNATURE) + text):
+        yield _keyword(chunk)
+
+
+def remove_text(text: bytes, unwanted: Callable[[str], bool]) -> bytes:
+    """Remove the text chunks with unwanted keywords, and profiles that ImageMagick stored as text."""
+    chunks = (chunk for _, chunk, _ in _chunks(bytes(_SIGNATURE) + text))
+    return b"".join(
+        chunk for chunk in chunks if not unwanted(_keyword(chunk)) and not chunk.startswith(_PROFILE, 8)
+    )
+
+
+def _keyword(chunk: bytes) -> str:
+    return chunk[8:-4].partition(b"\0")[0].decode("latin-1")
 
 
 def _metadata_chunks(metadata: RawMetadata) -> Iterator[bytes]:
@@ -158,4 +206,18 @@ def _metadata_chunks(metadata: RawMetadata) -> Iterator[bytes]:
         yield make_chunk(b"eXIf", metadata.exif)
     if metadata.xmp:
         yield make_chunk(b"iTXt", _XMP + bytes(4) + metadata.xmp)
+    if resources := photoshop.join(metadata.iptc, metadata.resources):
+        lines = b"\niptc\n%8d\n%s\n" % (len(resources), resources.hex().encode())
+        yield make_chunk(b"zTXt", _PROFILE + b"iptc\0\0" + zlib.compress(lines))
+    if metadata.comment:
+        yield _comment(metadata.comment.replace(b"\0", b""))
     yield metadata.text
+
+
+def _comment(text: bytes) -> bytes:
+    """Return a text chunk: iTXt for UTF-8, else tEXt, which holds Latin-1."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return make_chunk(b"tEXt", b"Comment\0" + text)
+    return make_chunk(b"iTXt", b"Comment" + bytes(5) + text)

@@ -3,16 +3,20 @@
 Written by hand because Pillow reduces 16-bit colour to 8 bits and does not support 16-bit grey with alpha.
 """
 
+import ctypes
 import io
 import logging
+import struct
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import PIL
 import tifffile
 
 from ...errors import UnsupportedImage
 from ..resample import Rows, lookup, map_stripes
-from . import exif
+from . import exif, photoshop
 from .exif import Block, Entry
 from .metadata import RawMetadata
 
@@ -23,7 +27,11 @@ _ROWS = 256  # converted at a time
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIPS, _CHANNELS, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _SAMPLE_FORMAT = 322, 323, 324, 325, 338, 339
-_XMP, _IPTC, _ICC, _DNG = 700, 33723, 34675, 50706
+_OLD_SUBFILE, _SUBDIRECTORIES = 255, 330
+_RAW = "this is a camera raw file; develop it and save it as TIFF or JPEG"
+_SENSOR = (32803, 34892)  # colour filter array, linear raw
+_RAW_COMPRESSIONS = (32767, 32769, 32770, 34713, 65000, 65535)  # Sony, Epson, Samsung, Nikon, Kodak, Pentax
+_XMP, _IPTC, _RESOURCES, _ICC, _DNG = 700, 33723, 34377, 34675, 50706
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _MAX_STRIPS = 100_000  # or tiles
@@ -37,15 +45,56 @@ _PIXEL_TAGS = frozenset(
     + [338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532]
 )
 _SAMPLE_FORMATS = {2: "signed integer", 3: "floating-point", 5: "complex", 6: "complex"}
-# tifffile logs every oddity of a file, which would be printed
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
+# They log every oddity of a file, which would be printed
+for name in ("tifffile", "imagecodecs"):
+    logging.getLogger(name).addHandler(logging.NullHandler())
+# libtiff prints what it reports; Pillow has no switch for it, and raises the errors that count
+for library in Path(PIL.__file__).parent.parent.glob("pillow.libs/libtiff*"):
+    ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
+
+
+def main_page(data: bytes, first: Block) -> tuple[bytes, Block]:
+    """Return the file with its main picture first, and the tags of that picture and of the first directory.
+
+    first  the first directory, a thumbnail in some files
+
+    Raises UnsupportedImage for camera raw files.
+    """
+    if _DNG not in first.tags and not _is_reduced(first) and _SUBDIRECTORIES not in first.tags:
+        return data, first
+    pages = list(exif.pages(data))
+    if _DNG in first.tags or any(_is_raw(page) for _, page in pages):
+        raise UnsupportedImage(_RAW)
+    if not _is_reduced(first):
+        return data, first
+    offset, page = next(((at, page) for at, page in pages if not _is_reduced(page)), (0, first))
+    if not offset:
+        raise UnsupportedImage(_RAW)
+    code, at = ("Q", 8) if data[2:4] in (b"+\0", b"\0+") else ("I", 4)
+    start = data[:at] + struct.pack(page.order + code, offset)
+    unrelated = _PIXEL_TAGS | {_SUBDIRECTORIES}
+    described = {tag: value for tag, value in first.tags.items() if tag not in unrelated}
+    return start + data[len(start) :], page._replace(tags=described | page.tags)
+
+
+def _is_reduced(page: Block) -> bool:
+    """Whether a page is a thumbnail or a mask of another."""
+    kind = exif.first_int(page.tags.get(_SUBFILE), page.order)
+    return kind & 5 != 0 or exif.first_int(page.tags.get(_OLD_SUBFILE), page.order) == 2
+
+
+def _is_raw(page: Block) -> bool:
+    """Whether a page holds the samples of a sensor."""
+    tags = page.tags
+    kind, compression = (exif.first_int(tags.get(tag), page.order) for tag in (_PHOTOMETRIC, _COMPRESSION))
+    return kind in _SENSOR or compression in _RAW_COMPRESSIONS
 
 
 class Directory:
-    """The first directory of a TIFF file.
+    """The main directory of a TIFF file.
 
-    Raises UnsupportedImage for camera raw files, other compressions, more than 8 channels, more than 16
-    bits, and samples other than unsigned integers.
+    Raises UnsupportedImage for the samples of a sensor, other compressions, more than 8 channels, more than
+    16 bits, and samples other than unsigned integers.
     """
 
     def __init__(self, block: Block) -> None:
@@ -58,9 +107,9 @@ class Directory:
         self.tile = (self.number(_TILE_WIDTH), self.number(_TILE_HEIGHT)) if self.tiled else (1, 1)
         self.strip_rows = min(self.number(_STRIP_ROWS, self.height), self.height)
         sample_format = _SAMPLE_FORMATS.get(self.number(_SAMPLE_FORMAT, 1))
-        if self.number(_SUBFILE) & 1 or _DNG in block.tags:
-            raise UnsupportedImage("this is a camera raw file; develop it and save it as TIFF or JPEG")
         compression = self.number(_COMPRESSION, 1)
+        if _is_raw(block):
+            raise UnsupportedImage(_RAW)
         if compression not in _COMPRESSIONS + _LIBTIFF_COMPRESSIONS:
             raise UnsupportedImage(f"unsupported TIFF compression {compression}; save the file with LZW")
         if not 1 <= self.channels <= 8:
@@ -85,10 +134,14 @@ class Directory:
         return value.body if isinstance(value, Entry) else b""
 
     def metadata(self) -> RawMetadata:
-        """Return the profile, XMP packet and caption."""
+        """Return the profile, XMP packet, IPTC record and Photoshop's resources."""
         iptc = self.body(_IPTC)
+        copied, resources = photoshop.split(self.body(_RESOURCES))
         return RawMetadata(
-            icc=self.body(_ICC), xmp=self.body(_XMP), iptc=iptc if iptc.startswith(b"\x1c") else b""
+            icc=self.body(_ICC),
+            xmp=self.body(_XMP),
+            iptc=iptc if iptc.startswith(b"\x1c") else copied,
+            resources=resources,
         )
 
     def strip_metadata(self, data: bytes, *, height: int | None = None) -> bytes:
@@ -227,7 +280,8 @@ def encode(rows: Rows, height: int, metadata: RawMetadata) -> bytes:
         **({_EXTRA: (exif.SHORT, _UNASSOCIATED)} if channels in (2, 4) else {}),
     }
     tags |= {tag: exif.make_entry(order, kind, *values) for tag, (kind, *values) in numbers.items()}
-    for tag, body in ((_ICC, metadata.icc), (_XMP, metadata.xmp), (_IPTC, metadata.iptc)):
+    blocks = {_ICC: metadata.icc, _XMP: metadata.xmp, _IPTC: metadata.iptc, _RESOURCES: metadata.resources}
+    for tag, body in blocks.items():
         if body:
             tags[tag] = Entry(exif.UNDEFINED, body)
     end = int(starts[-1]) + int(starts[-1]) % 2

@@ -448,8 +448,8 @@ def _build_file_fields(default: Options) -> dict[str, Any]:
         ),
         "remove_gps": gr.Checkbox(
             default.remove_gps,
-            label="Remove GPS",
-            info="Removes where it was taken",
+            label="Remove location",
+            info="Removes coordinates, place names and the maker note",
             elem_id="remove_gps",
         ),
     }
