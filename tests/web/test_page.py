@@ -494,6 +494,22 @@ def test_broken_photo_does_not_stop_batch(page, rng):
         assert Image.open(archive.open("two_4x.png")).size == (160, 160)
 
 
+def test_dropped_folder_is_read_with_its_folders(page, rng, tmp_path):
+    for name in ("a.png", "below/b.png", "below/notes.txt"):
+        (tmp_path / "album" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "album" / name).write_bytes(png(photo_like(rng, 20, 20)))
+    page.get_by_role("tab", name="Many photos").click()
+    box = page.locator("#uploads").bounding_box()
+    browser = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(tmp_path / "album")], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": box["x"] + 50, "y": box["y"] + 50, "data": data}
+        browser.send("Input.dispatchDragEvent", event)
+    for name in ("a.png", "b.png"):
+        expect(page.locator("#gallery")).to_contain_text(f"{name}: waiting")
+    assert "notes" not in page.locator("#gallery").inner_text()
+
+
 def test_stop_keeps_finished_photos(page, rng):
     choose_model(page, "custom/slow")
     page.get_by_role("tab", name="Many photos").click()
