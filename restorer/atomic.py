@@ -25,7 +25,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Write a file in a folder, read it and delete it. Raises OSError."""
+    """Write a file in a folder, read it and delete it. Raises OSError.
+
+    Of a folder that does not exist yet, check the one that it would be created in.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".check") as file:
         file.write(data := uuid.uuid4().bytes)
         file.flush()

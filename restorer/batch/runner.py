@@ -176,6 +176,9 @@ class Worker:
             auto_cpu_megapixels=job.auto_cpu_megapixels,
             decoder=sandbox.decode,
         )
+        if (networks := _face_networks(job.options, self._restorer.weights)) != job.networks:
+            expected, present = (", ".join(names) or "none" for names in (job.networks, networks))
+            raise WeightsUnavailable(f"face networks here: {present}; the batch was started with {expected}")
         self._stopped = False
 
     def stop(self) -> None:
@@ -189,9 +192,9 @@ class Worker:
     def __call__(self, entry: Entry) -> Record:
         """Restore a photo, or return the record of a worker that did.
 
-        Raises the errors that are not the photo's fault: WeightsUnavailable, BadWeights, InvalidOption (an
-        absent device), OSError of the output, and DeviceLost, after which this process cannot restore
-        anything.
+        Raises the errors that are not the photo's fault: WeightsUnavailable (also for weights other than
+        the batch's), BadWeights, InvalidOption (an absent device), OSError of the output, and DeviceLost,
+        after which this process cannot restore anything.
         """
         path, digest = record_path(entry.path), self.job.digest
         record = Record(entry.path, entry.stamp, digest, STARTED)
@@ -227,10 +230,15 @@ class Worker:
         return record if same else None
 
     def _check_model(self, result: Result) -> None:
-        """Raise WeightsUnavailable if "auto" fell back to a model that is not the batch's."""
-        names = [name for name, _ in self.job.models]
-        if result.model not in names:
-            raise WeightsUnavailable(f"{' or '.join(names)} cannot be loaded here, only {result.model}")
+        """Raise WeightsUnavailable if the result's model is not the batch's: a fallback, or another file."""
+        models = dict(self.job.models)
+        if result.model not in models:
+            raise WeightsUnavailable(f"{' or '.join(models)} cannot be loaded here, only {result.model}")
+        if result.sha256 != models[result.model]:
+            raise WeightsUnavailable(
+                f"{result.model} is another file here: SHA-256 {result.sha256}, not {models[result.model]}; "
+                "copy the file of the machine that started the batch"
+            )
 
     def _restore(self, entry: Entry, record: Record) -> Record:
         try:

@@ -18,14 +18,14 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    weights, device = _weights_options(), _device_options()
-    restoring = [weights, _restore_options(), device]
+    weights, backend = _weights_options(), _backend_option()
+    restoring = [weights, _restore_options(), backend]
     _add_restore(
         commands.add_parser("restore", parents=restoring, help="restore photos and folders of photos")
     )
     _add_faces(
         commands.add_parser(
-            "faces", parents=[weights, device], help="detect faces, print a JSON line for each"
+            "faces", parents=[weights, _device_option()], help="detect faces, print a JSON line for each"
         )
     )
     _add_batch(
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--fetch", nargs="+", default=[], metavar="NAME", help="download these models first")
     _add_cost(
         commands.add_parser(
-            "cost", parents=[weights, device], help="time photos on this machine and estimate their cost"
+            "cost", parents=[weights, backend], help="time photos on this machine and estimate their cost"
         )
     )
     command = commands.add_parser(
@@ -67,9 +67,14 @@ def _weights_options() -> argparse.ArgumentParser:
     return command
 
 
-def _device_options() -> argparse.ArgumentParser:
+def _device_option() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(add_help=False)
     command.add_argument("--device", help="cuda, mps, cpu or vulkan (the fastest available)")
+    return command
+
+
+def _backend_option() -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(add_help=False, parents=[_device_option()])
     command.add_argument(
         "--backend",
         choices=("auto", *CPU_BACKENDS),

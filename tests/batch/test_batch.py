@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import restorer
-from restorer import InvalidOption
+from restorer import InvalidOption, WeightsUnavailable
 from restorer.__main__ import main
 from restorer.batch import manifest, runner
 from restorer.batch.storage import Storage
@@ -87,6 +87,13 @@ def expected_results(folder: Path, **options) -> dict[str, bytes]:
         weights=folder / "weights", device="cpu:torch", model="custom/tiny", face_enhance="off", **options
     )
     return {name: direct.restore((folder / "in" / name).read_bytes()).data for name in PHOTOS}
+
+
+def direct(folder: Path, name: str) -> restorer.Result:
+    restore = restorer.pipeline.Restorer(
+        weights=folder / "weights", device="cpu:torch", model="custom/tiny", face_enhance="off"
+    )._restore
+    return restore((folder / "in" / name).read_bytes(), None, {})
 
 
 def test_each_photo_gets_a_result_and_a_record(folder, capsys):
@@ -170,6 +177,48 @@ def test_failed_photos_are_retried_on_request_or_after_a_change(folder, capsys):
     assert "broken.jpg: failed" in capsys.readouterr().err
     (folder / "in/broken.jpg").write_bytes((folder / "in/a.png").read_bytes())
     assert main(arguments(folder)) == 0
+
+
+def test_order_of_records_does_not_depend_on_the_clock(folder, monkeypatch, capsys):
+    main(arguments(folder))
+    (file,) = (folder / "out/.manifest").glob("*.jsonl")
+    file.rename(
+        file.with_name(f"{time.time_ns() + 10**18:020}-0.jsonl")
+    )  # by an earlier version, in the future
+    with monkeypatch.context() as patched:
+        patched.setattr(restorer.Restorer, "restore", lambda *_, **__: direct(folder, "a.png"))
+        assert main(arguments(folder, "--retry-failed")) == 0
+    capsys.readouterr()
+    assert main(arguments(folder)) == 0
+    assert "0 restored, 7 done before, 0 failed" in capsys.readouterr().out
+
+
+def test_record_of_a_retried_photo_survives_a_kill(folder, monkeypatch, capsys):
+    main(arguments(folder))
+    with monkeypatch.context() as patched:
+        patched.setattr(restorer.Restorer, "restore", lambda *_, **__: direct(folder, "a.png"))
+        patched.setattr(manifest.Manifest, "flush", lambda _: None)
+        patched.setattr(Storage, "remove", lambda *_: None)
+        assert main(arguments(folder, "--retry-failed")) == 0
+    capsys.readouterr()
+    assert main(arguments(folder)) == 0
+    assert "0 restored, 7 done before, 0 failed" in capsys.readouterr().out
+
+
+def test_worker_with_other_weights_of_the_same_name_restores_nothing(folder):
+    job = runner.prepare(
+        str(folder / "in"),
+        str(folder / "out"),
+        Options(model="custom/tiny", face_enhance="off"),
+        weights=str(folder / "weights"),
+        device="cpu:torch",
+    )
+    save_network(folder / "weights/custom/tiny.safetensors", seed=2)
+    with pytest.raises(WeightsUnavailable, match=f"another file here: .* not {job.models[0][1]}"):
+        runner.run(job, runner.entries(job, runner.photos(job)[:1], []), pytest.fail)
+    assert not result_names(folder)
+    with pytest.raises(WeightsUnavailable, match="face networks here: none; .* with GFPGANv1.3"):
+        runner.Worker(replace(job, networks=("GFPGANv1.3",)))
 
 
 def test_results_inside_the_photo_folder_are_not_restored_again(folder):

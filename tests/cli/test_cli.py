@@ -376,11 +376,17 @@ def test_backend_of_another_device_is_rejected(device, backend):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["restore", "a"], ["batch", "in", "out"], ["faces", "a"], ["cost"]], ids=lambda it: it[0]
+    "arguments", [["restore", "a"], ["batch", "in", "out"], ["cost"]], ids=lambda it: it[0]
 )
-def test_commands_that_compute_accept_a_backend(arguments):
+def test_commands_that_upscale_accept_a_backend(arguments):
     assert parser().parse_args(arguments).backend == "auto"
     assert parser().parse_args([*arguments, "--backend", "openvino"]).backend == "openvino"
+
+
+def test_faces_has_no_backend_as_detectors_do_not_use_one(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["faces", "a", "--backend", "ncnn"])
+    assert "unrecognized arguments: --backend" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
