@@ -1,8 +1,11 @@
 """Paste the faces into the upscaled photo and encode the result."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
+from .errors import ImageTooLarge
 from .faces import pipeline
 from .faces.paste import Face, PasteBackup, paste
 from .images import encode
@@ -98,13 +101,17 @@ def finish(
             plain.pixels[part.rows, part.columns][hidden] = part.pixels[hidden]
     switched_off = [index for index, strength in strengths.items() if strength == 0]
     face_note = pipeline.summary(faces, off=switched_off) or detection_note
-    encoded = encode.encode(
-        plain,
-        encode.output_format(before, options.format),
-        quality=options.quality,
-        keep_metadata=options.keep_metadata,
-        remove_gps=options.remove_gps,
-        history=json.dumps(_receipt(model, sha256, source, device, options, strengths)),
+    encoded = _encode_within(
+        options.max_bytes,
+        options.quality,
+        partial(
+            encode.encode,
+            plain,
+            encode.output_format(before, options.format),
+            keep_metadata=options.keep_metadata,
+            remove_gps=options.remove_gps,
+            history=json.dumps(_receipt(model, sha256, source, device, options, strengths)),
+        ),
     )
     timer.end_stage("encode")
     all_restored = faces and all(face.restored for face in faces)
@@ -137,6 +144,32 @@ def finish(
         retries=retries,
         parts=parts,
     )
+
+
+def _encode_within(limit: int, quality: int, encode_with: Callable[..., encode.Encoded]) -> encode.Encoded:
+    """Encode at the highest quality of at most `limit` bytes, found by bisection; 0 is no limit.
+
+    Raises ImageTooLarge if the file is larger at any quality.
+    """
+    encoded = encode_with(quality=quality)
+    if not limit or len(encoded.data) <= limit:
+        return encoded
+    smallest, fitting, low, high = encoded, None, 1, quality - 1
+    while encoded.format in encode.LOSSY and low <= high:
+        middle = (low + high) // 2
+        attempt = encode_with(quality=middle)
+        if len(attempt.data) <= limit:
+            note = f"the quality was lowered from {quality} to {middle} to stay within {limit:,} bytes"
+            fitting, low = replace(attempt, warnings=(*attempt.warnings, note)), middle + 1
+        else:
+            smallest, high = attempt, middle - 1
+    if fitting is None:
+        size, name = len(smallest.data), encoded.format.upper()
+        raise ImageTooLarge(
+            f"the {name} has {size:,} bytes or more; max_bytes is {limit:,}; "
+            "use another format or a smaller scale"
+        )
+    return fitting
 
 
 def _receipt(

@@ -1,10 +1,21 @@
 """The command line's arguments; the commands are in the other modules of this package."""
 
 import argparse
+import math
 from pathlib import Path
 
 from ..errors import InvalidOption
-from ..options import CPU_BACKENDS, FACE_ENHANCE, FACE_MASKS, FORMATS, PRESETS, VULKAN, Options
+from ..options import (
+    CPU_BACKENDS,
+    FACE_ENHANCE,
+    FACE_MASKS,
+    FORMATS,
+    PRESETS,
+    PRINT_DPI,
+    VULKAN,
+    Limits,
+    Options,
+)
 from ..version import __version__
 
 
@@ -61,6 +72,15 @@ def device_name(device: str | None, backend: str) -> str | None:
     raise InvalidOption(f"backend {backend} does not run on device {device!r}; use --device cpu")
 
 
+def limits(megapixels: float) -> Limits:
+    """Return the limits for photos of so many megapixels. Raises InvalidOption."""
+    if not 0 < megapixels < math.inf:
+        raise InvalidOption(f"max_megapixels is {megapixels}; it must be above 0")
+    default = Limits()
+    pixels = round(megapixels * 1e6)
+    return Limits(pixels, pixels * default.output_pixels // default.input_pixels)
+
+
 def _weights_options() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(add_help=False)
     command.add_argument("--weights-dir", metavar="DIR", help="folder of the model files (weights/)")
@@ -93,9 +113,45 @@ def _restore_options() -> argparse.ArgumentParser:
         help=f"{', '.join(PRESETS)}, or a name listed by 'models' (%(default)s)",
     )
     command.add_argument("--outscale", type=float, default=Options.outscale, help="1 to 8 (%(default)s)")
+    command.add_argument(
+        "--long-side",
+        type=int,
+        default=Options.long_side,
+        metavar="PIXELS",
+        help="of the result, instead of --outscale",
+    )
+    command.add_argument(
+        "--print-size",
+        default=Options.print_size,
+        metavar="30x20cm",
+        help="enough pixels for a print, in mm, cm or in, instead of --outscale",
+    )
+    command.add_argument(
+        "--dpi",
+        type=int,
+        default=Options.dpi,
+        help=f"resolution to store, and of --print-size ({PRINT_DPI} for it, else the photo's, scaled)",
+    )
     command.add_argument("--format", choices=FORMATS, default=Options.format, help="(%(default)s)")
     command.add_argument(
         "--quality", type=int, default=Options.quality, help="1 to 100, for JPEG, WebP and AVIF (%(default)s)"
+    )
+    command.add_argument(
+        "--max-bytes",
+        type=int,
+        default=Options.max_bytes,
+        metavar="N",
+        help="of the file: lowers the quality until it fits; 0: any number (%(default)s)",
+    )
+    command.add_argument(
+        "--max-megapixels",
+        type=float,
+        default=Limits.input_pixels / 1e6,
+        metavar="N",
+        help="of a photo; the result may have four times as many (%(default)g)",
+    )
+    command.add_argument(
+        "--keep-times", action="store_true", help="give results the modification time of their photos"
     )
     command.add_argument(
         "--denoise",

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import fsspec
@@ -350,12 +352,10 @@ def test_lost_gpu_stops_the_process_and_counts_as_an_attempt(folder, monkeypatch
 
 
 def test_impossible_result_name_fails_only_its_photo(folder):
-    long = "x" * 250 + ".png"
-    (folder / "in" / long).write_bytes((folder / "in/a.png").read_bytes())
     (folder / "out/c_4x.png/full").mkdir(parents=True)
     assert main(arguments(folder)) == 1
     by_path = records_by_path(folder)
-    assert by_path[long]["state"] == by_path["c.PNG"]["state"] == "failed"
+    assert by_path["c.PNG"]["state"] == "failed"
     assert sum(record["state"] == "restored" for record in by_path.values()) == len(PHOTOS) - 1
 
 
@@ -458,19 +458,70 @@ def test_symbolic_links_are_followed(folder):
     assert main(command) == 2, "the output is the source"
 
 
-def test_unreadable_folder_stops_the_run(folder, monkeypatch, capsys):
-    from fsspec.implementations.local import LocalFileSystem
+def test_unreadable_folder_fails_and_does_not_stop_the_run(folder, monkeypatch, capsys):
+    (folder / "in/broken.jpg").unlink()
+    real = os.scandir
 
-    real = LocalFileSystem.ls
-
-    def ls(self, path: str, *args, **kwargs):
-        if path.endswith("/b"):
+    def scandir(path):
+        if str(path).endswith("/in/b"):
             raise PermissionError(13, "Permission denied", path)
-        return real(self, path, *args, **kwargs)
+        return real(path)
 
-    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", scandir)
+        assert main(arguments(folder)) == 1
+    printed = capsys.readouterr()
+    assert f"{folder}/in/b: failed, Permission denied" in printed.err
+    assert "4 restored, 0 done before, 1 failed, 2 left out" in printed.out
+    for name in ("notes.txt", ".hidden.png"):
+        assert f"{folder}/in/{name}: left out, " in printed.err
+    assert main(arguments(folder)) == 0
+    assert "2 restored, 4 done before, 0 failed" in capsys.readouterr().out
+
+
+def test_restore_and_batch_agree_on_the_photos_of_a_folder(folder, capsys):
+    (folder / "other").mkdir()
+    (folder / "other/far.png").write_bytes((folder / "in/a.png").read_bytes())
+    for name, target in (("album", "../other"), ("far.png", "../other/far.png"), ("again.png", "a.png")):
+        (folder / "in" / name).symlink_to(target)
+
+    def outcome() -> tuple[set[str], list[str]]:
+        errors = capsys.readouterr().err.splitlines()
+        return result_names(folder), sorted(line for line in errors if "left out" in line)
+
+    main(arguments(folder))
+    names, left_out = outcome()
+    assert {"far_4x.png", "again_4x.png"} < names and len(left_out) == 3
+    shutil.rmtree(folder / "out")
+    main(["restore", str(folder / "in"), "-o", str(folder / "out"), *arguments(folder)[3:]])
+    assert outcome() == (names, left_out)
+
+
+def test_photos_that_do_not_suit_the_size_fail_alone(folder, rng):
+    (folder / "in/large.png").write_bytes(png(photo_like(rng, 24, 70)))
+    assert main(arguments(folder, "--long-side", "64")) == 1
+    by_path = records_by_path(folder)
+    assert by_path["large.png"]["error"].endswith("choose from 70 to 560")
+    assert by_path["a.png"]["output"] == "a_64px.png"
+    assert Image.open(folder / "out/a_64px.png").size == (64, 48)
+
+
+def test_outputs_are_checked_before_the_first_photo(folder, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     assert main(arguments(folder)) == 1
-    assert "Permission denied" in capsys.readouterr().err
+    assert "the results need at least" in capsys.readouterr().err
+    assert not result_names(folder)
+    shutil.rmtree(folder / "out")
+    (folder / "out").write_text("a file")
+    assert main(arguments(folder)) == 1
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_times_can_be_copied_between_folders_of_this_machine_only(folder, capsys):
+    command = arguments(folder, "--keep-times")
+    command[2] = "memory://done"
+    assert main(command) == 2
+    assert "keep_times needs folders on this machine" in capsys.readouterr().err
 
 
 def test_second_run_at_the_same_time_is_rejected(folder, capsys):

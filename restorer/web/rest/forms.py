@@ -30,7 +30,7 @@ _RETRY_AFTER = 30  # seconds
 _FILE_FIELDS = ("files", "files[]", "file")
 _EXTENDED_NAME = re.compile(rb"filename\*\s*=\s*utf-8'[^']*'([^\s;]+)", re.IGNORECASE)
 Form = tuple[list[tuple[str, Path]], dict[str, object]]  # files as (name, path), and options by name
-_OPTION_TYPES = {field.name: type(field.default) for field in fields(Options)} | {"long_side": int}
+_OPTION_TYPES = {field.name: type(field.default) for field in fields(Options)}
 
 
 class _MultiPartParser(MultiPartParser):
@@ -185,7 +185,7 @@ def validate(service: Service, files: list[tuple[str, Path]], options: dict[str,
     """Raise Refusal for invalid options and for photos that are too large, before or after restoration."""
     limits = service.settings.limits
     try:
-        service.restorer.model(service.options(options, None))
+        service.restorer.model(service.options(options))
     except (UnknownModel, InvalidOption) as error:
         raise Refusal(422, service.user_message(error)) from error
     for name, path in files:

@@ -97,7 +97,9 @@ def _form(*, multiple: bool) -> dict[str, Any]:
         field.name: {"type": types[type(field.default)], "default": field.default}
         for field in fields(Options)
     }
-    options["long_side"] = {"type": "integer", "default": 0, "description": "in pixels; 0: use outscale"}
+    options["long_side"]["description"] = "in pixels; 0: use outscale"
+    options["print_size"] |= {"description": "replaces outscale", "example": "30x20cm"}
+    options["max_bytes"]["description"] = "lowers the quality until the file is no larger; 0: no limit"
     options["face_enhance"] = {"enum": ["auto", "true", "false"], "default": "auto"}
     options["format"]["enum"], options["face_mask"]["enum"] = list(FORMATS), list(FACE_MASKS)
     schema = {

@@ -10,7 +10,7 @@ from gradio import themes
 
 from ...images.file_types import SUFFIXES
 from ...models import registry
-from ...options import FORMATS, PRESETS
+from ...options import FORMATS, PRESETS, PRINT_DPI
 from .. import client_api, previews
 from ..gpu_queue import GPU
 from ..service import Service
@@ -353,12 +353,14 @@ def _connect_fields(page: RestoreTab, state: _State, controls: _Controls) -> Non
         )
     for name, handler, changed in (
         ("restore_faces", restore_tab.face_controls, [fields["face_model"], fields["face_strength"]]),
-        ("long_side", restore_tab.size_radio, fields["outscale"]),
         ("format", restore_tab.quality_slider, fields["quality"]),
         ("keep_metadata", restore_tab.gps_checkbox, fields["remove_gps"]),
         ("model", restore_tab.preset_radio, fields["preset"]),
     ):
         fields[name].change(handler, fields[name], changed, **_QUIET)
+    sizes = [fields["long_side"], fields["print_size"]]
+    for field in sizes:
+        field.change(restore_tab.size_radio, sizes, fields["outscale"], **_QUIET)
     network = [fields["model"], fields["preset"], fields["outscale"]]
     for field in network:
         field.change(page.denoise_slider, network, fields["denoise"], **_QUIET)
@@ -515,11 +517,18 @@ def _build_model_fields(page: RestoreTab) -> dict[str, Any]:
             elem_id="model",
         ),
         "long_side": gr.Number(
-            0,
+            default.long_side,
             label="Long side in pixels",
             info="Overrides Size; 0 to use Size",
             precision=0,
             elem_id="long_side",
+        ),
+        "print_size": gr.Textbox(
+            default.print_size,
+            label="Print size",
+            info=f"30x20cm or 12x8in, at {PRINT_DPI} dpi; overrides Size",
+            max_lines=1,
+            elem_id="print_size",
         ),
         "denoise": gr.Slider(
             0,
@@ -573,6 +582,13 @@ def _build_file_fields(page: RestoreTab) -> dict[str, Any]:
             label="File quality",
             info="For JPEG, WebP and AVIF",
             elem_id="quality",
+        ),
+        "max_bytes": gr.Number(
+            default.max_bytes,
+            label="Largest file in bytes",
+            info="Lowers the quality; 0: no limit",
+            precision=0,
+            elem_id="max_bytes",
         ),
         "keep_metadata": gr.Checkbox(
             default.keep_metadata,

@@ -41,6 +41,7 @@ FIELDS = (
     "preset",
     "outscale",
     "long_side",
+    "print_size",
     "model",
     "denoise",
     "restore_faces",
@@ -48,11 +49,21 @@ FIELDS = (
     "face_strength",
     "format",
     "quality",
+    "max_bytes",
     "keep_metadata",
     "remove_gps",
 )
 # Those that the estimate depends on
-ESTIMATE_FIELDS = ("preset", "outscale", "long_side", "model", "denoise", "restore_faces", "format")
+ESTIMATE_FIELDS = (
+    "preset",
+    "outscale",
+    "long_side",
+    "print_size",
+    "model",
+    "denoise",
+    "restore_faces",
+    "format",
+)
 
 
 @dataclass(frozen=True)
@@ -270,7 +281,8 @@ class RestoreTab:
         options: dict[str, object] = dict(zip(FIELDS, values, strict=True))
         restore_faces, default = options.pop("restore_faces"), self.restorer.options.face_enhance
         options["face_enhance"] = "off" if not restore_faces else "auto" if default == "off" else default
-        options["long_side"] = options["long_side"] or 0
+        for name in ("long_side", "print_size", "max_bytes"):  # an empty field is None
+            options[name] = options[name] or getattr(Options, name)
         options["model"] = options["model"] or options["preset"]
         del options["preset"]
         return options
@@ -280,10 +292,11 @@ class RestoreTab:
         return self.service.options(self.option_values(values), before)
 
 
-def size_radio(long_side: float | None) -> gr.Radio:
-    """Disable Size if a long side in pixels overrides it."""
-    if long_side:
-        return gr.Radio(interactive=False, info="Not used: Long side in pixels is set under More options")
+def size_radio(long_side: float | None, print_size: str) -> gr.Radio:
+    """Disable Size if a long side in pixels or the size of a print overrides it."""
+    if long_side or print_size:
+        name = "Long side in pixels" if long_side else "Print size"
+        return gr.Radio(interactive=False, info=f"Not used: {name} is set under More options")
     return gr.Radio(interactive=True, info=SIZE_INFO)
 
 
