@@ -374,7 +374,7 @@ def test_server_decodes_uploads_in_the_sandbox(server, tmp_path, monkeypatch, rn
     assert service.decode(data).width == 7
     forms.validate(service, [("a.png", upload)], {})
     assert service.estimate(data, {"outscale": 2})["width"] == 14
-    values = ["auto", 2, 0, "", 1, False, "GFPGANv1.3", 1, "same", 90, True, False]
+    values = ["auto", 2, 0, "", "", 1, False, "GFPGANv1.3", 1, "same", 90, 0, True, False]
     assert restore_tab.RestoreTab(service).picked(str(upload), *values)[0].outline.width == 7
 
 
