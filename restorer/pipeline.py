@@ -29,7 +29,7 @@ from .inference.upscale import (
     network_pixels,
     output_size,
     tiles_needed,
-    upscale,
+    upscale_matched,
 )
 from .models import download, registry, selection, sources
 from .options import VULKAN, Limits, Options
@@ -145,7 +145,7 @@ class Restorer:
         total = _TotalProgress(progress, pipeline.count_pending(faces))
         tile = chosen.tile or engine.best_tile()
         stats = Stats()
-        plain = upscale(
+        plain = upscale_matched(
             before, engine, outscale=chosen.outscale, tile=tile, progress=total.tiles, stats=stats
         )
         if chosen.dpi:

@@ -523,10 +523,10 @@ def test_options_change_the_result(option, first, second, capsys):
 def test_tile_option_is_used(monkeypatch, capsys):
     photos("a.png", width=100, height=40)
     tiles = []
-    upscale = restorer.pipeline.upscale
+    upscale = restorer.pipeline.upscale_matched
     monkeypatch.setattr(
         restorer.pipeline,
-        "upscale",
+        "upscale_matched",
         lambda *args, **kwargs: tiles.append(kwargs["tile"]) or upscale(*args, **kwargs),
     )
     assert run("a.png", "--model", "custom/tiny", "--tile", "48") == 0
