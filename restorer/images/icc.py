@@ -14,7 +14,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image, ImageCms
 
-from .resample import lookup
+from .resample import bands, lookup, to_uint8
 
 # CIE L* of the middle grey code value: 53 for sRGB, 61 for gamma 1.8, 76 for linear light
 _LINEAR_ABOVE = 68
@@ -108,6 +108,32 @@ def to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
         return image.convert("RGB")
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION if image.mode == "CMYK" else ImageCms.Flags.NONE
     return _convert(image, _open(icc), _built_in("sRGB"), "RGB", flags)
+
+
+def lab_to_srgb(samples: np.ndarray, *, signed: bool) -> np.ndarray:
+    """Convert (H, W, 3) Lab samples of a TIFF, uint8 or uint16, to sRGB of the same dtype.
+
+    signed  a* and b* are signed numbers, as in CIELab; otherwise 0 is in the middle, as in ICCLab, where
+            65280 of 16 bits is an L* of 100 (TIFF 6.0, 23, and Adobe's technical note of 2002)
+    """
+    out = np.empty(samples.shape, samples.dtype)
+    profiles = imagecodecs.cms_profile("lab4"), imagecodecs.cms_profile("srgb")
+    for rows in bands(len(out)):
+        values = samples[rows].astype(np.float64)
+        if samples.dtype == np.uint8:
+            values *= 257
+            if signed:
+                values[..., 1:] = (values[..., 1:] + 128 * 257) % (256 * 257)
+        elif signed:
+            values[..., 1:] = (values[..., 1:] + 32768) % 65536 * (257 / 256)
+        else:
+            values *= [65535 / 65280, 257 / 256, 257 / 256]
+        lab = np.rint(np.clip(values, 0, 65535)).astype(np.uint16)
+        colours = imagecodecs.cms_transform(
+            lab, *profiles, colorspace="lab", outcolorspace="rgb", outdtype=np.uint16, intent=1
+        )
+        out[rows] = colours if out.dtype == np.uint16 else to_uint8(colours)
+    return out
 
 
 def encode_linear(pixels: np.ndarray) -> np.ndarray:

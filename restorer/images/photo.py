@@ -202,7 +202,7 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
     blocks = replace(directory.metadata(), exif=exif, dpi=dpi)
     samples = tiff.decode(data, directory)
     if samples is not None:
-        return _Raw(samples, blocks)
+        return _Raw(samples, replace(blocks, icc=b"") if directory.photometric in tiff.LAB else blocks)
     try:
         image = _open(directory.strip_metadata(data), "TIFF", check)
     except UnidentifiedImageError as error:

@@ -41,6 +41,7 @@ _PLUGINS = ("JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 _CODECS = (
     "png",
     "avif",
+    "cms",
     "lzw",
     "zlib",
     "deflate",

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 from skimage.color import deltaE_ciede2000
 
-from restorer.images import encode, icc, photo
+from restorer.images import encode, icc, photo, sandbox
 from tests import pictures, profiles
 from tests.conftest import photo_like
 
@@ -245,8 +245,8 @@ PRIMARIES = {
 
 
 def with_chunks(plain: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    made = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
-    return plain[:33] + b"".join(made) + plain[33:]
+    built = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
+    return plain[:33] + b"".join(built) + plain[33:]
 
 
 def chrm(name: str) -> tuple[bytes, bytes]:
@@ -343,8 +343,8 @@ def test_code_points_of_avif_get_the_matching_profile(codes, name, rng):
     read = photo.decode(bytes(tagged))
     assert not read.meta.warnings and read.meta.linear == (name == "linear")
     pixels = patches(SATURATED)
-    made, expected = (lcms_lab(pixels, one) for one in (read.meta.metadata.icc, profiles.rgb(name)))
-    assert np.abs(made - expected).max() <= 1.5
+    built, expected = (lcms_lab(pixels, one) for one in (read.meta.metadata.icc, profiles.rgb(name)))
+    assert np.abs(built - expected).max() <= 1.5
     tagged[at : at + 4] = b"\0\x09\0\x10"  # BT.2020 with PQ
     assert "taken for sRGB" in photo.decode(bytes(tagged)).meta.warnings[0]
 
@@ -365,3 +365,31 @@ def test_black_of_cmyk_is_compensated_as_by_littlecms(source):
     ).apply(image)
     np.testing.assert_allclose(read.pixels.astype(int), np.asarray(expected).astype(int), atol=3)
     assert read.pixels[SIDE // 2, SIDE * 7 // 2].max() <= 8, "the darkest ink is black"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("photometric", ["cielab", "icclab"])
+def test_lab_tiffs_become_srgb(photometric, dtype):
+    wanted = patches(SATURATED) / 255 * 0.9 + 0.05
+    lab = profiles.rgb_lab(wanted, "srgb")
+    scale = 1 if dtype == np.uint8 else 256
+    if photometric == "cielab":
+        top = 255 if dtype == np.uint8 else 65535
+        colour = np.rint(lab[..., 1:] * scale).astype(np.int32) % (256 * scale)
+    else:
+        top, colour = 255 * scale, np.rint((lab[..., 1:] + 128) * scale)
+    samples = np.dstack([np.rint(lab[..., :1] / 100 * top), colour]).astype(dtype)
+    data = pictures.tiff(samples, photometric=photometric, iccprofile=b"\0\0\0\x80 a Lab profile".ljust(128))
+    read = photo.decode(data)
+    assert read.pixels.dtype == dtype and read.meta.metadata.icc == b""
+    delta_e = deltaE_ciede2000(profiles.rgb_lab(patch_means(read.pixels), "srgb"), lab[0, SIDE // 2 :: SIDE])
+    assert delta_e.max() < (1.2 if dtype == np.uint8 else 0.1)
+
+
+def test_profiles_are_built_in_the_sandbox():
+    plain = pictures.pillow(patches(SATURATED), "PNG")
+    lab = pictures.tiff(patches(SATURATED), photometric="icclab")
+    for data in (with_chunks(plain, chrm("p3"), gama(1.8)), with_chunks(plain, chrm("p3")), lab):
+        inside, outside = sandbox.decode(data, max_pixels=10**6), photo.decode(data)
+        assert inside.meta == outside.meta
+        np.testing.assert_array_equal(inside.pixels, outside.pixels)

@@ -42,16 +42,17 @@ def test_an_image_with_the_means_of_the_photo_does_not_change(scale, size):
 
 @pytest.mark.parametrize("outscale", [1, 1.5, 2.3, 4])
 def test_a_smooth_shift_of_colours_is_removed(outscale):
-    size = round(200 * outscale)
-    index = np.minimum((np.arange(size) / outscale).astype(int), 199)
+    size = round(194 * outscale)
+    index = np.minimum((np.arange(size) / outscale).astype(int), 193)
     true = SCENE[index][:, index] // 2 + 16000
     y, x = np.mgrid[:size, :size] / size
     shift = np.dstack([2000 * np.sin(3 * x + y), -1500 * y, 1000 + 0 * x])
     matched = shifted(true, shift)
-    low_frequencies.match(matched, SCENE // 2 + 16000)
+    low_frequencies.match(matched, SCENE[:194, :194] // 2 + 16000)
     error = matched.astype(float) - true
     assert np.abs(cell_means(error, 32)).max() < 60 if outscale in (1, 4) else np.abs(error).mean() < 300
     assert np.abs(error).mean() < np.abs(shift).mean() / 4
+    assert outscale not in (1, 4) or np.abs(error[-1]).max() < 250, "cells that extend beyond the photo"
 
 
 def test_bands_of_the_computation_leave_no_seams(monkeypatch):

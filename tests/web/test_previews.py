@@ -103,7 +103,7 @@ def test_only_uploads_are_read(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     page = restore_tab.RestoreTab(service_of(tmp_path))
     page.settings.processed_folder.mkdir()
-    values = ("auto", 4, 0, "", 1, False, "GFPGANv1.3", 1, "same", 95, True, False)
+    values = ("auto", 4, 0, "", "", 1, False, "GFPGANv1.3", 1, "same", 95, 0, True, False)
     assert "8 × 8" in page.picked(str(tmp_path / "uploads/mine.png"), *values)[2]
     for path in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
         assert "⚠" in page.picked(str(tmp_path / path), *values)[2]
