@@ -108,9 +108,15 @@ class Restoring:
 @app.local_entrypoint()
 def main(input: str, output: str = "restored", outscale: float = 4.0, model: str = "auto") -> None:
     """Restore a local folder on GPU containers; existing results are skipped."""
+    import restorer
     from restorer import atomic, output_paths
+    from restorer.folders import LeftOut
 
-    tasks = output_paths.plan([Path(input)], Path(output), outscale=outscale)
+    left_out: list[LeftOut] = []
+    mark = restorer.Options(outscale=outscale).size_mark
+    tasks = output_paths.plan([Path(input)], Path(output), mark=mark, left_out=left_out)
+    for one in left_out:
+        print(one)
     todo = [task for task in tasks if not task.existing()]
     by_name = {str(task.source): task for task in todo}
     options = {"outscale": outscale, "model": model}
@@ -126,7 +132,7 @@ def main(input: str, output: str = "restored", outscale: float = 4.0, model: str
         else:
             atomic.write_atomic(by_name[name].path(image_format), data)
             done += 1
-    failed = len(todo) - done
+    failed = len(todo) - done + sum(one.failed for one in left_out)
     print(f"{done} restored, {len(tasks) - len(todo)} skipped, {failed} failed")
     if failed:
         raise SystemExit(1)

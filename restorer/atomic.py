@@ -24,14 +24,28 @@ def write_atomic(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def copy_times(source: Path, target: Path) -> None:
+    """Give a file the times of access and modification of another. Raises OSError."""
+    status = source.stat()
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def check_writable(folder: Path) -> None:
-    """Write a file in a folder, read it and delete it. Raises OSError."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".check") as file:
+    """Write a file in a folder, read it and delete it. Raises OSError.
+
+    Of a folder that does not exist yet, check the one that it would be created in.
+    """
+    with tempfile.NamedTemporaryFile(dir=nearest_existing(folder), prefix=".check") as file:
         file.write(data := uuid.uuid4().bytes)
         file.flush()
         file.seek(0)
         if file.read() != data:
             raise OSError(errno.EIO, os.strerror(errno.EIO), file.name)
+
+
+def nearest_existing(folder: Path) -> Path:
+    """Return a folder, or the first of its parents that exists."""
+    return next((path for path in (folder, *folder.parents) if os.path.exists(path)), folder)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -14,7 +14,7 @@
         Cancelled            the caller stopped the work
         TimedOut             no progress for too long; the job was aborted
         QueueFull            the queue is full, or the server is shutting down
-        DiskFull             the server's disk has no room for an upload or a result
+        DiskFull             a disk has no room for an upload or a result
 
 A message names the value, the limit and what to do. It contains no server path except where the path is
 the point (weights), so interfaces may show it to untrusted clients.

@@ -1,6 +1,8 @@
 """Options and limits of a restoration. Every default is written here and nowhere else."""
 
+import math
 import numbers
+import re
 from dataclasses import dataclass, fields, replace
 
 from .errors import InvalidOption
@@ -15,11 +17,17 @@ BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
 DEVICES = ("cuda", "mps", "cpu", *(f"cpu:{backend}" for backend in CPU_BACKENDS), VULKAN)
 FACE_ENHANCE = ("auto", "on", "off")
 FACE_MASKS = ("ellipse", "parsing")
+PRINT_DPI = 300
+_INCHES = {"mm": 1 / 25.4, "cm": 1 / 2.54, "in": 1.0}
+_PRINT_SIZE = re.compile(r"(\d+\.?\d*)\s*x\s*(\d+\.?\d*)\s*(mm|cm|in)", re.IGNORECASE)
 RANGES = {
     "outscale": (1, 8),
+    "long_side": (0, 100_000),
+    "dpi": (0, 10_000),
     "strength": (0, 1),
     "denoise": (0, 1),
     "quality": (1, 100),
+    "max_bytes": (0, 2**40),
     "face_strength": (0, 1),
 }
 _KINDS = {str: "a string", float: "a number", int: "a whole number", bool: "true or false"}
@@ -33,6 +41,10 @@ class Options:
                    fastest general-purpose model present; "auto" is "best" on a GPU and for small photos,
                    and a faster model for large photos on a CPU. Any other name means exactly that model
     outscale       1 to 8: output side = input side x outscale, whatever the network's own scale
+    long_side      longer side of the result in pixels, 0: by outscale, which it replaces otherwise
+    print_size     "30x20cm", also in mm or in: the result fits on such a print, upright or across, at `dpi`;
+                   replaces outscale. A photo that has more pixels keeps them
+    dpi            resolution stored in the result; 0: for print_size 300, otherwise that of the photo, scaled
     strength       0 to 1: blends the photo enlarged by bicubic interpolation (0) and the restored one (1)
     denoise        0 to 1: how much noise the general model removes; 1 is the model as published.
                    Other models have no second checkpoint to blend with and reject values below 1
@@ -40,6 +52,7 @@ class Options:
                    needed, not the result; ncnn has tiles of its own
     format         "same" keeps the input's format if it can be written
     quality        1 to 100, for the lossy formats (jpeg, webp, avif)
+    max_bytes      largest file in bytes, for which the quality is lowered; 0: no limit
     keep_metadata  keep EXIF, XMP, IPTC, comments and resolution; the colour profile is always kept
     remove_gps     remove coordinates and place names from EXIF, XMP, IPTC, PNG text and GeoTIFF, the maker
                    note, which may hold both, and Photoshop's resources except rights and paths
@@ -54,11 +67,15 @@ class Options:
 
     model: str = "auto"
     outscale: float = 4.0
+    long_side: int = 0
+    print_size: str = ""
+    dpi: int = 0
     strength: float = 1.0
     denoise: float = 1.0
     tile: int = 0
     format: str = "same"
     quality: int = 95
+    max_bytes: int = 0
     keep_metadata: bool = True
     remove_gps: bool = False
     face_enhance: str = "auto"
@@ -77,6 +94,12 @@ class Options:
             object.__setattr__(self, field.name, kind(getattr(self, field.name)))  # numpy scalars too
         for name, (low, high) in RANGES.items():
             _check_range(name, getattr(self, name), low, high)
+        if self.print_size:
+            _print_inches(self.print_size)
+            if self.long_side:
+                raise InvalidOption(
+                    f"long_side is {self.long_side} and print_size {self.print_size}; use one"
+                )
         if self.tile != 0:
             _check_range("tile", self.tile, SMALLEST_TILE, 4096)
         _check_choice("format", self.format, FORMATS)
@@ -89,6 +112,47 @@ class Options:
             raise InvalidOption(f"unknown option {unknown[0]!r}; use one of {', '.join(self.names())}")
         return replace(self, **changes)  # type: ignore[arg-type]
 
+    def sized(self, width: int, height: int) -> "Options":
+        """Return the options for a photo of that size: outscale and dpi instead of long_side and print_size.
+
+        Raises InvalidOption if the outscale would not be from 1 to 8.
+        """
+        long, short = max(width, height), max(1, min(width, height))
+        if self.long_side:
+            scale = self.long_side / max(1, long)
+            if not 1 <= scale <= 8:
+                raise InvalidOption(
+                    f"a long side of {self.long_side} pixels is {scale:.1f} times the photo's {long}; "
+                    f"choose from {long} to {8 * long}"
+                )
+            return replace(self, outscale=scale, long_side=0)
+        if self.print_size:
+            inches = _print_inches(self.print_size)
+            own_dpi = max(long / max(inches), short / min(inches))  # of the photo on that print
+            dpi = self.dpi or PRINT_DPI
+            if dpi > 8 * own_dpi:
+                raise InvalidOption(
+                    f"print_size is {self.print_size}; at {dpi} dpi it needs {dpi / own_dpi:.1f} times the "
+                    f"photo's {width} x {height} pixels; the limit is 8, at {math.floor(8 * own_dpi)} dpi"
+                )
+            scale = max(1.0, dpi / own_dpi)
+            return replace(self, outscale=scale, print_size="", dpi=round(scale * own_dpi))
+        return self
+
+    @property
+    def by_photo(self) -> bool:
+        """Whether the outscale depends on the photo, see sized()."""
+        return bool(self.long_side or self.print_size)
+
+    @property
+    def size_mark(self) -> str:
+        """What is added to the name of a result: "_4x", "_2000px" or "_30x20cm"."""
+        if self.long_side:
+            return f"_{self.long_side}px"
+        if self.print_size:
+            return "_" + re.sub(r"\s", "", self.print_size.lower())
+        return f"_{self.outscale:g}x"
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in fields(cls))
@@ -100,6 +164,16 @@ class Limits:
 
     input_pixels: int = 100_000_000
     output_pixels: int = 400_000_000
+
+
+def _print_inches(text: str) -> tuple[float, float]:
+    """Return both sides of a print in inches. Raises InvalidOption."""
+    match = _PRINT_SIZE.fullmatch(text.strip())
+    unit = _INCHES[match[3].lower()] if match else 0.0
+    sides = (float(match[1]) * unit, float(match[2]) * unit) if match else (0.0, 0.0)
+    if not 0.1 <= min(sides) <= max(sides) <= 1000:
+        raise InvalidOption(f"print_size is {text!r}; write it as 30x20cm, with mm, cm or in")
+    return sides
 
 
 def _check_type(name: str, value: object, kind: type) -> None:

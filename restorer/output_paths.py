@@ -1,6 +1,8 @@
 """Choose where the result of each photo is written."""
 
+import errno
 import os
+import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,8 +10,23 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePath
 
-from .errors import InvalidOption
-from .images.file_types import FORMAT_OF, AnyPath, format_of, result_formats, suffixed, written_suffixes
+from . import atomic, folders
+from .errors import DiskFull, InvalidOption
+from .folders import LeftOut
+from .images.file_types import (
+    LONGEST_SUFFIX,
+    AnyPath,
+    format_of,
+    is_photo,
+    result_formats,
+    suffixed,
+    written_suffixes,
+)
+
+_MAX_NAME = 255  # bytes of a file name, in every usual file system
+# Least bytes of a result for each byte and the square of the scale: measured from 0.55 in the photo's format,
+# and 0.2 as JPEG of a PNG
+_SAME_FORMAT, _OTHER_FORMAT = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -39,11 +56,6 @@ def exists(path: Path) -> bool:
     return os.path.exists(path)
 
 
-def result_stem(stem: str, outscale: float) -> str:
-    """Return a result's name without suffix: "holiday" at 4 becomes "holiday_4x"."""
-    return f"{stem}_{outscale:g}x"
-
-
 def skip_reason(target: Path, *, overwrite: bool, originals: set[Path]) -> str:
     """Return why an existing file must not be replaced; "" if there is none or it may be."""
     if not exists(target):
@@ -57,16 +69,17 @@ def plan(
     photos: Sequence[Path],
     output: Path | None,
     *,
-    outscale: float = 1,
-    mark: str = "",
+    mark: str,
     image_format: str = "same",
+    left_out: list[LeftOut] | None = None,
 ) -> list[OutputTask]:
     """Return a task for each photo in `photos` (files and folders), with distinct targets.
 
-    output  a folder, which gets the same subfolders as the input; for a single photo also a file with a
-            known suffix; None writes beside each photo
-    mark    added to the photo's name; default: "_4x" for an outscale of 4
-    form    format of the results, or "same"
+    output        a folder, which gets the same subfolders as the input; for a single photo also a file with a
+                  known suffix; None writes beside each photo
+    mark          added to the photo's name
+    image_format  of the results, or "same"
+    left_out      what is left out of the folders is added here
 
     A path that does not exist gets a task too, so that it fails like any other photo. Raises InvalidOption
     if the next run would take the results for photos, or if `output` is not valid.
@@ -82,7 +95,8 @@ def plan(
                 raise InvalidOption(f"{output}: cannot write {output.suffix} files; use {written_suffixes()}")
         elif exists(output) or format_of(output):
             raise InvalidOption(f"{output} is a file; name a folder with -o for several photos")
-    return _tasks(list(_sources(photos, output)), mark or result_stem("", outscale), image_format)
+    sources = list(_sources(photos, output, [] if left_out is None else left_out))
+    return _tasks(sources, mark, image_format)
 
 
 def _to_file(photo: Path, output: Path) -> OutputTask:
@@ -91,30 +105,39 @@ def _to_file(photo: Path, output: Path) -> OutputTask:
     return OutputTask(photo, output)
 
 
-def _sources(photos: Sequence[Path], output: Path | None) -> Iterator[tuple[Path, Path]]:
-    """Yield each photo once, with the folder for its result; subfolders are mirrored."""
-    seen: set[Path] = set()
+def _sources(
+    photos: Sequence[Path], output: Path | None, left_out: list[LeftOut]
+) -> Iterator[tuple[Path, Path]]:
+    """Yield each photo once, with the folder for its result; subfolders are mirrored.
+
+    A link in a folder is a photo of its own; one that is named beside its photo is left out.
+    """
+    places: set[Path] = set()
+    first: dict[Path, Path] = {}  # name of each file, links resolved
     for path in photos:
         is_folder = os.path.isdir(path)
-        for source in sorted(_photos_in(path, output)) if is_folder else [path]:
-            if (real := source.resolve()) in seen:
+        for source in _photos_in(path, output, left_out) if is_folder else [path]:
+            place, real = source.parent.resolve() / source.name, source.resolve()
+            if place in places:
                 continue
-            seen.add(real)
+            places.add(place)
+            if not is_folder and real in first:
+                left_out.append(LeftOut(str(source), f"the same file as {first[real]}"))
+                continue
+            first.setdefault(real, source)
             if output is None:
                 yield source, source.parent
             else:
                 yield source, output / source.parent.relative_to(path) if is_folder else output
 
 
-def _photos_in(folder: Path, output: Path | None) -> Iterator[Path]:
+def _photos_in(folder: Path, output: Path | None, left_out: list[LeftOut]) -> Iterator[Path]:
     """Yield the photos in a folder, except hidden ones and results in an output folder inside it."""
-    results = output.resolve() if output and output.resolve().is_relative_to(folder.resolve()) else None
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or path.suffix.lower() not in FORMAT_OF or not os.path.isfile(path):
-            continue
-        if results is None or not path.resolve().is_relative_to(results):
-            yield path
+    for entry in folders.files(folder, left_out, exclude=output or ""):
+        if is_photo(entry.name):
+            yield Path(entry.path)
+        else:
+            left_out.append(LeftOut(entry.path, folders.NOT_A_PHOTO))
 
 
 def _tasks(sources: list[tuple[Path, Path]], mark: str, image_format: str) -> list[OutputTask]:
@@ -127,7 +150,7 @@ def _tasks(sources: list[tuple[Path, Path]], mark: str, image_format: str) -> li
 
 
 def unique_names(photos: Sequence[AnyPath], mark: str, others: Iterable[AnyPath] = ()) -> list[AnyPath]:
-    """Return a distinct result path without suffix for each photo.
+    """Return a distinct result path without suffix for each photo; names too long for a file are shortened.
 
     others  result paths of other photos, also without suffix
     """
@@ -136,14 +159,56 @@ def unique_names(photos: Sequence[AnyPath], mark: str, others: Iterable[AnyPath]
     taken = {_key(other) for other in others}
     for photo in photos:
         full = photo.name.replace(".", "_")
-        stems = chain([full], (f"{full}_{number}" for number in count(2)))
+        stems = chain([(full, "")], ((full, f"_{number}") for number in count(2)))
         if wanted[_key(photo.with_name(photo.stem))] == 1:
-            stems = chain([photo.stem], stems)
-        free = (photo.with_name(stem + mark) for stem in stems)
+            stems = chain([(photo.stem, "")], stems)
+        free = (photo.with_name(_shortened(stem, number + mark) + number + mark) for stem, number in stems)
         target = next(target for target in free if _key(target) not in taken)
         taken.add(_key(target))
         targets.append(target)
     return targets
+
+
+def _shortened(stem: str, end: str) -> str:
+    """Return as much of a stem as a file name has room for before `end` and a suffix."""
+    room = _MAX_NAME - len(os.fsencode(end)) - LONGEST_SUFFIX
+    while len(os.fsencode(stem)) > room:
+        stem = stem[:-1]
+    return stem
+
+
+def unwritable(tasks: Sequence[OutputTask]) -> dict[Path, str]:
+    """Return why results cannot be written, by their folder or path; checked by writing into the folders."""
+    problems: dict[Path, str] = {}
+    for folder in dict.fromkeys(task.target.parent for task in tasks):
+        try:
+            atomic.check_writable(folder)
+        except OSError as error:
+            problems[folder] = error.strerror or str(error)
+    paths = filter(None, (task.existing() for task in tasks))
+    return problems | {path: os.strerror(errno.EISDIR) for path in paths if path.is_dir()}
+
+
+def check_room(results: Iterable[tuple[Path, int, bool]], scale: float) -> None:
+    """Raise DiskFull if a disk surely has too little room for results.
+
+    results  folder of the result, bytes of the photo, and whether the result has the photo's format
+    scale    of the results' sides, at least
+    """
+    needed: Counter[Path] = Counter()
+    disks: dict[int, Path] = {}
+    existing: dict[Path, Path] = {}
+    for folder, size, same in results:
+        if folder not in existing:
+            present = atomic.nearest_existing(folder)
+            existing[folder] = disks.setdefault(present.stat().st_dev, present)
+        needed[existing[folder]] += int(size * scale**2 * (_SAME_FORMAT if same else _OTHER_FORMAT))
+    for folder, size in needed.items():
+        if size > (free := shutil.disk_usage(folder).free):
+            raise DiskFull(
+                f"the results need at least {size / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB left; "
+                "free some space or choose another folder"
+            )
 
 
 def _key(path: PurePath) -> str:

@@ -29,7 +29,7 @@ from .inference.upscale import (
     network_pixels,
     output_size,
     tiles_needed,
-    upscale,
+    upscale_matched,
 )
 from .models import download, registry, selection, sources
 from .options import VULKAN, Limits, Options
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _OUT_OF_MEMORY = "photo and result do not fit into memory; choose a smaller scale"
-_RECOMPOSE_OPTIONS = {"strength", "face_strength", "format", "quality", "keep_metadata", "remove_gps"}
+_RECOMPOSE_OPTIONS = {"strength", "face_strength", "format", "quality", "max_bytes"}
+_RECOMPOSE_OPTIONS |= {"keep_metadata", "remove_gps"}
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class Restorer:
         timer = StageTimer()
         chosen = self.options.changed(options)
         before = data if isinstance(data, Photo) else self.decode(data)
+        chosen = chosen.sized(before.width, before.height)
         self.result_size(before, chosen)
         timer.end_stage("decode")
         on_download = self._download_progress(progress)
@@ -144,9 +146,12 @@ class Restorer:
         total = _TotalProgress(progress, pipeline.count_pending(faces))
         tile = chosen.tile or engine.best_tile()
         stats = Stats()
-        plain = upscale(
+        plain = upscale_matched(
             before, engine, outscale=chosen.outscale, tile=tile, progress=total.tiles, stats=stats
         )
+        if chosen.dpi:
+            stored = replace(plain.meta.metadata, dpi=(chosen.dpi, chosen.dpi))
+            plain = replace(plain, meta=replace(plain.meta, metadata=stored))
         timer.end_stage("enlarge")
         if pipeline.count_pending(faces):
             network, masks = self._face_networks(chosen, on_download)
@@ -178,7 +183,8 @@ class Restorer:
 
         strengths  of single faces, 0 (as upscaled) to 1, by index in result.faces; multiplied by
                    face_strength; default: unchanged
-        options    strength, face_strength, format, quality, keep_metadata, remove_gps; default: unchanged
+        options    strength, face_strength, format, quality, max_bytes, keep_metadata, remove_gps; default:
+                   unchanged
 
         Raises InvalidOption for any other option, which would need another restoration.
         """
@@ -302,7 +308,7 @@ class Restorer:
 
         Raises UnknownModel, ImageTooLarge and InvalidOption, as restore() does.
         """
-        chosen = self.options.changed(options)
+        chosen = self.options.changed(options).sized(before.width, before.height)
         width, height = self.result_size(before, chosen)
         model = self.model(chosen, before.width * before.height)
         large = self._is_large(chosen, before.width * before.height)
@@ -403,12 +409,13 @@ class Restorer:
 
         return self._device == VULKAN or backends.pick_device(self._device).type != "cpu"
 
-    def load(self, pixels: int = 0) -> "Restorer":
-        """Load the model of the default options and return self, so that the first photo need not wait.
+    def load(self, pixels: int = 0, **options: object) -> "Restorer":
+        """Load the model of these options and return self, so that the first photo need not wait.
 
         pixels  of that photo, see model()
         """
-        self.resolve(self.options, pixels, lambda model: self._upscaler(model, self.options.denoise))
+        chosen = self.options.changed(options)
+        self.resolve(chosen, pixels, lambda model: self._upscaler(model, chosen.denoise))
         return self
 
     def backend(self, model: registry.Model) -> str:

@@ -1,8 +1,11 @@
 """Paste the faces into the upscaled photo and encode the result."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
+from .errors import ImageTooLarge
 from .faces import pipeline
 from .faces.paste import Face, PasteBackup, paste
 from .images import encode
@@ -103,13 +106,17 @@ def finish(
     switched_off = [index for index, strength in strengths.items() if strength == 0]
     face_note = pipeline.summary(faces, off=switched_off) or detection_note
     after = plain if options.strength == 1 else _blend(before, plain, options.strength)
-    encoded = encode.encode(
-        after,
-        encode.output_format(before, options.format),
-        quality=options.quality,
-        keep_metadata=options.keep_metadata,
-        remove_gps=options.remove_gps,
-        history=json.dumps(_receipt(model, sha256, source, device, options, strengths)),
+    encoded = _encode_within(
+        options.max_bytes,
+        options.quality,
+        partial(
+            encode.encode,
+            after,
+            encode.output_format(before, options.format),
+            keep_metadata=options.keep_metadata,
+            remove_gps=options.remove_gps,
+            history=json.dumps(_receipt(model, sha256, source, device, options, strengths)),
+        ),
     )
     timer.end_stage("encode")
     all_restored = faces and all(face.restored for face in faces)
@@ -148,6 +155,32 @@ def finish(
 def _blend(before: Photo, restored: Photo, strength: float) -> Photo:
     small = before.pixels if before.alpha is None else fill_transparent(before.pixels, before.alpha)
     return replace(restored, pixels=blend_enlarged(small, restored.pixels, strength))
+
+
+def _encode_within(limit: int, quality: int, encode_with: Callable[..., encode.Encoded]) -> encode.Encoded:
+    """Encode at the highest quality of at most `limit` bytes, found by bisection; 0 is no limit.
+
+    Raises ImageTooLarge if the file is larger at any quality.
+    """
+    encoded = encode_with(quality=quality)
+    if not limit or len(encoded.data) <= limit:
+        return encoded
+    smallest, fitting, low, high = encoded, None, 1, quality - 1
+    while encoded.format in encode.LOSSY and low <= high:
+        middle = (low + high) // 2
+        attempt = encode_with(quality=middle)
+        if len(attempt.data) <= limit:
+            note = f"the quality was lowered from {quality} to {middle} to stay within {limit:,} bytes"
+            fitting, low = replace(attempt, warnings=(*attempt.warnings, note)), middle + 1
+        else:
+            smallest, high = attempt, middle - 1
+    if fitting is None:
+        size, name = len(smallest.data), encoded.format.upper()
+        raise ImageTooLarge(
+            f"the {name} has {size:,} bytes or more; max_bytes is {limit:,}; "
+            "use another format or a smaller scale"
+        )
+    return fitting
 
 
 def _receipt(

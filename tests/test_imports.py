@@ -13,7 +13,7 @@ PACKAGE = ROOT / "restorer"
 
 # From the bottom up; a module imports only from its own layer and from earlier ones in this list
 LAYERS = [
-    {"errors", "options", "progress", "atomic", "tables", "version", "exit_status"},
+    {"errors", "options", "progress", "atomic", "folders", "tables", "version", "exit_status"},
     {"images"},
     {"models", "output_paths"},
     {"inference"},

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restorer import atomic, output_paths
+import restorer
+from restorer import atomic, folders, output_paths
 from restorer.errors import InvalidOption
 from restorer.images import encode, file_types, photo
+from restorer.options import Options
 from restorer.output_paths import OutputTask, plan
 
 
@@ -33,7 +36,7 @@ def touch(*names: str) -> list[Path]:
 def plan_as_text(photos: list[str], output: str | None = None, **options) -> dict[str, str]:
     """Source to target, as text."""
     folder = Path(output) if output else None
-    tasks = plan([Path(name) for name in photos], folder, **{"outscale": 4, **options})
+    tasks = plan([Path(name) for name in photos], folder, **{"mark": "_4x", **options})
     return {str(task.source): str(task.target) for task in tasks}
 
 
@@ -43,10 +46,20 @@ def test_result_is_beside_the_photo_or_in_the_output_folder():
     assert plan_as_text(["a/x.jpg", "y.png"], "out") == {"a/x.jpg": "out/x_4x", "y.png": "out/y_4x"}
 
 
-@pytest.mark.parametrize(("outscale", "name"), [(4.0, "x_4x"), (1, "x_1x"), (2.5, "x_2.5x")])
-def test_scale_is_in_the_name(outscale, name):
-    assert plan_as_text(["x.jpg"], outscale=outscale) == {"x.jpg": name}
-    assert plan_as_text(["x.jpg"], "out", outscale=outscale) == {"x.jpg": f"out/{name}"}
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "x_4x"),
+        ({"outscale": 1}, "x_1x"),
+        ({"outscale": 2.5}, "x_2.5x"),
+        ({"long_side": 2000}, "x_2000px"),
+        ({"print_size": "30 x 20 CM"}, "x_30x20cm"),
+    ],
+)
+def test_size_is_in_the_name(options, name):
+    mark = Options(**options).size_mark
+    assert plan_as_text(["x.jpg"], mark=mark) == {"x.jpg": name}
+    assert plan_as_text(["x.jpg"], "out", mark=mark) == {"x.jpg": f"out/{name}"}
 
 
 def test_folder_keeps_its_structure():
@@ -94,7 +107,7 @@ def test_targets_are_unique():
     touch(*(f"in/{name}" for name in names), *names)
     kinds = [*names, "in", "in/x", "in/y/../y/a.jpg"]
     for photos in itertools.chain(itertools.permutations(names, 4), [kinds, kinds[::-1]]):
-        tasks = plan([Path(name) for name in photos], Path("out"), outscale=4, image_format="png")
+        tasks = plan([Path(name) for name in photos], Path("out"), mark="_4x", image_format="png")
         paths = [str(task.path("png").resolve()).casefold() for task in tasks]
         assert len(set(paths)) == len(tasks)
 
@@ -120,14 +133,14 @@ def test_unicode_normal_forms_are_one_target():
     assert len({output_paths._key(Path(target)) for target in targets}) == 2
     absolute = str(Path("in/\u00e9.png").absolute())
     touch(absolute)
-    tasks = plan([Path(composed), Path(absolute)], None, outscale=4, image_format="webp")
+    tasks = plan([Path(composed), Path(absolute)], None, mark="_4x", image_format="webp")
     assert len({task.path("webp").resolve() for task in tasks}) == 2
 
 
 def test_single_photo_to_a_named_file():
     touch("a.jpg")
     for name in ("new.png", "new.JPEG", "deep/er/new.tif", "new.avif", "new.webp"):
-        (task,) = plan([Path("a.jpg")], Path(name), outscale=4)
+        (task,) = plan([Path("a.jpg")], Path(name), mark="_4x")
         assert task == OutputTask(Path("a.jpg"), Path(name))
         assert task.path("png") == Path(name)
     Path("folder.png").mkdir()
@@ -179,23 +192,81 @@ def test_missing_photo_is_planned_to_fail_later():
 )
 def test_existing_output_has_the_expected_format(source, image_format, existing, matches):
     touch(source)
-    (task,) = plan([Path(source)], Path("out"), outscale=4, image_format=image_format)
+    (task,) = plan([Path(source)], Path("out"), mark="_4x", image_format=image_format)
     assert task.existing() is None
     touch(f"out/{existing}")
     assert task.existing() == (Path("out", existing) if matches else None)
 
 
-def test_too_long_name_fails_when_written():
-    (task,) = plan([Path("ü" * 126 + ".jpg")], None, outscale=4, image_format="webp")
-    assert task.existing() is None
-    with pytest.raises(OSError, match="too long"):
-        atomic.write_atomic(task.path("webp"), b"x")
-    assert plan_as_text(["n" * 300]) == {"n" * 300: "n" * 300 + "_4x"}
+def test_too_long_names_are_shortened_and_stay_distinct():
+    names = ["n" * 251 + ".jpg", "n" * 250 + "m.jpg", "ü" * 125 + ".jpg", "n" * 251 + ".png", "n" * 300]
+    tasks = plan([Path(name) for name in names], Path("out"), mark="_4x", image_format="webp")
+    paths = [task.path("webp") for task in tasks]
+    assert len(set(paths)) == len(names)
+    for path in paths:
+        atomic.write_atomic(path, b"x")
+        assert 250 < len(os.fsencode(path.name)) <= 255
+    assert paths[0].name == "n" * 247 + "_4x.webp"
+    assert plan_as_text(["n" * 248 + ".jpg"]) == {"n" * 248 + ".jpg": "n" * 247 + "_4x"}
+    assert plan_as_text(["n" * 247 + ".jpg"]) == {"n" * 247 + ".jpg": "n" * 247 + "_4x"}
+
+
+def test_everything_in_a_folder_is_planned_or_left_out_with_a_reason():
+    touch("in/a.jpg", "in/notes.txt", "in/none", "in/.b.jpg", "in/.git/c.jpg", "in/out/d.jpg", "other/e.jpg")
+    Path("in/album").symlink_to("../other")
+    Path("in/linked.jpg").symlink_to("../other/e.jpg")
+    Path("in/again.jpg").symlink_to("a.jpg")
+    Path("in/broken.jpg").symlink_to("nothing")
+    os.mkfifo("in/pipe.jpg")
+    left_out: list[folders.LeftOut] = []
+    photos = [Path("in"), Path("in/a.jpg"), Path("in/../in/again.jpg"), Path("other/e.jpg")]
+    tasks = plan(photos, Path("in/out"), mark="_4x", left_out=left_out)
+    names = ["again", "a", "broken", "linked"]
+    assert sorted(str(task.source) for task in tasks) == sorted(f"in/{name}.jpg" for name in names)
+    assert {one.path: one.reason for one in left_out} == {
+        "in/notes.txt": folders.NOT_A_PHOTO,
+        "in/none": folders.NOT_A_PHOTO,
+        "in/.b.jpg": folders.HIDDEN,
+        "in/.git": folders.HIDDEN,
+        "in/out": folders.RESULTS,
+        "in/album": "a link to a folder; name that folder to restore its photos",
+        "in/pipe.jpg": "not a regular file",
+        "other/e.jpg": "the same file as in/linked.jpg",
+    }
+    assert not any(one.failed for one in left_out)
+
+
+def test_unreadable_and_vanishing_folders_do_not_stop_the_walk(monkeypatch):
+    touch("in/a.jpg", "in/closed/b.jpg", "in/gone/c.jpg", "in/z.jpg")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        if str(path).endswith("gone"):
+            shutil.rmtree("in/gone")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    left_out: list[folders.LeftOut] = []
+    assert [entry.name for entry in folders.files("in", left_out)] == ["a.jpg", "z.jpg"]
+    assert left_out == [folders.LeftOut("in/closed", "Permission denied", failed=True)]
+
+
+def test_room_is_checked_by_disk(monkeypatch):
+    free = 40_000_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    folder = Path("not/yet").absolute()
+    output_paths.check_room([(folder, 5_000_000, True)], 4)
+    output_paths.check_room([(folder, 10_000_000, True)] * 2, 2)
+    output_paths.check_room([(folder, 20_000_000, False)], 4)
+    with pytest.raises(restorer.errors.DiskFull, match=f"at least 41 MB and {Path().absolute()} has 40 MB"):
+        output_paths.check_room([(folder, 5_000_000, True), (Path(), 125_000, True)], 4)
 
 
 def test_existing_named_output():
     touch("a.jpg")
-    (task,) = plan([Path("a.jpg")], Path("b.png"), outscale=4)
+    (task,) = plan([Path("a.jpg")], Path("b.png"), mark="_4x")
     assert task.existing() is None
     touch("b.png")
     assert task.existing() == Path("b.png")

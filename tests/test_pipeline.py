@@ -114,9 +114,13 @@ def test_every_option_changes_the_result(weights, rng):
         "model": "custom/tiny",
         "outscale": 3,
         "strength": 0.6,
+        "long_side": 200,
+        "print_size": "2x2cm",
+        "dpi": 123,
         "denoise": 0.4,
         "format": "png",
         "quality": 60,
+        "max_bytes": len(plain.data) - 100,
         "keep_metadata": False,
         "remove_gps": True,
     }
@@ -135,7 +139,7 @@ def _contents(result):
     exif = image.getexif()
     details = {tag: value for tag, value in exif.get_ifd(0x8769).items() if tag != 0x9213}
     gps = dict(exif.get_ifd(0x8825))
-    return image.format, image.size, image.tobytes(), exif.get(0x010F), details, gps
+    return image.format, image.size, image.tobytes(), image.info.get("dpi"), exif.get(0x010F), details, gps
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp", "tiff", "avif"])

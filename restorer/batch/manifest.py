@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import posixpath
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,27 +60,25 @@ class Manifest:
         self._output = output
         self._seen: dict[str, tuple[int, str, str]] = {}  # by path: hash of stamp and digest, state, output
         self._pending: list[Record] = []
-        for path in output.paths(_MANIFEST):
+        self._files = 0  # number of the last file
+        for path in output.paths(_MANIFEST):  # in order: of two lines about a photo the later one counts
             if path.endswith(".jsonl"):
+                self._files = max(self._files, _number(path))
                 for line in output.read(path).splitlines():
                     if record := _parse(line, path):
                         self._remember(record)
         self._recover()
 
     def _recover(self) -> None:
-        """Add the records that an interrupted run left behind."""
+        """Add the records that an interrupted run left behind; they are newer than any line."""
         for path, data in self._output.read_all(self._output.paths(_RECORDS)).items():
             record = _parse(data, path)
-            if record and record.finished and not self.has(record):
+            if record and record.finished and self._seen.get(record.path) != _summary(record):
                 self.note(record)
         self.flush()
 
     def _remember(self, record: Record) -> None:
-        self._seen[record.path] = hash((record.stamp, record.digest)), record.state, record.output
-
-    def has(self, record: Record) -> bool:
-        """Return whether there is a record of this version of the photo with these options."""
-        return self._seen.get(record.path, (None,))[0] == hash((record.stamp, record.digest))
+        self._seen[record.path] = _summary(record)
 
     def done(self, photo: StoredFile, digest: str) -> tuple[str, str]:
         """Return the photo's state and result with these options; both "" if it was not processed."""
@@ -99,11 +96,21 @@ class Manifest:
         """Write pending records to the manifest and delete their record files."""
         if self._pending:
             lines = "".join(json.dumps(asdict(record)) + "\n" for record in self._pending)
-            # named by time: of two lines about a photo the later one counts
-            name = f"{_MANIFEST}/{time.time_ns():020}-{uuid.uuid4().hex[:8]}.jsonl"
+            self._files += 1
+            name = f"{_MANIFEST}/{self._files:020}-{uuid.uuid4().hex[:8]}.jsonl"
             self._output.write(name, lines.encode())
             self._output.remove_all([record_path(record.path) for record in self._pending])
         self._pending = []
+
+
+def _summary(record: Record) -> tuple[int, str, str]:
+    return hash((record.stamp, record.digest)), record.state, record.output
+
+
+def _number(path: str) -> int:
+    """Return the number of a manifest file; earlier versions used the time in nanoseconds."""
+    digits = posixpath.basename(path).partition("-")[0]
+    return int(digits) if digits.isdecimal() else 0
 
 
 @contextmanager

@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from .. import output_paths
+from ..atomic import check_writable, copy_times
 from ..errors import BadWeights, Cancelled, DeviceLost, InvalidOption, RestoreError, WeightsUnavailable
+from ..folders import NOT_A_PHOTO, LeftOut
 from ..images import file_types, sandbox
 from ..models import download, registry
-from ..options import BFLOAT16, Options
+from ..options import BFLOAT16, Limits, Options
 from ..pipeline import Restorer
 from ..result import Result
 from .manifest import FAILED, RESTORED, STARTED, Record, read_record, record_path, write_record
@@ -43,6 +45,8 @@ class Batch:
     weights, device, half  see Restorer
     auto_cpu_megapixels    see Restorer
     threads                of PyTorch, 0 for its default
+    limits                 see Restorer
+    keep_times             results get the modification times of their photos
     """
 
     source: str
@@ -55,6 +59,8 @@ class Batch:
     half: bool | None = None
     auto_cpu_megapixels: float | None = None
     threads: int = 0
+    limits: Limits = Limits()
+    keep_times: bool = False
 
     @property
     def digest(self) -> str:
@@ -90,17 +96,23 @@ def prepare(
     device: str | None = None,
     half: bool | None = None,
     threads: int = 0,
+    limits: Limits | None = None,
+    keep_times: bool = False,
 ) -> Batch:
     """Choose the models, download absent ones and return the Batch.
 
-    Raises UnknownModel, WeightsUnavailable, BadWeights, and InvalidOption if the source does not exist or is
-    also the output.
+    Raises UnknownModel, WeightsUnavailable, BadWeights, OSError if the output cannot be written, and
+    InvalidOption if the source does not exist or is also the output.
     """
     inputs, outputs = Storage(source), Storage(output)
     if not inputs.exists():
         raise InvalidOption(f"{source} does not exist; name a folder of photos")
     if inputs.same(outputs):
         raise InvalidOption(f"{source} is the folder of the photos; name another for the results")
+    if keep_times and not (inputs.local and outputs.local):
+        raise InvalidOption("keep_times needs folders on this machine")
+    if outputs.local:
+        check_writable(Path(outputs.root))
     restorer = Restorer(weights=weights, device=device)
     models = _upscaling_models(restorer, options)
     networks = _face_networks(options, restorer.weights)
@@ -115,17 +127,22 @@ def prepare(
         half=half,
         auto_cpu_megapixels=restorer.auto_cpu_megapixels,
         threads=threads,
+        limits=limits or Limits(),
+        keep_times=keep_times,
     )
 
 
 def _upscaling_models(restorer: Restorer, options: Options) -> tuple[tuple[str, str], ...]:
     """Return name and sha256 of the models for small and for large photos, usually the same one."""
     models = {}
-    for pixels in (0, restorer.limits.input_pixels):
-        model, source = restorer.resolve(
-            options, pixels, lambda model: download.ensure(model, restorer.weights)
-        )
-        models[model.name] = source.sha256 or download.sha256(source.path)
+    for outscale in (1.0, 8.0) if options.by_photo else (options.outscale,):
+        for pixels in (0, Limits.input_pixels):
+            model, source = restorer.resolve(
+                replace(options, outscale=outscale),
+                pixels,
+                lambda model: download.ensure(model, restorer.weights),
+            )
+            models[model.name] = source.sha256 or download.sha256(source.path)
     return tuple(models.items())
 
 
@@ -144,18 +161,39 @@ def _face_networks(options: Options, folder: Path) -> tuple[str, ...]:
     return tuple(present)
 
 
-def photos(job: Batch) -> list[StoredFile]:
-    """Return every photo of the source in order, recognised by suffix. Raises OSError."""
+def photos(job: Batch, left_out: list[LeftOut] | None = None) -> list[StoredFile]:
+    """Return every photo of the source in order, recognised by suffix.
+
+    left_out  what is left out of the source is added here
+    """
     inputs, outputs = Storage(job.source), Storage(job.output)
-    files = inputs.files(exclude=outputs.root if inputs.local == outputs.local else "")
-    return [file for file in files if file_types.is_photo(file.path)]
+    left_out = [] if left_out is None else left_out
+    photos = []
+    for file in inputs.files(left_out, exclude=outputs.root if inputs.local == outputs.local else ""):
+        if file_types.is_photo(file.path):
+            photos.append(file)
+        else:
+            left_out.append(LeftOut(f"{inputs.root}/{file.path}", NOT_A_PHOTO))
+    return photos
+
+
+def check_room(job: Batch, todo: Sequence[StoredFile]) -> None:
+    """Raise DiskFull if the results surely do not fit on this machine's disk."""
+    outputs, options = Storage(job.output), job.options
+    if outputs.local:
+        results = (
+            (Path(outputs.root), file.size, file_types.keeps_format(Path(file.path), options.format))
+            for file in todo
+        )
+        output_paths.check_room(results, 1.0 if options.by_photo else options.outscale)
 
 
 def entries(job: Batch, todo: Sequence[StoredFile], existing: Iterable[str]) -> list[Entry]:
     """Return an entry for each photo of `todo`, with distinct targets that are not `existing` results."""
-    mark = output_paths.result_stem("", job.options.outscale)
     others = (PurePosixPath(output).with_suffix("") for output in existing)
-    targets = output_paths.unique_names([PurePosixPath(photo.path) for photo in todo], mark, others)
+    targets = output_paths.unique_names(
+        [PurePosixPath(photo.path) for photo in todo], job.options.size_mark, others
+    )
     return [Entry(photo.path, photo.stamp, str(target)) for photo, target in zip(todo, targets, strict=True)]
 
 
@@ -175,7 +213,11 @@ class Worker:
             half=job.half,
             auto_cpu_megapixels=job.auto_cpu_megapixels,
             decoder=sandbox.decode,
+            limits=job.limits,
         )
+        if (networks := _face_networks(job.options, self._restorer.weights)) != job.networks:
+            expected, present = (", ".join(names) or "none" for names in (job.networks, networks))
+            raise WeightsUnavailable(f"face networks here: {present}; the batch was started with {expected}")
         self._stopped = False
 
     def stop(self) -> None:
@@ -189,9 +231,9 @@ class Worker:
     def __call__(self, entry: Entry) -> Record:
         """Restore a photo, or return the record of a worker that did.
 
-        Raises the errors that are not the photo's fault: WeightsUnavailable, BadWeights, InvalidOption (an
-        absent device), OSError of the output, and DeviceLost, after which this process cannot restore
-        anything.
+        Raises the errors that are not the photo's fault: WeightsUnavailable (also for weights other than
+        the batch's), BadWeights, InvalidOption (an absent device), OSError of the output, and DeviceLost,
+        after which this process cannot restore anything.
         """
         path, digest = record_path(entry.path), self.job.digest
         record = Record(entry.path, entry.stamp, digest, STARTED)
@@ -227,16 +269,32 @@ class Worker:
         return record if same else None
 
     def _check_model(self, result: Result) -> None:
-        """Raise WeightsUnavailable if "auto" fell back to a model that is not the batch's."""
-        names = [name for name, _ in self.job.models]
-        if result.model not in names:
-            raise WeightsUnavailable(f"{' or '.join(names)} cannot be loaded here, only {result.model}")
+        """Raise WeightsUnavailable if the result's model is not the batch's: a fallback, or another file."""
+        models = dict(self.job.models)
+        if result.model not in models:
+            raise WeightsUnavailable(f"{' or '.join(models)} cannot be loaded here, only {result.model}")
+        if result.sha256 != models[result.model]:
+            raise WeightsUnavailable(
+                f"{result.model} is another file here: SHA-256 {result.sha256}, not {models[result.model]}; "
+                "copy the file of the machine that started the batch"
+            )
+
+    def _sized_options(self, data: bytes) -> Options:
+        """Return the options for a photo. Raises RestoreError if they do not suit its size: it fails."""
+        if not self.job.options.by_photo:
+            return self.job.options
+        size = sandbox.size(data, max_pixels=self.job.limits.input_pixels)
+        try:
+            return self.job.options.sized(*size)
+        except InvalidOption as error:
+            raise RestoreError(str(error)) from error
 
     def _restore(self, entry: Entry, record: Record) -> Record:
         try:
             data = self._inputs.read(entry.path)
             key = hashlib.sha256(data + record.digest.encode()).hexdigest()
-            result = self._restorer.restore(data, progress=self._check_stopped, **asdict(self.job.options))
+            options = self._sized_options(data)
+            result = self._restorer.restore(data, progress=self._check_stopped, **asdict(options))
             self._check_model(result)
         except (WeightsUnavailable, BadWeights, Cancelled, InvalidOption):
             raise
@@ -252,6 +310,8 @@ class Worker:
         output = str(file_types.suffixed(PurePosixPath(entry.target), result.format))
         try:
             self._outputs.write(output, result.data)
+            if self.job.keep_times:
+                copy_times(Path(self._inputs.root, entry.path), Path(self._outputs.root, output))
         except OSError as error:
             if error.errno not in _NAME_ERRORS:
                 raise

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import fsspec
 
-from .. import atomic
+from .. import atomic, folders
 from ..errors import InvalidOption
+from ..folders import LeftOut
 
 # where fsspec's file systems put the version or time of the last change
 _VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "blob_id", "md5Hash", "created")
@@ -21,10 +22,12 @@ class StoredFile(NamedTuple):
 
     path   below its root, with "/" between the parts
     stamp  changes when the file's bytes change
+    size   in bytes, 0 if unknown
     """
 
     path: str
     stamp: str
+    size: int = 0
 
 
 class Storage:
@@ -46,29 +49,47 @@ class Storage:
     def exists(self, path: str = "") -> bool:
         return self._fs.exists(self._full(path))
 
-    def files(self, *, exclude: str = "") -> Iterator[StoredFile]:
+    def files(self, left_out: list[LeftOut], *, exclude: str = "") -> Iterator[StoredFile]:
         """Yield every file in order of name, except hidden ones and those in the folder `exclude`.
 
-        exclude  a full path, as the root of another Storage
-
-        Raises OSError for a folder that cannot be listed.
+        left_out  what is not yielded, or cannot be read, is added here, see folders.files()
+        exclude   a full path, as the root of another Storage
         """
-        yield from self._walk(self.root, exclude)
-
-    def _walk(self, folder: str, exclude: str) -> Iterator[StoredFile]:
-        # fsspec's own walk() silently skips folders that it cannot list
-        for info in sorted(self._fs.ls(folder, detail=True), key=lambda info: info["name"]):
-            full = info["name"].rstrip("/")
-            name = posixpath.basename(full)
-            if name.startswith(".") or full in (exclude, folder):
+        if not self.local:
+            yield from self._walk(self.root, left_out, exclude)
+            return
+        for entry in folders.files(self.root, left_out, exclude=exclude):
+            try:
+                info = self._fs.info(entry.path)
+            except FileNotFoundError:  # removed meanwhile
                 continue
-            if info["type"] == "directory":
-                yield from self._walk(full, exclude)
-            elif self._is_file(info):
-                yield StoredFile(posixpath.relpath(full, self.root), _stamp(info))
+            except OSError as error:
+                left_out.append(LeftOut(entry.path, error.strerror or str(error), failed=True))
+                continue
+            yield self._stored(info)
 
-    def _is_file(self, info: dict) -> bool:
-        return info["type"] == "file" or (bool(info.get("islink")) and self._fs.isfile(info["name"]))
+    def _walk(self, folder: str, left_out: list[LeftOut], exclude: str) -> Iterator[StoredFile]:
+        # fsspec's own walk() silently skips folders that it cannot list
+        try:
+            listed = sorted(self._fs.ls(folder, detail=True), key=lambda info: info["name"])
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            left_out.append(LeftOut(folder, error.strerror or str(error), failed=True))
+            return
+        for info in listed:
+            full = info["name"].rstrip("/")
+            if full == folder:
+                continue
+            if posixpath.basename(full).startswith(".") or full == exclude:
+                left_out.append(LeftOut(full, folders.RESULTS if full == exclude else folders.HIDDEN))
+            elif info["type"] == "directory":
+                yield from self._walk(full, left_out, exclude)
+            else:
+                yield self._stored(info)
+
+    def _stored(self, info: dict) -> StoredFile:
+        return StoredFile(posixpath.relpath(info["name"], self.root), _stamp(info), info.get("size") or 0)
 
     def same(self, other: "Storage") -> bool:
         """Return whether both are the same folder."""
@@ -102,9 +123,9 @@ class Storage:
     def remove_partial_files(self) -> None:
         """Remove the temporary files of writers that were killed."""
         if self.local:
-            for part in Path(self.root).rglob(".*.part"):
-                if atomic.is_partial(part.name):
-                    part.unlink(missing_ok=True)
+            for folder, _, names in os.walk(self.root):
+                for name in filter(atomic.is_partial, names):
+                    Path(folder, name).unlink(missing_ok=True)
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder and its contents; ignored if absent."""

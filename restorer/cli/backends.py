@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+from ..atomic import check_writable
 from ..errors import InvalidOption
 from ..models import registry, sources
 from ..tables import align_columns
@@ -21,6 +22,8 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.rounds < 1:
         raise InvalidOption(f"--rounds is {parsed.rounds}; it must be 1 or more")
     weights = registry.weights_folder(parsed.weights_dir)
+    if parsed.save:
+        check_writable(weights)
     rows, fastest = [("MODEL", "BACKEND", "S/MEGAPIXEL", "")], {}
     for name, side in _MODELS:
         model = registry.find(name, weights)

@@ -9,11 +9,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidOption
+from ..folders import LeftOut
 from ..options import Options
+from .parser import limits
+from .summary import print_left_out, summarize
 
 if TYPE_CHECKING:
     from ..batch.manifest import Record
     from ..batch.runner import Batch
+    from ..batch.storage import Storage
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -34,15 +38,25 @@ def run(parsed: argparse.Namespace) -> int:
         device=parsed.device,
         half=False if parsed.fp32 else None,
         threads=parsed.cpus_per_worker if parsed.ray else 0,
+        limits=limits(parsed.max_megapixels),
+        keep_times=parsed.keep_times,
     )
     place = {"address": parsed.ray, "workers": parsed.workers, "cpus": parsed.cpus_per_worker}
     restore = partial(ray.run, **place, gpus=parsed.gpus_per_worker) if parsed.ray else runner.run
     start = time.perf_counter()
     counts = _run(job, restore, retry_failed=parsed.retry_failed)
-    states = ("restored", "done before", "failed") + (("with warnings",) if counts["with warnings"] else ())
-    summary = ", ".join(f"{counts[state]} {state}" for state in states)
+    summary = summarize(counts, "restored", "done before")
     print(f"{summary} in {time.perf_counter() - start:.1f} s; see {parsed.output}/.manifest for each photo")
     return 1 if counts["failed"] else 0
+
+
+def _existing(outputs: "Storage") -> set[str]:
+    """Return the paths of all results. Raises OSError for a folder that cannot be listed."""
+    unlisted: list[LeftOut] = []
+    paths = {file.path for file in outputs.files(unlisted)} if outputs.exists() else set()
+    if problem := next((str(one) for one in unlisted if one.failed), ""):
+        raise OSError(problem)
+    return paths
 
 
 def _run(job: "Batch", restore: Callable, *, retry_failed: bool) -> Counter[str]:
@@ -51,13 +65,14 @@ def _run(job: "Batch", restore: Callable, *, retry_failed: bool) -> Counter[str]
 
     from ..batch import manifest, runner, storage
 
-    photos = runner.photos(job)
-    if not photos:
+    left_out: list[LeftOut] = []
+    photos = runner.photos(job, left_out)
+    counts = print_left_out(left_out)
+    if not photos and not counts["failed"]:
         raise InvalidOption(f"no photos found in {job.source}")
-    counts: Counter[str] = Counter()
     outputs = storage.Storage(job.output)
     with manifest.open_manifest(outputs) as records:
-        existing = {file.path for file in outputs.files()} if outputs.exists() else set()
+        existing = _existing(outputs)
         remaining, finished = [], []
         for photo in photos:
             state, output = records.done(photo, job.digest)
@@ -71,6 +86,7 @@ def _run(job: "Batch", restore: Callable, *, retry_failed: bool) -> Counter[str]
             else:
                 counts["done before" if state == manifest.RESTORED else manifest.FAILED] += 1
                 finished += [output] if output else []
+        runner.check_room(job, remaining)
         with tqdm(total=len(photos), initial=len(photos) - len(remaining), unit="photo", disable=None) as bar:
 
             def add(record: "Record") -> None:

@@ -5,7 +5,7 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
-from ..atomic import write_atomic
+from ..atomic import check_writable, write_atomic
 from ..errors import InvalidOption
 from ..tables import to_csv
 
@@ -24,6 +24,7 @@ def run(parsed: argparse.Namespace) -> int:
     for file in filter(None, (parsed.csv, parsed.plot)):
         if file.is_dir() or not file.resolve().parent.is_dir():
             raise InvalidOption(f"{file} cannot be written; name a file in an existing folder")
+        check_writable(file.resolve().parent)
     if parsed.plot and parsed.plot.suffix.lower() not in (".png", ".svg"):
         raise InvalidOption(f"{parsed.plot} is not a plot file name; use .png or .svg")
     elsewhere = [row for file in parsed.measured for row in report.read_measured(file)]

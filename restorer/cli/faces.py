@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from .. import output_paths
 from ..atomic import write_atomic
 from ..errors import BadWeights, InvalidOption, RestoreError, WeightsUnavailable
+from ..folders import LeftOut
 from ..images import file_types
 from ..models import registry
 from ..options import Options
+from .summary import print_left_out
 
 if TYPE_CHECKING:
     from ..pipeline import Restorer
@@ -20,11 +22,18 @@ if TYPE_CHECKING:
 
 def run(parsed: argparse.Namespace) -> int:
     """Print a JSON line for each face of each photo; draw them into copies with --draw."""
-    tasks = output_paths.plan(parsed.photos, parsed.draw, mark="_faces", image_format="png")
-    if not tasks:
-        raise InvalidOption("no photos found")
+    left_out: list[LeftOut] = []
+    tasks = output_paths.plan(
+        parsed.photos, parsed.draw, mark="_faces", image_format="png", left_out=left_out
+    )
     originals = {task.source.resolve() for task in tasks}
     registry.find(parsed.face_detector, registry.weights_folder(parsed.weights_dir), "detect")
+    counts = print_left_out(left_out)
+    if not tasks and not counts["failed"]:
+        raise InvalidOption("no photos found")
+    if parsed.draw and (problems := output_paths.unwritable(tasks)):
+        folder, problem = next(iter(problems.items()))
+        raise OSError(f"{folder} cannot be written: {problem}")
     from .. import pipeline
 
     restorer = pipeline.Restorer(
@@ -34,7 +43,7 @@ def run(parsed: argparse.Namespace) -> int:
         _find_faces(task.source, restorer, task.path("png") if parsed.draw else None, originals)
         for task in tasks
     ]
-    return 0 if all(succeeded) else 1
+    return 0 if all(succeeded) and not counts["failed"] else 1
 
 
 def _find_faces(source: Path, restorer: "Restorer", target: Path | None, originals: set[Path]) -> bool:

@@ -29,6 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    if "device" in parsed:
+    if "backend" in parsed:
         parsed.device = device_name(parsed.device, parsed.backend)
     return COMMANDS[parsed.command](parsed)

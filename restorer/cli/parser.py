@@ -1,10 +1,21 @@
 """The command line's arguments; the commands are in the other modules of this package."""
 
 import argparse
+import math
 from pathlib import Path
 
 from ..errors import InvalidOption
-from ..options import CPU_BACKENDS, FACE_ENHANCE, FACE_MASKS, FORMATS, PRESETS, VULKAN, Options
+from ..options import (
+    CPU_BACKENDS,
+    FACE_ENHANCE,
+    FACE_MASKS,
+    FORMATS,
+    PRESETS,
+    PRINT_DPI,
+    VULKAN,
+    Limits,
+    Options,
+)
 from ..version import __version__
 
 
@@ -18,14 +29,14 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    weights, device = _weights_options(), _device_options()
-    restoring = [weights, _restore_options(), device]
+    weights, backend = _weights_options(), _backend_option()
+    restoring = [weights, _restore_options(), backend]
     _add_restore(
         commands.add_parser("restore", parents=restoring, help="restore photos and folders of photos")
     )
     _add_faces(
         commands.add_parser(
-            "faces", parents=[weights, device], help="detect faces, print a JSON line for each"
+            "faces", parents=[weights, _device_option()], help="detect faces, print a JSON line for each"
         )
     )
     _add_batch(
@@ -37,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--fetch", nargs="+", default=[], metavar="NAME", help="download these models first")
     _add_cost(
         commands.add_parser(
-            "cost", parents=[weights, device], help="time photos on this machine and estimate their cost"
+            "cost", parents=[weights, backend], help="time photos on this machine and estimate their cost"
         )
     )
     command = commands.add_parser(
@@ -61,15 +72,29 @@ def device_name(device: str | None, backend: str) -> str | None:
     raise InvalidOption(f"backend {backend} does not run on device {device!r}; use --device cpu")
 
 
+def limits(megapixels: float) -> Limits:
+    """Return the limits for photos of so many megapixels. Raises InvalidOption."""
+    if not 0 < megapixels < math.inf:
+        raise InvalidOption(f"max_megapixels is {megapixels}; it must be above 0")
+    default = Limits()
+    pixels = round(megapixels * 1e6)
+    return Limits(pixels, pixels * default.output_pixels // default.input_pixels)
+
+
 def _weights_options() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(add_help=False)
     command.add_argument("--weights-dir", metavar="DIR", help="folder of the model files (weights/)")
     return command
 
 
-def _device_options() -> argparse.ArgumentParser:
+def _device_option() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(add_help=False)
     command.add_argument("--device", help="cuda, mps, cpu or vulkan (the fastest available)")
+    return command
+
+
+def _backend_option() -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(add_help=False, parents=[_device_option()])
     command.add_argument(
         "--backend",
         choices=("auto", *CPU_BACKENDS),
@@ -94,9 +119,45 @@ def _restore_options() -> argparse.ArgumentParser:
         default=Options.strength,
         help="0 to 1: blend of the plainly enlarged photo and the restored one (%(default)s)",
     )
+    command.add_argument(
+        "--long-side",
+        type=int,
+        default=Options.long_side,
+        metavar="PIXELS",
+        help="of the result, instead of --outscale",
+    )
+    command.add_argument(
+        "--print-size",
+        default=Options.print_size,
+        metavar="30x20cm",
+        help="enough pixels for a print, in mm, cm or in, instead of --outscale",
+    )
+    command.add_argument(
+        "--dpi",
+        type=int,
+        default=Options.dpi,
+        help=f"resolution to store, and of --print-size ({PRINT_DPI} for it, else the photo's, scaled)",
+    )
     command.add_argument("--format", choices=FORMATS, default=Options.format, help="(%(default)s)")
     command.add_argument(
         "--quality", type=int, default=Options.quality, help="1 to 100, for JPEG, WebP and AVIF (%(default)s)"
+    )
+    command.add_argument(
+        "--max-bytes",
+        type=int,
+        default=Options.max_bytes,
+        metavar="N",
+        help="of the file: lowers the quality until it fits; 0: any number (%(default)s)",
+    )
+    command.add_argument(
+        "--max-megapixels",
+        type=float,
+        default=Limits.input_pixels / 1e6,
+        metavar="N",
+        help="of a photo; the result may have four times as many (%(default)g)",
+    )
+    command.add_argument(
+        "--keep-times", action="store_true", help="give results the modification time of their photos"
     )
     command.add_argument(
         "--denoise",

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .. import output_paths
-from ..atomic import write_atomic
-from ..errors import InvalidOption, RestoreError
+from ..atomic import copy_times, write_atomic
+from ..errors import ImageTooLarge, InvalidOption, RestoreError
+from ..folders import LeftOut
 from ..images import file_types
 from ..models import sources
 from ..options import Options
 from ..progress import Progress
+from .parser import limits
+from .summary import print_left_out, summarize
 
 if TYPE_CHECKING:
     from ..pipeline import Restorer
@@ -28,30 +31,32 @@ SkipReason = Callable[[Path], str]
 
 def run(parsed: argparse.Namespace) -> int:
     """Restore files and folders, each photo to a file of its own."""
-    tasks = output_paths.plan(
-        parsed.photos, parsed.output, outscale=parsed.outscale, image_format=parsed.format
-    )
-    if not tasks:
-        raise InvalidOption("no photos found")
-    if not tasks[0].forms:
-        parsed.format = _format_of_output(parsed.output, parsed.format)
     options = {name: value for name, value in vars(parsed).items() if name in Options.names()}
-    Options(**options)  # reject bad values before anything is loaded
+    mark = Options(**options).size_mark  # rejects bad values before anything is loaded
+    left_out: list[LeftOut] = []
+    tasks = output_paths.plan(
+        parsed.photos, parsed.output, mark=mark, image_format=parsed.format, left_out=left_out
+    )
+    if tasks and not tasks[0].forms:
+        options["format"] = _format_of_output(parsed.output, parsed.format)
     from .. import pipeline  # numpy and the decoders, which --help and a wrong path do not need
 
     restorer = pipeline.Restorer(
         weights=parsed.weights_dir,
         device=parsed.device,
         half=False if parsed.fp32 else None,
+        limits=limits(parsed.max_megapixels),
         **options,
     )
     restorer.model(restorer.options)  # an unknown model is wrong usage, not a failure of each photo
+    counts = print_left_out(left_out)
+    if not tasks and not counts["failed"]:
+        raise InvalidOption("no photos found")
     start = time.perf_counter()
     originals = {task.source.resolve() for task in tasks}
     skip_reason = partial(output_paths.skip_reason, overwrite=parsed.overwrite, originals=originals)
-    counts = _restore_all(restorer, tasks, skip_reason)
-    summary = ", ".join(f"{counts[state]} {state}" for state in ("restored", "skipped", "failed"))
-    print(f"{summary} in {time.perf_counter() - start:.1f} s")
+    counts += _restore_all(restorer, tasks, skip_reason, keep_times=parsed.keep_times)
+    print(f"{summarize(counts, 'restored', 'skipped')} in {time.perf_counter() - start:.1f} s")
     return 1 if counts["failed"] else 0
 
 
@@ -63,15 +68,17 @@ def _format_of_output(output: Path, chosen: str) -> str:
 
 
 def _restore_all(
-    restorer: "Restorer", tasks: list[output_paths.OutputTask], skip_reason: SkipReason
+    restorer: "Restorer", tasks: list[output_paths.OutputTask], skip_reason: SkipReason, *, keep_times: bool
 ) -> Counter[str]:
-    """Restore each photo, print a line for it, and count the outcomes."""
+    """Restore each photo, print a line for it, and count the outcomes. Raises DiskFull before the first."""
     from tqdm import tqdm
 
-    remaining = [task for task in tasks if not _skip(task, skip_reason)]
-    counts = Counter(skipped=len(tasks) - len(remaining))
+    pending = [task for task in tasks if not _skip(task, skip_reason)]
+    remaining = _writable(pending)
+    counts = Counter(skipped=len(tasks) - len(pending), failed=len(pending) - len(remaining))
     if not remaining:
         return counts
+    _check_room(remaining, restorer.options)
     # The bar counts photos and moves with each tile, so its ETA covers the whole run
     with tqdm(
         total=len(remaining), desc="Loading the model", bar_format=_BAR, leave=False, disable=None
@@ -90,7 +97,7 @@ def _restore_all(
                     bar.n = before + done / total
                     bar.refresh()
 
-            state, line = _restore_one(restorer, task, skip_reason, update)
+            state, line = _restore_one(restorer, task, skip_reason, update, keep_times=keep_times)
             counts[state] += 1
             bar.write(line, file=sys.stderr if state == "failed" else sys.stdout)
             bar.n = index + 1
@@ -103,10 +110,11 @@ def _load_for(restorer: "Restorer", file: Path) -> str:
 
     try:
         size = photo.size(file.read_bytes(), max_pixels=restorer.limits.input_pixels)
+        options = restorer.options.sized(*size)
     except (RestoreError, OSError):
         return ""  # reported when the photo is restored
     pixels = size.width * size.height
-    model = restorer.load(pixels).model(restorer.options, pixels)
+    model = restorer.load(pixels, **vars(options)).model(options, pixels)
     source = sources.locate(model, restorer.weights)
     return f"using {model.name} ({source.kind if source else 'removed'}) on {restorer.backend(model)}"
 
@@ -119,8 +127,41 @@ def _skip(task: output_paths.OutputTask, skip_reason: SkipReason) -> bool:
     return bool(reason)
 
 
+def _writable(tasks: list[output_paths.OutputTask]) -> list[output_paths.OutputTask]:
+    """Return the tasks whose results can be written; print why the others cannot."""
+    problems, writable = output_paths.unwritable(tasks), []
+    for task in tasks:
+        if path := next((path for path in (task.target.parent, task.existing()) if path in problems), None):
+            print(f"{task.source}: failed, {path} cannot be written: {problems[path]}", file=sys.stderr)
+        else:
+            writable.append(task)
+    return writable
+
+
+def _check_room(tasks: list[output_paths.OutputTask], options: Options) -> None:
+    """Raise DiskFull if the results surely do not fit."""
+    scale = 1.0 if options.by_photo else options.outscale
+    output_paths.check_room(
+        (
+            (
+                task.target.parent,
+                task.source.stat().st_size,
+                file_types.keeps_format(task.source, options.format),
+            )
+            for task in tasks
+            if task.source.is_file()
+        ),
+        scale,
+    )
+
+
 def _restore_one(
-    restorer: "Restorer", task: output_paths.OutputTask, skip_reason: SkipReason, progress: Progress
+    restorer: "Restorer",
+    task: output_paths.OutputTask,
+    skip_reason: SkipReason,
+    progress: Progress,
+    *,
+    keep_times: bool,
 ) -> tuple[Literal["restored", "skipped", "failed"], str]:
     """Restore one photo; return its state and the line to print."""
     try:
@@ -129,6 +170,9 @@ def _restore_one(
         # Another process may have written it, or the photo's format is not the one its name says
         if reason := skip_reason(target):
             return "skipped", f"{task.source}: skipped, {reason}"
+    except ImageTooLarge as error:
+        hint = "; --max-megapixels changes it" if "megapixels" in str(error) else ""
+        return "failed", f"{task.source}: failed, {error}{hint}"
     except RestoreError as error:
         return "failed", f"{task.source}: failed, {error}"
     except OSError as error:
@@ -138,6 +182,8 @@ def _restore_one(
         return "failed", f"{task.source}: failed, {type(error).__name__}: {error}"
     try:
         write_atomic(target, result.data)
+        if keep_times:
+            copy_times(task.source, target)
     except OSError as error:
         return "failed", f"{task.source}: failed, {target} cannot be written: {error.strerror or error}"
     size = f"{result.width} x {result.height}"

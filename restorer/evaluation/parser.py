@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import output_paths
+from ..atomic import check_writable
 from ..errors import InvalidOption, RestoreError
 from ..images import photo
 from ..options import DEVICES, Options
@@ -92,6 +93,7 @@ def photos(paths: list[Path], output: Path, gt: Path | None) -> list[NamedPhoto]
     if missing := [str(path) for path in paths if not path.exists()]:
         raise InvalidOption(f"{missing[0]} does not exist; name photos or a folder of photos")
     output.mkdir(parents=True, exist_ok=True)
+    check_writable(output)
     tasks = output_paths.plan(paths, output, mark=_END, image_format="png")
     photos = [
         NamedPhoto(task.target.relative_to(output).as_posix().removesuffix(_END), task.source)

@@ -20,6 +20,7 @@ from .resample import bands, luma, to_uint8
 
 _LARGEST_SIDE = {"jpeg": 65_500, "webp": 16_383, "avif": 65_536, "png": 2**31 - 1, "tiff": 2**31 - 1}
 _DEEP_WRITERS = {"png": png.encode, "tiff": tiff.encode}  # write 16 bits, and request samples row by row
+LOSSY = ("jpeg", "webp", "avif")
 _NO_GREY_PROFILE = ("webp", "avif")  # their readers expect an RGB profile
 _LOSSY = ("jpeg", "webp", "avif")
 _THUMBNAIL_SIDE = 160  # pixels, as cameras store it

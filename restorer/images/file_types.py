@@ -17,6 +17,7 @@ SUFFIXES = {
 }
 FORMAT_OF = {suffix: image_format for image_format, suffixes in SUFFIXES.items() for suffix in suffixes}
 _WRITTEN = FORMATS[1:]
+LONGEST_SUFFIX = max(len(SUFFIXES[image_format][0]) for image_format in _WRITTEN)
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 # Read-only formats, and what "same" writes in their stead; see encode.output_format
 WRITTEN_INSTEAD = {"bmp": ("png",), "gif": ("png",), "heif": ("jpeg", "png")}
@@ -44,6 +45,11 @@ def result_formats(source: Path, image_format: str) -> tuple[str, ...]:
         return (image_format,)
     own = FORMAT_OF.get(source.suffix.lower())
     return _WRITTEN if own is None else WRITTEN_INSTEAD.get(own, (own,))
+
+
+def keeps_format(source: Path, image_format: str) -> bool:
+    """Return whether a result has the format that the photo's name says; for "same" it has if it can."""
+    return FORMAT_OF.get(source.suffix.lower()) in result_formats(source, image_format)
 
 
 def written_suffixes() -> str:

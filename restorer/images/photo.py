@@ -238,7 +238,7 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
     if samples is not None:
         if directory.channels > np.atleast_3d(samples).shape[2]:
             warnings.append("channels beyond colour and alpha were left out")
-        return _Raw(samples, blocks)
+        return _Raw(samples, replace(blocks, icc=b"") if directory.photometric in tiff.LAB else blocks)
     try:
         image = _open(directory.strip_metadata(data), "TIFF", check)
     except UnidentifiedImageError as error:

@@ -82,6 +82,11 @@ def to_uint8(samples: np.ndarray) -> np.ndarray:
     return out
 
 
+def to_uint16(samples: np.ndarray) -> np.ndarray:
+    """Convert uint8 samples to uint16 (255 becomes 65535). uint16 is returned as is."""
+    return samples if samples.dtype == np.uint16 else samples * np.uint16(257)
+
+
 def luma(pixels: np.ndarray) -> np.ndarray:
     """Convert (H, W, 3) uint8 or uint16 RGB to (H, W) luma, rounded (ITU-R BT.601 weights)."""
     out = np.empty(pixels.shape[:2], pixels.dtype)

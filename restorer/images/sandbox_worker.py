@@ -43,6 +43,7 @@ _CODECS = (
     "png",
     "jpeg8",
     "avif",
+    "cms",
     "lzw",
     "zlib",
     "deflate",

@@ -4,12 +4,23 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from ..images import low_frequencies
 from ..images.photo import Photo
-from ..images.resample import RowReader, bands, luma, resample_rows, resampled_bands, resize, round_to
+from ..images.resample import (
+    RowReader,
+    bands,
+    luma,
+    resample_rows,
+    resampled_bands,
+    resize,
+    round_to,
+    to_uint8,
+    to_uint16,
+)
 from ..progress import PassProgress, Progress
 
 
@@ -117,6 +128,28 @@ def upscale(
         for rows in bands(height):
             larger[rows] = luma(larger[rows])[..., None]
     return replace(photo, pixels=larger, alpha=alpha)
+
+
+def upscale_matched(photo: Photo, engine: BandEngine, **options: Any) -> Photo:  # noqa: ANN401  of upscale()
+    """Upscale a Photo and give the result the photo's low frequencies, see images/low_frequencies.py.
+
+    In between, samples have 16 bits, so that they are rounded once and backends differ by one level at most.
+    """
+    alpha = None if photo.alpha is None else to_uint16(photo.alpha)
+    before = replace(photo, pixels=to_uint16(photo.pixels), alpha=alpha)
+    after = upscale(before, engine, **options)
+    transparent = alpha is not None and not is_opaque(alpha)
+    low_frequencies.match(
+        after.pixels,
+        before.pixels,
+        larger_alpha=after.alpha if transparent else None,
+        photo_alpha=alpha if transparent else None,
+    )
+    if photo.pixels.dtype == np.uint16:
+        return after
+    return replace(
+        after, pixels=to_uint8(after.pixels), alpha=None if after.alpha is None else to_uint8(after.alpha)
+    )
 
 
 def _enlarge(

@@ -22,6 +22,8 @@ _OPTION_TYPES: dict[str, Any] = {
     "face_enhance": bool | Literal["auto", "on", "off"],
     "outscale": float,
     "long_side": int,
+    "print_size": str,
+    "dpi": int,
     "model": str,
     "strength": float,
     "denoise": float,
@@ -29,13 +31,15 @@ _OPTION_TYPES: dict[str, Any] = {
     "face_strength": float,
     "format": Literal[FORMATS],
     "quality": int,
+    "max_bytes": int,
     "keep_metadata": bool,
     "remove_gps": bool,
 }
-_QUOTE_OPTIONS = ("face_enhance", "outscale", "long_side", "model", "denoise", "format")
+_QUOTE_OPTIONS = ("face_enhance", "outscale", "long_side", "print_size", "dpi", "model", "denoise", "format")
 _ENHANCE = """Restore one photo. Returns the full-size file, previews of before and after in one size (JPEG,
 at most 2048 pixels a side), and the receipt: software, model, its sha256, options, pixels, seconds, faces,
-warnings. face_enhance is true, false or "auto"; long_side, in pixels, replaces outscale unless it is 0."""
+warnings. face_enhance is true, false or "auto"; long_side, in pixels, or print_size, such as "30x20cm", with
+dpi replaces outscale; max_bytes lowers the quality until the file is no larger."""
 _BATCH = """Restore photos one after the other; a photo that fails does not stop the others. Returns the
 full-size files of the restored photos and, for every photo in the order of the input, its receipt or
 {"error": message}. The options are those of /enhance."""
@@ -45,7 +49,7 @@ _MODELS = "List all models: name, kind, description, licence, bytes, and whether
 
 def add_endpoints(service: Service) -> None:
     """Add the endpoints to the current Blocks."""
-    defaults = {"long_side": 0, **vars(service.restorer.options)}
+    defaults = vars(service.restorer.options)
 
     def add(
         run: Callable,

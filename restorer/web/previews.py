@@ -20,7 +20,6 @@ from ..faces.paste import Face
 from ..images.file_types import SUFFIXES
 from ..images.photo import Photo
 from ..images.resample import to_uint8
-from ..output_paths import result_stem
 from ..result import Result
 
 PREVIEW_SIDE = 2048  # largest side of a preview in pixels
@@ -60,10 +59,12 @@ class ResultFiles:
     cache: Path
 
 
-def write(result: Result, name: str, folder: Path, *, long_side: object = 0) -> Path:
-    """Write a result's file into `folder`, named after the upload and its size, and return the path."""
-    stem = _safe_stem(Path(name.replace("\\", "/")).stem)
-    stem = f"{stem}_{long_side}px" if long_side else result_stem(stem, result.options.outscale)
+def write(result: Result, name: str, folder: Path, mark: str = "") -> Path:
+    """Write a result's file into `folder`, named after the upload, and return the path.
+
+    mark  added to the name; default: "_4x" for an outscale of 4
+    """
+    stem = _safe_stem(Path(name.replace("\\", "/")).stem) + (mark or result.options.size_mark)
     file = folder / (stem + SUFFIXES[result.format][0])
     write_atomic(file, result.data)
     return file

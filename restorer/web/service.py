@@ -28,7 +28,6 @@ from .settings import Settings
 from .worker import Step, Worker
 
 T = TypeVar("T")
-MAX_LONG_SIDE = 100_000  # pixels; more than any format and limit allows
 MAX_TILE = 1024  # pixels; a larger tile would let a client choose how much memory the network takes
 FULL = "the server's disk is full; try again later"
 _EXPIRED = "the upload has expired; choose the photo again"
@@ -69,9 +68,9 @@ class Service:
         # the log gets part of the id only: the complete one gives access to the job
         with self.metrics.track_photo("/".join([top[:12], *parts])) as record:
             self.check_disk_space()
-            options = self.options(values, lambda: self.decode(data))
+            options = self.options(values)
             result = self.restorer.restore(data, progress=progress, **vars(options))
-            file = previews.write(result, name, folder, long_side=values.get("long_side"))
+            file = previews.write(result, name, folder, options.size_mark)
             record(result)
         return result, file
 
@@ -88,30 +87,15 @@ class Service:
         """Return the path of a new folder for results, not created yet."""
         return self.settings.processed_folder / uuid.uuid4().hex
 
-    def options(
-        self, values: dict[str, object], before: Photo | photo.Size | Callable[[], Photo] | None
-    ) -> Options:
-        """Return the restorer's options updated with `values`.
-
-        values  by name; long_side, in pixels, replaces outscale unless it is 0
-        before  the photo or its size, or a function that returns it, called only if the size matters;
-                None: check only the range of long_side
+    def options(self, values: dict[str, object], before: Photo | photo.Size | None = None) -> Options:
+        """Return the restorer's options updated with `values`, and sized for a photo.
 
         Raises InvalidOption.
         """
-        values = dict(values)
-        long_side = values.pop("long_side", 0)
-        if not isinstance(long_side, int | float) or isinstance(long_side, bool):
-            raise InvalidOption(f"long_side is {long_side!r}; it must be a whole number")
-        if not 0 <= long_side <= MAX_LONG_SIDE:
-            raise InvalidOption(f"long_side is {long_side}; it must be from 0 to {MAX_LONG_SIDE}")
-        size = before() if long_side and callable(before) else before
-        if long_side and isinstance(size, Photo | photo.Size):
-            values["outscale"] = _outscale(long_side, max(size.width, size.height))
         options = self.restorer.options.changed(values)
         if options.tile > MAX_TILE:
             raise InvalidOption(f"tile is {options.tile}; the server allows at most {MAX_TILE}")
-        return options
+        return options.sized(before.width, before.height) if before else options
 
     def check_disk_space(self) -> None:
         """Raise DiskFull if the disk for the results has less than MIN_FREE_DISK_MB left."""
@@ -225,17 +209,6 @@ class Service:
             logging.getLogger(__name__).warning("%s", error)
             return f"{error.args[0]}; choose another model, or check the server's network"
         return str(error).replace(str(self.restorer.weights.absolute()), "the server's weights folder")
-
-
-def _outscale(long_side: float, current: int) -> float:
-    """Return the scale from a long side of `current` pixels. Raises InvalidOption outside 1 to 8."""
-    scale = long_side / current
-    if not 1 <= scale <= 8:
-        raise InvalidOption(
-            f"a long side of {long_side:.0f} pixels is {scale:.1f} times the photo's {current}; "
-            f"choose from {current} to {8 * current}"
-        )
-    return scale
 
 
 def receipt(result: Result) -> dict[str, object]:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import fsspec
@@ -17,7 +19,7 @@ import pytest
 from PIL import Image
 
 import restorer
-from restorer import InvalidOption
+from restorer import InvalidOption, WeightsUnavailable
 from restorer.__main__ import main
 from restorer.batch import manifest, runner
 from restorer.batch.storage import Storage
@@ -87,6 +89,13 @@ def expected_results(folder: Path, **options) -> dict[str, bytes]:
         weights=folder / "weights", device="cpu:torch", model="custom/tiny", face_enhance="off", **options
     )
     return {name: direct.restore((folder / "in" / name).read_bytes()).data for name in PHOTOS}
+
+
+def direct(folder: Path, name: str) -> restorer.Result:
+    restore = restorer.pipeline.Restorer(
+        weights=folder / "weights", device="cpu:torch", model="custom/tiny", face_enhance="off"
+    )._restore
+    return restore((folder / "in" / name).read_bytes(), None, {})
 
 
 def test_each_photo_gets_a_result_and_a_record(folder, capsys):
@@ -170,6 +179,48 @@ def test_failed_photos_are_retried_on_request_or_after_a_change(folder, capsys):
     assert "broken.jpg: failed" in capsys.readouterr().err
     (folder / "in/broken.jpg").write_bytes((folder / "in/a.png").read_bytes())
     assert main(arguments(folder)) == 0
+
+
+def test_order_of_records_does_not_depend_on_the_clock(folder, monkeypatch, capsys):
+    main(arguments(folder))
+    (file,) = (folder / "out/.manifest").glob("*.jsonl")
+    file.rename(
+        file.with_name(f"{time.time_ns() + 10**18:020}-0.jsonl")
+    )  # by an earlier version, in the future
+    with monkeypatch.context() as patched:
+        patched.setattr(restorer.Restorer, "restore", lambda *_, **__: direct(folder, "a.png"))
+        assert main(arguments(folder, "--retry-failed")) == 0
+    capsys.readouterr()
+    assert main(arguments(folder)) == 0
+    assert "0 restored, 7 done before, 0 failed" in capsys.readouterr().out
+
+
+def test_record_of_a_retried_photo_survives_a_kill(folder, monkeypatch, capsys):
+    main(arguments(folder))
+    with monkeypatch.context() as patched:
+        patched.setattr(restorer.Restorer, "restore", lambda *_, **__: direct(folder, "a.png"))
+        patched.setattr(manifest.Manifest, "flush", lambda _: None)
+        patched.setattr(Storage, "remove", lambda *_: None)
+        assert main(arguments(folder, "--retry-failed")) == 0
+    capsys.readouterr()
+    assert main(arguments(folder)) == 0
+    assert "0 restored, 7 done before, 0 failed" in capsys.readouterr().out
+
+
+def test_worker_with_other_weights_of_the_same_name_restores_nothing(folder):
+    job = runner.prepare(
+        str(folder / "in"),
+        str(folder / "out"),
+        Options(model="custom/tiny", face_enhance="off"),
+        weights=str(folder / "weights"),
+        device="cpu:torch",
+    )
+    save_network(folder / "weights/custom/tiny.safetensors", seed=2)
+    with pytest.raises(WeightsUnavailable, match=f"another file here: .* not {job.models[0][1]}"):
+        runner.run(job, runner.entries(job, runner.photos(job)[:1], []), pytest.fail)
+    assert not result_names(folder)
+    with pytest.raises(WeightsUnavailable, match="face networks here: none; .* with GFPGANv1.3"):
+        runner.Worker(replace(job, networks=("GFPGANv1.3",)))
 
 
 def test_results_inside_the_photo_folder_are_not_restored_again(folder):
@@ -301,12 +352,10 @@ def test_lost_gpu_stops_the_process_and_counts_as_an_attempt(folder, monkeypatch
 
 
 def test_impossible_result_name_fails_only_its_photo(folder):
-    long = "x" * 250 + ".png"
-    (folder / "in" / long).write_bytes((folder / "in/a.png").read_bytes())
     (folder / "out/c_4x.png/full").mkdir(parents=True)
     assert main(arguments(folder)) == 1
     by_path = records_by_path(folder)
-    assert by_path[long]["state"] == by_path["c.PNG"]["state"] == "failed"
+    assert by_path["c.PNG"]["state"] == "failed"
     assert sum(record["state"] == "restored" for record in by_path.values()) == len(PHOTOS) - 1
 
 
@@ -409,19 +458,70 @@ def test_symbolic_links_are_followed(folder):
     assert main(command) == 2, "the output is the source"
 
 
-def test_unreadable_folder_stops_the_run(folder, monkeypatch, capsys):
-    from fsspec.implementations.local import LocalFileSystem
+def test_unreadable_folder_fails_and_does_not_stop_the_run(folder, monkeypatch, capsys):
+    (folder / "in/broken.jpg").unlink()
+    real = os.scandir
 
-    real = LocalFileSystem.ls
-
-    def ls(self, path: str, *args, **kwargs):
-        if path.endswith("/b"):
+    def scandir(path):
+        if str(path).endswith("/in/b"):
             raise PermissionError(13, "Permission denied", path)
-        return real(self, path, *args, **kwargs)
+        return real(path)
 
-    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", scandir)
+        assert main(arguments(folder)) == 1
+    printed = capsys.readouterr()
+    assert f"{folder}/in/b: failed, Permission denied" in printed.err
+    assert "4 restored, 0 done before, 1 failed, 2 left out" in printed.out
+    for name in ("notes.txt", ".hidden.png"):
+        assert f"{folder}/in/{name}: left out, " in printed.err
+    assert main(arguments(folder)) == 0
+    assert "2 restored, 4 done before, 0 failed" in capsys.readouterr().out
+
+
+def test_restore_and_batch_agree_on_the_photos_of_a_folder(folder, capsys):
+    (folder / "other").mkdir()
+    (folder / "other/far.png").write_bytes((folder / "in/a.png").read_bytes())
+    for name, target in (("album", "../other"), ("far.png", "../other/far.png"), ("again.png", "a.png")):
+        (folder / "in" / name).symlink_to(target)
+
+    def outcome() -> tuple[set[str], list[str]]:
+        errors = capsys.readouterr().err.splitlines()
+        return result_names(folder), sorted(line for line in errors if "left out" in line)
+
+    main(arguments(folder))
+    names, left_out = outcome()
+    assert {"far_4x.png", "again_4x.png"} < names and len(left_out) == 3
+    shutil.rmtree(folder / "out")
+    main(["restore", str(folder / "in"), "-o", str(folder / "out"), *arguments(folder)[3:]])
+    assert outcome() == (names, left_out)
+
+
+def test_photos_that_do_not_suit_the_size_fail_alone(folder, rng):
+    (folder / "in/large.png").write_bytes(png(photo_like(rng, 24, 70)))
+    assert main(arguments(folder, "--long-side", "64")) == 1
+    by_path = records_by_path(folder)
+    assert by_path["large.png"]["error"].endswith("choose from 70 to 560")
+    assert by_path["a.png"]["output"] == "a_64px.png"
+    assert Image.open(folder / "out/a_64px.png").size == (64, 48)
+
+
+def test_outputs_are_checked_before_the_first_photo(folder, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     assert main(arguments(folder)) == 1
-    assert "Permission denied" in capsys.readouterr().err
+    assert "the results need at least" in capsys.readouterr().err
+    assert not result_names(folder)
+    shutil.rmtree(folder / "out")
+    (folder / "out").write_text("a file")
+    assert main(arguments(folder)) == 1
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_times_can_be_copied_between_folders_of_this_machine_only(folder, capsys):
+    command = arguments(folder, "--keep-times")
+    command[2] = "memory://done"
+    assert main(command) == 2
+    assert "keep_times needs folders on this machine" in capsys.readouterr().err
 
 
 def test_second_run_at_the_same_time_is_rejected(folder, capsys):

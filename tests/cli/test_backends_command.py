@@ -26,6 +26,13 @@ def test_backends_are_timed_and_the_fastest_is_saved(small, tmp_path, monkeypatc
     assert backends.choose("SRVGGNetCompact", weights) == "cpu:torch"
 
 
+def test_folder_is_checked_before_anything_is_timed(small, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(command, "_time", lambda *_: pytest.fail("timed first"))
+    assert main(["backends", "--weights-dir", str(tmp_path / "file/weights"), "--save"]) == 1
+    assert "Not a directory" in capsys.readouterr().err
+
+
 def test_rounds_must_be_positive(capsys):
     assert main(["backends", "--rounds", "0"]) == 2
     assert "--rounds is 0; it must be 1 or more" in capsys.readouterr().err

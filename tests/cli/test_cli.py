@@ -3,11 +3,13 @@
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from PIL import Image
 import restorer
 from restorer import InvalidOption
 from restorer.__main__ import main
-from restorer.cli.parser import device_name, parser
+from restorer.cli.parser import device_name, limits, parser
 from restorer.models import registry, sources
 from restorer.models.registry import MODELS
 from restorer.options import Options
@@ -88,8 +90,10 @@ def test_photos_and_folders_in_one_run():
             re.escape(f"{source} -> my scans/out/{target}: 80 x 56, custom/tiny, ") + r"\d+\.\d s",
             by_source[source],
         )
-    assert len(lines) == 5 and re.fullmatch(r"4 restored, 0 skipped, 1 failed in \d+\.\d s", lines[-1])
-    using, failed = finished.stderr.splitlines()
+    summary = r"4 restored, 0 skipped, 1 failed, 1 left out in \d+\.\d s"
+    assert len(lines) == 5 and re.fullmatch(summary, lines[-1])
+    left_out, using, failed = finished.stderr.splitlines()
+    assert left_out.startswith("my scans/notes.txt: left out, ")
     assert re.fullmatch(r"using custom/tiny \(custom file\) on cpu:\w+", using)
     assert failed.startswith("my scans/cut.jpg: failed, ")
     api = restorer.Restorer(model="custom/tiny", outscale=4, format="png", face_enhance="off")
@@ -311,18 +315,120 @@ def test_missing_and_unreadable_photos_do_not_stop_the_others(capsys):
     names = ["none.png", "text.png", "a.png", "empty.png", long, "z.png"]
     assert run(*names, "--model", "custom/tiny", "--format", "jpeg") == 1
     out, errors = capsys.readouterr()
-    assert out.count(" -> ") == 2 and "2 restored, 0 skipped, 4 failed" in out
+    assert out.count(" -> ") == 3 and "3 restored, 0 skipped, 3 failed" in out
     assert "none.png: failed, No such file or directory\n" in errors
-    assert errors.count("failed, ") == 4 and errors.count("using custom/tiny") == 1
-    assert errors.count("\n") == 5
-    assert {"a_4x.jpg", "z_4x.jpg"} == {name for name in files_in(".") if "_4x" in name}
+    assert errors.count("failed, ") == 3 and errors.count("using custom/tiny") == 1
+    assert errors.count("\n") == 4
+    results = {"a_4x.jpg", "z_4x.jpg", "n" * 247 + "_4x.jpg"}
+    assert results == {name for name in files_in(".") if "_4x" in name}
 
 
-def test_unwritable_result_fails(capsys):
+def test_outputs_are_checked_before_any_model_is_loaded(capsys, monkeypatch):
     photos("a.png")
     Path("out").write_text("a file")
-    assert run("a.png", "-o", "out/deeper", "--model", "custom/tiny") == 1
-    assert "a.png: failed, out/deeper/a_4x.png cannot be written: Not a directory" in capsys.readouterr().err
+    assert run("a.png", "-o", "out/deeper", "--model", "custom/broken") == 1
+    assert "a.png: failed, out/deeper cannot be written: Not a directory" in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+        assert run("a.png", "--model", "custom/broken") == 1
+    assert "the results need at least" in capsys.readouterr().err
+    Path("folder/a_4x.png").mkdir(parents=True)
+    assert run("a.png", "-o", "folder", "--model", "custom/broken", "--overwrite") == 1
+    assert "a.png: failed, folder/a_4x.png cannot be written: Is a directory" in capsys.readouterr().err
+
+
+def test_unreadable_folder_is_a_failure_that_does_not_stop_the_others(capsys, monkeypatch):
+    photos("in/a.png", "in/closed/b.png")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert run("in", "-o", "out", "--model", "custom/tiny") == 1
+    out, errors = capsys.readouterr()
+    assert "in/closed: failed, Permission denied" in errors and "1 restored, 0 skipped, 1 failed" in out
+    assert run("in/closed", "-o", "out", "--model", "custom/tiny") == 1
+
+
+def test_long_side_print_size_and_dpi_set_pixels_and_resolution(capsys):
+    photos("a.png", width=60, height=40)
+    common = ["a.png", "--model", "custom/tiny", "--overwrite"]
+    for arguments, name, size, dpi in [
+        (["--long-side", "150"], "a_150px.png", (150, 100), None),
+        (["--print-size", "2x3cm"], "a_2x3cm.png", (354, 236), 300),
+        (["--print-size", "1x0.5in", "--dpi", "100"], "a_1x0.5in.png", (75, 50), 100),
+        (["--print-size", "5x5mm", "--dpi", "100"], "a_5x5mm.png", (60, 40), 305),
+        (["--outscale", "2", "--dpi", "72"], "a_2x.png", (120, 80), 72),
+    ]:
+        assert run(*common, *arguments) == 0
+        with Image.open(name) as image:
+            assert image.size == size
+            assert image.info.get("dpi") == (pytest.approx((dpi, dpi), abs=0.01) if dpi else None)
+    capsys.readouterr()
+    for arguments, message in [
+        (["--long-side", "50"], "choose from 60 to 480"),
+        (["--print-size", "30x20cm"], "at 300 dpi it needs 59.1 times the photo's 60 x 40 pixels"),
+    ]:
+        assert run(*common, *arguments) == 1
+        assert message in capsys.readouterr().err
+    for arguments, message in [
+        (["--long-side", "-1"], "from 0 to 100000"),
+        (["--print-size", "A4"], "write it as 30x20cm"),
+        (["--print-size", "0x20cm"], "write it as 30x20cm"),
+        (["--print-size", "3x2cm", "--long-side", "90"], "use one"),
+        (["--max-megapixels", "0"], "must be above 0"),
+    ]:
+        assert run(*common, *arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_limit_of_megapixels_can_be_raised_and_lowered(capsys):
+    photos("a.png", width=60, height=40)
+    assert run("a.png", "--model", "custom/tiny", "--max-megapixels", "0.002") == 1
+    assert "the limit is 0.0; --max-megapixels changes it" in capsys.readouterr().err
+    assert run("a.png", "--model", "custom/tiny", "--max-megapixels", "0.0024") == 1, "16 times the pixels"
+    assert run("a.png", "--model", "custom/tiny", "--max-megapixels", "0.0024", "--outscale", "2") == 0
+    assert limits(200) == restorer.Limits(200_000_000, 800_000_000)
+    assert limits(100) == restorer.Limits()
+
+
+def test_quality_is_lowered_to_fit_a_size_in_bytes(capsys):
+    photos("a.jpg", width=60, height=40)
+    assert run("a.jpg", "--model", "custom/tiny", "-o", "full.jpg") == 0
+    limit = Path("full.jpg").stat().st_size // 2
+    capsys.readouterr()
+    assert run("a.jpg", "--model", "custom/tiny", "-o", "c.jpg", "--max-bytes", str(limit)) == 0
+    quality = int(re.findall(r"lowered from 95 to (\d+)", capsys.readouterr().out)[0])
+    data = Path("c.jpg").read_bytes()
+    options = ["--model", "custom/tiny", "-o", "b.jpg", "--overwrite", "--quality"]
+    images = [image_data("b.jpg") for one in (quality, quality + 1) if run("a.jpg", *options, str(one)) == 0]
+    assert images[0] == image_data("c.jpg")
+    assert len(data) <= limit < len(data) + len(images[1]) - len(images[0])
+    assert run("a.jpg", "--model", "custom/tiny", "-o", "d.jpg", "--max-bytes", "100") == 1
+    assert "max_bytes is 100; use another format or a smaller scale" in capsys.readouterr().err
+    assert run("a.jpg", "--model", "custom/tiny", "-o", "d.png", "--max-bytes", "2000") == 1
+    assert not Path("d.jpg").exists() and not Path("d.png").exists()
+
+
+def test_results_keep_the_times_of_their_photos():
+    photos("in/a.png")
+    os.utime("in/a.png", ns=(10**18, 10**18 + 7))
+    run("in/a.png", "--model", "custom/tiny", "-o", "b.png")
+    assert Path("b.png").stat().st_mtime_ns > 10**18 + 7
+    assert run("in/a.png", "--model", "custom/tiny", "-o", "b.png", "--overwrite", "--keep-times") == 0
+    assert Path("b.png").stat().st_mtime_ns == 10**18 + 7
+    assert main(["batch", "in", "out", "--model", "custom/tiny", "--keep-times"]) == 0
+    assert Path("out/a_4x.png").stat().st_mtime_ns == 10**18 + 7
+
+
+def image_data(name: str) -> bytes:
+    """The file without its EXIF block, whose length depends on the options that it lists."""
+    data = Path(name).read_bytes()
+    start = data.index(b"Exif\0\0") - 2
+    return data[: start - 2] + data[start + int.from_bytes(data[start : start + 2]) :]
 
 
 def test_named_model_is_used(capsys):
@@ -376,11 +482,17 @@ def test_backend_of_another_device_is_rejected(device, backend):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["restore", "a"], ["batch", "in", "out"], ["faces", "a"], ["cost"]], ids=lambda it: it[0]
+    "arguments", [["restore", "a"], ["batch", "in", "out"], ["cost"]], ids=lambda it: it[0]
 )
-def test_commands_that_compute_accept_a_backend(arguments):
+def test_commands_that_upscale_accept_a_backend(arguments):
     assert parser().parse_args(arguments).backend == "auto"
     assert parser().parse_args([*arguments, "--backend", "openvino"]).backend == "openvino"
+
+
+def test_faces_has_no_backend_as_detectors_do_not_use_one(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["faces", "a", "--backend", "ncnn"])
+    assert "unrecognized arguments: --backend" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -411,10 +523,10 @@ def test_options_change_the_result(option, first, second, capsys):
 def test_tile_option_is_used(monkeypatch, capsys):
     photos("a.png", width=100, height=40)
     tiles = []
-    upscale = restorer.pipeline.upscale
+    upscale = restorer.pipeline.upscale_matched
     monkeypatch.setattr(
         restorer.pipeline,
-        "upscale",
+        "upscale_matched",
         lambda *args, **kwargs: tiles.append(kwargs["tile"]) or upscale(*args, **kwargs),
     )
     assert run("a.png", "--model", "custom/tiny", "--tile", "48") == 0

@@ -8,10 +8,10 @@ from dataclasses import replace
 import imagecodecs
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from skimage.color import deltaE_ciede2000
 
-from restorer.images import encode, icc, photo
+from restorer.images import encode, icc, photo, sandbox
 from tests import pictures, profiles
 from tests.conftest import photo_like
 
@@ -237,24 +237,159 @@ def test_rgb_profile_of_grey_image_is_left_out(rng):
     assert (read.meta.grey, read.meta.metadata.icc) == (True, b"")
 
 
-def test_colours_described_without_a_profile_raise_a_warning(rng):
+PRIMARIES = {
+    "srgb": [(0.640, 0.330), (0.300, 0.600), (0.150, 0.060)],
+    "p3": [(0.680, 0.320), (0.265, 0.690), (0.150, 0.060)],
+    "adobe": [(0.640, 0.330), (0.210, 0.710), (0.150, 0.060)],
+}
+
+
+def with_chunks(plain: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    built = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
+    return plain[:33] + b"".join(built) + plain[33:]
+
+
+def chrm(name: str) -> tuple[bytes, bytes]:
+    values = [0.3127, 0.3290, *np.ravel(PRIMARIES[name])]
+    return b"cHRM", struct.pack(">8I", *(round(value * 1e5) for value in values))
+
+
+def gama(gamma: float) -> tuple[bytes, bytes]:
+    return b"gAMA", struct.pack(">I", round(1e5 / gamma))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "name"),
+    [
+        ([(b"cICP", b"\x0c\x0d\x00\x01")], "p3"),
+        ([(b"cICP", b"\x0c\x0d\x00\x01"), chrm("adobe"), (b"sRGB", b"\0")], "p3"),
+        ([chrm("p3")], "p3"),
+        ([chrm("adobe"), gama(563 / 256)], "adobe"),
+        ([gama(1.0)], "linear"),
+        ([(b"cICP", b"\x01\x08\x00\x01")], "linear"),
+    ],
+)
+def test_colours_described_by_numbers_get_the_matching_profile(chunks, name):
+    plain = pictures.pillow(patches(SATURATED), "PNG")
+    read = photo.decode(with_chunks(plain, *chunks))
+    assert not read.meta.warnings and read.meta.linear == (name == "linear")
+    again = photo.decode(with_chunks(plain, *chunks))
+    assert again.meta.metadata.icc == read.meta.metadata.icc, "the same bytes every time"
+    for image_format in ("png", "jpeg", "webp", "avif", "tiff"):
+        data = encode.encode(read, image_format, quality=100).data
+        image = Image.open(io.BytesIO(data))
+        lab = profiles.rgb_lab(patch_means(np.asarray(image)), name)
+        delta_e = deltaE_ciede2000(profiles.rgb_lab(SATURATED / 255, name), lab)
+        assert delta_e.max() < MAX_DELTA_E.get(image_format, 1.0)
+        through_profile = lcms_lab(np.asarray(image), image.info["icc_profile"])
+        expected = lcms_lab(np.asarray(image), profiles.rgb(name))
+        assert np.abs(through_profile - expected).max() <= 1.5
+
+
+def lcms_lab(pixels: np.ndarray, profile: bytes) -> np.ndarray:
+    """CIE Lab of pixels by littlecms, which Pillow returns in bytes: L* by 2.55, a* and b* signed."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    lab = ImageCms.buildTransform(source, ImageCms.createProfile("LAB"), "RGB", "LAB")
+    values = np.asarray(lab.apply(Image.fromarray(pixels)))
+    return np.dstack([values[..., 0] / 2.55, values[..., 1:].astype(np.int8)]).astype(float)
+
+
+def test_numbers_of_a_grey_png_make_a_grey_profile(rng):
+    plain = pictures.pillow(pictures.noise(rng, 9, 9, 1), "PNG")
+    read = photo.decode(with_chunks(plain, chrm("p3"), gama(1.8)))
+    assert read.meta.grey and icc.color_space(read.meta.metadata.icc) == "GRAY" and not read.meta.warnings
+    assert photo.decode(with_chunks(plain, chrm("p3"), gama(2.2))).meta.metadata.icc == b""
+
+
+def test_numbers_of_srgb_need_no_profile(rng):
     plain = pictures.pillow(photo_like(rng, 8, 9), "PNG")
-
-    def with_chunk(kind, body):
-        chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        return plain[:33] + chunk + plain[33:]
-
-    for kind, body, warned in (
-        (b"cICP", b"\x0c\x0d\x00\x01", True),  # Display-P3
-        (b"cICP", b"\x09\x10\x00\x01", True),  # BT.2020 with PQ
-        (b"cICP", b"\x01\x0d\x00\x01", False),
-        (b"gAMA", struct.pack(">I", 100_000), True),
-        (b"gAMA", struct.pack(">I", 45_455), False),
+    for chunks in (
+        [(b"cICP", b"\x01\x0d\x00\x01")],
+        [gama(2.2)],
+        [gama(2.2), chrm("srgb")],
+        [(b"sRGB", b"\0"), gama(1.0), chrm("p3")],
     ):
-        warnings = photo.decode(with_chunk(kind, body)).meta.warnings
-        assert any("taken for sRGB" in warning for warning in warnings) == warned, (kind, body)
+        meta = photo.decode(with_chunks(plain, *chunks)).meta
+        assert (meta.metadata.icc, meta.warnings) == (b"", ())
+    profile = profiles.rgb("adobe")
+    embedded = pictures.pillow(photo_like(rng, 8, 9), "PNG", icc_profile=profile)
+    assert photo.decode(with_chunks(embedded, gama(1.0), chrm("p3"))).meta.metadata.icc == profile
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"cICP", b"\x09\x10\x00\x01"),  # BT.2020 with PQ
+        (b"cICP", b"\x0c\x0d\x00\x00"),  # narrow range
+        (b"gAMA", b""),
+        (b"gAMA", bytes(4)),
+        (b"gAMA", struct.pack(">I", 1)),
+        (b"cHRM", bytes(32)),
+        (b"cHRM", b"\xff" * 32),
+    ],
+)
+def test_numbers_without_a_profile_raise_a_warning(chunk, rng):
+    plain = pictures.pillow(photo_like(rng, 8, 9), "PNG")
+    meta = photo.decode(with_chunks(plain, chunk)).meta
+    assert "taken for sRGB" in meta.warnings[0] and meta.metadata.icc == b""
+
+
+@pytest.mark.parametrize(("codes", "name"), [(b"\0\x0c\0\x0d", "p3"), (b"\0\x01\0\x08", "linear")])
+def test_code_points_of_avif_get_the_matching_profile(codes, name, rng):
     tagged = bytearray(pictures.pillow(photo_like(rng, 16, 16), "AVIF"))
     assert not photo.decode(bytes(tagged)).meta.warnings
     at = tagged.index(b"colrnclx") + 8
-    tagged[at : at + 2] = b"\x00\x0c"
+    tagged[at : at + 4] = codes
+    read = photo.decode(bytes(tagged))
+    assert not read.meta.warnings and read.meta.linear == (name == "linear")
+    pixels = patches(SATURATED)
+    built, expected = (lcms_lab(pixels, one) for one in (read.meta.metadata.icc, profiles.rgb(name)))
+    assert np.abs(built - expected).max() <= 1.5
+    tagged[at : at + 4] = b"\0\x09\0\x10"  # BT.2020 with PQ
     assert "taken for sRGB" in photo.decode(bytes(tagged)).meta.warnings[0]
+
+
+@pytest.mark.parametrize("source", ["TIFF", "JPEG"])
+def test_black_of_cmyk_is_compensated_as_by_littlecms(source):
+    inks = [(0, 0, 0, 255), (191, 173, 171, 230), (0, 0, 0, 128), (255, 255, 255, 255), (0, 255, 255, 0)]
+    image = Image.fromarray(patches(np.array(inks, np.uint8)), "CMYK")
+    quality = {"quality": 100, "subsampling": 0} if source == "JPEG" else {}
+    read = photo.decode(pictures.pillow(image, source, icc_profile=profiles.cmyk(), **quality))
+    expected = ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(profiles.cmyk())),
+        ImageCms.createProfile("sRGB"),
+        "CMYK",
+        "RGB",
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    ).apply(image)
+    np.testing.assert_allclose(read.pixels.astype(int), np.asarray(expected).astype(int), atol=3)
+    assert read.pixels[SIDE // 2, SIDE * 7 // 2].max() <= 8, "the darkest ink is black"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("photometric", ["cielab", "icclab"])
+def test_lab_tiffs_become_srgb(photometric, dtype):
+    wanted = patches(SATURATED) / 255 * 0.9 + 0.05
+    lab = profiles.rgb_lab(wanted, "srgb")
+    scale = 1 if dtype == np.uint8 else 256
+    if photometric == "cielab":
+        top = 255 if dtype == np.uint8 else 65535
+        colour = np.rint(lab[..., 1:] * scale).astype(np.int32) % (256 * scale)
+    else:
+        top, colour = 255 * scale, np.rint((lab[..., 1:] + 128) * scale)
+    samples = np.dstack([np.rint(lab[..., :1] / 100 * top), colour]).astype(dtype)
+    data = pictures.tiff(samples, photometric=photometric, iccprofile=b"\0\0\0\x80 a Lab profile".ljust(128))
+    read = photo.decode(data)
+    assert read.pixels.dtype == dtype and read.meta.metadata.icc == b""
+    delta_e = deltaE_ciede2000(profiles.rgb_lab(patch_means(read.pixels), "srgb"), lab[0, SIDE // 2 :: SIDE])
+    assert delta_e.max() < (1.2 if dtype == np.uint8 else 0.1)
+
+
+def test_profiles_are_built_in_the_sandbox():
+    plain = pictures.pillow(patches(SATURATED), "PNG")
+    lab = pictures.tiff(patches(SATURATED), photometric="icclab")
+    for data in (with_chunks(plain, chrm("p3"), gama(1.8)), with_chunks(plain, chrm("p3")), lab):
+        inside, outside = sandbox.decode(data, max_pixels=10**6), photo.decode(data)
+        assert inside.meta == outside.meta
+        np.testing.assert_array_equal(inside.pixels, outside.pixels)

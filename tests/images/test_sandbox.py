@@ -1,5 +1,6 @@
 """The sandbox: same results as in-process decoding, isolation, and crashes that cost one file only."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -29,10 +30,10 @@ from restorer.options import Options
 from restorer.web.rest import forms
 from restorer.web.server import Server
 from restorer.web.settings import Settings
-from restorer.web.ui import restore_tab
 from tests import broken, pictures
 from tests.conftest import photo_like, png
 from tests.images.test_photo import whole_files
+from tests.web.test_previews import page_of
 
 ROOT = Path(__file__).parents[2]
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc or RLIMIT_AS")
@@ -381,8 +382,10 @@ def test_server_decodes_uploads_in_the_sandbox(server, tmp_path, monkeypatch, rn
     assert service.decode(data).width == 7
     forms.validate(service, [("a.png", upload)], {})
     assert service.estimate(data, {"outscale": 2})["width"] == 14
-    values = ["auto", 2, 0, "", 1, False, "GFPGANv1.3", 1, "same", 90, True, False]
-    assert restore_tab.RestoreTab(service).picked(str(upload), *values)[0].outline.width == 7
+    page = page_of(tmp_path, service)
+    values = ["auto", 2, 0, "", "", 1, False, "GFPGANv1.3", 1, "same", 90, 0, True, False]
+    shown = asyncio.run(page.pick(str(upload), "", *values))
+    assert shown[page.components.selected].outline.width == 7
 
 
 def test_no_gradio_input_is_an_image_component(server):

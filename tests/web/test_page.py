@@ -342,6 +342,11 @@ def test_long_side_overrides_size(page, rng):
     page.keyboard.press("Tab")
     expect(page.locator("#summary")).to_contain_text("choose from 100 to 800")
     expect(page.locator("#start")).to_be_disabled()
+    page.fill("#long_side input", "0")
+    page.fill("#print_size :is(input, textarea)", "1x0.5in")
+    page.keyboard.press("Tab")
+    expect(page.locator("#summary")).to_contain_text("300 × 150")
+    expect(page.locator("#outscale")).to_contain_text("Print size is set under More options")
 
 
 def test_result_disappears_with_its_photo(page, rng):

@@ -93,8 +93,8 @@ def test_zip_numbers_files_of_the_same_name(tmp_path):
         assert [archive.read(name) for name in archive.namelist()] == [b"0", b"1", b"2", b"3"]
 
 
-def page_of(folder) -> restore_tab.RestoreTab:
-    service = service_of(folder)
+def page_of(folder, service=None) -> restore_tab.RestoreTab:
+    service = service or service_of(folder)
     rest = RestApi(service, Jobs(folder / "uploads/jobs", folder / "processed"))
     with gr.Blocks() as blocks:
         hidden = components.build_hidden_fields()
@@ -109,7 +109,7 @@ def test_only_uploads_are_read(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     page = page_of(tmp_path)
-    c, values = page.components, ("auto", 4, 0, "", 1, False, "GFPGANv1.3", 1, "same", 95, True, False)
+    c, values = page.components, ("auto", 4, 0, "", "", 1, False, "GFPGANv1.3", 1, "same", 95, 0, True, False)
     shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), "", *values))
     assert "8 × 8" in shown[c.message]
     for name in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):

@@ -109,11 +109,15 @@ def test_every_option_is_passed_on(client, rng):
     options = {
         "model": "custom/slow",
         "outscale": 3.0,
+        "long_side": 0,
+        "print_size": "",
+        "dpi": 200,
         "strength": 0.5,
         "denoise": 1.0,
         "tile": 32,
         "format": "jpeg",
         "quality": 60,
+        "max_bytes": 10**6,
         "keep_metadata": False,
         "remove_gps": True,
         "face_enhance": "off",
@@ -128,6 +132,10 @@ def test_every_option_is_passed_on(client, rng):
     assert status["results"][0]["options"] == options
     status = ended(client, posted(client, file, long_side="100")["job_id"])
     assert (status["results"][0]["width"], status["results"][0]["height"]) == (100, 80)
+    assert status["results"][0]["url"].endswith("/a_100px.png")
+    status = ended(client, posted(client, file, print_size="2x2cm", dpi="150")["job_id"])
+    assert (status["results"][0]["width"], status["results"][0]["height"]) == (118, 94)
+    assert status["results"][0]["url"].endswith("/a_2x2cm.png")
     status = ended(client, posted(client, file, face_enhance="true")["job_id"])
     assert status["status"] == "failed" and "yunet" in status["errors"][0]["error"]
     status = ended(client, posted(client, file, face_enhance="auto")["job_id"])

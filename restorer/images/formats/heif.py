@@ -15,6 +15,7 @@ import numpy as np
 import pillow_heif
 from PIL import Image
 
+from .. import icc
 from .metadata import ASSUMED_SRGB, C2PA, Item, RawMetadata
 from .tiff import to_16_bits, unpremultiply
 
@@ -78,7 +79,7 @@ def read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
         raise ValueError("Pillow and imagecodecs disagree on the size")
     if samples.dtype != np.uint8:
         samples = to_16_bits(samples, _av1_bits(data))
-    return samples, _metadata(data, image.info, warnings)
+    return samples, _metadata(data, image.info, warnings, grey=_is_grey(samples))
 
 
 def read_heic(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray, RawMetadata]:
@@ -98,17 +99,18 @@ def read_heic(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
         samples = to_16_bits(samples >> (16 - bits), bits)
     if image.premultiplied_alpha:
         samples = np.dstack([unpremultiply(samples[..., :-1], samples[..., -1:]), samples[..., -1]])
-    return samples, _metadata(data, image.info, warnings)
+    return samples, _metadata(data, image.info, warnings, grey=_is_grey(samples))
 
 
-def _metadata(data: bytes, info: Mapping, warnings: list[str]) -> RawMetadata:
+def _metadata(data: bytes, info: Mapping, warnings: list[str], *, grey: bool) -> RawMetadata:
     metadata = RawMetadata.from_pillow(info)
     match = re.search(rb"(?s)colrnclx(..)(..)", data)
     if match and not metadata.icc:
-        # ITU-T H.273: primaries 1 are BT.709's and sRGB's, 2 unspecified; transfer 16 and 18 are HDR
         primaries, transfer = (int.from_bytes(code, "big") for code in match.groups())
-        if primaries not in (1, 2, 5, 6) or transfer in (8, 16, 18):
+        profile = icc.from_code_points(primaries, transfer, grey=grey)
+        if profile is None:
             warnings.append(ASSUMED_SRGB)
+        metadata = replace(metadata, icc=profile or b"")
     return replace(metadata, others=tuple(dict.fromkeys(_others(data))))
 
 
@@ -121,6 +123,10 @@ def _others(data: bytes) -> Iterator[Item]:
     for mark, item in _MARKS.items():
         if re.search(mark, data):
             yield item
+
+
+def _is_grey(samples: np.ndarray) -> bool:
+    return samples.ndim == 2 or samples.shape[2] < 3
 
 
 def _open_avif(data: bytes, warnings: list[str]) -> tuple[Image.Image, bytes]:

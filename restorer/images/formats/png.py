@@ -3,12 +3,13 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ...errors import UnsupportedImage
+from .. import icc
 from ..resample import Rows
 from . import photoshop, png_encoder
 from .metadata import ASSUMED_SRGB, C2PA, Item, RawMetadata
@@ -19,6 +20,9 @@ _SIGNATURE = len(_MAGIC)
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by number of channels
 _IMAGE_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+_COLOUR_CHUNKS = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
+_COLOUR_TYPE = _SIGNATURE + 17  # offset of IHDR's
+_GAMMAS = 0.5, 5.0  # plausible ones
 _XMP = b"XML:com.adobe.xmp\0"
 _INCH = 0.0254  # metres
 _MAX_INFLATED = 1 << 23  # bytes, of all compressed metadata of a file together
@@ -44,7 +48,7 @@ def split_metadata(data: bytes, warnings: list[str]) -> tuple[bytes, RawMetadata
     image, text, others = [data[:_SIGNATURE]], [], []
     fields: dict[str, Any] = {}
     inflate = _Inflater()
-    other_chunks, assumed_srgb = 0, False
+    other_chunks, colour = 0, dict[bytes, bytes]()
     for number, (kind, chunk, intact) in enumerate(_chunks(data)):
         other_chunks += kind != b"IDAT"
         if other_chunks > _MAX_OTHER_CHUNKS or number > _MAX_CHUNKS:
@@ -59,10 +63,12 @@ def split_metadata(data: bytes, warnings: list[str]) -> tuple[bytes, RawMetadata
             text.append(chunk)
         elif not used and kind not in _PICTURE_CHUNKS:
             others.append(_OTHERS.get(kind) or Item("PNG chunks", kind.decode("ascii", "replace")))
-        if kind in (b"cICP", b"gAMA") and intact and not _resembles_srgb(kind, chunk[8:-4]):
-            assumed_srgb = True
-    if assumed_srgb and not fields.get("icc"):
+        if kind in _COLOUR_CHUNKS and intact:
+            colour.setdefault(kind, chunk[8:-4])
+    profile = _profile(colour, fields.get("icc", b""), grey=data[_COLOUR_TYPE : _COLOUR_TYPE + 1] in b"\0\4")
+    if profile is None:
         warnings.append(ASSUMED_SRGB)
+    fields["icc"] = profile or b""
     resources = fields.pop("photoshop", b"")
     if resources.startswith(b"8BIM"):
         fields["iptc"], fields["resources"] = photoshop.split(resources)
@@ -72,11 +78,28 @@ def split_metadata(data: bytes, warnings: list[str]) -> tuple[bytes, RawMetadata
     return b"".join([*image, make_chunk(b"IEND", b"")]), blocks
 
 
-def _resembles_srgb(kind: bytes, body: bytes) -> bool:
-    """Whether code points (cICP, ITU-T H.273) or a gamma (gAMA, times 100,000) are close to sRGB."""
-    if kind == b"cICP":
-        return body[:1] == b"\x01" and body[1:2] in (b"\x01", b"\x06", b"\x0d")
-    return 40_000 <= int.from_bytes(body, "big") <= 60_000
+def _profile(colour: Mapping[bytes, bytes], embedded: bytes, *, grey: bool) -> bytes | None:
+    """Return the profile of the colour chunk that counts; b"" for sRGB, None if none can be made of it.
+
+    PNG third edition, 4.3: cICP, then iCCP, then sRGB, then cHRM and gAMA (values times 100,000).
+    """
+    if cicp := colour.get(b"cICP"):
+        full_range = len(cicp) == 4 and cicp[2:] == b"\0\1"
+        profile = icc.from_code_points(cicp[0], cicp[1], grey=grey) if full_range else None
+        return embedded if profile is None and embedded else profile
+    if embedded or b"sRGB" in colour or not colour:
+        return embedded
+    points, gamma = icc.SRGB, None
+    try:
+        if b"cHRM" in colour:
+            points = icc.Chromaticities(*np.reshape(struct.unpack(">8I", colour[b"cHRM"]), (4, 2)) / 1e5)
+        if b"gAMA" in colour:
+            gamma = 1e5 / struct.unpack(">I", colour[b"gAMA"])[0]
+    except (struct.error, ZeroDivisionError):
+        return None
+    if gamma is not None and not _GAMMAS[0] <= gamma <= _GAMMAS[1]:
+        return None
+    return icc.from_chromaticities(points, gamma, grey=grey)
 
 
 def frame_count(data: bytes) -> int:

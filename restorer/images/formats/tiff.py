@@ -15,6 +15,7 @@ import PIL
 import tifffile
 
 from ...errors import UnsupportedImage
+from .. import icc
 from ..resample import Rows, lookup, map_stripes
 from . import exif, photoshop
 from .exif import Block, Entry
@@ -33,6 +34,7 @@ _SENSOR = (32803, 34892)  # colour filter array, linear raw
 _RAW_COMPRESSIONS = (32767, 32769, 32770, 34713, 65000, 65535)  # Sony, Epson, Samsung, Nikon, Kodak, Pentax
 _XMP, _IPTC, _RESOURCES, _ICC, _DNG = 700, 33723, 34377, 34675, 50706
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+LAB = (_CIE_LAB, _ICC_LAB) = 8, 9  # photometric interpretations; only the first has signed a* and b*
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _MAX_STRIPS = 100_000  # or tiles
 # None, LZW, deflate (two codes), PackBits, LZMA, Zstandard: a strip cannot decompress to more than its size.
@@ -181,14 +183,18 @@ class Directory:
 
 
 def decode(data: bytes, directory: Directory) -> np.ndarray | None:
-    """Decode a grey or RGB image; return None for other images, which Pillow must read.
+    """Decode a grey, RGB or Lab image; return None for other images, which Pillow must read.
 
-    Returns (H, W, 1 to 4) samples, uint8, or 9 to 16 bits scaled to uint16; alpha is not premultiplied.
+    Returns (H, W, 1 to 4) samples, uint8, or 9 to 16 bits scaled to uint16; alpha is not premultiplied. Lab
+    becomes sRGB.
     Raises ValueError, RuntimeError or tifffile.TiffFileError for a damaged file.
     """
-    if len(directory.bits) != 1 or directory.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
+    known = (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, *LAB)
+    if len(directory.bits) != 1 or directory.photometric not in known:
         return None
     (bits,) = directory.bits
+    if directory.photometric in LAB and bits not in (8, 16):
+        return None
     if bits < 8 or directory.number(_COMPRESSION, 1) not in _COMPRESSIONS:
         return None
     try:
@@ -200,7 +206,10 @@ def decode(data: bytes, directory: Directory) -> np.ndarray | None:
             raise
         padded = directory.strip_metadata(data, height=rows)
         stored = _read_page(padded, directory.width, rows)[: directory.height]
-    if stored.dtype.kind != "u" or stored.shape[2] < (3 if directory.photometric == _RGB else 1):
+    if directory.photometric in LAB and stored.dtype.kind == "i":
+        stored = stored.view(stored.dtype.str.replace("i", "u"))
+    colours = 1 if directory.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) else 3
+    if stored.dtype.kind != "u" or stored.shape[2] < colours:
         raise ValueError("the samples do not match the directory")
     if bits not in (8, 16):
         stored = to_16_bits(stored, bits)
@@ -224,13 +233,15 @@ def to_16_bits(stored: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _colour_and_alpha(stored: np.ndarray, directory: Directory) -> np.ndarray:
-    channels = 3 if directory.photometric == _RGB else 1
+    channels = 1 if directory.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) else 3
     extra = directory.numbers(_EXTRA, 1)
     if not extra and stored.shape[2] == channels + 1:
         extra = [_UNASSOCIATED]  # the usual meaning of an undeclared extra channel
     colour, alpha = stored[..., :channels], stored[..., channels : channels + 1]
     if directory.photometric == _WHITE_IS_ZERO:
         colour = np.iinfo(colour.dtype).max - colour
+    if directory.photometric in LAB:
+        colour = icc.lab_to_srgb(colour, signed=directory.photometric == _CIE_LAB)
     if extra == [_ASSOCIATED]:
         colour = unpremultiply(colour, alpha)
     return np.dstack([colour, alpha]) if extra in ([_ASSOCIATED], [_UNASSOCIATED]) else colour

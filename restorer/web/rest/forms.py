@@ -149,7 +149,7 @@ def validate(service: Service, files: list[tuple[str, Path]], options: dict[str,
     """Raise Refusal for invalid options and for photos that are too large, before or after restoration."""
     limits = service.settings.limits
     try:
-        service.restorer.model(service.options(options, None))
+        service.restorer.model(service.options(options))
     except (UnknownModel, InvalidOption) as error:
         raise Refusal(422, service.user_message(error)) from error
     for index, (name, path) in enumerate(files):

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic.json_schema import SkipJsonSchema
 
 from ...options import FACE_ENHANCE, FACE_MASKS, FORMATS, RANGES, Options
-from ..service import MAX_LONG_SIDE, MAX_TILE
+from ..service import MAX_TILE
 
 _FACE_ENHANCE: dict[str, Any] = {"type": "string", "enum": [*FACE_ENHANCE, "true", "false"]}
 _TYPES: dict[str, Any] = {
@@ -15,7 +15,7 @@ _TYPES: dict[str, Any] = {
     "face_enhance": Annotated[bool | Literal[FACE_ENHANCE], WithJsonSchema(_FACE_ENHANCE)],
     "face_mask": Literal[FACE_MASKS],
 }
-_RANGES = {**RANGES, "tile": (0, MAX_TILE), "long_side": (0, MAX_LONG_SIDE)}
+_RANGES = {**RANGES, "tile": (0, MAX_TILE)}
 _NULLABLE: dict[str, Any] = {"nullable": True}  # OpenAPI 3.0 has no null type
 State = Literal["queued", "processing", "completed", "failed", "cancelled"]
 Position = Annotated[
@@ -25,12 +25,11 @@ Index = Annotated[int, Field(ge=0, description="position of the file among the f
 
 
 def options_model(defaults: Options) -> type[BaseModel]:
-    """Return a model of the fields of Options, with these defaults, and of long_side."""
+    """Return a model of the fields of Options, with these defaults."""
     documented = re.findall(r"^    (\w+) {2,}(.+(?:\n {8,}.+)*)", Options.__doc__ or "", re.MULTILINE)
     descriptions = {name: " ".join(text.split()) for name, text in documented}
-    descriptions["long_side"] = "long side of the result in pixels; replaces outscale unless it is 0"
     fields: dict[str, Any] = {}
-    for name, default in {**vars(defaults), "long_side": 0}.items():
+    for name, default in vars(defaults).items():
         low, high = _RANGES.get(name, (None, None))
         field = Field(default, ge=low, le=high, description=descriptions.get(name))
         fields[name] = (_TYPES.get(name, type(default)), field)

@@ -9,7 +9,7 @@ from gradio import themes
 
 from ...images.file_types import SUFFIXES
 from ...models import registry
-from ...options import FORMATS, PRESETS, Options
+from ...options import FORMATS, PRESETS, PRINT_DPI, Options
 from ...pipeline import Restorer
 from .. import previews
 from . import texts
@@ -29,6 +29,7 @@ FIELDS = (
     "preset",
     "outscale",
     "long_side",
+    "print_size",
     "model",
     "denoise",
     "restore_faces",
@@ -36,6 +37,7 @@ FIELDS = (
     "face_strength",
     "format",
     "quality",
+    "max_bytes",
     "keep_metadata",
     "remove_gps",
 )
@@ -383,11 +385,18 @@ def _build_model_fields(restorer: Restorer) -> dict[str, Any]:
             elem_id="model",
         ),
         "long_side": gr.Number(
-            0,
+            default.long_side,
             label="Long side in pixels",
             info="Instead of Size; 0 to use Size",
             precision=0,
             elem_id="long_side",
+        ),
+        "print_size": gr.Textbox(
+            default.print_size,
+            label="Print size",
+            info=f"30x20cm or 12x8in, at {PRINT_DPI} dpi; instead of Size",
+            max_lines=1,
+            elem_id="print_size",
         ),
         "denoise": gr.Slider(
             0,
@@ -439,6 +448,13 @@ def _build_file_fields(default: Options) -> dict[str, Any]:
             label="File quality",
             info="For JPEG, WebP and AVIF",
             elem_id="quality",
+        ),
+        "max_bytes": gr.Number(
+            default.max_bytes,
+            label="Largest file in bytes",
+            info="Lowers the quality; 0: no limit",
+            precision=0,
+            elem_id="max_bytes",
         ),
         "keep_metadata": gr.Checkbox(
             default.keep_metadata,

@@ -114,12 +114,14 @@ def _connect_fields(page: RestoreTab, c: PhotoTab) -> None:
         )
     for name, handler, changed in (
         ("restore_faces", restore_tab.face_controls, [fields["face_model"], fields["face_strength"]]),
-        ("long_side", restore_tab.size_radio, fields["outscale"]),
         ("format", restore_tab.quality_slider, fields["quality"]),
         ("keep_metadata", restore_tab.gps_checkbox, fields["remove_gps"]),
         ("model", restore_tab.preset_radio, fields["preset"]),
     ):
         fields[name].change(handler, fields[name], changed, **_QUIET)
+    sizes = [fields["long_side"], fields["print_size"]]
+    for field in sizes:
+        field.change(restore_tab.size_radio, sizes, fields["outscale"], **_QUIET)
     network = [fields["model"], fields["preset"], fields["outscale"]]
     for field in network:
         field.change(page.denoise_slider, network, fields["denoise"], **_QUIET)

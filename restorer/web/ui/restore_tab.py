@@ -28,7 +28,16 @@ from .result_view import ResultView
 _READY: dict[str, Any] = {"value": "Restore", "variant": "primary", "visible": True}
 _AGAIN: dict[str, Any] = {"value": "Restore again", "variant": "secondary", "visible": True}
 # Those that the estimate depends on
-ESTIMATE_FIELDS = ("preset", "outscale", "long_side", "model", "denoise", "restore_faces", "format")
+ESTIMATE_FIELDS = (
+    "preset",
+    "outscale",
+    "long_side",
+    "print_size",
+    "model",
+    "denoise",
+    "restore_faces",
+    "format",
+)
 Updates = dict[Any, Any]
 
 
@@ -267,7 +276,8 @@ class RestoreTab:
         options: dict[str, object] = dict(zip(FIELDS, values, strict=True))
         restore_faces, default = options.pop("restore_faces"), self.restorer.options.face_enhance
         options["face_enhance"] = "off" if not restore_faces else "auto" if default == "off" else default
-        options["long_side"] = options["long_side"] or 0
+        for name in ("long_side", "print_size", "max_bytes"):  # an empty field is None
+            options[name] = options[name] or getattr(Options, name)
         options["model"] = options["model"] or options["preset"]
         del options["preset"]
         return options
@@ -290,9 +300,9 @@ def face_controls(restore_faces: bool) -> tuple[gr.Dropdown, gr.Slider]:
     return gr.Dropdown(visible=restore_faces), gr.Slider(visible=restore_faces)
 
 
-def size_radio(long_side: float | None) -> gr.Radio:
-    """Disable Size if a long side in pixels overrides it."""
-    return gr.Radio(**texts.size_state(long_side))
+def size_radio(long_side: float | None, print_size: str) -> gr.Radio:
+    """Disable Size if a long side in pixels or the size of a print overrides it."""
+    return gr.Radio(**texts.size_state(long_side, print_size))
 
 
 def preset_radio(model: str) -> gr.Radio:

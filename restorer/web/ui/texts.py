@@ -23,7 +23,6 @@ FORMAT_NAMES = {
     "tiff": "TIFF",
     "avif": "AVIF",
 }
-_SIZE_INFO = "Not used: Long side in pixels is set under More options"
 
 
 def plan(plan: Plan, restorer: Restorer, options: Options, size: tuple[int, int], cost: float | None) -> str:
@@ -112,9 +111,12 @@ def preset_state(model: str) -> dict[str, Any]:
     return {"interactive": True, "info": QUALITY_INFO}
 
 
-def size_state(long_side: float | None) -> dict[str, Any]:
-    """Return the state of Size, which is disabled if a long side is set."""
-    return {"interactive": not long_side, "info": _SIZE_INFO if long_side else ""}
+def size_state(long_side: float | None, print_size: str) -> dict[str, Any]:
+    """Return the state of Size, which is disabled if a long side or the size of a print is set."""
+    if long_side or print_size:
+        name = "Long side in pixels" if long_side else "Print size"
+        return {"interactive": False, "info": f"Not used: {name} is set under More options"}
+    return {"interactive": True, "info": ""}
 
 
 def count(number: int, noun: str) -> str:
