@@ -33,7 +33,7 @@ def main() -> int:
             for name in SIZES:
                 shoot_one_photo(browser, address, name)
                 shoot_many_photos(browser, address, name)
-        shoot_reconnecting_and_expired(browser, Path(folder), settings)
+        shoot_reconnecting_and_expired(browser, Path(folder) / "short", settings)
         browser.close()
     return 0
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -79,8 +80,9 @@ def _safe_stem(stem: str) -> str:
 def write_files(result: Result, name: str, file: Path, root: Path) -> ResultFiles:
     """Write the previews of a result beside its `file`, which is below the results folder `root`."""
     previews(result, file.parent)
-    for path, face in zip(_face_paths(result, file), result.faces, strict=True):
-        _save_pair(face, path)
+    for index, (path, face) in enumerate(zip(_face_paths(result, file), result.faces, strict=True)):
+        share = result.options.strength * result.options.face_strength * result.strengths.get(index, 1)
+        _save_pair(face, path, share)
     return _files(result, name, file, root)
 
 
@@ -247,7 +249,8 @@ def _save_jpeg(
     return path
 
 
-def _save_pair(face: Face, path: Path) -> Path:
-    both = np.concatenate([to_uint8(face.before), to_uint8(face.after)], axis=1)
+def _save_pair(face: Face, path: Path, share: float) -> None:
+    """Save a face before and after; `share` is that of the restored face, 0 to 1."""
+    before, after = to_uint8(face.before), to_uint8(face.after)
+    both = np.concatenate([before, cv2.addWeighted(after, share, before, 1 - share, 0)], axis=1)
     Image.fromarray(both).resize((512, 256), Image.Resampling.LANCZOS).save(path, "JPEG", quality=90)
-    return path

@@ -175,6 +175,8 @@ class RestApi:
         """Submit a job of one or more photos.
 
         Options may be sent in the query instead of the form.
+
+        For example: `curl -F files=@old.jpg -F outscale=2 http://127.0.0.1:7860/enhance`
         """
         if is_new := not self.jobs.find(idempotency_key):
             with refuse_with(507, DiskFull, limit=self.settings.min_free_disk_mb):

@@ -149,11 +149,13 @@ def _render_faces(c: PhotoTab, view: ResultView) -> None:
     @gr.render(inputs=c.restored, triggers=[c.restored.change])
     def render(restored: object) -> None:
         faces = restored.faces if isinstance(restored, previews.ResultFiles) else ()
-        checkboxes, strengths = [], []
+        images, checkboxes, strengths = [], [], []
         with gr.Row():
             for number, face in enumerate(faces, 1):
                 with gr.Column(min_width=240, scale=0):
-                    gr.Image(str(face.pair), show_label=False, interactive=False, buttons=[], height=120)
+                    images.append(
+                        gr.Image(str(face.pair), show_label=False, interactive=False, buttons=[], height=120)
+                    )
                     done = not face.reason
                     checkboxes.append(gr.Checkbox(done, label=f"Face {number} restored", interactive=done))
                     strengths.append(
@@ -161,11 +163,18 @@ def _render_faces(c: PhotoTab, view: ResultView) -> None:
                     )
                     if not done:
                         gr.Markdown(f"Not restored: {face.reason}.")
+
+        def recompose(*values: Any) -> dict[Any, Any]:  # noqa: ANN401  of components
+            updates = view.recompose(*values)
+            files = updates[c.shown]
+            pairs = files.faces if isinstance(files, previews.ResultFiles) else ()
+            return {**updates, **{image: str(face.pair) for image, face in zip(images, pairs, strict=False)}}
+
         gr.on(
             [c.strength.release, *(control.change for control in (*checkboxes, *strengths))],
-            view.recompose,
+            recompose,
             [c.restored, c.shown, c.strength, *checkboxes, *strengths],
-            [c.slider, c.result_message, c.download, c.receipt, c.shown],
+            [c.slider, c.result_message, c.download, c.receipt, c.shown, *images],
             **_LATEST,
         )
 
