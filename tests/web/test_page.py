@@ -734,7 +734,9 @@ def test_reload_and_new_tab_show_photo_job_and_result_again(browser, address, rn
     context.close()
 
 
-def test_reload_shows_many_photos_again(page, rng):
+def test_reload_shows_many_photos_again(browser, address, rng):
+    page = new_page(browser)  # errors are not watched: a reload aborts Gradio's requests
+    page.goto(address)
     page.get_by_role("tab", name="Many photos").click()
     files = [
         {"name": f"{side}.png", "mimeType": "image/png", "buffer": png(photo_like(rng, side, side))}
@@ -750,6 +752,7 @@ def test_reload_shows_many_photos_again(page, rng):
         page.click("#download-all")
     with zipfile.ZipFile(event.value.path()) as archive:
         assert archive.namelist() == ["20_4x.png", "30_4x.png"]
+    page.close()
 
 
 def test_new_upload_replaces_running_photo(page, rng):
