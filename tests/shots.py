@@ -33,7 +33,8 @@ def main() -> int:
             for name in SIZES:
                 shoot_one_photo(browser, address, name)
                 shoot_many_photos(browser, address, name)
-        shoot_reconnecting_and_expired(browser, Path(folder) / "short", settings)
+        (short := Path(folder, "short")).mkdir()  # a folder without uploads that expire at once
+        shoot_reconnecting_and_expired(browser, short, settings)
         browser.close()
     return 0
 

@@ -68,7 +68,7 @@
   };
   const connect = (kind, id) => {
     const stream = streams[kind] = new EventSource(`${root}/status/${id}/events`);
-    let first = null, finished = -1;
+    let first = null, finished = -1, share = 0;
     const end = () => {
       if (streams[kind] !== stream) return;
       stream.close();
@@ -79,7 +79,8 @@
     stream.onmessage = ({ data }) => {
       const status = JSON.parse(data), { done, total } = status.progress;
       if (!first && done) first = { time: Date.now(), done };
-      show(kind, describe(status, first), done / total);
+      share = done / total;
+      show(kind, describe(status, first), share);
       const count = status.results.length + status.errors.length;
       if (kind === "batch" && count !== finished) send(FIELDS[kind], `${id} ${count}`);
       finished = count;
@@ -87,6 +88,7 @@
     stream.addEventListener("end", end);
     stream.onerror = async () => {
       lostAt = Date.now();
+      if (streams[kind] === stream) show(kind, "Connection lost, reconnecting", share);
       if (stream.readyState !== EventSource.CLOSED) return;  // it connects again
       const answer = await fetch(`${root}/status/${id}`).catch(() => null);
       if (answer?.status === 404) end();  // the job is deleted
