@@ -94,6 +94,8 @@ class Server:
         # serve results in place instead of copying them
         gr.set_static_paths([settings.processed_folder, *components.IMAGES])
         processing_utils.async_ssrf_protected_download = middleware.refuse_download
+        # Gradio asks Matplotlib for its backend in the first event; choosing one stops all answers for 0.2 s
+        os.environ.setdefault("MPLBACKEND", "agg")
         http_server.get_space = lambda: None  # type: ignore[assignment]  # a Space gets a server that edits code
         # Gradio's own allows pages of any site to send requests and read answers, with cookies
         gradio_routes.CustomCORSMiddleware = partial(  # type: ignore[misc]  # pyright: ignore[reportPrivateImportUsage]

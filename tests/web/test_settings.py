@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +100,17 @@ def test_deprecated_variables_are_read_with_a_warning(tmp_path, monkeypatch, cap
         "STEP_SECONDS is deprecated; use WATCHDOG_TIMEOUT",
         "SWEEP_SECONDS is deprecated; use CLEANUP_INTERVAL",
     ]
+
+
+def test_first_event_does_not_import_pyplot(tmp_path):
+    """It takes 0.2 s, in which the server answers nobody."""
+    code = (
+        "import sys; from pathlib import Path; from restorer.web import server, settings\n"
+        "folders = {name: Path(sys.argv[1], name) for name in ('upload_folder', 'processed_folder')}\n"
+        "server.Server(settings.Settings(**folders))\n"
+        "from gradio import utils\n"
+        "with utils.MatplotlibBackendMananger(): pass\n"
+        "assert 'gradio' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, env=environment)
