@@ -91,13 +91,17 @@ def written_files(name: str, file: Path, root: Path) -> ResultFiles:
     return _files(_read_cache(_cache_folder(file, root)), name, file, root)
 
 
+def preview_paths(file: Path) -> tuple[Path, Path]:
+    """Return the paths of the previews of before and after beside a result's file."""
+    return file.with_name("before.jpg"), file.with_name("after.jpg")
+
+
 def _files(result: Result, name: str, file: Path, root: Path) -> ResultFiles:
     paths = _face_paths(result, file)
     return ResultFiles(
         name,
         file,
-        file.with_name("before.jpg"),
-        file.with_name("after.jpg"),
+        *preview_paths(file),
         tuple(FacePreview(path, face.reason) for path, face in zip(paths, result.faces, strict=True)),
         _cache_folder(file, root),
     )
@@ -197,12 +201,13 @@ def _box_corner(spot: tuple[float, float], full: tuple[int, int], size: tuple[in
     return left, top
 
 
-def write_zip(files: Sequence[Path], folder: Path) -> Path:
-    """Write files into one archive in a new folder below `folder`; equal names get a number."""
-    path = folder / uuid.uuid4().hex / "restored.zip"
-    path.parent.mkdir(parents=True)
+def write_zip(files: Sequence[Path], path: Path) -> Path:
+    """Write files into one archive, unless it exists; equal names get a number."""
+    if path.is_file():
+        return path
     taken: set[str] = set()
-    with zipfile.ZipFile(path, "w") as archive:  # stored: images are compressed already
+    part = path.with_name(f"{uuid.uuid4().hex}.part")
+    with zipfile.ZipFile(part, "w") as archive:  # stored: images are compressed already
         for file in files:
             name, count = file.name, 1
             while name.lower() in taken:
@@ -210,7 +215,7 @@ def write_zip(files: Sequence[Path], folder: Path) -> Path:
                 name = f"{file.stem}-{count}{file.suffix}"
             taken.add(name.lower())
             archive.write(file, name)
-    return path
+    return part.replace(path)
 
 
 def _preview_size(width: int, height: int) -> tuple[int, int]:

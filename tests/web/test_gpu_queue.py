@@ -280,6 +280,8 @@ def test_batch_of_the_page_is_one_event(serve, device):
     device.released.set()
     results = ended(served.client, job)["results"]
     assert [(result["width"], result["height"]) for result in results] == [(w, 40) for w in (40, 44, 48, 52)]
+    assert len(list(served.folder.parent.glob(f"processed/{job}/*/after.jpg"))) == 4
+    assert not list(served.folder.parent.glob("processed/kept/*")), "all samples of all photos"
     assert all(ended(served.client, job)["status"] == "completed" for job in others)
     assert device.started == [10, 11, 12, 13, 20, 21]
 

@@ -88,7 +88,7 @@ def test_zip_numbers_files_of_the_same_name(tmp_path):
     for number, file in enumerate(files):
         file.parent.mkdir(exist_ok=True)
         file.write_text(str(number))
-    with zipfile.ZipFile(previews.write_zip(files, tmp_path)) as archive:
+    with zipfile.ZipFile(previews.write_zip(files, tmp_path / "restored.zip")) as archive:
         assert archive.namelist() == ["a.png", "a-2.png", "a-3.png", "A-4.png"]
         assert [archive.read(name) for name in archive.namelist()] == [b"0", b"1", b"2", b"3"]
 

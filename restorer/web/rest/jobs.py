@@ -46,7 +46,7 @@ class Job:
     state    "queued", "processing", "completed", "failed" or "cancelled"
     created  seconds since 1970; jobs run in this order
     starts   how often it was started since a file was last finished
-    previews  whether to write what the page shows of a result
+    previews  whether the page shows its results
     key      the Idempotency-Key of its request, "" without one
     digest   of the files and options of that request
     """

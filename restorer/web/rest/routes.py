@@ -156,7 +156,8 @@ class RestApi:
             )
             if job.previews:
                 files = previews.write_files(result, item.name, file, self.settings.processed_folder)
-                previews.cache_result(result, files)
+                if len(job.items) == 1:  # only then can the page change it; a cache holds all samples
+                    previews.cache_result(result, files)
             outcome = {"result": {"file": file.name, **receipt(result)}}
         except Cancelled:
             raise

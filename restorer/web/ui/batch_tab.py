@@ -45,7 +45,7 @@ class BatchTab:
         return self.unchanged if job_id else self.pick(paths)
 
     async def start(self, paths: list[str] | None, *values: object) -> Updates:
-        """Submit a job; page.js follows it."""
+        """Submit a job; jobs.js follows it."""
         c = self.components
         try:
             job = await self.rest.start(paths or (), self.page.option_values(values))
@@ -53,9 +53,6 @@ class BatchTab:
             return {c.message: f"⚠ {self.page.service.user_message(error)}"}
         hidden = dict.fromkeys([c.archive, c.slider, c.download], gr.update(visible=False))
         return {**hidden, c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True), c.job: job.id}
-
-    async def stop(self, job_id: str) -> None:
-        await self.page.stop(job_id)
 
     def update(self, job_id: str, paths: list[str] | None = None) -> Updates:
         """Show the photos of a job, each with its state, and offer the results once it has ended."""
@@ -72,7 +69,7 @@ class BatchTab:
         }
         files = [file for index in range(len(job.items)) if (file := self._result(job, index))]
         if files:
-            archive = previews.write_zip(files, self.page.settings.processed_folder)
+            archive = previews.write_zip(files, self.rest.jobs.results / job.id / "restored.zip")
             size = archive.stat().st_size / 1e6
             label = f"Download {texts.count(len(files), 'photo')}, ZIP, {size:.1f} MB"
             updates[c.archive] = gr.DownloadButton(label, value=str(archive), visible=True)
@@ -84,12 +81,9 @@ class BatchTab:
         file = self._result(job, event.index) if job else None
         if not job or not file:
             return self.unchanged
-        with self.page.service.user_errors():
-            files = previews.written_files(
-                job.items[event.index].name, file, self.page.settings.processed_folder
-            )
+        before, after = map(str, previews.preview_paths(file))
         return {
-            c.slider: gr.ImageSlider((str(files.before), str(files.after)), visible=True),
+            c.slider: gr.ImageSlider((before, after), visible=True),
             c.download: gr.DownloadButton(f"Download {file.name}", value=str(file), visible=True),
         }
 
@@ -101,7 +95,7 @@ class BatchTab:
         if not self.rest.jobs.get(job_id):
             message = f"Your last results are no longer here: they are kept for {self.page.retention}."
             return {c.message: message}
-        return {**self.update(job_id), c.job: job_id}
+        return {c.job: job_id}  # jobs.js asks for an update when it follows the job
 
     def _result(self, job: Job, index: int) -> Path | None:
         """Return the file of a restored photo if it has not expired."""
@@ -118,7 +112,7 @@ class BatchTab:
         for index, item in enumerate(job.items):
             image = self._waiting_image(uploads[index]) if matching else str(PLACEHOLDER)
             if file := self._result(job, index):
-                image, state = str(file.with_name("after.jpg")), _result_text(item, shared)
+                image, state = str(previews.preview_paths(file)[1]), _result_text(item, shared)
             elif item.result:
                 state = "deleted after its time"
             elif item.error:
