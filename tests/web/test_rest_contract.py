@@ -18,20 +18,19 @@ from restorer.web.rest.jobs import Jobs
 from restorer.web.service import Service
 from tests.conftest import photo_like, png, save_quick_and_slow, wait_until
 from tests.web.test_page import served
-from tests.web.test_rest import ended, opened, settings_in, wait_after_slow_tiles
+from tests.web.test_rest import (
+    client,
+    ended,
+    opened,
+    settings_in,
+    uploads_of_gradio,
+    wait_after_slow_tiles,
+)
 
 KEY = "a key of many characters"
 
 
-@pytest.fixture(autouse=True)
-def uploads_of_gradio(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))  # as app.py does
-
-
-@pytest.fixture
-def client(tmp_path):
-    with opened(settings_in(tmp_path)) as client:
-        yield client
+__all__ = ["client", "uploads_of_gradio"]  # fixtures
 
 
 def photo_form(*files: tuple[str, bytes]) -> list:

@@ -83,9 +83,9 @@ class PhotoTab:
     zoom_position: gr.Textbox
     crop_position: gr.Textbox
     view_size: gr.Textbox  # "width,height" of the visible part of the view at 100 %, in pixels
-    job: gr.Textbox  # id of the job that page.js follows
-    ended: gr.Textbox  # set by page.js to the id of a job that has ended
-    remembered: gr.Textbox  # what page.js remembers across reloads, as JSON
+    job: gr.Textbox  # id of the job that jobs.js follows
+    ended: gr.Textbox  # set by jobs.js to the id of a job that has ended
+    remembered: gr.Textbox  # what jobs.js remembers across reloads, as JSON
 
     @property
     def options(self) -> list[Any]:
@@ -123,7 +123,7 @@ class ManyTab:
     slider: gr.ImageSlider
     download: gr.DownloadButton
     job: gr.Textbox
-    changed: gr.Textbox  # set by page.js whenever a photo of the job is done, and when the job has ended
+    changed: gr.Textbox  # set by jobs.js whenever a photo of the job is done, and when the job has ended
 
     @property
     def panels(self) -> list[Any]:

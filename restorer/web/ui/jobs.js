@@ -25,7 +25,8 @@
     }
   };
   const rememberPhoto = (photo) => {
-    if (photo !== JSON.parse(recall() || "{}").photo) remember({ photo, job: "" });
+    // A job that is being followed belongs to this photo; another photo ended the previous job
+    if (photo !== JSON.parse(recall() || "{}").photo) remember(streams.job ? { photo } : { photo, job: "" });
   };
 
   // The hidden fields by which the server learns of changes, and the elements that show progress

@@ -182,7 +182,7 @@ class RestoreTab:
     # Jobs
 
     async def start(self, photo: SelectedPhoto | None, *values: object) -> Updates:
-        """Submit a job; page.js follows it."""
+        """Submit a job; jobs.js follows it."""
         c = self.components
         if photo is None:
             return self.unchanged
@@ -200,7 +200,7 @@ class RestoreTab:
         }
 
     async def stop(self, job_id: str) -> None:
-        """Cancel a job; page.js reports its end."""
+        """Cancel a job; jobs.js reports its end."""
         if job := self.rest.jobs.get(job_id):
             await self.rest.cancel(job)
 
@@ -247,7 +247,7 @@ class RestoreTab:
         job = self.rest.jobs.get(ids.get("job", ""))
         path = str(self.settings.upload_folder / ids["photo"]) if ids.get("photo") else None
         try:
-            self.service.upload(path)
+            self.service.upload_path(path)
         except RestoreError:
             path = None
         if path is None and job and job.items:

@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 
 from ...atomic import write_atomic
+from ...result import Result
 from .. import previews
 from ..service import Service, receipt
 from . import texts
@@ -25,7 +26,7 @@ class ResultView:
             left, top, right, bottom = result.faces[0].box
             x, y = (left + right) / 2 / result.before.width, (top + bottom) / 2 / result.before.height
         return {
-            **self._describe(files, seconds=True),
+            **self._describe(files, result, seconds=True),
             c.photo: gr.Image(visible=False),
             c.crop_column: gr.Column(visible=False),
             c.result_column: gr.Column(visible=True),
@@ -34,8 +35,8 @@ class ResultView:
             c.zoom_position: f"{x:.4f},{y:.4f}",
         }
 
-    def _describe(self, files: previews.ResultFiles, *, seconds: bool) -> dict[Any, Any]:
-        c, result = self.components, previews.cached_result(files)
+    def _describe(self, files: previews.ResultFiles, result: Result, *, seconds: bool) -> dict[Any, Any]:
+        c = self.components
         size = files.file.stat().st_size / 1e6
         label = f"Download {texts.FORMAT_NAMES[result.format]}, {size:.1f} MB"
         return {
@@ -73,7 +74,7 @@ class ResultView:
             previews.cache_result(result, recomposed)
         if shown and shown != restored:  # the previous recomposition
             previews.drop_result(shown)
-        return self._describe(recomposed, seconds=False)  # recomposing takes hardly any time
+        return self._describe(recomposed, result, seconds=False)  # recomposing takes hardly any time
 
     def zoom(self, position: str, shown: previews.ResultFiles | None) -> Any:  # noqa: ANN401  images or nothing
         """Show before and after at 100 % around a position."""

@@ -13,8 +13,7 @@ SUBTITLE = "Makes old, small and damaged photos large and clear."
 START = "Choose a photo to begin."
 MANY = "All photos are restored with the options chosen under One photo."
 QUALITY_INFO = "Best: most detail. Fast: shortest wait. Auto: by the photo's size."
-PRESET_NAMES = ("Auto", "Best", "Fast")  # in the order of options.PRESETS
-PRESET_CHOICES = list(zip(PRESET_NAMES, PRESETS, strict=True))
+PRESET_CHOICES = list(zip(("Auto", "Best", "Fast"), PRESETS, strict=True))
 FORMAT_NAMES = {
     "same": "Same as the photo",
     "png": "PNG",
