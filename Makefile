@@ -25,7 +25,7 @@ test: setup
 
 stress: setup
 	@$(PYTHON) -m pytest tests/stress -o python_files='stress_*.py' -s
-	@SWEEP=all $(PYTHON) -m pytest tests/inference/test_reference.py tests/models/test_packaged_weights.py tests/test_exact.py
+	@SWEEP=all $(PYTHON) -m pytest -n auto --dist loadfile -m "slow or long"
 
 lint: setup
 	@$(PYTHON) -m ruff check .

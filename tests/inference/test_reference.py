@@ -56,7 +56,7 @@ def reference(shared):
 def test_pixels_match_the_reference(ours, reference, shared, folder):
     files = sorted((shared / "sets" / folder).glob("*_LR.png"))
     assert len(files) == {"set5": 5, "set14": 14}[folder]
-    for file in sampled(files, 3):
+    for file in sampled(files, 2):
         expected = by_reference(reference, file)
         pixels = ours.restore(file.read_bytes()).after.pixels
         grey = expected.ndim == 2
@@ -125,9 +125,9 @@ def test_dark_16_bit_photo_stays_16_bit(ours, tmp_path, rng):
 def test_tiled_and_untiled_results_are_equal(ours, shared):
     files = sorted((shared / "sets/set14").glob("*_LR.png"))
     assert len(files) == 14
-    for i, file in enumerate(sampled(files, 4)):
+    for i, file in enumerate(sampled(files, 2)):
         data = file.read_bytes()
-        untiled, tiled = ours.restore(data), ours.restore(data, tile=32 if i < 2 else 64)
+        untiled, tiled = ours.restore(data), ours.restore(data, tile=32 if i < 1 else 64)
         assert distance(tiled.after.pixels, untiled.after.pixels) == 0, file.name
 
 
@@ -149,8 +149,12 @@ def _crop(data: bytes, side: int) -> bytes:
 
 def test_sample_photos_keep_their_depth_alpha_and_content(shared):
     built_in = restorer.load(registry.BUILT_IN, face_enhance="off", format="same")
+    photos = {}  # one of each kind
     for file in sorted((shared / "sets/realesrgan_inputs").iterdir()):
         before = photo.decode(file.read_bytes())
+        photos[before.meta.grey, before.alpha is None, before.meta.depth] = file, before
+    assert len(photos) == 4
+    for file, before in photos.values():
         result = built_in.restore(file.read_bytes())
         after = photo.decode(result.data)
         assert (after.width, after.height) == (before.width * 4, before.height * 4)

@@ -170,7 +170,7 @@ def test_pixels_equal_realesrganer(name, restored, tmp_path):
     source = source_of(name)
     torch.save({"params_ema": loader.load(source).state}, tmp_path / "network.pth")
     reference = realesrganer(source.packaged.arch, source.packaged.parameters, tmp_path / "network.pth")
-    for photo, pixels in sampled(list(PHOTOS.items()), 2):
+    for photo, pixels in sampled(list(PHOTOS.items()), 1):
         (tmp_path / f"{photo}.png").write_bytes(png(pixels))
         expected = by_reference(reference, tmp_path / f"{photo}.png")
         assert expected.std() > 15, "a uniform image proves nothing"
@@ -187,7 +187,7 @@ def test_pixels_equal_ncnn_on_the_packages_own_graph(name, restored):
     net.opt.num_threads = torch.get_num_threads()
     assert net.load_param(str(source.path.with_suffix(".param"))) == 0
     assert net.load_model(str(source.path)) == 0
-    for photo, pixels in sampled(list(PHOTOS.items()), 2):
+    for photo, pixels in sampled(list(PHOTOS.items()), 1):
         planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32) / np.float32(255)
         with net.create_extractor() as run:
             run.input("data", ncnn.Mat(planes))

@@ -370,6 +370,7 @@ def test_modal_measures_rows_of_cost_table(modal_app, capsys):
 # Requirements
 
 
+@pytest.mark.long
 def test_requirements_install_and_import(tmp_path):
     """Without the lock, as on a Space or with a plain pip install: the newest versions allowed."""
     python = tmp_path / "venv/bin/python"

@@ -894,5 +894,5 @@ def fuzzed(folder: Path, *, seed: int, examples: int) -> int:
 
 
 def test_no_request_of_openapi_description_gets_5xx(tmp_path):
-    count = fuzzed(tmp_path, seed=2310, examples=20)
-    assert count > 150
+    count = fuzzed(tmp_path, seed=2310, examples=8)
+    assert count > 60

@@ -120,9 +120,12 @@ def watched(browser: Browser, address: str, **options):
     page.on("response", lambda r: r.status >= 400 and errors.append(f"{r.status} {r.url}"))
     page.on("request", lambda r: r.url.startswith(("data:", "blob:", address)) or errors.append(r.url))
     page.on("requestfailed", lambda r: aborted_by_page(r) or errors.append(f"{r.failure} {r.url}"))
-    page.goto(address)
-    expect(page.locator("#start")).to_be_visible()
-    yield page
+    try:
+        page.goto(address)
+        expect(page.locator("#start")).to_be_visible()
+        yield page
+    except Exception as error:
+        raise AssertionError(f"{error}\nErrors of the page: {errors}") from error
     page.close()
     assert errors == []
 
@@ -151,8 +154,9 @@ def choose(page: Page, pixels: np.ndarray, name: str = "holiday.png", **options)
 
 
 def upload(page: Page, name: str, data: bytes) -> None:
-    if page.locator("#upload [aria-label=Clear]").count():
-        page.click("#upload [aria-label=Clear]")
+    clear = page.locator("#upload :not(.clear-status) > [aria-label=Clear]")  # that of an error is invisible
+    if clear.count():
+        clear.click()
     page.set_input_files("#upload input[type=file]", {"name": name, "mimeType": "image/png", "buffer": data})
 
 

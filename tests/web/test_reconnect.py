@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.conftest import photo_like, save_quick_and_slow
+from tests.conftest import photo_like, sampled, save_quick_and_slow
 from tests.web.test_page import (
     PACED,
     browser,  # noqa: F401  a fixture
@@ -176,8 +177,10 @@ def test_page_says_that_an_upload_stopped(browser, server):  # noqa: F811
         check_restores(page)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("state", ["restoring", "idle", "result on display"])
+@pytest.mark.parametrize(
+    ("number", "state"),
+    sampled([*product([signal.SIGTERM, signal.SIGKILL], ["restoring", "idle", "result on display"])], 3),
+)
 def test_page_comes_back_after_a_restart(browser, server, number, state):  # noqa: F811
     with server() as (process, address), opened(browser, address) as page:
         if state == "restoring":

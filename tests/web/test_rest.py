@@ -52,6 +52,13 @@ def client(tmp_path):
         yield client
 
 
+@pytest.fixture(scope="module")
+def open_client(tmp_path_factory):
+    """A client for tests that change nothing which another one reads."""
+    with opened(settings_in(tmp_path_factory.mktemp("server"))) as client:
+        yield client
+
+
 def opened(settings: Settings, **options) -> TestClient:
     return TestClient(server.asgi(settings), base_url="http://127.0.0.1:7860", **options)
 
@@ -162,11 +169,12 @@ def test_every_option_is_passed_on(client, rng):
         ({"tile": "7"}, "from 32 to 4096"),
     ],
 )
-def test_invalid_option_gets_422_with_allowed_values(client, rng, options, message):
-    answer = client.post("/enhance", files={"files": ("a.png", png(photo_like(rng, 20, 20)))}, data=options)
+def test_invalid_option_gets_422_with_allowed_values(open_client, rng, options, message):
+    photo = png(photo_like(rng, 20, 20))
+    answer = open_client.post("/enhance", files={"files": ("a.png", photo)}, data=options)
     assert answer.status_code == 422, answer.text
     assert message in json.dumps(answer.json(), ensure_ascii=False)
-    assert client.get("/metrics").text.count('restorer_jobs{state="queued"} 0.0') == 1
+    assert open_client.get("/metrics").text.count('restorer_jobs{state="queued"} 0.0') == 1
 
 
 def test_limits_are_checked_before_the_job_is_accepted(tmp_path, rng):
@@ -534,53 +542,53 @@ def part(disposition: str, data: bytes, boundary: str = "x") -> bytes:
         ('form-data; name="file"; filename=""', "photo"),
     ],
 )
-def test_file_names_of_other_clients_are_read(client, disposition, name):
+def test_file_names_of_other_clients_are_read(open_client, disposition, name):
     photo = png(
         np.random.default_rng(1).integers(0, 256, (200, 200, 3), np.uint8)
     )  # more than a field may have
     body = part('form-data; name="outscale"', b"1") + part(disposition, photo) + b"--x--\r\n"
     headers = {"content-type": "multipart/form-data; boundary=x"}
-    accepted = client.post("/enhance", content=body, headers=headers)
+    accepted = open_client.post("/enhance", content=body, headers=headers)
     assert accepted.status_code == 202, accepted.text
-    (result,) = ended(client, accepted.json()["job_id"])["results"]
+    (result,) = ended(open_client, accepted.json()["job_id"])["results"]
     assert (result["original_filename"], result["width"]) == (name, 200)
-    assert client.get(result["url"]).status_code == 200
+    assert open_client.get(result["url"]).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/enhance", "/quote"])
 @pytest.mark.parametrize(
     "content_type", ["image/png", "application/json", "application/x-www-form-urlencoded", None]
 )
-def test_body_that_is_no_multipart_form_gets_instructions(client, path, content_type):
+def test_body_that_is_no_multipart_form_gets_instructions(open_client, path, content_type):
     headers = {"content-type": content_type} if content_type else {}
-    answer = client.post(path, content=png(np.zeros((9, 9, 3), np.uint8)), headers=headers)
+    answer = open_client.post(path, content=png(np.zeros((9, 9, 3), np.uint8)), headers=headers)
     assert answer.status_code == 422
     assert answer.json()["error"] == (
         f"the body is {content_type or 'not a form'}; send multipart/form-data, field files"
     )
 
 
-def test_options_in_the_query_are_those_of_the_form(client, rng):
+def test_options_in_the_query_are_those_of_the_form(open_client, rng):
     files = {"files": ("a.png", png(photo_like(rng, 20, 30)))}
     quotes = [
-        client.post("/quote", params=query, data=form, files=files).json()
+        open_client.post("/quote", params=query, data=form, files=files).json()
         for query, form in (({"outscale": 2}, {}), ({}, {"outscale": "2"}))
     ]
     assert [(quote["width"], quote["height"]) for quote in quotes] == [(60, 40)] * 2
-    accepted = client.post("/enhance", params={"outscale": 2, "format": "webp"}, files=files)
-    (result,) = ended(client, accepted.json()["job_id"])["results"]
+    accepted = open_client.post("/enhance", params={"outscale": 2, "format": "webp"}, files=files)
+    (result,) = ended(open_client, accepted.json()["job_id"])["results"]
     assert (result["width"], result["url"][-5:]) == (60, ".webp")
     for query in ({"outscale": "9"}, {"scale": "2"}, {"files": "a.png"}, {"quality": ""}):
-        assert client.post("/enhance", params=query, files=files).status_code == 422
+        assert open_client.post("/enhance", params=query, files=files).status_code == 422
 
 
 @pytest.mark.parametrize(
     ("query", "form"),
     [({}, {"outscale": ["2", "4"]}), ({"outscale": ["2", "2"]}, {}), ({"outscale": 2}, {"outscale": "2"})],
 )
-def test_option_that_is_sent_twice_gets_422(client, rng, query, form):
+def test_option_that_is_sent_twice_gets_422(open_client, rng, query, form):
     files = {"files": ("a.png", png(photo_like(rng, 20, 30)))}
-    answer = client.post("/enhance", params=query, data=form, files=files)
+    answer = open_client.post("/enhance", params=query, data=form, files=files)
     assert answer.status_code == 422 and "outscale is sent twice" in answer.json()["error"]
 
 
