@@ -140,7 +140,10 @@ def _restore_options() -> argparse.ArgumentParser:
     )
     command.add_argument("--format", choices=FORMATS, default=Options.format, help="(%(default)s)")
     command.add_argument(
-        "--quality", type=int, default=Options.quality, help="1 to 100, for JPEG, WebP and AVIF (%(default)s)"
+        "--quality",
+        type=int,
+        default=Options.quality,
+        help="1 to 100, for JPEG, WebP, AVIF and JPEG XL (%(default)s)",
     )
     command.add_argument(
         "--max-bytes",

@@ -17,11 +17,11 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from ..errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from ..options import Limits
 from . import icc
-from .formats import camera_raw, heif, jpeg, metadata, png, tiff, webp, xmp
+from .formats import camera_raw, heif, jp2, jpeg, jxl, metadata, png, tiff, webp, xmp
 from .formats.heif import CheckSize
 from .formats.metadata import THUMBNAIL, Item, RawMetadata
 
-READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC", "MPO")
+READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC", "MPO", "JPEG XL", "JPEG 2000")
 # _check_size enforces our own limit before any pixel is decoded
 Image.MAX_IMAGE_PIXELS = None
 # Whatever matters to the user is in Meta.warnings
@@ -57,12 +57,12 @@ _DECODER_ERRORS = (
 class Meta:
     """Everything in a file but its pixels, as the encoders need it.
 
-    format    "jpeg", "png", "webp", "tiff", "bmp", "gif", "avif" or "heif"
+    format    "jpeg", "png", "webp", "tiff", "bmp", "gif", "avif", "heif", "jxl" or "jp2"
     grey      whether the file has a single colour channel
     depth     bits per channel in the file, 8 or 16
     linear    whether the file holds linear light, by its profile; the decoded pixels are on the sRGB curve
     lossless  whether this file's pixels are stored without loss, in a format that is usually lossy
-    orientation  of EXIF, 1 to 8, which was applied to the pixels
+    orientation  of EXIF or of the container, 1 to 8, which was applied to the pixels
     stored    (width, height) in the file, before the orientation was applied; None: as the pixels are
     metadata  the file's metadata, validated, as it was stored: what counts in pixels is that of the file;
               icc is the colour profile of `pixels`, b"" for sRGB
@@ -107,7 +107,8 @@ class _Raw:
 
     samples: np.ndarray
     blocks: RawMetadata
-    apply_orientation: bool = True  # the EXIF orientation has yet to be applied
+    apply_orientation: bool = True  # the orientation has yet to be applied
+    orientation: int | None = None  # of the container, which counts instead of that of EXIF
     lossless: bool = False
 
 
@@ -126,6 +127,10 @@ def sniff(start: bytes) -> str | None:
         return "tiff"
     if start.startswith((b"GIF87a", b"GIF89a")):
         return "gif"
+    if start.startswith((jxl.CONTAINER, jxl.CODESTREAM)):
+        return "jxl"
+    if start.startswith((jp2.CONTAINER, jp2.CODESTREAM)):
+        return "jp2"
     if start[4:8] == b"ftyp":
         return heif.sniff(start)
     return "bmp" if start.startswith(b"BM") else None
@@ -259,6 +264,15 @@ def _read_heif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
     return _Raw(*heif.read_heic(data, check, warnings), apply_orientation=False)  # libheif did
 
 
+def _read_jxl(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
+    samples, blocks, orientation, lossless = jxl.read(data, check, warnings)
+    return _Raw(samples, blocks, orientation=orientation, lossless=lossless)
+
+
+def _read_jp2(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
+    return _Raw(*jp2.read(data, check, warnings))
+
+
 def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, image_format: str) -> _Raw:
     image = _open(data, image_format, check)
     blocks = RawMetadata.from_pillow(image.info)
@@ -332,7 +346,7 @@ def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
 def _photo(image_format: str, raw: _Raw, warnings: list[str]) -> Photo:
     blocks = raw.blocks
     block = metadata.parse_exif(blocks.exif, warnings)
-    orientation = metadata.orientation(block)
+    orientation = raw.orientation or metadata.orientation(block)
     samples = np.atleast_3d(_upright(raw.samples, orientation) if raw.apply_orientation else raw.samples)
     channels = samples.shape[2]
     grey, depth = channels < 3, samples.dtype.itemsize * 8
@@ -377,6 +391,8 @@ _READERS: dict[str, _Reader] = {
     "tiff": _read_tiff,
     "avif": _read_avif,
     "heif": _read_heif,
+    "jxl": _read_jxl,
+    "jp2": _read_jp2,
     "webp": partial(_read_other, image_format="WEBP"),
     "gif": partial(_read_other, image_format="GIF"),
     "bmp": partial(_read_other, image_format="BMP"),

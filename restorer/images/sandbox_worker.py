@@ -26,8 +26,9 @@ from typing import Any, Protocol
 import imagecodecs
 from PIL import Image
 
-from ..errors import ImageTooLarge, RestoreError
+from ..errors import ImageTooLarge, RestoreError, UnsupportedImage
 from . import photo
+from .formats import jxl
 from .photo import Photo
 
 resource: Any = importlib.import_module("resource") if os.name == "posix" else None
@@ -36,7 +37,7 @@ LENGTH = struct.Struct(">I")
 # Fields of RawMetadata that are sent as raw bytes
 BLOCKS = ("icc", "exif", "xmp", "iptc", "resources", "comment", "text")
 READY = b"r"
-# What photo.py opens with Pillow; PNG and HEIC have other readers
+# What photo.py opens with Pillow; the other formats have other readers
 _PLUGINS = ("JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 # imagecodecs imports these on first use, when the worker may no longer open files
 _CODECS = (
@@ -53,6 +54,8 @@ _CODECS = (
     "delta",
     "bitorder",
     "packints",
+    "brotli",
+    "jpeg2k",
 )
 _BASE_MEMORY = 512 << 20  # bytes that do not grow with the photo: thread stacks, a file's tables
 _BYTES_PER_PIXEL = 40  # at most: 16-bit samples as stored, as divided by alpha and as sent, alpha included
@@ -142,6 +145,8 @@ def _prepare() -> None:
     Image.ID[:] = _PLUGINS
     for name in _CODECS:
         getattr(imagecodecs, f"{name}_decode")
+    with suppress(UnsupportedImage):
+        jxl.library()
 
 
 def _silence() -> None:
