@@ -239,7 +239,7 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
         warnings.append(_FIRST_ONLY)
     exif, dpi = metadata.serialize_exif(block), metadata.resolution(block)
     blocks = replace(directory.metadata(), exif=exif, dpi=dpi, others=metadata.left_out(block))
-    samples = tiff.decode(data, directory)
+    samples = tiff.decode(data, directory, warnings)
     if samples is not None:
         if directory.channels > np.atleast_3d(samples).shape[2]:
             warnings.append("channels beyond colour and alpha were left out")

@@ -52,6 +52,7 @@ _CODECS = (
     "lzma",
     "zstd",
     "delta",
+    "floatpred",
     "bitorder",
     "packints",
     "brotli",

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from restorer.errors import DamagedImage, ImageTooLarge, RestoreError, UnsupportedImage
 from restorer.images import photo, sandbox
 from restorer.images.formats import tiff
-from tests import broken, pictures
+from tests import broken, pictures, profiles
 from tests.conftest import photo_like
 
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
@@ -600,13 +600,44 @@ def test_unsupported_format_is_refused(data):
     assert not isinstance(caught.value, DamagedImage)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint32, np.int16, np.float64, np.int32])
+@pytest.mark.parametrize("dtype", [np.uint32, np.int16, np.float64, np.int32])
 @pytest.mark.parametrize("shape", [(8, 9), (8, 9, 3)])
 def test_tiff_with_other_sample_types_is_refused(dtype, shape):
     data = pictures.tiff(np.zeros(shape, dtype), photometric="rgb" if len(shape) == 3 else "minisblack")
     with pytest.raises(UnsupportedImage, match="8 or 16 bits") as caught:
         photo.decode(data)
     assert not isinstance(caught.value, DamagedImage)
+
+
+@pytest.mark.parametrize("decode", [photo.decode, sandbox.decode])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib", "predictor": 3}, {"tile": (16, 16)}])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_floating_point_tiff_becomes_16_bit(channels, dtype, options, decode, rng):
+    samples = rng.random((20, 31, channels), np.float32).astype(dtype)
+    extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    kind = "minisblack" if channels == 1 else "rgb"
+    read = decode(pictures.tiff(samples.squeeze(), photometric=kind, **extra, **options))
+    expected = np.rint(samples.astype(np.float64) * 65535)
+    np.testing.assert_allclose(samples_of(read).reshape(samples.shape), expected, atol=1)
+    assert read.meta.depth == 16
+    assert read.meta.warnings == ("the floating-point samples were reduced to 16 bits per channel",)
+
+
+def test_floating_point_samples_outside_the_range_are_clipped_with_a_warning():
+    samples = np.array([[np.nan, np.inf, -np.inf, -0.5, 1.5, 1e30, 0.5, 1.0]], np.float32)
+    read = photo.decode(pictures.tiff(samples, photometric="minisblack"))
+    assert read.pixels[0, :, 0].tolist() == [0, 65535, 0, 0, 65535, 65535, 32768, 65535]
+    assert "clipped" in read.meta.warnings[1]
+
+
+def test_floating_point_tiff_in_linear_light_is_recognised_by_its_profile(rng):
+    samples = rng.random((20, 30, 3), np.float32)
+    read = photo.decode(pictures.tiff(samples, photometric="rgb", iccprofile=profiles.rgb("linear")))
+    curved = np.where(samples <= 0.0031308, samples * 12.92, 1.055 * samples ** (1 / 2.4) - 0.055)
+    assert read.meta.linear
+    # 16 bits of linear light are coarse in the shadows
+    np.testing.assert_allclose(read.pixels / 65535, curved, atol=1e-4)
 
 
 def test_tiff_with_unsupported_photometric_is_refused(rng):
