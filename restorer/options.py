@@ -4,11 +4,13 @@ import math
 import numbers
 import re
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 from .errors import InvalidOption
 
 AUTO_CPU_MEGAPIXELS = 0.5  # on a CPU, "auto" uses the best model for photos up to this size
 PRESETS = ("auto", "best", "fast")  # accepted instead of a model's name
+ANIMATED_FORMATS = ("same", "webp", "png")  # in which an animation can be written; "same" includes gif
 FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif", "jxl")
 SMALLEST_TILE = 32
 CPU_BACKENDS = ("openvino", "ncnn", "torch", "bfloat16")
@@ -156,6 +158,20 @@ class Options:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in fields(cls))
+
+
+class Sequences(NamedTuple):
+    """What is restored of a file with several pictures, beside the first.
+
+    pages   all pages of TIFF and all pictures of HEIC, each to a result of its own
+    frames  all frames of animated GIF, WebP and PNG, to an animation
+    """
+
+    pages: bool = False
+    frames: bool = False
+
+
+FIRST = Sequences()
 
 
 @dataclass(frozen=True)

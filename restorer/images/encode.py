@@ -1,7 +1,7 @@
 """Encode a Photo as a file, with its metadata and colour profile."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,13 +13,13 @@ from ..errors import ImageTooLarge
 from ..options import Options
 from . import icc, result_metadata
 from .file_types import WRITTEN_INSTEAD
-from .formats import jpeg, jxl, metadata, png, tiff
+from .formats import animation, jpeg, jxl, metadata, png, tiff
 from .formats.metadata import RawMetadata
 from .photo import Photo
 from .resample import bands, luma, to_uint8
 
 _LARGEST_SIDE = {"jpeg": 65_500, "webp": 16_383, "avif": 65_536, "png": 2**31 - 1, "tiff": 2**31 - 1}
-_LARGEST_SIDE |= {"jxl": jxl.MAX_SIDE}
+_LARGEST_SIDE |= {"jxl": jxl.MAX_SIDE, "gif": 65_535}
 _DEEP_WRITERS = {"png": png.encode, "tiff": tiff.encode}  # write 16 bits, and request samples row by row
 _DEEP = (*_DEEP_WRITERS, "jxl")
 LOSSY = ("jpeg", "webp", "avif", "jxl")
@@ -100,6 +100,37 @@ def encode(
         warnings += ("the colour profile is too large for JPEG and was left out",)
     lossless = _stays_lossless(photo, image_format)
     return Encoded(_WRITERS[image_format](samples, blocks, quality, lossless), image_format, warnings)
+
+
+def encode_frames(
+    frames: Sequence[Photo],
+    image_format: str,
+    *,
+    quality: int,
+    keep_metadata: bool,
+    remove_gps: bool,
+    history: str,
+) -> Encoded:
+    """Encode the frames of an animation, which have one size and the timing of the first one's metadata.
+
+    image_format  "gif", "webp" or "png"; see encode() for the rest
+    """
+    first = frames[0]
+    assert first.meta.timing
+    blocks, warnings = RawMetadata(icc=first.meta.metadata.icc), losses(first, image_format)
+    if keep_metadata:
+        history = "" if image_format == "gif" else history  # which has no place for it
+        blocks, left_out = result_metadata.update(
+            first, image_format, lambda: b"", remove_gps=remove_gps, history=history
+        )
+        warnings += left_out
+    if image_format == "gif":
+        warnings += ("GIF holds 256 colours per frame",)
+        if blocks.icc:
+            warnings += ("the colour profile was left out: GIF has no place for it",)
+    samples = [_samples(frame, image_format, slice(None)) for frame in frames]
+    data = animation.encode(samples, image_format, first.meta.timing, blocks, quality)
+    return Encoded(data, image_format, warnings)
 
 
 def _stays_lossless(photo: Photo, image_format: str) -> bool:

@@ -82,16 +82,19 @@ def read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
     return samples, _metadata(data, image.info, warnings, grey=_is_grey(samples))
 
 
-def read_heic(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray, RawMetadata]:
-    """Decode a HEIC file; libheif applies the orientation.
+def read_heic(
+    data: bytes, check: CheckSize, warnings: list[str], page: int | None
+) -> tuple[np.ndarray, RawMetadata, int]:
+    """Decode the picture `page` of a HEIC file, or the primary one; libheif applies the orientation.
 
-    Returns samples, (H, W) or (H, W, 2 to 4), uint8 or more bits scaled to uint16.
+    Returns samples, (H, W) or (H, W, 2 to 4), uint8 or more bits scaled to uint16; the number of pictures.
     Raises ValueError, or what pillow_heif raises, for a damaged file.
     """
     _check_boxes(data, check)
-    image = pillow_heif.open_heif(data, convert_hdr_to_8bit=False)
-    check(*image.size, frames=len(image))
-    if len(image) > 1:
+    file = pillow_heif.open_heif(data, convert_hdr_to_8bit=False)
+    image = file if page is None else file[page]
+    check(*image.size, frames=len(file))
+    if len(file) > 1 and page is None:
         warnings.append("only the first picture of the file is restored")
     samples, bits = np.asarray(image), image.info["bit_depth"]
     if samples.dtype != np.uint8:
@@ -99,7 +102,7 @@ def read_heic(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
         samples = to_16_bits(samples >> (16 - bits), bits)
     if image.premultiplied_alpha:
         samples = np.dstack([unpremultiply(samples[..., :-1], samples[..., -1:]), samples[..., -1]])
-    return samples, _metadata(data, image.info, warnings, grey=_is_grey(samples))
+    return samples, _metadata(data, image.info, warnings, grey=_is_grey(samples)), len(file)
 
 
 def _metadata(data: bytes, info: Mapping, warnings: list[str], *, grey: bool) -> RawMetadata:

@@ -74,11 +74,25 @@ def main_page(data: bytes, first: Block) -> tuple[bytes, Block]:
     offset, page = next(((at, page) for at, page in pages if not _is_reduced(page)), (0, first))
     if not offset:
         raise UnsupportedImage(_RAW)
-    code, at = ("Q", 8) if data[2:4] in (b"+\0", b"\0+") else ("I", 4)
-    start = data[:at] + struct.pack(page.order + code, offset)
     unrelated = _PIXEL_TAGS | {_SUBDIRECTORIES}
     described = {tag: value for tag, value in first.tags.items() if tag not in unrelated}
-    return start + data[len(start) :], page._replace(tags=described | page.tags)
+    return _starting_at(data, page.order, offset), page._replace(tags=described | page.tags)
+
+
+def pages(data: bytes) -> list[int]:
+    """Return the offsets of all pages but thumbnails and masks; at most exif.MAX_PAGES."""
+    return [at for at, page in exif.pages(data, nested=False) if not _is_reduced(page)]
+
+
+def with_first_page(data: bytes, number: int) -> bytes:
+    """Return the file with another page as its first, counted from 0. Raises IndexError if it has fewer."""
+    return _starting_at(data, ">" if data.startswith(b"MM") else "<", pages(data)[number])
+
+
+def _starting_at(data: bytes, order: exif.Order, offset: int) -> bytes:
+    code, at = ("Q", 8) if data[2:4] in (b"+\0", b"\0+") else ("I", 4)
+    start = data[:at] + struct.pack(order + code, offset)
+    return start + data[len(start) :]
 
 
 def _is_reduced(page: Block) -> bool:
