@@ -14,7 +14,7 @@ from restorer import sequences
 from restorer.errors import Cancelled, DamagedImage, ImageTooLarge, InvalidOption, RestoreError
 from restorer.images import photo, sandbox
 from restorer.options import Limits, Sequences
-from tests import pictures
+from tests import broken, pictures
 from tests.conftest import photo_like, save_network
 
 ALL = Sequences(pages=True, frames=True)
@@ -254,6 +254,20 @@ def test_pixels_of_all_frames_count(decode, run, rng):
     )
     with pytest.raises(ImageTooLarge, match="4 frames of 96 x 72"):
         results(limited, data, outscale=4)
+
+
+@pytest.mark.parametrize("many", [broken.gif, broken.webp, broken.apng])
+def test_too_many_frames_are_refused_in_the_sandbox(many):
+    with pytest.raises(ImageTooLarge, match="frames; the limit is 10000"):
+        sandbox.decode(many(20_000), frames=True)
+
+
+@pytest.mark.parametrize("disposal", [1, 2, 3])
+def test_a_frame_larger_than_the_animation_is_refused(disposal, rng):
+    data = animated(moving(rng), "gif", disposal=disposal)
+    at = data.rindex(b"\x2c\0\0\0\0") + 5
+    with pytest.raises((DamagedImage, ImageTooLarge)):
+        sandbox.decode(data[:at] + b"\xff\xff\xff\xff" + data[at + 4 :], frames=True)
 
 
 def test_a_cancelled_animation_stops_within_one_step(run, rng):

@@ -40,12 +40,15 @@ def read(
         raise ValueError("a frame is broken")
     image = Image.open(io.BytesIO(data), formats=[image_format.upper()])
     count: int = getattr(image, "n_frames", 1)
-    check(image.width, image.height, count)
+    size = image.size
+    check(*size, count)
     # The picture that programs without animation show is not always one of the frames
     first = int(bool(getattr(image, "default_image", False)))
     frames, durations = [], []
     for number in range(first, count):
         image.seek(number)
+        if image.size != size:  # Pillow enlarges a GIF that has a larger frame
+            raise ValueError("a frame is larger than the animation")
         frames.append(np.asarray(image.convert("RGBA")))
         durations.append(round(image.info.get("duration") or 0))
     if all((frame[..., 3] == 255).all() for frame in frames):
