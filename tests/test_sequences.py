@@ -199,6 +199,8 @@ def test_an_animation_stays_one(alpha, image_format, run, rng, monkeypatch):
         expected = real(run, frame, format="png").after
         seen = np.ones((36, 48), bool) if expected.alpha is None else expected.alpha == 255
         difference = np.abs(expected.pixels.astype(int) - one[..., 2::-1])[seen]
+        if expected.alpha is not None:
+            np.testing.assert_array_equal(one[..., 3] >= 128, expected.alpha >= 128)
         assert difference.mean() < {"png": 1e-9, "webp": 8, "gif": 12}[image_format]
     assert ("256 colours" in " ".join(result.warnings)) == (image_format == "gif")
 

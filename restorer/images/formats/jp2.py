@@ -15,7 +15,6 @@ from .metadata import Item, RawMetadata
 from .tiff import to_16_bits, unpremultiply
 
 CONTAINER, CODESTREAM = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
-_END = b"\xff\xd9"
 _SRGB, _GREY, _SYCC = 16, 17, 18  # enumerated colour spaces
 _READABLE = (_SRGB, _GREY, _SYCC)
 _OPACITY, _PREMULTIPLIED = 1, 2  # kinds of channel
@@ -59,8 +58,6 @@ def read(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray
         codestream, blocks = codestreams[0], _metadata(top, header)
     size = _size(codestream)
     check(size.width, size.height)
-    if not codestream.endswith(_END):
-        raise ValueError("truncated")
     space, blocks = _colour_space(header, blocks, len(size.depths))
     _check_supported(size, space)
     # Without the profile, through which imagecodecs would convert to sRGB
