@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from restorer.errors import DamagedImage, ImageTooLarge, RestoreError, UnsupportedImage
 from restorer.images import photo, sandbox
 from restorer.images.formats import tiff
+from restorer.images.formats.boxes import box, boxes
 from tests import broken, pictures, profiles
 from tests.conftest import photo_like
 
@@ -534,6 +535,43 @@ def test_orientation_of_avif_is_applied(orientation, rng):
         stored, "AVIF", quality=100, subsampling="4:4:4", exif=pictures.camera_exif(orientation=orientation)
     )
     np.testing.assert_allclose(photo.decode(data).pixels, _ORIENT[orientation](stored), atol=3)
+
+
+def with_aperture(data: bytes, *numbers: int) -> bytes:
+    """Return an AVIF with a clean aperture: width, height and offsets of its centre, each a fraction."""
+    top = dict(boxes(data))
+    meta = dict(boxes(top[b"meta"], 4))
+    properties = dict(boxes(meta[b"iprp"]))
+    aperture = box(b"clap", struct.pack(">iIiIiIiI", *numbers))
+    number = len([*boxes(properties[b"ipco"])]) + 1
+    association = bytearray(properties[b"ipma"])
+    association[10] += 1  # of the first item
+    count = association[10] - 1
+    association.insert(11 + count, 0x80 | number)
+    location = bytearray(meta[b"iloc"])
+    assert location[4] == 0x44
+    added = len(aperture) + 1
+    at = 8
+    for _ in range(int.from_bytes(location[6:8], "big")):
+        struct.pack_into(">I", location, at + 6, struct.unpack_from(">I", location, at + 6)[0] + added)
+        at += 14
+    properties |= {b"ipco": properties[b"ipco"] + aperture, b"ipma": bytes(association)}
+    meta |= {b"iloc": bytes(location), b"iprp": b"".join(box(*one) for one in properties.items())}
+    top[b"meta"] = top[b"meta"][:4] + b"".join(box(*one) for one in meta.items())
+    return b"".join(box(*one) for one in top.items())
+
+
+@pytest.mark.parametrize("orientation", pictures.ORIENTATIONS)
+def test_crop_of_avif_is_applied_before_its_orientation(orientation, rng):
+    stored = photo_like(rng, 24, 40)
+    exif = pictures.exif_block("<", {0x0112: (3, [orientation])})
+    data = pictures.pillow(stored, "AVIF", quality=100, subsampling="4:4:4", exif=exif)
+    read = photo.decode(with_aperture(data, 20, 1, 12, 1, 4, 1, -3, 1))  # from 14 to 34, from 3 to 15
+    np.testing.assert_allclose(read.pixels, _ORIENT[orientation](stored[3:15, 14:34]), atol=3)
+    assert read.meta.warnings == ()
+    whole = photo.decode(with_aperture(data, 20, 1, 12, 1, 40, 1, 0, 1))
+    np.testing.assert_array_equal(whole.pixels, photo.decode(data).pixels)
+    assert "crop" in whole.meta.warnings[0]
 
 
 def test_exif_orientation_of_avif_is_ignored(rng):
