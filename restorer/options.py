@@ -4,12 +4,14 @@ import math
 import numbers
 import re
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 from .errors import InvalidOption
 
 AUTO_CPU_MEGAPIXELS = 0.5  # on a CPU, "auto" uses the best model for photos up to this size
 PRESETS = ("auto", "best", "fast")  # accepted instead of a model's name
-FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif")
+ANIMATED_FORMATS = ("same", "webp", "png")  # in which an animation can be written; "same" includes gif
+FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif", "jxl")
 SMALLEST_TILE = 32
 CPU_BACKENDS = ("openvino", "ncnn", "torch", "bfloat16")
 BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
@@ -51,7 +53,7 @@ class Options:
     tile           side of a tile in input pixels, 32 to 4096; 0 chooses by free memory. It changes the memory
                    needed, not the result; ncnn has tiles of its own
     format         "same" keeps the input's format if it can be written
-    quality        1 to 100, for the lossy formats (jpeg, webp, avif)
+    quality        1 to 100, for the lossy formats (jpeg, webp, avif, jxl); 100 is lossless in jxl alone
     max_bytes      largest file in bytes, for which the quality is lowered; 0: no limit
     keep_metadata  keep EXIF, XMP, IPTC, comments and resolution; the colour profile is always kept
     remove_gps     remove coordinates and place names from EXIF, XMP, IPTC, PNG text and GeoTIFF, the maker
@@ -156,6 +158,20 @@ class Options:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in fields(cls))
+
+
+class Sequences(NamedTuple):
+    """What is restored of a file with several pictures, beside the first.
+
+    pages   all pages of TIFF and all pictures of HEIC, each to a result of its own
+    frames  all frames of animated GIF, WebP and PNG, to an animation
+    """
+
+    pages: bool = False
+    frames: bool = False
+
+
+FIRST = Sequences()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .images.file_types import (
     suffixed,
     written_suffixes,
 )
+from .options import FIRST, Sequences
 
 _MAX_NAME = 255  # bytes of a file name, in every usual file system
 # Least bytes of a result for each byte and the square of the scale: measured from 0.55 in the photo's format,
@@ -33,22 +34,32 @@ _SAME_FORMAT, _OTHER_FORMAT = 0.5, 0.1
 class OutputTask:
     """One photo to restore.
 
-    target  output path, without a suffix if `forms` is not empty
-    forms   formats that the result may have; its suffix is added to `target`. Empty if `target` is complete
+    target     output path, without a suffix if `forms` is not empty
+    forms      formats that the result may have, whose suffix is added to `target`; empty if it is complete
+    sequences  what else may be restored of a file with several pictures
     """
 
     source: Path
     target: Path
     forms: tuple[str, ...] = ()
+    sequences: Sequences = FIRST
 
-    def path(self, image_format: str) -> Path:
-        """Return the path of a result in that format."""
-        return suffixed(self.target, image_format) if self.forms else self.target
+    def path(self, image_format: str, number: int = 0) -> Path:
+        """Return the path of a result in that format, of a page from 1 on or of the only one."""
+        if self.forms:
+            return suffixed(numbered(self.target, number), image_format)
+        return numbered(self.target.with_suffix(""), number).with_suffix(self.target.suffix)
 
     def existing(self) -> Path | None:
-        """Return the existing output, if any."""
-        paths = map(self.path, self.forms) if self.forms else [self.target]
+        """Return the existing output, if any; of pages that of the first, which is written last."""
+        numbers = (0, 1) if self.sequences.pages else (0,)
+        paths = [self.path(form, number) for number in numbers for form in self.forms or ("",)]
         return next((path for path in paths if exists(path)), None)
+
+
+def numbered(path: AnyPath, number: int) -> AnyPath:
+    """Return the path, without suffix, of the result of a page: "scan_4x_p2"; the path itself for 0."""
+    return path.with_name(f"{path.name}_p{number}") if number else path
 
 
 def exists(path: Path) -> bool:
@@ -72,6 +83,7 @@ def plan(
     mark: str,
     image_format: str = "same",
     left_out: list[LeftOut] | None = None,
+    sequences: Sequences = FIRST,
 ) -> list[OutputTask]:
     """Return a task for each photo in `photos` (files and folders), with distinct targets.
 
@@ -80,6 +92,7 @@ def plan(
     mark          added to the photo's name
     image_format  of the results, or "same"
     left_out      what is left out of the folders is added here
+    sequences     what else is restored of files with several pictures
 
     A path that does not exist gets a task too, so that it fails like any other photo. Raises InvalidOption
     if the next run would take the results for photos, or if `output` is not valid.
@@ -90,19 +103,19 @@ def plan(
     if output is not None and not os.path.isdir(output):
         if len(photos) == 1 and not os.path.isdir(photos[0]):
             if format_of(output):
-                return [_to_file(photos[0], output)]
+                return [_to_file(photos[0], output, sequences)]
             if output.suffix:
                 raise InvalidOption(f"{output}: cannot write {output.suffix} files; use {written_suffixes()}")
         elif exists(output) or format_of(output):
             raise InvalidOption(f"{output} is a file; name a folder with -o for several photos")
     sources = list(_sources(photos, output, [] if left_out is None else left_out))
-    return _tasks(sources, mark, image_format)
+    return _tasks(sources, mark, image_format, sequences)
 
 
-def _to_file(photo: Path, output: Path) -> OutputTask:
+def _to_file(photo: Path, output: Path, sequences: Sequences) -> OutputTask:
     if photo.resolve() == output.resolve():
         raise InvalidOption(f"{output} is the photo itself; name another file or a folder with -o")
-    return OutputTask(photo, output)
+    return OutputTask(photo, output, sequences=sequences)
 
 
 def _sources(
@@ -140,11 +153,14 @@ def _photos_in(folder: Path, output: Path | None, left_out: list[LeftOut]) -> It
             left_out.append(LeftOut(entry.path, folders.NOT_A_PHOTO))
 
 
-def _tasks(sources: list[tuple[Path, Path]], mark: str, image_format: str) -> list[OutputTask]:
+def _tasks(
+    sources: list[tuple[Path, Path]], mark: str, image_format: str, sequences: Sequences
+) -> list[OutputTask]:
     """Return tasks with distinct targets: "a_4x", or "a_jpg_4x" and "a_png_4x" for a.jpg and a.png."""
     targets = unique_names([folder / source.name for source, folder in sources], mark)
+    animated = ("gif",) if sequences.frames and image_format == "same" else ()
     return [
-        OutputTask(source, target, result_formats(source, image_format))
+        OutputTask(source, target, (*result_formats(source, image_format), *animated), sequences)
         for (source, _), target in zip(sources, targets, strict=True)
     ]
 

@@ -121,11 +121,14 @@ class Restorer:
         finally:
             self.downloading = None
 
-    def decode(self, data: bytes) -> Photo:
-        """Decode a file's bytes. Raises UnsupportedImage, DamagedImage and ImageTooLarge."""
+    def decode(self, data: bytes, **options: object) -> Photo:
+        """Decode a file's bytes. Raises UnsupportedImage, DamagedImage and ImageTooLarge.
+
+        options  page and frames of photo.decode()
+        """
         if not isinstance(data, bytes):
             raise TypeError(f"data is {type(data).__name__}; it must be bytes: Path(name).read_bytes()")
-        return self._decoder(data, max_pixels=self.limits.input_pixels)
+        return self._decoder(data, max_pixels=self.limits.input_pixels, **options)
 
     def _restore(self, data: bytes | Photo, progress: Progress | None, options: dict[str, object]) -> Result:
         timer = StageTimer()

@@ -27,6 +27,10 @@ class PassProgress:
         self._progress, self._passes_left, self._done = progress, passes, 0
 
     def __call__(self, done: int, total: int) -> None:
+        if not total:  # unknown
+            if self._progress:
+                self._progress(0, 0)
+            return
         if self._progress:
             self._progress(self._done + done, self._done + total * self._passes_left)
         if done == total:

@@ -106,7 +106,7 @@ def finish(
     switched_off = [index for index, strength in strengths.items() if strength == 0]
     face_note = pipeline.summary(faces, off=switched_off) or detection_note
     after = plain if options.strength == 1 else _blend(before, plain, options.strength)
-    encoded = _encode_within(
+    encoded = encode_within(
         options.max_bytes,
         options.quality,
         partial(
@@ -157,7 +157,7 @@ def _blend(before: Photo, restored: Photo, strength: float) -> Photo:
     return replace(restored, pixels=blend_enlarged(small, restored.pixels, strength))
 
 
-def _encode_within(limit: int, quality: int, encode_with: Callable[..., encode.Encoded]) -> encode.Encoded:
+def encode_within(limit: int, quality: int, encode_with: Callable[..., encode.Encoded]) -> encode.Encoded:
     """Encode at the highest quality of at most `limit` bytes, found by bisection; 0 is no limit.
 
     Raises ImageTooLarge if the file is larger at any quality.

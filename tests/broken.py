@@ -111,6 +111,15 @@ def huge(image_format: str) -> bytes:
         return pictures.exif_block(
             "<", tags | {273: (4, [8]), 277: (3, [3]), 278: (4, [50_000]), 279: (4, [9])}
         )
+    if image_format == "jp2":
+        data = pictures.pillow(small, "JPEG2000")
+        return data.replace(struct.pack(">II", 64, 64), struct.pack(">II", 50_000, 50_000))
+    if image_format == "jxl":  # a size of 18 bits: not a multiple of 8, selector 2, height - 1, ratio 1
+        fields = ((0, 1), (2, 2), (49_999, 18), (1, 3))
+        bits = sum(
+            value << sum(width for _, width in fields[:index]) for index, (value, _) in enumerate(fields)
+        )
+        return b"\xff\x0a" + (bits | 1 << 24).to_bytes(12, "little")
     data = pictures.pillow(small, "AVIF") if image_format == "avif" else pictures.heic(small)
     return data.replace(
         struct.pack(">4sIII", b"ispe", 0, 64, 64), struct.pack(">4sIII", b"ispe", 0, 50_000, 50_000)
@@ -180,7 +189,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
         f"huge {image_format}": partial(huge, image_format)
         for image_format in ("png", "jpeg", "webp", "gif", "bmp", "tiff")
     },
-    **{f"huge {image_format}": partial(huge, image_format) for image_format in ("avif", "heic")},
+    **{
+        f"huge {image_format}": partial(huge, image_format) for image_format in ("avif", "heic", "jp2", "jxl")
+    },
     "png of 50,000 squared": png_50_000,
     "tiff of 50,000 squared in tiles": lambda: tiles(50_000, 1024),
     "tiff of tiles of one pixel": lambda: tiles(900, 1),

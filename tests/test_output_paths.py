@@ -139,7 +139,7 @@ def test_unicode_normal_forms_are_one_target():
 
 def test_single_photo_to_a_named_file():
     touch("a.jpg")
-    for name in ("new.png", "new.JPEG", "deep/er/new.tif", "new.avif", "new.webp"):
+    for name in ("new.png", "new.JPEG", "deep/er/new.tif", "new.avif", "new.webp", "new.jxl"):
         (task,) = plan([Path("a.jpg")], Path(name), mark="_4x")
         assert task == OutputTask(Path("a.jpg"), Path(name))
         assert task.path("png") == Path(name)
@@ -296,12 +296,13 @@ def test_heif_becomes_jpeg_or_png():
     "suffix", [suffix for suffix in file_types.FORMAT_OF if suffix not in (".mpo", ".dib", ".avifs")]
 )
 def test_suffixes_match_pillow(suffix):
-    """Pillow maps each suffix to the same format; HEIF needs a plug-in."""
+    """Pillow maps each suffix to the same format; HEIF and JPEG XL need plug-ins."""
     Image.init()
     image_format = file_types.FORMAT_OF[suffix]
-    names = {".hif": "HEIF", ".heif": "HEIF", ".heic": "HEIF"} | Image.registered_extensions()
-    assert names[suffix].lower() == image_format
-    assert image_format in {name.lower() for name in photo.READABLE} | {"heif"}
+    names = {".hif": "HEIF", ".heif": "HEIF", ".heic": "HEIF", ".jxl": "jxl"} | Image.registered_extensions()
+    names |= {".jph": "jp2", ".jhc": "jp2"}  # with the block coder of JPEG 2000, part 15
+    assert names[suffix].lower().replace("jpeg2000", "jp2") == image_format
+    assert image_format in {name.lower() for name in photo.READABLE} | {"heif", "jxl", "jp2"}
 
 
 def test_format_of_file_name():
@@ -317,7 +318,7 @@ def test_format_of_file_name():
     ]
 
 
-@pytest.mark.parametrize("image_format", ["jpeg", "png", "webp", "tiff", "avif"])
+@pytest.mark.parametrize("image_format", ["jpeg", "png", "webp", "tiff", "avif", "jxl"])
 def test_format_of_inverts_suffixed(image_format):
     path = file_types.suffixed(Path("out/holiday.2019_2.5x"), image_format)
     assert path.name.startswith("holiday.2019_2.5x.")

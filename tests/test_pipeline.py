@@ -276,7 +276,7 @@ def test_first_estimate_includes_encoding(weights, rng):
     before = photo.decode(png(photo_like(rng, 100, 100)))
     run.measure()
     network = run._throughput.expected("custom/tiny", 100 * 100)
-    for image_format in ("png", "jpeg", "webp", "tiff", "avif"):
+    for image_format in ("png", "jpeg", "webp", "tiff", "avif", "jxl"):
         plan = run.plan(before, format=image_format)
         encoding = run._throughput.expected(image_format, plan.width * plan.height)
         assert 0 < encoding == pytest.approx(plan.seconds - network), image_format

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +23,10 @@ from ..errors import BadWeights, Cancelled, DeviceLost, InvalidOption, RestoreEr
 from ..folders import NOT_A_PHOTO, LeftOut
 from ..images import file_types, sandbox
 from ..models import download, registry
-from ..options import BFLOAT16, Limits, Options
+from ..options import BFLOAT16, FIRST, Limits, Options, Sequences
 from ..pipeline import Restorer
 from ..result import Result
+from ..sequences import restore
 from .manifest import FAILED, RESTORED, STARTED, Record, read_record, record_path, write_record
 from .storage import Storage, StoredFile
 
@@ -47,6 +48,7 @@ class Batch:
     threads                of PyTorch, 0 for its default
     limits                 see Restorer
     keep_times             results get the modification times of their photos
+    sequences              what is restored of files with several pictures
     """
 
     source: str
@@ -61,6 +63,7 @@ class Batch:
     threads: int = 0
     limits: Limits = Limits()
     keep_times: bool = False
+    sequences: Sequences = FIRST
 
     @property
     def digest(self) -> str:
@@ -70,6 +73,8 @@ class Batch:
             parts.append(self.auto_cpu_megapixels)
         if self.device == BFLOAT16:  # chosen for fewer bits; other devices give the same results
             parts.append(self.device)
+        if any(self.sequences):
+            parts.append(self.sequences)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -98,6 +103,7 @@ def prepare(
     threads: int = 0,
     limits: Limits | None = None,
     keep_times: bool = False,
+    sequences: Sequences = FIRST,
 ) -> Batch:
     """Choose the models, download absent ones and return the Batch.
 
@@ -129,6 +135,7 @@ def prepare(
         threads=threads,
         limits=limits or Limits(),
         keep_times=keep_times,
+        sequences=sequences,
     )
 
 
@@ -190,11 +197,16 @@ def check_room(job: Batch, todo: Sequence[StoredFile]) -> None:
 
 def entries(job: Batch, todo: Sequence[StoredFile], existing: Iterable[str]) -> list[Entry]:
     """Return an entry for each photo of `todo`, with distinct targets that are not `existing` results."""
-    others = (PurePosixPath(output).with_suffix("") for output in existing)
+    results = [PurePosixPath(output).with_suffix("") for output in existing]
+    others = [*results, *(result.with_name(result.name.removesuffix("_p1")) for result in results)]
     targets = output_paths.unique_names(
         [PurePosixPath(photo.path) for photo in todo], job.options.size_mark, others
     )
     return [Entry(photo.path, photo.stamp, str(target)) for photo, target in zip(todo, targets, strict=True)]
+
+
+class _PhotoFailed(Exception):
+    """A photo cannot be restored, for a reason that does not concern the others."""
 
 
 class Worker:
@@ -279,39 +291,55 @@ class Worker:
                 "copy the file of the machine that started the batch"
             )
 
-    def _sized_options(self, data: bytes) -> Options:
-        """Return the options for a photo. Raises RestoreError if they do not suit its size: it fails."""
+    def _check_options(self, data: bytes) -> None:
+        """Raise RestoreError if the options do not suit the photo's size: it fails."""
         if not self.job.options.by_photo:
-            return self.job.options
+            return
         size = sandbox.size(data, max_pixels=self.job.limits.input_pixels)
         try:
-            return self.job.options.sized(*size)
+            self.job.options.sized(*size)
         except InvalidOption as error:
             raise RestoreError(str(error)) from error
 
-    def _restore(self, entry: Entry, record: Record) -> Record:
+    def _results(self, entry: Entry, data: bytes) -> Iterator[tuple[int, Result]]:
+        """Yield the results of a photo, see sequences.restore(). Raises _PhotoFailed if it is the cause."""
+        options = asdict(self.job.options)
         try:
-            data = self._inputs.read(entry.path)
-            key = hashlib.sha256(data + record.digest.encode()).hexdigest()
-            options = self._sized_options(data)
-            result = self._restorer.restore(data, progress=self._check_stopped, **asdict(options))
-            self._check_model(result)
+            self._check_options(data)
+            for number, result in restore(
+                self._restorer, data, self.job.sequences, progress=self._check_stopped, **options
+            ):
+                self._check_model(result)
+                yield number, result
         except (WeightsUnavailable, BadWeights, Cancelled, InvalidOption):
             raise
         except RestoreError as error:
-            return replace(record, state=FAILED, error=str(error))
+            raise _PhotoFailed(str(error)) from error
         except OSError as error:
-            return replace(record, state=FAILED, error=error.strerror or str(error))
+            raise _PhotoFailed(error.strerror or str(error)) from error
         except Exception as error:  # noqa: BLE001  one photo must not stop the others
             if "CUDA error" in str(error):
                 raise DeviceLost(f"the GPU failed: {error}") from error
             logging.getLogger(__name__).exception("%s failed", entry.path)
-            return replace(record, state=FAILED, error=f"{type(error).__name__}: {error}")
-        output = str(file_types.suffixed(PurePosixPath(entry.target), result.format))
+            raise _PhotoFailed(f"{type(error).__name__}: {error}") from error
+
+    def _restore(self, entry: Entry, record: Record) -> Record:
+        output, seconds, warnings = "", 0.0, dict[str, None]()
         try:
-            self._outputs.write(output, result.data)
-            if self.job.keep_times:
-                copy_times(Path(self._inputs.root, entry.path), Path(self._outputs.root, output))
+            data = self._inputs.read(entry.path)
+        except OSError as error:
+            return replace(record, state=FAILED, error=error.strerror or str(error))
+        try:
+            for number, result in self._results(entry, data):
+                path = output_paths.numbered(PurePosixPath(entry.target), number)
+                output = str(file_types.suffixed(path, result.format))
+                self._outputs.write(output, result.data)
+                if self.job.keep_times:
+                    copy_times(Path(self._inputs.root, entry.path), Path(self._outputs.root, output))
+                seconds += result.seconds
+                warnings |= dict.fromkeys(result.warnings)
+        except _PhotoFailed as error:
+            return replace(record, state=FAILED, error=str(error))
         except OSError as error:
             if error.errno not in _NAME_ERRORS:
                 raise
@@ -319,10 +347,10 @@ class Worker:
         return replace(
             record,
             state=RESTORED,
-            key=key,
+            key=hashlib.sha256(data + record.digest.encode()).hexdigest(),
             output=output,
-            seconds=round(result.seconds, 3),
-            warnings="; ".join(result.warnings),
+            seconds=round(seconds, 3),
+            warnings="; ".join(warnings),
         )
 
 

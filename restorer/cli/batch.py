@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import InvalidOption
 from ..folders import LeftOut
 from ..options import Options
-from .parser import limits
+from .parser import limits, sequences
 from .summary import print_left_out, summarize
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def run(parsed: argparse.Namespace) -> int:
         threads=parsed.cpus_per_worker if parsed.ray else 0,
         limits=limits(parsed.max_megapixels),
         keep_times=parsed.keep_times,
+        sequences=sequences(parsed),
     )
     place = {"address": parsed.ray, "workers": parsed.workers, "cpus": parsed.cpus_per_worker}
     restore = partial(ray.run, **place, gpus=parsed.gpus_per_worker) if parsed.ray else runner.run

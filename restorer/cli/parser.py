@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import InvalidOption
 from ..options import (
+    ANIMATED_FORMATS,
     CPU_BACKENDS,
     FACE_ENHANCE,
     FACE_MASKS,
@@ -15,6 +16,7 @@ from ..options import (
     VULKAN,
     Limits,
     Options,
+    Sequences,
 )
 from ..version import __version__
 
@@ -81,6 +83,16 @@ def limits(megapixels: float) -> Limits:
     return Limits(pixels, pixels * default.output_pixels // default.input_pixels)
 
 
+def sequences(parsed: argparse.Namespace) -> Sequences:
+    """Return what is restored of files with several pictures. Raises InvalidOption for another format."""
+    chosen = Sequences(parsed.pages == "all", parsed.frames == "all")
+    if chosen.frames and parsed.format not in ANIMATED_FORMATS:
+        raise InvalidOption(
+            f"format is {parsed.format}; with --frames all use one of {', '.join(ANIMATED_FORMATS)}"
+        )
+    return chosen
+
+
 def _weights_options() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(add_help=False)
     command.add_argument("--weights-dir", metavar="DIR", help="folder of the model files (weights/)")
@@ -140,7 +152,10 @@ def _restore_options() -> argparse.ArgumentParser:
     )
     command.add_argument("--format", choices=FORMATS, default=Options.format, help="(%(default)s)")
     command.add_argument(
-        "--quality", type=int, default=Options.quality, help="1 to 100, for JPEG, WebP and AVIF (%(default)s)"
+        "--quality",
+        type=int,
+        default=Options.quality,
+        help="1 to 100, for JPEG, WebP, AVIF and JPEG XL (%(default)s)",
     )
     command.add_argument(
         "--max-bytes",
@@ -155,6 +170,18 @@ def _restore_options() -> argparse.ArgumentParser:
         default=Limits.input_pixels / 1e6,
         metavar="N",
         help="of a photo; the result may have four times as many (%(default)g)",
+    )
+    command.add_argument(
+        "--pages",
+        choices=("first", "all"),
+        default="first",
+        help="of TIFF and HEIC; each becomes a result with its number in the name (%(default)s)",
+    )
+    command.add_argument(
+        "--frames",
+        choices=("first", "all"),
+        default="first",
+        help="of animated GIF, WebP and PNG, which stay animations (%(default)s)",
     )
     command.add_argument(
         "--keep-times", action="store_true", help="give results the modification time of their photos"

@@ -18,11 +18,12 @@ from ..images import file_types
 from ..models import sources
 from ..options import Options
 from ..progress import Progress
-from .parser import limits
+from .parser import limits, sequences
 from .summary import print_left_out, summarize
 
 if TYPE_CHECKING:
     from ..pipeline import Restorer
+    from ..result import Result
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
 _NAME_LENGTH = 32  # characters of a file name in the progress bar
@@ -35,7 +36,12 @@ def run(parsed: argparse.Namespace) -> int:
     mark = Options(**options).size_mark  # rejects bad values before anything is loaded
     left_out: list[LeftOut] = []
     tasks = output_paths.plan(
-        parsed.photos, parsed.output, mark=mark, image_format=parsed.format, left_out=left_out
+        parsed.photos,
+        parsed.output,
+        mark=mark,
+        image_format=parsed.format,
+        left_out=left_out,
+        sequences=sequences(parsed),
     )
     if tasks and not tasks[0].forms:
         options["format"] = _format_of_output(parsed.output, parsed.format)
@@ -163,13 +169,23 @@ def _restore_one(
     *,
     keep_times: bool,
 ) -> tuple[Literal["restored", "skipped", "failed"], str]:
-    """Restore one photo; return its state and the line to print."""
+    """Restore one photo, or all of its pages; return its state and the lines to print."""
+    from ..sequences import restore
+
+    lines: list[str] = []
     try:
-        result = restorer.restore(task.source.read_bytes(), progress=progress)
-        target = task.path(result.format)
-        # Another process may have written it, or the photo's format is not the one its name says
-        if reason := skip_reason(target):
-            return "skipped", f"{task.source}: skipped, {reason}"
+        for number, result in restore(restorer, task.source.read_bytes(), task.sequences, progress=progress):
+            target = task.path(result.format, number)
+            # Another process may have written it, or the photo's format is not the one its name says
+            if reason := skip_reason(target):
+                return "skipped", f"{task.source}: skipped, {reason}"
+            if problem := _write(result, task.source, target, keep_times=keep_times):
+                return "failed", problem
+            size = f"{result.width} x {result.height}"
+            notes = "".join(f"; {warning}" for warning in result.warnings)
+            line = f"{task.source} -> {target}: {size}, {result.model}, {result.seconds:.1f} s{notes}"
+            lines.insert(0, line)
+        return "restored", "\n".join(lines)
     except ImageTooLarge as error:
         hint = "; --max-megapixels changes it" if "megapixels" in str(error) else ""
         return "failed", f"{task.source}: failed, {error}{hint}"
@@ -180,15 +196,17 @@ def _restore_one(
     except Exception as error:  # noqa: BLE001  one photo must not stop the others
         traceback.print_exc()
         return "failed", f"{task.source}: failed, {type(error).__name__}: {error}"
+
+
+def _write(result: "Result", source: Path, target: Path, *, keep_times: bool) -> str:
+    """Write a result; return the line to print if that fails, otherwise ""."""
     try:
         write_atomic(target, result.data)
         if keep_times:
-            copy_times(task.source, target)
+            copy_times(source, target)
     except OSError as error:
-        return "failed", f"{task.source}: failed, {target} cannot be written: {error.strerror or error}"
-    size = f"{result.width} x {result.height}"
-    notes = "".join(f"; {warning}" for warning in result.warnings)
-    return "restored", f"{task.source} -> {target}: {size}, {result.model}, {result.seconds:.1f} s{notes}"
+        return f"{source}: failed, {target} cannot be written: {error.strerror or error}"
+    return ""
 
 
 def _shortened(name: str) -> str:

@@ -1,7 +1,7 @@
 """Encode a Photo as a file, with its metadata and colour profile."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,16 +13,18 @@ from ..errors import ImageTooLarge
 from ..options import Options
 from . import icc, result_metadata
 from .file_types import WRITTEN_INSTEAD
-from .formats import jpeg, metadata, png, tiff
+from .formats import animation, jpeg, jxl, metadata, png, tiff
 from .formats.metadata import RawMetadata
 from .photo import Photo
 from .resample import bands, luma, to_uint8
 
 _LARGEST_SIDE = {"jpeg": 65_500, "webp": 16_383, "avif": 65_536, "png": 2**31 - 1, "tiff": 2**31 - 1}
+_LARGEST_SIDE |= {"jxl": jxl.MAX_SIDE, "gif": 65_535}
 _DEEP_WRITERS = {"png": png.encode, "tiff": tiff.encode}  # write 16 bits, and request samples row by row
-LOSSY = ("jpeg", "webp", "avif")
+_DEEP = (*_DEEP_WRITERS, "jxl")
+LOSSY = ("jpeg", "webp", "avif", "jxl")
 _NO_GREY_PROFILE = ("webp", "avif")  # their readers expect an RGB profile
-_LOSSY = ("jpeg", "webp", "avif")
+_MAY_BE_LOSSLESS = ("webp", "jxl")
 _THUMBNAIL_SIDE = 160  # pixels, as cameras store it
 
 
@@ -46,7 +48,12 @@ def output_format(photo: Photo, chosen: str) -> str:
 
 
 def check_fits(photo: Photo, width: int, height: int, image_format: str) -> None:
-    """Raise ImageTooLarge when `image_format` cannot store this photo at width x height pixels."""
+    """Raise ImageTooLarge when `image_format` cannot store this photo at width x height pixels.
+
+    Raises UnsupportedImage for a format that cannot be written here.
+    """
+    if image_format == "jxl":
+        jxl.library()
     limit = _LARGEST_SIDE[image_format]
     if max(width, height) > limit:
         raise ImageTooLarge(
@@ -70,7 +77,7 @@ def encode(
 ) -> Encoded:
     """Encode a Photo with its colour profile and metadata.
 
-    image_format  "png", "jpeg", "webp", "tiff" or "avif"
+    image_format  "png", "jpeg", "webp", "tiff", "avif" or "jxl"
     history       an ASCII line on how the image was produced, stored as EXIF ImageHistory
 
     Raises ImageTooLarge for a side beyond the format's limit; check_fits detects this in advance.
@@ -95,18 +102,49 @@ def encode(
     return Encoded(_WRITERS[image_format](samples, blocks, quality, lossless), image_format, warnings)
 
 
+def encode_frames(
+    frames: Sequence[Photo],
+    image_format: str,
+    *,
+    quality: int,
+    keep_metadata: bool,
+    remove_gps: bool,
+    history: str,
+) -> Encoded:
+    """Encode the frames of an animation, which have one size and the timing of the first one's metadata.
+
+    image_format  "gif", "webp" or "png"; see encode() for the rest
+    """
+    first = frames[0]
+    assert first.meta.timing
+    blocks, warnings = RawMetadata(icc=first.meta.metadata.icc), losses(first, image_format)
+    if keep_metadata:
+        history = "" if image_format == "gif" else history  # which has no place for it
+        blocks, left_out = result_metadata.update(
+            first, image_format, lambda: b"", remove_gps=remove_gps, history=history
+        )
+        warnings += left_out
+    if image_format == "gif":
+        warnings += ("GIF holds 256 colours per frame",)
+        if blocks.icc:
+            warnings += ("the colour profile was left out: GIF has no place for it",)
+    samples = [_samples(frame, image_format, slice(None)) for frame in frames]
+    data = animation.encode(samples, image_format, first.meta.timing, blocks, quality)
+    return Encoded(data, image_format, warnings)
+
+
 def _stays_lossless(photo: Photo, image_format: str) -> bool:
-    return photo.meta.lossless and photo.meta.format == image_format == "webp"
+    return photo.meta.lossless and photo.meta.format == image_format and image_format in _MAY_BE_LOSSLESS
 
 
 def losses(photo: Photo, image_format: str) -> tuple[str, ...]:
     """Return warnings, for the user, about what `image_format` cannot store of this photo's samples."""
     warnings = []
-    if photo.meta.depth == 16 and image_format not in _DEEP_WRITERS:
+    if photo.meta.depth == 16 and image_format not in _DEEP:
         warnings.append(f"16-bit channels are reduced to 8 bits: {image_format.upper()} is written with 8")
     if photo.alpha is not None and image_format == "jpeg":
         warnings.append("transparency is flattened onto white: JPEG has no alpha channel")
-    if photo.meta.lossless and image_format in _LOSSY and not _stays_lossless(photo, image_format):
+    if photo.meta.lossless and image_format in LOSSY and not _stays_lossless(photo, image_format):
         warnings.append(f"the photo was stored without loss: {image_format.upper()} is written lossy")
     return tuple(warnings)
 
@@ -116,7 +154,7 @@ def _samples(photo: Photo, image_format: str, rows: slice) -> np.ndarray:
     samples = photo.pixels[rows, :, 0].copy() if meta.grey else photo.pixels[rows]
     if meta.linear:
         samples = icc.decode_linear(samples)
-    if meta.depth == 8 or image_format not in _DEEP_WRITERS:
+    if meta.depth == 8 or image_format not in _DEEP:
         samples, alpha = to_uint8(samples), None if alpha is None else to_uint8(alpha)
     if alpha is None:
         return samples
@@ -171,6 +209,10 @@ def _write_avif(samples: np.ndarray, blocks: RawMetadata, quality: int, _lossles
     return _pillow(samples, replace(blocks, exif=exif), "AVIF", **options)
 
 
+def _write_jxl(samples: np.ndarray, blocks: RawMetadata, quality: int, lossless: bool) -> bytes:
+    return jxl.encode(samples, blocks, quality, lossless=lossless)
+
+
 def _pillow(samples: np.ndarray, blocks: RawMetadata, name: str, **options: object) -> bytes:
     out = io.BytesIO()
     metadata_options = {"icc_profile": blocks.icc, "exif": blocks.exif, "xmp": blocks.xmp}
@@ -183,4 +225,5 @@ _WRITERS: dict[str, Callable[[np.ndarray, RawMetadata, int, bool], bytes]] = {
     "jpeg": _write_jpeg,
     "webp": _write_webp,
     "avif": _write_avif,
+    "jxl": _write_jxl,
 }

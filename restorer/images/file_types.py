@@ -14,13 +14,15 @@ SUFFIXES = {
     "gif": (".gif",),
     "avif": (".avif", ".avifs"),
     "heif": (".heic", ".heif", ".hif"),
+    "jxl": (".jxl",),
+    "jp2": (".jp2", ".j2k", ".jpx", ".jpf", ".jph", ".j2c", ".jpc", ".jhc"),
 }
 FORMAT_OF = {suffix: image_format for image_format, suffixes in SUFFIXES.items() for suffix in suffixes}
 _WRITTEN = FORMATS[1:]
 LONGEST_SUFFIX = max(len(SUFFIXES[image_format][0]) for image_format in _WRITTEN)
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 # Read-only formats, and what "same" writes in their stead; see encode.output_format
-WRITTEN_INSTEAD = {"bmp": ("png",), "gif": ("png",), "heif": ("jpeg", "png")}
+WRITTEN_INSTEAD = {"bmp": ("png",), "gif": ("png",), "jp2": ("png",), "heif": ("jpeg", "png")}
 
 
 def suffixed(path: AnyPath, image_format: str) -> AnyPath:

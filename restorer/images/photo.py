@@ -17,11 +17,12 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from ..errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from ..options import Limits
 from . import icc
-from .formats import camera_raw, heif, jpeg, metadata, png, tiff, webp, xmp
+from .formats import animation, camera_raw, heif, jp2, jpeg, jxl, metadata, png, tiff, webp, xmp
+from .formats.animation import Timing
 from .formats.heif import CheckSize
 from .formats.metadata import THUMBNAIL, Item, RawMetadata
 
-READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC", "MPO")
+READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC", "MPO", "JPEG XL", "JPEG 2000")
 # _check_size enforces our own limit before any pixel is decoded
 Image.MAX_IMAGE_PIXELS = None
 # Whatever matters to the user is in Meta.warnings
@@ -29,7 +30,7 @@ python_warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _DAMAGED = "the {} file is damaged or incomplete; export it again"
 _MAX_SIDE = 65_535  # pixels, as in a JPEG header
-_MAX_FRAMES = 10_000
+MAX_FRAMES = 10_000
 _FIRST_ONLY = "only the first picture of the file is restored"
 # Pillow's modes, and the mode each is converted to
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA"}
@@ -57,15 +58,18 @@ _DECODER_ERRORS = (
 class Meta:
     """Everything in a file but its pixels, as the encoders need it.
 
-    format    "jpeg", "png", "webp", "tiff", "bmp", "gif", "avif" or "heif"
+    format    "jpeg", "png", "webp", "tiff", "bmp", "gif", "avif", "heif", "jxl" or "jp2"
     grey      whether the file has a single colour channel
     depth     bits per channel in the file, 8 or 16
     linear    whether the file holds linear light, by its profile; the decoded pixels are on the sRGB curve
     lossless  whether this file's pixels are stored without loss, in a format that is usually lossy
-    orientation  of EXIF, 1 to 8, which was applied to the pixels
+    orientation  of EXIF or of the container, 1 to 8, which was applied to the pixels
     stored    (width, height) in the file, before the orientation was applied; None: as the pixels are
     metadata  the file's metadata, validated, as it was stored: what counts in pixels is that of the file;
               icc is the colour profile of `pixels`, b"" for sRGB
+    pages     number of pages of a TIFF file or pictures of a HEIC file
+    animated  whether the file has several frames
+    timing    of the frames if all were decoded: `pixels` has them one below the other until split()
     warnings  what was dropped or changed while decoding, for the user
     """
 
@@ -77,6 +81,9 @@ class Meta:
     orientation: int = 1
     stored: tuple[int, int] | None = None
     metadata: RawMetadata = RawMetadata()
+    pages: int = 1
+    animated: bool = False
+    timing: Timing | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -107,8 +114,12 @@ class _Raw:
 
     samples: np.ndarray
     blocks: RawMetadata
-    apply_orientation: bool = True  # the EXIF orientation has yet to be applied
+    apply_orientation: bool = True  # the orientation has yet to be applied
+    orientation: int | None = None  # of the container, which counts instead of that of EXIF
     lossless: bool = False
+    pages: int = 1
+    animated: bool = False
+    timing: Timing | None = None  # of frames, one below the other
 
 
 _Reader = Callable[[bytes, CheckSize, "list[str]"], _Raw]
@@ -126,13 +137,22 @@ def sniff(start: bytes) -> str | None:
         return "tiff"
     if start.startswith((b"GIF87a", b"GIF89a")):
         return "gif"
+    if start.startswith((jxl.CONTAINER, jxl.CODESTREAM)):
+        return "jxl"
+    if start.startswith((jp2.CONTAINER, jp2.CODESTREAM)):
+        return "jp2"
     if start[4:8] == b"ftyp":
         return heif.sniff(start)
     return "bmp" if start.startswith(b"BM") else None
 
 
-def decode(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Photo:
+def decode(
+    data: bytes, *, max_pixels: int = Limits.input_pixels, page: int | None = None, frames: bool = False
+) -> Photo:
     """Decode an image file to an upright Photo, uint8 for 8 bits per channel and uint16 for 16.
+
+    page    of a TIFF or HEIC file, from 0; None: the main one, with a warning if there are others
+    frames  decode all frames of an animation, which have `max_pixels` together; see split()
 
     Raises UnsupportedImage for a format not in READABLE, DamagedImage for a broken or truncated file, and
     ImageTooLarge, before any pixel is decoded, for more than `max_pixels`.
@@ -140,10 +160,42 @@ def decode(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Photo:
     image_format = _known_form(data)
     warnings: list[str] = []
     try:
-        raw = _READERS[image_format](data, partial(_check_size, max_pixels=max_pixels), warnings)
+        if page is not None and image_format == "tiff":
+            data = tiff.with_first_page(data, page)
+        reader = partial(_read_heif, page=page) if image_format == "heif" else _READERS[image_format]
+        raw = reader(data, partial(_check_size, max_pixels=max_pixels), warnings)
+        if frames and raw.animated:
+            raw = _with_frames(data, image_format, raw, warnings, max_pixels)
     except _DECODER_ERRORS as error:
         raise DamagedImage(_DAMAGED.format(image_format.upper())) from error
+    if page is not None or raw.timing:
+        warnings = [warning for warning in warnings if warning != _FIRST_ONLY]
     return _photo(image_format, raw, warnings)
+
+
+def _with_frames(data: bytes, image_format: str, raw: _Raw, warnings: list[str], max_pixels: int) -> _Raw:
+    def check(width: int, height: int, frames: int) -> None:
+        _check_size(width, height, max_pixels=max_pixels, frames=frames)
+        if width * height * frames > max_pixels:
+            raise ImageTooLarge(
+                f"the {frames} frames of {width} x {height} pixels have "
+                f"{width * height * frames / 1e6:.1f} megapixels; the limit is {max_pixels / 1e6:.1f}"
+            )
+
+    frames, timing = animation.read(data, image_format, check)
+    if raw.samples.dtype != np.uint8:
+        warnings.append("the frames were reduced to 8 bits per channel")
+    orientation = metadata.orientation(metadata.parse_exif(raw.blocks.exif, []))
+    stacked = np.concatenate([_upright(frame, orientation) for frame in frames])
+    return replace(raw, samples=stacked, timing=timing, apply_orientation=False)
+
+
+def split(photo: Photo) -> list[Photo]:
+    """Return the frames of a Photo that was decoded with `frames`."""
+    count = len(photo.meta.timing.durations) if photo.meta.timing else 1
+    alphas = [None] * count if photo.alpha is None else np.split(photo.alpha, count)
+    parts = zip(np.split(photo.pixels, count), alphas, strict=True)
+    return [Photo(pixels, alpha, photo.meta) for pixels, alpha in parts]
 
 
 class _SizeKnown(Exception):
@@ -221,7 +273,7 @@ def _read_png(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
         warnings.append(_FIRST_ONLY)
     image, blocks = png.split_metadata(data, warnings)
     check(*png.size(image))
-    return _Raw(imagecodecs.png_decode(image), blocks)
+    return _Raw(imagecodecs.png_decode(image), blocks, animated=frames > 1)
 
 
 def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
@@ -230,15 +282,18 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
     check(directory.width, directory.height)
     check(*directory.tile, part=True)
     directory.check_complete(len(data))
+    pages = 1
     if block.has_next:
         warnings.append(_FIRST_ONLY)
+        pages = max(len(tiff.pages(data)), 1)
     exif, dpi = metadata.serialize_exif(block), metadata.resolution(block)
     blocks = replace(directory.metadata(), exif=exif, dpi=dpi, others=metadata.left_out(block))
-    samples = tiff.decode(data, directory)
+    samples = tiff.decode(data, directory, warnings)
     if samples is not None:
         if directory.channels > np.atleast_3d(samples).shape[2]:
             warnings.append("channels beyond colour and alpha were left out")
-        return _Raw(samples, replace(blocks, icc=b"") if directory.photometric in tiff.LAB else blocks)
+        blocks = replace(blocks, icc=b"") if directory.photometric in tiff.LAB else blocks
+        return _Raw(samples, blocks, pages=pages)
     try:
         image = _open(directory.strip_metadata(data), "TIFF", check)
     except UnidentifiedImageError as error:
@@ -248,15 +303,25 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
         ) from error
     if max(directory.bits) > 8:
         warnings.append("the colours were reduced to 8 bits per channel")
-    return _samples(image, blocks, warnings)
+    return replace(_samples(image, blocks, warnings), pages=pages)
 
 
 def _read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
     return _Raw(*heif.read_avif(data, check, warnings))
 
 
-def _read_heif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    return _Raw(*heif.read_heic(data, check, warnings), apply_orientation=False)  # libheif did
+def _read_heif(data: bytes, check: CheckSize, warnings: list[str], page: int | None = None) -> _Raw:
+    samples, blocks, pages = heif.read_heic(data, check, warnings, page)
+    return _Raw(samples, blocks, apply_orientation=False, pages=pages)  # libheif did
+
+
+def _read_jxl(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
+    samples, blocks, orientation, lossless = jxl.read(data, check, warnings)
+    return _Raw(samples, blocks, orientation=orientation, lossless=lossless)
+
+
+def _read_jp2(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
+    return _Raw(*jp2.read(data, check, warnings))
 
 
 def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, image_format: str) -> _Raw:
@@ -268,10 +333,10 @@ def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, image_for
     if image_format == "GIF" and b"XMP DataXMP" in data:
         blocks = replace(blocks, others=(Item("XMP"),))
     if image_format != "WEBP":
-        return _samples(image, blocks, warnings)
+        return replace(_samples(image, blocks, warnings), animated=animated)
     chunks = webp.chunks(data)
     raw = _samples(image, replace(blocks, others=webp.others(chunks)), warnings)
-    return replace(raw, lossless=not animated and webp.LOSSLESS in chunks)
+    return replace(raw, lossless=not animated and webp.LOSSLESS in chunks, animated=animated)
 
 
 def _open(data: bytes, image_format: str, check: CheckSize) -> Image.Image:
@@ -314,8 +379,8 @@ def _check_size(width: int, height: int, *, max_pixels: int, part: bool = False,
         )
     if max(width, height) > _MAX_SIDE:
         raise ImageTooLarge(f"the photo is {width} x {height} pixels; the limit per side is {_MAX_SIDE}")
-    if frames > _MAX_FRAMES:
-        raise ImageTooLarge(f"the file has {frames} frames; the limit is {_MAX_FRAMES}")
+    if frames > MAX_FRAMES:
+        raise ImageTooLarge(f"the file has {frames} frames; the limit is {MAX_FRAMES}")
 
 
 def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
@@ -332,7 +397,7 @@ def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
 def _photo(image_format: str, raw: _Raw, warnings: list[str]) -> Photo:
     blocks = raw.blocks
     block = metadata.parse_exif(blocks.exif, warnings)
-    orientation = metadata.orientation(block)
+    orientation = raw.orientation or metadata.orientation(block)
     samples = np.atleast_3d(_upright(raw.samples, orientation) if raw.apply_orientation else raw.samples)
     channels = samples.shape[2]
     grey, depth = channels < 3, samples.dtype.itemsize * 8
@@ -350,6 +415,8 @@ def _photo(image_format: str, raw: _Raw, warnings: list[str]) -> Photo:
     if image_format != "tiff":  # whose reader did this
         others += [*metadata.left_out(block), *([THUMBNAIL] if block.has_next else [])]
     height, width = samples.shape[:2]
+    if raw.timing:
+        height //= len(raw.timing.durations)
     meta = Meta(
         image_format,
         grey=grey,
@@ -366,6 +433,9 @@ def _photo(image_format: str, raw: _Raw, warnings: list[str]) -> Photo:
             dpi=metadata.plausible_dpi(blocks.dpi) or metadata.resolution(block),
             others=tuple(sorted(set(others))),
         ),
+        pages=raw.pages,
+        animated=raw.animated,
+        timing=raw.timing,
         warnings=tuple(dict.fromkeys(warnings)),  # deduplicated
     )
     return Photo(np.ascontiguousarray(pixels), None if alpha is None else np.ascontiguousarray(alpha), meta)
@@ -377,6 +447,8 @@ _READERS: dict[str, _Reader] = {
     "tiff": _read_tiff,
     "avif": _read_avif,
     "heif": _read_heif,
+    "jxl": _read_jxl,
+    "jp2": _read_jp2,
     "webp": partial(_read_other, image_format="WEBP"),
     "gif": partial(_read_other, image_format="GIF"),
     "bmp": partial(_read_other, image_format="BMP"),

@@ -16,10 +16,11 @@ from .privacy import remove_places
 _HISTORY = Item("history line of this restoration")
 # Fields of RawMetadata for which a format has no place
 _NOT_STORED = {"jpeg": ("text",), "png": (), "tiff": ("comment", "text")}
-_NOT_STORED |= dict.fromkeys(("webp", "avif"), ("iptc", "resources", "comment", "text"))
+_NOT_STORED["gif"] = ("exif", "xmp", "iptc", "resources", "text")
+_NOT_STORED |= dict.fromkeys(("webp", "avif", "jxl"), ("iptc", "resources", "comment", "text"))
 _MAX_SIZES = {"jpeg": jpeg.MAX_SIZES}
 _UNLIMITED = 1 << 32
-_RESOLUTION_IN_EXIF = ("webp", "avif", "tiff")
+_RESOLUTION_IN_EXIF = ("webp", "avif", "tiff", "jxl")
 
 
 def update(

@@ -17,8 +17,9 @@ import numpy as np
 from ..errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from ..options import Limits
 from . import photo, sandbox_worker
+from .formats.animation import Timing
 from .formats.metadata import Item, RawMetadata
-from .photo import Meta, Photo, Size
+from .photo import MAX_FRAMES, Meta, Photo, Size
 from .sandbox_worker import BLOCKS, LENGTH, SECONDS, Sink, Source
 
 _ERRORS = {error.__name__: error for error in (UnsupportedImage, DamagedImage, ImageTooLarge)}
@@ -49,10 +50,12 @@ class Stream(NamedTuple):
     sink: Sink
 
 
-def decode(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Photo:
+def decode(
+    data: bytes, *, max_pixels: int = Limits.input_pixels, page: int | None = None, frames: bool = False
+) -> Photo:
     """Do as photo.decode(), in a sandbox. Raises DamagedImage also for a file that crashes its worker."""
     with _forker.decode_slots:
-        return _request("decode", data, max_pixels, _read_photo)
+        return _request("decode", data, max_pixels, _read_photo, page=page, frames=frames)
 
 
 def size(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Size:
@@ -66,15 +69,15 @@ def start() -> None:
         _forker.start()
 
 
-def _request(operation: str, data: bytes, max_pixels: int, read: Callable[..., T]) -> T:
+def _request(operation: str, data: bytes, max_pixels: int, read: Callable[..., T], **options: object) -> T:
     try:
         try:
-            return _call(operation, data, max_pixels, read)
+            return _call(operation, data, max_pixels, read, options)
         except _WorkerDied:
             if not _FORKS or _forker.is_alive():
                 raise
         # The fork server died too, perhaps not because of this file
-        return _call(operation, data, max_pixels, read)
+        return _call(operation, data, max_pixels, read, options)
     except _WorkerDied as error:
         image_format = (photo.sniff(data[:256]) or "").upper() or "image"
         logging.getLogger(__name__).warning("the worker decoding a %s file died: %s", image_format, error)
@@ -84,9 +87,12 @@ def _request(operation: str, data: bytes, max_pixels: int, read: Callable[..., T
         ) from error
 
 
-def _call(operation: str, data: bytes, max_pixels: int, read: Callable[..., T]) -> T:
+def _call(
+    operation: str, data: bytes, max_pixels: int, read: Callable[..., T], options: dict[str, object]
+) -> T:
     """Send one file to a worker and read the response."""
     request = {"operation": operation, "max_pixels": max_pixels, "seconds": SECONDS, "bytes": len(data)}
+    request["options"] = options
     encoded = json.dumps(request).encode()
     with _child() as (source, sink):
         try:
@@ -144,8 +150,17 @@ def _meta(fields: dict[str, Any], blocks: dict[str, bytes]) -> Meta:
         orientation=int(fields["orientation"]),
         stored=stored,
         metadata=RawMetadata(dpi=dpi, others=tuple(others), **blocks),
+        pages=_natural(fields["pages"]),
+        animated=fields["animated"] is True,
+        timing=fields["timing"] and _timing(*fields["timing"]),
         warnings=tuple(str(text)[:_MAX_TEXT] for text in fields["warnings"][:_MAX_WARNINGS]),
     )
+
+
+def _timing(durations: list[object], loops: object) -> Timing:
+    if not durations or len(durations) > MAX_FRAMES:
+        raise ValueError(f"{len(durations)} frames")
+    return Timing(tuple(map(_natural, durations)), None if loops is None else _natural(loops))
 
 
 def _check_size(width: object, height: object, max_pixels: int) -> None:

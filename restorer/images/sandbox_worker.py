@@ -4,7 +4,8 @@ sandbox.py starts it. Where processes can fork, a fork server with everything im
 forks a child for each file; it never reads a file itself. Elsewhere a new process is started for each file.
 The protocol carries only numbers, names and samples, nothing that could execute code in the receiver:
 
-    request   a length, JSON: operation ("decode" or "size"), max_pixels, seconds, bytes; then the file
+    request   a length, JSON: operation ("decode" or "size"), max_pixels, its other options, seconds, bytes;
+              then the file
     response  a length, JSON: error and text, or size, or photo_header(); then the blocks and samples
 """
 
@@ -26,8 +27,9 @@ from typing import Any, Protocol
 import imagecodecs
 from PIL import Image
 
-from ..errors import ImageTooLarge, RestoreError
+from ..errors import ImageTooLarge, RestoreError, UnsupportedImage
 from . import photo
+from .formats import jxl
 from .photo import Photo
 
 resource: Any = importlib.import_module("resource") if os.name == "posix" else None
@@ -36,8 +38,8 @@ LENGTH = struct.Struct(">I")
 # Fields of RawMetadata that are sent as raw bytes
 BLOCKS = ("icc", "exif", "xmp", "iptc", "resources", "comment", "text")
 READY = b"r"
-# What photo.py opens with Pillow; PNG and HEIC have other readers
-_PLUGINS = ("JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+# What photo.py opens with Pillow, PNG for animations only; the other formats have other readers
+_PLUGINS = ("JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PNG")
 # imagecodecs imports these on first use, when the worker may no longer open files
 _CODECS = (
     "png",
@@ -51,8 +53,11 @@ _CODECS = (
     "lzma",
     "zstd",
     "delta",
+    "floatpred",
     "bitorder",
     "packints",
+    "brotli",
+    "jpeg2k",
 )
 _BASE_MEMORY = 512 << 20  # bytes that do not grow with the photo: thread stacks, a file's tables
 _BYTES_PER_PIXEL = 40  # at most: 16-bit samples as stored, as divided by alpha and as sent, alpha included
@@ -92,7 +97,7 @@ def serve(source: Source, sink: Sink, address_space: int) -> None:
     pixels = request["max_pixels"] if request["operation"] == "decode" else 0
     memory = address_space + 2 * len(data) + _BASE_MEMORY + _BYTES_PER_PIXEL * pixels
     _limit_resources(memory, request["seconds"])
-    header, parts = _response(request["operation"], data, request["max_pixels"])
+    header, parts = _response(request["operation"], data, request["max_pixels"], request["options"])
     encoded = json.dumps(header).encode()
     sink.write(LENGTH.pack(len(encoded)) + encoded)
     for part in parts:
@@ -101,12 +106,12 @@ def serve(source: Source, sink: Sink, address_space: int) -> None:
 
 
 def _response(
-    operation: str, data: bytes, max_pixels: int
+    operation: str, data: bytes, max_pixels: int, options: dict[str, Any]
 ) -> tuple[dict[str, Any], Sequence[bytes | memoryview]]:
     try:
         if operation == "size":
             return {"size": photo.size(data, max_pixels=max_pixels)}, ()
-        decoded = photo.decode(data, max_pixels=max_pixels)
+        decoded = photo.decode(data, max_pixels=max_pixels, **options)
     except RestoreError as error:
         return {"error": type(error).__name__, "text": str(error)}, ()
     except MemoryError:
@@ -142,6 +147,8 @@ def _prepare() -> None:
     Image.ID[:] = _PLUGINS
     for name in _CODECS:
         getattr(imagecodecs, f"{name}_decode")
+    with suppress(UnsupportedImage):
+        jxl.library()
 
 
 def _silence() -> None:

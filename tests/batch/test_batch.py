@@ -625,3 +625,27 @@ def test_invalid_folders_are_wrong_usage(folder, capsys):
         roots = [name if "://" in name else str(folder / name) for name in (source, output)]
         assert main(["batch", *roots, *arguments(folder)[3:]]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_pages_and_frames_of_a_folder(folder, rng, capsys):
+    for name in PHOTOS:
+        (folder / "in" / name).unlink()
+    first, *rest = (Image.fromarray(photo_like(rng, 16, 20)) for _ in range(3))
+    first.save(folder / "in/scan.tif", save_all=True, append_images=rest)
+    first.save(folder / "in/move.webp", save_all=True, append_images=rest, duration=50, lossless=True)
+    assert main(arguments(folder)) == 1, "the broken photo"
+    assert result_names(folder) == {"scan_4x.tif", "move_4x.webp"}
+    assert main(arguments(folder, "--pages", "all", "--frames", "all")) == 1
+    pages = {f"scan_4x_p{number}.tif" for number in (1, 2, 3)}
+    assert result_names(folder) == {"scan_4x.tif", "move_4x.webp", *pages}
+    assert Image.open(folder / "out/move_4x.webp").n_frames == 3
+    assert records_by_path(folder)["scan.tif"]["output"] == "scan_4x_p1.tif"
+    first.save(folder / "in/scan.png")
+    capsys.readouterr()
+    assert main(arguments(folder, "--pages", "all", "--frames", "all", "--format", "png")) == 1
+    assert "3 restored, 0 done before, 1 failed" in capsys.readouterr().out, "with another format"
+    assert main(arguments(folder, "--pages", "all", "--frames", "all", "--format", "png")) == 1
+    assert "0 restored, 3 done before, 1 failed" in capsys.readouterr().out
+    assert main(arguments(folder, "--long-side", "40", "--pages", "all")) == 1
+    widths = [Image.open(folder / f"out/scan_tif_40px_p{number}.tif").width for number in (1, 2, 3)]
+    assert widths == [40, 40, 40]

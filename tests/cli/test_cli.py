@@ -606,3 +606,59 @@ def test_unprintable_names_are_escaped():
     finished = process(name, "--model", "custom/tiny", env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith(r"caf\udce9 \udce5.png: skipped, caf\udce9 \udce5_4x.png exists")
+
+
+def multipage(name: str) -> None:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    pages = [Image.fromarray(photo_like(np.random.default_rng(seed), 14, 20 + seed)) for seed in range(3)]
+    pages[0].save(name, save_all=True, append_images=pages[1:])
+
+
+def animation(name: str, count: int = 3) -> None:
+    frames = [Image.fromarray(photo_like(np.random.default_rng(seed), 14, 20)) for seed in range(count)]
+    frames[0].save(name, save_all=True, append_images=frames[1:], duration=90, loop=2)
+
+
+def test_pages_become_numbered_results(capsys):
+    multipage("in/scan.tif")
+    photos("in/photo.tif")
+    options = ["in", "-o", "out", "--model", "custom/tiny", "--outscale", "2"]
+    assert run(*options, "--pages", "all") == 0
+    assert files_in("out") == {"photo_2x.tif", "scan_2x_p1.tif", "scan_2x_p2.tif", "scan_2x_p3.tif"}
+    widths = [Image.open(f"out/scan_2x_p{number}.tif").width for number in (1, 2, 3)]
+    assert widths == [40, 42, 44]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines[1:4]] == [
+        f"in/scan.tif -> out/scan_2x_p{number}.tif" for number in (1, 2, 3)
+    ]
+    assert lines[4].startswith("2 restored, 0 skipped, 0 failed")
+    Path("out/scan_2x_p3.tif").unlink()
+    assert run(*options, "--pages", "all") == 0
+    assert "scan_2x_p1.tif exists" in capsys.readouterr().out, "the first page is written last"
+    Path("out/scan_2x_p1.tif").unlink()
+    assert run(*options, "--pages", "all", "--overwrite") == 0
+    assert len(files_in("out")) == 4
+    assert run("in/scan.tif", "-o", "new.tif", "--model", "custom/tiny", "--pages", "all") == 0
+    assert {name for name in files_in(".") if name.startswith("new")} == {f"new_p{n}.tif" for n in (1, 2, 3)}
+    assert run("in/scan.tif", "-o", "one.tif", "--model", "custom/tiny") == 0
+    assert "only the first picture" in capsys.readouterr().out and Path("one.tif").exists()
+
+
+def test_frames_stay_an_animation(capsys):
+    animation("a.gif")
+    assert run("a.gif", "--model", "custom/tiny", "--frames", "all") == 0
+    result = Image.open("a_4x.gif")
+    assert (result.n_frames, result.size, result.info["duration"], result.info["loop"]) == (
+        3,
+        (80, 56),
+        90,
+        2,
+    )
+    assert run("a.gif", "--model", "custom/tiny", "--frames", "all") == 0
+    assert "a_4x.gif exists" in capsys.readouterr().out
+    assert run("a.gif", "--model", "custom/tiny", "--frames", "all", "--format", "webp") == 0
+    assert Image.open("a_4x.webp").n_frames == 3
+    assert run("a.gif", "--model", "custom/tiny", "--frames", "all", "--format", "jpeg") == 2
+    assert "with --frames all use one of same, webp, png" in capsys.readouterr().err
+    assert run("a.gif", "--model", "custom/tiny") == 0
+    assert "only the first picture" in capsys.readouterr().out and Path("a_4x.png").exists()

@@ -18,7 +18,7 @@ from restorer.images.photo import Meta, Photo
 from tests import pictures, profiles
 from tests.conftest import photo_like
 
-FORMATS = ("png", "jpeg", "webp", "tiff", "avif")
+FORMATS = ("png", "jpeg", "webp", "tiff", "avif", "jxl")
 
 
 def photo_of(samples: np.ndarray, **meta: object) -> Photo:
@@ -108,7 +108,7 @@ def test_one_pixel_sides_can_be_encoded(image_format, size, channels):
     np.testing.assert_allclose(read.pixels.astype(int), expected, atol=2)
 
 
-@pytest.mark.parametrize("image_format", ["jpeg", "webp", "avif"])
+@pytest.mark.parametrize("image_format", encode.LOSSY)
 def test_lossy_formats_stay_close(image_format, rng):
     subject = photo_of(photo_like(rng, 90, 70))
     assert (
@@ -117,7 +117,7 @@ def test_lossy_formats_stay_close(image_format, rng):
     )
 
 
-@pytest.mark.parametrize("image_format", ["jpeg", "webp", "avif"])
+@pytest.mark.parametrize("image_format", encode.LOSSY)
 def test_higher_quality_gives_larger_files(image_format, rng):
     subject = photo_of(photo_like(rng, 90, 70))
     sizes = [len(encoded_bytes(subject, image_format, quality)) for quality in (1, 30, 60, 90, 100)]
@@ -146,10 +146,13 @@ def test_grey_stays_grey(image_format, rng):
     read = photo.decode(data)
     assert read.meta.grey or image_format == "webp", "WebP has no grey"
     assert np.ptp(read.pixels.astype(int), axis=2).max() <= 1
-    assert Image.open(io.BytesIO(data)).mode == ("RGB" if image_format == "webp" else "L")
+    if image_format == "jxl":
+        assert imagecodecs.jpegxl_decode(data).ndim == 2
+    else:
+        assert Image.open(io.BytesIO(data)).mode == ("RGB" if image_format == "webp" else "L")
 
 
-@pytest.mark.parametrize("image_format", ["png", "tiff", "webp", "avif"])
+@pytest.mark.parametrize("image_format", ["png", "tiff", "webp", "avif", "jxl"])
 def test_alpha_is_preserved(image_format, rng):
     alpha = np.repeat(np.linspace(0, 255, 70).astype(np.uint8)[None], 50, axis=0)
     subject = replace(photo_of(photo_like(rng, 50, 70)), alpha=alpha)
@@ -159,7 +162,7 @@ def test_alpha_is_preserved(image_format, rng):
 
 
 @pytest.mark.parametrize("quality", [30, 95])
-@pytest.mark.parametrize("image_format", ["png", "tiff", "webp", "avif"])
+@pytest.mark.parametrize("image_format", ["png", "tiff", "webp", "avif", "jxl"])
 def test_opaque_alpha_stays_opaque(image_format, quality, rng):
     samples = np.dstack([photo_like(rng, 90, 70), np.full((90, 70), 255, np.uint8)])
     alpha = photo.decode(encoded_bytes(photo_of(samples), image_format, quality)).alpha
@@ -218,7 +221,12 @@ def test_luma_has_bt601_weights(deep, rng):
 @pytest.mark.parametrize(
     ("image_format", "depth", "alpha", "expected"),
     [(image_format, 8, False, image_format) for image_format in FORMATS]
-    + [("gif", 8, True, "png"), ("bmp", 8, False, "png"), ("heif", 8, False, "jpeg")]
+    + [
+        ("gif", 8, True, "png"),
+        ("bmp", 8, False, "png"),
+        ("heif", 8, False, "jpeg"),
+        ("jp2", 16, True, "png"),
+    ]
     + [("heif", 16, False, "png"), ("heif", 8, True, "png")],
 )
 def test_output_format_for_same(image_format, depth, alpha, expected):
@@ -267,7 +275,7 @@ def test_blocks_too_large_for_jpeg_are_left_out_with_a_warning(rng):
         "left out: XMP",
         "left out: thumbnail",
     ]
-    for image_format in ("png", "webp", "tiff", "avif"):
+    for image_format in ("png", "webp", "tiff", "avif", "jxl"):
         read = photo.decode(encoded_bytes(subject, image_format))
         assert len(read.meta.metadata.exif) > 70_000
         assert len(read.meta.metadata.xmp) > 70_000
@@ -278,4 +286,6 @@ def test_large_profile_is_preserved_by_every_format(rng):
     profile = struct.pack(">I", 200_000) + (body + rng.bytes(200_000 - len(body)))[4:]
     subject = photo_of(photo_like(rng, 40, 40), metadata=RawMetadata(icc=profile))
     for image_format in FORMATS:
-        assert photo.decode(encoded_bytes(subject, image_format)).meta.metadata.icc == profile, image_format
+        quality = 100 if image_format == "jxl" else 95  # lossy, it has numbers instead, see test_jxl.py
+        read = photo.decode(encoded_bytes(subject, image_format, quality))
+        assert read.meta.metadata.icc == profile, image_format

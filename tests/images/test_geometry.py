@@ -137,6 +137,39 @@ def test_regions_that_exiftool_wrote_are_moved(tmp_path):
     assert [area[key] for key in "XYWH"] == [0.8, 0.25, 0.3, 0.1]
 
 
+@needs_exiftool
+@pytest.mark.parametrize("unit", ["pixel", "relative"])
+@pytest.mark.parametrize("orientation", pictures.ORIENTATIONS)
+def test_circles_and_polygons_stay_on_what_they_mark(orientation, unit, tmp_path):
+    across, down = (1, 1) if unit == "pixel" else (WIDTH, HEIGHT)
+    corners = [(x / across, y / down) for x in (LEFT, LEFT + ACROSS) for y in (TOP, TOP + DOWN)]
+    vertices = ",".join(f"{{RbX={x},RbY={y}}}" for x, y in corners)
+    polygon = f"{{RegionBoundary={{RbShape=polygon,RbUnit={unit},RbVertices=[{vertices}]}}}}"
+    x, y, radius = (LEFT + ACROSS / 2) / across, (TOP + DOWN / 2) / down, 5 / across
+    circle = f"{{RegionBoundary={{RbShape=circle,RbUnit={unit},RbX={x},RbY={y},RbRx={radius}}}}}"
+    area = f"{{X={x},Y={y},D=5,Unit={unit.replace('relative', 'normalized')}}}"
+    data = tagged(
+        tmp_path / "a.jpg",
+        marked(orientation),
+        f"-XMP-iptcExt:ImageRegion=[{polygon},{circle}]",
+        f"-XMP-mwg-rs:RegionInfo={{RegionList=[{{Area={area}}}]}}",
+    )
+    after = enlarged(data)
+    tags = exiftool(encode.encode(after, "jpeg", quality=100).data)
+    shapes = [region["RegionBoundary"] for region in tags["XMP-iptcExt:ImageRegion"]]
+    across, down = (1, 1) if unit == "pixel" else (after.width, after.height)
+    points = np.array([(float(one["RbX"]), float(one["RbY"])) for one in shapes[0]["RbVertices"]])
+    points *= across, down
+    left, top, width, height = white_box(after.pixels)
+    assert points.min(0) == pytest.approx((left, top), abs=1e-4)
+    assert points.max(0) == pytest.approx((left + width, top + height), abs=1e-4)
+    centre = float(shapes[1]["RbX"]) * across, float(shapes[1]["RbY"]) * down
+    assert centre == pytest.approx((left + width / 2, top + height / 2), abs=1e-4)
+    assert float(shapes[1]["RbRx"]) * across == pytest.approx(5 * SCALE, abs=1e-4)
+    diameter = tags["XMP-mwg-rs:RegionInfo"]["RegionList"][0]["Area"]["D"]
+    assert diameter == (5 * SCALE if unit == "pixel" else 5)
+
+
 def test_numbers_that_cannot_be_read_are_left_alone():
     for text in ("1e999999999", "1/0", "nan", "0x10", "9" * 400, ""):
         packet = f'<a xmlns:s="http://ns.adobe.com/xmp/sType/Area#"><b s:x="{text}" s:y="0.5"/></a>'.encode()

@@ -102,6 +102,14 @@ def test_comments_and_text_are_carried_or_named(to, plain, rng):
     assert "PNG chunks (tIME)" in warnings
 
 
+@pytest.mark.parametrize(("unit", "named"), [(0, True), (1, False)])
+def test_pixels_that_are_not_square_are_named(unit, named, plain):
+    at = plain.index(b"JFIF\0") + 7
+    data = plain[:at] + struct.pack(">BHH", unit, 200, 100) + plain[at + 5 :]
+    assert ("pixel aspect ratio (200:100)" in written(data, "jpeg")[1]) == named
+    assert "aspect" not in written(plain, "jpeg")[1]
+
+
 @pytest.mark.parametrize("to", WRITTEN)
 def test_extensions_of_gif_are_carried_or_named(to, rng):
     data = pictures.pillow(Image.fromarray(photo_like(rng, 30, 40)), "GIF", comment=b"a note")
@@ -340,6 +348,7 @@ def test_software_and_history_are_written(to, plain, tmp_path):
 @pytest.mark.parametrize("to", WRITTEN)
 def test_a_photo_without_metadata_gets_the_history_line_alone(to, plain):
     result, warnings = written(plain, to)
-    tags = Image.open(io.BytesIO(result)).getexif()
+    tags = Image.Exif()
+    tags.load(photo.decode(result).meta.metadata.exif)
     assert 305 not in tags and tags.get_ifd(0x8769)[0x9213].strip("\0") == HISTORY
     assert not warnings and b"xmpMM" not in result

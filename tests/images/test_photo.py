@@ -19,7 +19,8 @@ from PIL import Image, ImageOps
 from restorer.errors import DamagedImage, ImageTooLarge, RestoreError, UnsupportedImage
 from restorer.images import photo, sandbox
 from restorer.images.formats import tiff
-from tests import broken, pictures
+from restorer.images.formats.boxes import box, boxes
+from tests import broken, pictures, profiles
 from tests.conftest import photo_like
 
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
@@ -536,6 +537,43 @@ def test_orientation_of_avif_is_applied(orientation, rng):
     np.testing.assert_allclose(photo.decode(data).pixels, _ORIENT[orientation](stored), atol=3)
 
 
+def with_aperture(data: bytes, *numbers: int) -> bytes:
+    """Return an AVIF with a clean aperture: width, height and offsets of its centre, each a fraction."""
+    top = dict(boxes(data))
+    meta = dict(boxes(top[b"meta"], 4))
+    properties = dict(boxes(meta[b"iprp"]))
+    aperture = box(b"clap", struct.pack(">iIiIiIiI", *numbers))
+    number = len([*boxes(properties[b"ipco"])]) + 1
+    association = bytearray(properties[b"ipma"])
+    association[10] += 1  # of the first item
+    count = association[10] - 1
+    association.insert(11 + count, 0x80 | number)
+    location = bytearray(meta[b"iloc"])
+    assert location[4] == 0x44
+    added = len(aperture) + 1
+    at = 8
+    for _ in range(int.from_bytes(location[6:8], "big")):
+        struct.pack_into(">I", location, at + 6, struct.unpack_from(">I", location, at + 6)[0] + added)
+        at += 14
+    properties |= {b"ipco": properties[b"ipco"] + aperture, b"ipma": bytes(association)}
+    meta |= {b"iloc": bytes(location), b"iprp": b"".join(box(*one) for one in properties.items())}
+    top[b"meta"] = top[b"meta"][:4] + b"".join(box(*one) for one in meta.items())
+    return b"".join(box(*one) for one in top.items())
+
+
+@pytest.mark.parametrize("orientation", pictures.ORIENTATIONS)
+def test_crop_of_avif_is_applied_before_its_orientation(orientation, rng):
+    stored = photo_like(rng, 24, 40)
+    exif = pictures.exif_block("<", {0x0112: (3, [orientation])})
+    data = pictures.pillow(stored, "AVIF", quality=100, subsampling="4:4:4", exif=exif)
+    read = photo.decode(with_aperture(data, 20, 1, 12, 1, 4, 1, -3, 1))  # from 14 to 34, from 3 to 15
+    np.testing.assert_allclose(read.pixels, _ORIENT[orientation](stored[3:15, 14:34]), atol=3)
+    assert read.meta.warnings == ()
+    whole = photo.decode(with_aperture(data, 20, 1, 12, 1, 40, 1, 0, 1))
+    np.testing.assert_array_equal(whole.pixels, photo.decode(data).pixels)
+    assert "crop" in whole.meta.warnings[0]
+
+
 def test_exif_orientation_of_avif_is_ignored(rng):
     stored = photo_like(rng, 24, 40)
     data = pictures.pillow(
@@ -586,14 +624,13 @@ def test_real_photos_of_every_orientation_decode_upright(shared):
         b"8BPS\0\1" + bytes(100),
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         b"%PDF-1.7\n",
-        b"\0\0\0\x0cjP  \r\n\x87\n",
         b"P6 2 2 255 " + bytes(12),
         b"\0\0\x01\0\x01\0" + bytes(60),
         b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
         b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
         bytes(1000),
     ],
-    ids=["empty", "text", "svg", "svg2", "psd", "eps", "pdf", "jp2", "ppm", "ico", "mp4", "cr3", "zeros"],
+    ids=["empty", "text", "svg", "svg2", "psd", "eps", "pdf", "ppm", "ico", "mp4", "cr3", "zeros"],
 )
 def test_unsupported_format_is_refused(data):
     with pytest.raises(UnsupportedImage, match="use one of JPEG, PNG") as caught:
@@ -601,13 +638,44 @@ def test_unsupported_format_is_refused(data):
     assert not isinstance(caught.value, DamagedImage)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint32, np.int16, np.float64, np.int32])
+@pytest.mark.parametrize("dtype", [np.uint32, np.int16, np.float64, np.int32])
 @pytest.mark.parametrize("shape", [(8, 9), (8, 9, 3)])
 def test_tiff_with_other_sample_types_is_refused(dtype, shape):
     data = pictures.tiff(np.zeros(shape, dtype), photometric="rgb" if len(shape) == 3 else "minisblack")
     with pytest.raises(UnsupportedImage, match="8 or 16 bits") as caught:
         photo.decode(data)
     assert not isinstance(caught.value, DamagedImage)
+
+
+@pytest.mark.parametrize("decode", [photo.decode, sandbox.decode])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib", "predictor": 3}, {"tile": (16, 16)}])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_floating_point_tiff_becomes_16_bit(channels, dtype, options, decode, rng):
+    samples = rng.random((20, 31, channels), np.float32).astype(dtype)
+    extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    kind = "minisblack" if channels == 1 else "rgb"
+    read = decode(pictures.tiff(samples.squeeze(), photometric=kind, **extra, **options))
+    expected = np.rint(samples.astype(np.float64) * 65535)
+    np.testing.assert_allclose(samples_of(read).reshape(samples.shape), expected, atol=1)
+    assert read.meta.depth == 16
+    assert read.meta.warnings == ("the floating-point samples were reduced to 16 bits per channel",)
+
+
+def test_floating_point_samples_outside_the_range_are_clipped_with_a_warning():
+    samples = np.array([[np.nan, np.inf, -np.inf, -0.5, 1.5, 1e30, 0.5, 1.0]], np.float32)
+    read = photo.decode(pictures.tiff(samples, photometric="minisblack"))
+    assert read.pixels[0, :, 0].tolist() == [0, 65535, 0, 0, 65535, 65535, 32768, 65535]
+    assert "clipped" in read.meta.warnings[1]
+
+
+def test_floating_point_tiff_in_linear_light_is_recognised_by_its_profile(rng):
+    samples = rng.random((20, 30, 3), np.float32)
+    read = photo.decode(pictures.tiff(samples, photometric="rgb", iccprofile=profiles.rgb("linear")))
+    curved = np.where(samples <= 0.0031308, samples * 12.92, 1.055 * samples ** (1 / 2.4) - 0.055)
+    assert read.meta.linear
+    # 16 bits of linear light are coarse in the shadows
+    np.testing.assert_allclose(read.pixels / 65535, curved, atol=1e-4)
 
 
 def test_tiff_with_unsupported_photometric_is_refused(rng):
@@ -685,7 +753,8 @@ def test_tiff_with_100_channels_is_refused(rng):
 
 
 @pytest.mark.parametrize(
-    "image_format", ["png", "deep png", "jpeg", "progressive", "webp", "gif", "bmp", "tiff", "avif", "heic"]
+    "image_format",
+    ["png", "deep png", "jpeg", "progressive", "webp", "gif", "bmp", "tiff", "avif", "heic", "jxl", "jp2"],
 )
 def test_huge_size_in_header_is_refused_without_allocating(image_format, rng):
     data = broken.huge(image_format)
@@ -763,7 +832,7 @@ def test_1000_small_blocks_are_accepted(rng):
     np.testing.assert_array_equal(photo.decode(crowded).pixels, photo.decode(data).pixels)
 
 
-@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000"])
 def test_pixel_limit_is_exact(image_format, rng):
     data = pictures.pillow(pictures.noise(rng, 20, 30), image_format)
     assert photo.decode(data, max_pixels=600).width == 30
@@ -790,6 +859,10 @@ def whole_files(rng: np.random.Generator) -> dict[str, bytes]:
         "deep avif": pictures.deep_avif(deep >> 6, 10),
         "heic": pictures.heic(image),
         "heic of tiles": pictures.heic(image, tile_size=64),
+        "jxl": imagecodecs.jpegxl_encode(np.asarray(image), lossless=True),
+        "lossy jxl": imagecodecs.jpegxl_encode(np.asarray(image), 90, usecontainer=True),
+        "jp2": pictures.pillow(image, "JPEG2000"),
+        "deep j2k": imagecodecs.jpeg2k_encode(deep, codecformat="j2k"),
         "tiff": pictures.pillow(image, "TIFF"),
         "lzw tiff": pictures.pillow(image, "TIFF", compression="tiff_lzw"),
         "jpeg tiff": pictures.pillow(image, "TIFF", compression="jpeg"),
@@ -825,7 +898,7 @@ def test_size_is_read_from_the_header(rng):
         with pytest.raises(ImageTooLarge):
             photo.size(data, max_pixels=76 * 60 - 1)
         with pytest.raises((DamagedImage, UnsupportedImage)):
-            photo.size(data[:14])
+            photo.size(data[:3])
     stored = Image.fromarray(pictures.noise(rng, 6, 9))
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -23,6 +23,7 @@ from restorer import Restorer
 from restorer.batch import runner
 from restorer.errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from restorer.images import photo, sandbox
+from restorer.images.formats.animation import Timing
 from restorer.images.formats.metadata import Item, RawMetadata
 from restorer.images.sandbox_worker import BLOCKS, LENGTH, photo_header
 from restorer.models import registry
@@ -287,7 +288,7 @@ def test_worker_environment_holds_no_secrets(faults, start_method, monkeypatch):
 
 
 def test_worker_opens_only_supported_formats(faults, start_method):
-    assert reported(b"PICS") == ["AVIF", "BMP", "GIF", "JPEG", "TIFF", "WEBP"]
+    assert reported(b"PICS") == ["AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"]
 
 
 def test_worker_output_is_discarded(faults, start_method, capfd):
@@ -346,6 +347,9 @@ def test_every_field_of_meta_is_transferred():
     meta = photo.Meta(
         *("tiff", True, 16, True, True, 6, (3, 2)),
         metadata=blocks,
+        pages=3,
+        animated=True,
+        timing=Timing((40, 50), 2),
         warnings=("a",),
     )
     decoded = photo.Photo(np.zeros((2, 3, 3), np.uint16), None, meta)

@@ -158,7 +158,7 @@ def test_every_option_is_passed_on(client, rng):
         ({"quality": "9.5"}, "it must be a valid integer"),
         ({"keep_metadata": "maybe"}, "keep_metadata is 'maybe'"),
         ({"face_enhance": "perhaps"}, "it must be 'auto', 'on' or 'off'"),
-        ({"format": "gif"}, "it must be 'same', 'png', 'jpeg', 'webp', 'tiff' or 'avif'"),
+        ({"format": "gif"}, "it must be 'same', 'png', 'jpeg', 'webp', 'tiff', 'avif' or 'jxl'"),
         ({"model": "nope"}, "custom/quick"),
         ({"denoise": "0.5"}, "does not support denoise 0.5; use 1"),
         ({"sharpen": "1"}, "'sharpen'"),

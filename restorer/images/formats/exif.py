@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Union
 
 EXIF, GPS, INTEROP = 0x8769, 0x8825, 0xA005  # entries that point to a nested directory
 _COMPRESSION, _JPEG_OFFSET, _JPEG_LENGTH = 259, 513, 514
-_SUBDIRECTORIES, _MAX_PAGES, _MAX_ROWS = 330, 1000, 200_000
+_SUBDIRECTORIES, MAX_PAGES, _MAX_ROWS = 330, 1000, 200_000
 _NESTED = {0: (EXIF, GPS), EXIF: (INTEROP,)}
 ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 2, 3, 4, 5, 7, 16
 # struct codes of one value, by type: TIFF 6.0 section 2, then BigTIFF's (13 and 18 are offsets)
@@ -68,15 +68,16 @@ def parse(data: bytes) -> Block:
     return Block(order, tags, frozenset(reader.broken), reader.next_offset != 0)
 
 
-def pages(data: bytes) -> Iterator[tuple[int, Block]]:
+def pages(data: bytes, *, nested: bool = True) -> Iterator[tuple[int, Block]]:
     """Yield the offset and the tags of every directory of a TIFF file that has pixels of its own.
 
-    The first one comes first, then its subdirectories, then the directories that follow.
+    The first one comes first, then its subdirectories if `nested`, then the directories that follow; at most
+    MAX_PAGES.
     """
     order: Order = ">" if data.startswith(b"MM") else "<"
     reader = _Reader(data, order, big=data[2:4] in (b"+\0", b"\0+"))
     pending, seen = [reader.offset(8 if reader.big else 4)], set[int]()
-    while pending and reader.rows < _MAX_ROWS and len(seen) < _MAX_PAGES:
+    while pending and reader.rows < _MAX_ROWS and len(seen) < MAX_PAGES:
         at = pending.pop(0)
         if at in seen or not at:
             continue
@@ -84,7 +85,9 @@ def pages(data: bytes) -> Iterator[tuple[int, Block]]:
         reader.broken = set()
         tags = reader.directory(at, 0)
         yield at, Block(order, tags, frozenset(reader.broken), reader.next_offset != 0)
-        pending += [int(value) for value in numbers(tags.get(_SUBDIRECTORIES), order) if math.isfinite(value)]
+        if nested:
+            below = numbers(tags.get(_SUBDIRECTORIES), order)
+            pending += [int(value) for value in below if math.isfinite(value)]
         pending.append(reader.next_offset)
 
 

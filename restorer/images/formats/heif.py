@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from fractions import Fraction
 from typing import Protocol
 
 import imagecodecs
@@ -16,6 +17,7 @@ import pillow_heif
 from PIL import Image
 
 from .. import icc
+from .boxes import boxes
 from .metadata import ASSUMED_SRGB, C2PA, Item, RawMetadata
 from .tiff import to_16_bits, unpremultiply
 
@@ -77,21 +79,25 @@ def read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
         samples = imagecodecs.avif_decode(data)  # Pillow reduces more than 8 bits to 8
     if samples.shape[:2] != (image.height, image.width):
         raise ValueError("Pillow and imagecodecs disagree on the size")
+    samples = _clean_aperture(data, samples, warnings)
     if samples.dtype != np.uint8:
         samples = to_16_bits(samples, _av1_bits(data))
     return samples, _metadata(data, image.info, warnings, grey=_is_grey(samples))
 
 
-def read_heic(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray, RawMetadata]:
-    """Decode a HEIC file; libheif applies the orientation.
+def read_heic(
+    data: bytes, check: CheckSize, warnings: list[str], page: int | None
+) -> tuple[np.ndarray, RawMetadata, int]:
+    """Decode the picture `page` of a HEIC file, or the primary one; libheif applies the orientation.
 
-    Returns samples, (H, W) or (H, W, 2 to 4), uint8 or more bits scaled to uint16.
+    Returns samples, (H, W) or (H, W, 2 to 4), uint8 or more bits scaled to uint16; the number of pictures.
     Raises ValueError, or what pillow_heif raises, for a damaged file.
     """
     _check_boxes(data, check)
-    image = pillow_heif.open_heif(data, convert_hdr_to_8bit=False)
-    check(*image.size, frames=len(image))
-    if len(image) > 1:
+    file = pillow_heif.open_heif(data, convert_hdr_to_8bit=False)
+    image = file if page is None else file[page]
+    check(*image.size, frames=len(file))
+    if len(file) > 1 and page is None:
         warnings.append("only the first picture of the file is restored")
     samples, bits = np.asarray(image), image.info["bit_depth"]
     if samples.dtype != np.uint8:
@@ -99,7 +105,27 @@ def read_heic(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
         samples = to_16_bits(samples >> (16 - bits), bits)
     if image.premultiplied_alpha:
         samples = np.dstack([unpremultiply(samples[..., :-1], samples[..., -1:]), samples[..., -1]])
-    return samples, _metadata(data, image.info, warnings, grey=_is_grey(samples))
+    return samples, _metadata(data, image.info, warnings, grey=_is_grey(samples)), len(file)
+
+
+def _clean_aperture(data: bytes, samples: np.ndarray, warnings: list[str]) -> np.ndarray:
+    """Crop to the part that the file declares to be shown (ISO/IEC 14496-12, 12.1.4); libavif does not."""
+    properties = b"".join(contents for kind, contents in boxes(data) if kind == b"meta")
+    apertures = set(re.findall(rb"(?s)\0\0\0\x28clap(.{32})", properties))
+    if not apertures:
+        return samples
+    height, width = samples.shape[:2]
+    try:
+        (aperture,) = apertures  # of the picture and its alpha; several are ambiguous
+        across, down, right, below = (Fraction(*pair) for pair in struct.iter_unpack(">iI", aperture))
+        left, top = (width - across) / 2 + right, (height - down) / 2 + below
+        inside = 0 <= left < left + across <= width and 0 <= top < top + down <= height
+        if not inside or any(value.denominator > 1 for value in (left, top, across, down)):
+            raise ValueError("not a part of the picture")
+    except (ValueError, ZeroDivisionError):
+        warnings.append("the crop that the file declares is not valid; the whole picture is restored")
+        return samples
+    return samples[int(top) : int(top + down), int(left) : int(left + across)]
 
 
 def _metadata(data: bytes, info: Mapping, warnings: list[str], *, grey: bool) -> RawMetadata:

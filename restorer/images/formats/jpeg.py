@@ -69,7 +69,8 @@ def split_metadata(data: bytes) -> tuple[bytes, RawMetadata]:
     end = _end_of_scans(data, at)
     dpi = next(filter(None, map(_density, image)), None)
     blocks = _parse_segments(metadata)
-    others = dict.fromkeys((*blocks.others, *_after_end(data[end:], blocks.others)))
+    aspect = (item for segment in image for item in _aspect(segment))
+    others = dict.fromkeys((*blocks.others, *aspect, *_after_end(data[end:], blocks.others)))
     return b"".join([*image, data[at:]]), replace(blocks, dpi=dpi, others=tuple(others))
 
 
@@ -261,6 +262,14 @@ def _further_pictures(index: bytes) -> Iterator[Item]:
     if isinstance(entries, Entry):
         purposes = entries.body[1 if index.startswith(b"MM") else 2 :: 16]  # bits 16 to 23 of the attributes
         yield from (_PREVIEWS if purpose == 1 else FURTHER_PICTURES for purpose in purposes[1:])
+
+
+def _aspect(segment: bytes) -> Iterator[Item]:
+    """Yield the shape of pixels that are not square, which a JFIF segment without a unit describes."""
+    if segment[4:9] == b"JFIF\0" and len(segment) >= 16:
+        unit, x, y = struct.unpack_from(">BHH", segment, 11)
+        if unit == 0 and x != y and x and y:
+            yield Item("pixel aspect ratio", f"{x}:{y}")
 
 
 def _density(segment: bytes) -> tuple[float, float] | None:

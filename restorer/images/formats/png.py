@@ -17,8 +17,10 @@ from .png_encoder import make_chunk
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 _SIGNATURE = len(_MAGIC)
+AFTER_HEADER = _SIGNATURE + 25  # where the chunks after IHDR start
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by number of channels
 _IMAGE_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+_FRAME_CHUNKS = (b"IDAT", b"acTL", b"fcTL", b"fdAT")
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 _COLOUR_CHUNKS = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
 _COLOUR_TYPE = _SIGNATURE + 17  # offset of IHDR's
@@ -108,6 +110,11 @@ def frame_count(data: bytes) -> int:
     return 1 if at < 0 else int.from_bytes(data[at + 8 : at + 12], "big")
 
 
+def frames_intact(data: bytes) -> bool:
+    """Return whether no chunk that frames are made of is broken; missing ones are not noticed."""
+    return all(intact for kind, _, intact in _chunks(data) if kind in _FRAME_CHUNKS)
+
+
 def size(data: bytes) -> tuple[int, int]:
     """Return (width, height). Raises ValueError if the file does not start with a header.
 
@@ -127,7 +134,7 @@ def encode(rows: Rows, height: int, metadata: RawMetadata) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, top.itemsize * 8, _COLOUR_TYPES[channels], 0, 0, 0)
     file = io.BytesIO()
     file.write(_MAGIC + make_chunk(b"IHDR", header))
-    file.writelines(_metadata_chunks(metadata))  # a profile must precede the pixels
+    file.writelines(metadata_chunks(metadata))  # a profile must precede the pixels
     file.writelines(png_encoder.idat_chunks(rows, height))
     file.write(make_chunk(b"IEND", b""))
     return file.getvalue()
@@ -219,7 +226,8 @@ def _keyword(chunk: bytes) -> str:
     return chunk[8:-4].partition(b"\0")[0].decode("latin-1")
 
 
-def _metadata_chunks(metadata: RawMetadata) -> Iterator[bytes]:
+def metadata_chunks(metadata: RawMetadata) -> Iterator[bytes]:
+    """Yield the chunks that precede the pixels."""
     if metadata.icc:
         yield make_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc))
     if metadata.dpi:

@@ -16,7 +16,7 @@ import tifffile
 
 from ...errors import UnsupportedImage
 from .. import icc
-from ..resample import Rows, lookup, map_stripes
+from ..resample import Rows, bands, lookup, map_stripes
 from . import exif, photoshop
 from .exif import Block, Entry
 from .metadata import RawMetadata
@@ -46,7 +46,9 @@ _PIXEL_TAGS = frozenset(
     [254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332]
     + [338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532]
 )
-_SAMPLE_FORMATS = {2: "signed integer", 3: "floating-point", 5: "complex", 6: "complex"}
+_FLOAT = 3
+_SAMPLE_FORMATS = {2: "signed integer", _FLOAT: "floating-point", 5: "complex", 6: "complex"}
+_FLOAT_BITS = (16, 32)
 # They log every oddity of a file, which would be printed
 for name in ("tifffile", "imagecodecs"):
     logging.getLogger(name).addHandler(logging.NullHandler())
@@ -72,11 +74,25 @@ def main_page(data: bytes, first: Block) -> tuple[bytes, Block]:
     offset, page = next(((at, page) for at, page in pages if not _is_reduced(page)), (0, first))
     if not offset:
         raise UnsupportedImage(_RAW)
-    code, at = ("Q", 8) if data[2:4] in (b"+\0", b"\0+") else ("I", 4)
-    start = data[:at] + struct.pack(page.order + code, offset)
     unrelated = _PIXEL_TAGS | {_SUBDIRECTORIES}
     described = {tag: value for tag, value in first.tags.items() if tag not in unrelated}
-    return start + data[len(start) :], page._replace(tags=described | page.tags)
+    return _starting_at(data, page.order, offset), page._replace(tags=described | page.tags)
+
+
+def pages(data: bytes) -> list[int]:
+    """Return the offsets of all pages but thumbnails and masks; at most exif.MAX_PAGES."""
+    return [at for at, page in exif.pages(data, nested=False) if not _is_reduced(page)]
+
+
+def with_first_page(data: bytes, number: int) -> bytes:
+    """Return the file with another page as its first, counted from 0. Raises IndexError if it has fewer."""
+    return _starting_at(data, ">" if data.startswith(b"MM") else "<", pages(data)[number])
+
+
+def _starting_at(data: bytes, order: exif.Order, offset: int) -> bytes:
+    code, at = ("Q", 8) if data[2:4] in (b"+\0", b"\0+") else ("I", 4)
+    start = data[:at] + struct.pack(order + code, offset)
+    return start + data[len(start) :]
 
 
 def _is_reduced(page: Block) -> bool:
@@ -95,8 +111,8 @@ def _is_raw(page: Block) -> bool:
 class Directory:
     """The main directory of a TIFF file.
 
-    Raises UnsupportedImage for the samples of a sensor, other compressions, more than 8 channels, more than
-    16 bits, and samples other than unsigned integers.
+    Raises UnsupportedImage for the samples of a sensor, other compressions, more than 8 channels, and samples
+    other than unsigned integers of up to 16 bits and floating-point ones of 16 and 32.
     """
 
     def __init__(self, block: Block) -> None:
@@ -109,6 +125,8 @@ class Directory:
         self.tile = (self.number(_TILE_WIDTH), self.number(_TILE_HEIGHT)) if self.tiled else (1, 1)
         self.strip_rows = min(self.number(_STRIP_ROWS, self.height), self.height)
         sample_format = _SAMPLE_FORMATS.get(self.number(_SAMPLE_FORMAT, 1))
+        self.floating = sample_format == _SAMPLE_FORMATS[_FLOAT]
+        readable = {*self.bits} <= {*_FLOAT_BITS} and self.photometric not in LAB and len(self.bits) == 1
         compression = self.number(_COMPRESSION, 1)
         if _is_raw(block):
             raise UnsupportedImage(_RAW)
@@ -116,7 +134,7 @@ class Directory:
             raise UnsupportedImage(f"unsupported TIFF compression {compression}; save the file with LZW")
         if not 1 <= self.channels <= 8:
             raise UnsupportedImage(f"the TIFF file has {self.channels} channels; save it as RGB")
-        if sample_format or max(self.bits) > 16:
+        if not (readable if self.floating else not sample_format and max(self.bits) <= 16):
             raise UnsupportedImage(
                 f"the TIFF file has {max(self.bits)}-bit {sample_format or 'integer'} samples; "
                 "save it with 8 or 16 bits per channel"
@@ -182,11 +200,11 @@ class Directory:
                 raise ValueError("a strip is outside the file")
 
 
-def decode(data: bytes, directory: Directory) -> np.ndarray | None:
+def decode(data: bytes, directory: Directory, warnings: list[str]) -> np.ndarray | None:
     """Decode a grey, RGB or Lab image; return None for other images, which Pillow must read.
 
     Returns (H, W, 1 to 4) samples, uint8, or 9 to 16 bits scaled to uint16; alpha is not premultiplied. Lab
-    becomes sRGB.
+    becomes sRGB, floating-point samples from 0 to 1 become uint16.
     Raises ValueError, RuntimeError or tifffile.TiffFileError for a damaged file.
     """
     known = (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, *LAB)
@@ -208,6 +226,8 @@ def decode(data: bytes, directory: Directory) -> np.ndarray | None:
         stored = _read_page(padded, directory.width, rows)[: directory.height]
     if directory.photometric in LAB and stored.dtype.kind == "i":
         stored = stored.view(stored.dtype.str.replace("i", "u"))
+    if directory.floating and stored.dtype.kind == "f":
+        stored, bits = _from_float(stored, warnings), 16
     colours = 1 if directory.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) else 3
     if stored.dtype.kind != "u" or stored.shape[2] < colours:
         raise ValueError("the samples do not match the directory")
@@ -230,6 +250,20 @@ def to_16_bits(stored: np.ndarray, bits: int) -> np.ndarray:
     top = 2**bits - 1
     table = np.rint(np.arange(top + 1) * (65535 / top)).astype(np.uint16)
     return lookup(np.minimum(stored, top), table)
+
+
+def _from_float(stored: np.ndarray, warnings: list[str]) -> np.ndarray:
+    """Scale floating-point samples from 0 to 1 to uint16; others are clipped, and NaN becomes 0."""
+    out, clipped = np.empty(stored.shape, np.uint16), False
+    for rows in bands(len(out)):
+        values = stored[rows].astype(np.float32)
+        inside = np.clip(np.nan_to_num(values, nan=0, posinf=1, neginf=0), 0, 1)
+        clipped |= not np.array_equal(inside, values)
+        out[rows] = np.rint(inside * 65535)
+    warnings.append("the floating-point samples were reduced to 16 bits per channel")
+    if clipped:
+        warnings.append("samples below 0, above 1 and without a value (NaN) were clipped")
+    return out
 
 
 def _colour_and_alpha(stored: np.ndarray, directory: Directory) -> np.ndarray:

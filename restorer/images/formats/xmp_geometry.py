@@ -15,6 +15,10 @@ _NUMBER = re.compile(r"[+-]?\d{1,12}(\.\d{1,30})?(/\d{1,12})?")
 _SIDES = {"tiff:ImageWidth": 0, "exif:PixelXDimension": 0, "tiff:ImageLength": 1, "exif:PixelYDimension": 1}
 _SUBJECT = ("exif:SubjectArea", "exif:SubjectLocation")
 _RECTANGLE = "MPReg:Rectangle"  # a text of four fractions
+_UNIT, _RADIUS, _VERTICES, *_CORNER = (
+    f"Iptc4xmpExt:{name}" for name in ("rbUnit", "rbRx", "rbVertices", "rbX", "rbY")
+)
+_CIRCLES = {"stArea:d": "stArea:unit", _RADIUS: _UNIT}  # and what tells its unit
 _LENGTH = "drone-dji:CalibratedFocalLength"
 
 
@@ -100,11 +104,42 @@ def edits(packet: bytes, node: Node, size: tuple[int, int], placement: Placement
         if len(values) in (2, 3, 4):
             for item, value in zip(items, subject(values, placement), strict=True):
                 yield xmp_tree.replacement(packet, item, str(round(value)))
+    elif any(child.name == _VERTICES for child in node.children):
+        # Before those of the corners themselves, which do not know their unit and are skipped
+        yield from _polygon(packet, node, placement)
     elif node.children:
         fields = {child.name: child for child in node.children}
         for rule in _RULES:
             if rule.names[0] in fields and rule.names[1] in fields:
                 yield from _apply(packet, rule, fields, placement)
+        yield from _circle(packet, fields, placement)
+
+
+def _circle(packet: bytes, fields: Mapping[str, Node], placement: Placement) -> Iterator[Edit]:
+    """Scale the radius of an IPTC circle, in pixels or widths, and the diameter of an MWG one in pixels."""
+    for name, unit in _CIRCLES.items():
+        values = _numbers([xmp_tree.text(packet, fields[name])]) if name in fields else ()
+        pixels = unit in fields and xmp_tree.text(packet, fields[unit]) == "pixel"
+        factor = placement.scale_x if pixels else 1.0
+        if name == _RADIUS and not pixels and placement.turned:
+            factor = placement.width * placement.scale_x / (placement.height * placement.scale_y)
+        if values and factor != 1:
+            text = xmp_tree.text(packet, fields[name])
+            yield xmp_tree.replacement(packet, fields[name], _like(text, values[0] * factor, whole=pixels))
+
+
+def _polygon(packet: bytes, boundary: Node, placement: Placement) -> Iterator[Edit]:
+    """Transform the corners of an IPTC polygon, whose unit stands beside them."""
+    fields = {child.name: child for child in boundary.children}
+    unit = xmp_tree.text(packet, fields[_UNIT]) if _UNIT in fields else ""
+    pixels = unit == "pixel"
+    for node in xmp_tree.walk(fields[_VERTICES]):
+        corner = [child for name in _CORNER for child in node.children if child.name == name]
+        texts = [xmp_tree.text(packet, child) for child in corner]
+        if len(values := _numbers(texts)) == len(_CORNER):
+            moved = (placement if pixels else placement.fractions).box((*values, 0, 0))  # type: ignore[arg-type]
+            for child, text, value in zip(corner, texts, moved, strict=False):
+                yield xmp_tree.replacement(packet, child, _like(text, value, whole=pixels))
 
 
 def subject(values: list[float], placement: Placement) -> list[float]:

@@ -35,6 +35,7 @@ MEDIA_TYPES = {
     ".webp": "image/webp",
     ".tif": "image/tiff",
     ".avif": "image/avif",
+    ".jxl": "image/jxl",
 }
 _KEEP_ALIVE_SECONDS = 15
 _EVENT_SECONDS = 0.25  # between two looks at a job whose events are streamed

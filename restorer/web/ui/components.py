@@ -446,7 +446,7 @@ def _build_file_fields(default: Options) -> dict[str, Any]:
             default.quality,
             step=1,
             label="File quality",
-            info="For JPEG, WebP and AVIF",
+            info="For JPEG, WebP, AVIF and JPEG XL",
             elem_id="quality",
         ),
         "max_bytes": gr.Number(

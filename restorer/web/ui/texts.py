@@ -21,6 +21,7 @@ FORMAT_NAMES = {
     "webp": "WebP",
     "tiff": "TIFF",
     "avif": "AVIF",
+    "jxl": "JPEG XL",
 }
 
 

@@ -1,0 +1,124 @@
+"""Restore every page of a file to a result of its own, or every frame of an animation to one animation."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
+
+import numpy as np
+
+from .errors import ImageTooLarge, InvalidOption, RestoreError
+from .images import encode, photo
+from .images.formats import exif
+from .images.photo import Photo
+from .options import ANIMATED_FORMATS, Options, Sequences
+from .pipeline import Restorer
+from .progress import PassProgress, Progress
+from .result import Result, encode_within
+
+
+def restore(
+    restorer: Restorer,
+    data: bytes,
+    sequences: Sequences,
+    *,
+    progress: Progress | None = None,
+    **options: object,
+) -> Iterator[tuple[int, Result]]:
+    """Yield (number, result): of pages from the last to the first, numbered from 1; otherwise (0, result).
+
+    As the first page comes last, all others are complete where its result exists.
+
+    progress, options  see Restorer.restore(); the steps are those of all pages or frames
+
+    Raises any RestoreError; ImageTooLarge also for frames that have more pixels together than one photo may
+    have, in the file or in the result, and RestoreError for options that do not suit the size of a page.
+    """
+    if not any(sequences):
+        yield 0, restorer.restore(data, progress=progress, **options)
+        return
+    first = restorer.decode(data)
+    if sequences.frames and first.meta.animated:
+        yield 0, _restore_frames(restorer, data, progress, options)
+    elif sequences.pages and (pages := first.meta.pages) > 1:
+        if pages >= exif.MAX_PAGES:
+            raise ImageTooLarge(f"the file has {pages} pages or more; the limit is {exif.MAX_PAGES - 1}")
+        steps = PassProgress(progress, pages)
+        for number in range(pages, 0, -1):
+            page = restorer.decode(data, page=number - 1)
+            sized = asdict(_sized(restorer.options.changed(options), page))
+            yield number, restorer.restore(page, progress=steps, **sized)
+    else:
+        yield 0, restorer.restore(first, progress=progress, **options)
+
+
+def _restore_frames(
+    restorer: Restorer, data: bytes, progress: Progress | None, options: dict[str, object]
+) -> Result:
+    chosen = restorer.options.changed(options)
+    if chosen.format not in ANIMATED_FORMATS:
+        raise InvalidOption(f"format is {chosen.format}; for frames use one of {', '.join(ANIMATED_FORMATS)}")
+    frames = photo.split(restorer.decode(data, frames=True))
+    image_format = frames[0].meta.format if chosen.format == "same" else chosen.format
+    _check_size(restorer, frames, _sized(chosen, frames[0]), image_format)
+    keys = [_digest(frame) for frame in frames]
+    distinct = dict(zip(keys, frames, strict=True))
+    steps = PassProgress(progress, len(distinct))
+    # Only the pixels of these files are used
+    each = asdict(chosen) | {"format": "png", "max_bytes": 0, "keep_metadata": False}
+    first, restored, seconds, warnings = None, dict[bytes, Photo](), 0.0, dict[str, None]()
+    for key, frame in distinct.items():
+        result = restorer.restore(frame, progress=steps, **each)
+        first = first or result
+        restored[key] = result.after
+        seconds += result.seconds
+        warnings |= dict.fromkeys(result.warnings)
+    assert first
+    encoded = encode_within(
+        chosen.max_bytes,
+        chosen.quality,
+        partial(
+            encode.encode_frames,
+            [restored[key] for key in keys],
+            image_format,
+            keep_metadata=chosen.keep_metadata,
+            remove_gps=chosen.remove_gps,
+            history=json.dumps(first.receipt | {"options": vars(chosen)}),
+        ),
+    )
+    return replace(
+        first,
+        data=encoded.data,
+        format=encoded.format,
+        options=chosen,
+        seconds=seconds,
+        warnings=tuple(dict.fromkeys((*warnings, *encoded.warnings))),
+    )
+
+
+def _check_size(restorer: Restorer, frames: list[Photo], options: Options, image_format: str) -> None:
+    first = frames[0]
+    width, height = restorer.enlarged(first.width, first.height, options.outscale)
+    encode.check_fits(first, width, height, image_format)
+    pixels, limit = width * height * len(frames), restorer.limits.output_pixels
+    if pixels > limit:
+        raise ImageTooLarge(
+            f"the result would have {len(frames)} frames of {width} x {height}, "
+            f"{pixels / 1e6:.1f} megapixels; the limit is {limit / 1e6:.1f}; choose a smaller scale"
+        )
+
+
+def _sized(options: Options, page: Photo) -> Options:
+    try:
+        return options.sized(page.width, page.height)
+    except InvalidOption as error:  # not wrong usage: it suits other pages and photos
+        raise RestoreError(str(error)) from error
+
+
+def _digest(frame: Photo) -> bytes:
+    """Return what is equal for frames that look alike, whatever colours are hidden by transparency."""
+    if frame.alpha is None:
+        return hashlib.sha256(frame.pixels.data).digest()
+    visible = np.where(frame.alpha[..., None] > 0, frame.pixels, 0)
+    return hashlib.sha256(visible.tobytes() + frame.alpha.tobytes()).digest()
