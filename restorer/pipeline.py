@@ -129,7 +129,7 @@ class Restorer:
         """
         try:
             with _translate_memory_errors():
-                return self._restore(data, mask, progress, options)
+                return self._restore(data, progress, options, mask)
         finally:
             self.downloading = None
 
@@ -142,9 +142,9 @@ class Restorer:
     def _restore(
         self,
         data: bytes | Photo,
-        mask: bytes | np.ndarray | None,
         progress: Progress | None,
         options: dict[str, object],
+        mask: bytes | np.ndarray | None = None,
     ) -> Result:
         timer = StageTimer()
         chosen = self.options.changed(options)

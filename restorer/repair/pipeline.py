@@ -1,11 +1,13 @@
 """Repair one photo: take a mask or detect the damage, and fill it."""
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..errors import InvalidOption
 from ..images.photo import Photo
@@ -39,6 +41,13 @@ class Repair:
     def share(self) -> float:
         """The share of filled pixels, 0 to 1."""
         return float(self.mask.mean())
+
+    @property
+    def mask_png(self) -> bytes:
+        """The mask as a black and white PNG file, which Restorer.restore() accepts as a mask."""
+        out = io.BytesIO()
+        Image.fromarray(self.mask).save(out, "PNG")
+        return out.getvalue()
 
     @property
     def receipt(self) -> dict[str, object]:
