@@ -474,8 +474,8 @@ class Restorer:
         return engine.name if engine else ""
 
     def sha256(self, model: registry.Model) -> str:
-        """Return the SHA-256 of a loaded model's weights; "" if it is not loaded."""
-        engine = self._loaded_upscaler(model)
+        """Return the SHA-256 of a loaded upscaler's weights; "" if it is not loaded."""
+        engine = self._loaded_upscaler(model) if model.kind == "upscale" else None
         return engine.sha256 if engine else ""
 
     def _download_progress(self, progress: Progress | None) -> "_DownloadProgress":

@@ -60,21 +60,27 @@ def detect(
 
 
 def mask(probability: np.ndarray, sensitivity: float, *, confident: bool = False) -> np.ndarray:
-    """Return the pixels to fill (h, w) bool: likely damage and its edges.
+    """Return the pixels to fill (h, w) bool: likely damage, see chosen(), and its edges."""
+    size = 2 * _DILATION + 1
+    marked = chosen(probability, sensitivity, confident=confident).astype(np.uint8)
+    return cv2.dilate(marked, np.ones((size, size), np.uint8)).astype(bool)
+
+
+def chosen(probability: np.ndarray, sensitivity: float, *, confident: bool = False) -> np.ndarray:
+    """Return the pixels (h, w) bool that are taken for damage.
 
     probability  (h, w) float32, as detect() returns it
-    sensitivity  0..1; a pixel is marked if its probability is above 1 - sensitivity
-    confident    mark only areas that are thin and, somewhere, almost certainly damage
+    sensitivity  0..1; a pixel is taken if its probability is above 1 - sensitivity
+    confident    take only areas that are thin and, somewhere, almost certainly damage
     """
     marked = (probability > 1 - sensitivity).astype(np.uint8)
     if confident:
         count, areas = cv2.connectedComponents(marked, connectivity=8)
         depth = cv2.distanceTransform(marked, cv2.DIST_L2, 3)
-        chosen = np.bincount(areas[probability > _SURE], minlength=count) > 0
-        chosen &= np.bincount(areas[depth > _THICKNESS / 2], minlength=count) == 0
-        marked *= chosen[areas]
-    size = 2 * _DILATION + 1
-    return cv2.dilate(marked, np.ones((size, size), np.uint8)).astype(bool)
+        sure = np.bincount(areas[probability > _SURE], minlength=count) > 0
+        thin = np.bincount(areas[depth > _THICKNESS / 2], minlength=count) == 0
+        marked *= (sure & thin)[areas]
+    return marked.astype(bool)
 
 
 def fill(

@@ -27,6 +27,7 @@ PREVIEW_SIDE = 2048  # largest side of a preview in pixels
 VIEW = (1200, 720)  # width and height in pixels of the view at 100 %
 DETAIL = 192  # side in pixels of the crop on which options are tried
 _MARGIN = 4  # pixels around a box that resampling reads
+MASK = "mask.png"  # file of the mask beside a result
 CACHED = "kept"  # folder of cached results, beside the results; never served
 
 
@@ -61,14 +62,21 @@ class ResultFiles:
 
 
 def write(result: Result, name: str, folder: Path, mark: str = "") -> Path:
-    """Write a result's file into `folder`, named after the upload, and return the path.
+    """Write a result's file into `folder`, named after the upload, and its mask; return the file's path.
 
     mark  added to the name; default: "_4x" for an outscale of 4
     """
     stem = _safe_stem(Path(name.replace("\\", "/")).stem) + (mark or result.options.size_mark)
     file = folder / (stem + SUFFIXES[result.format][0])
     write_atomic(file, result.data)
+    if result.repair and mask_name(result):
+        write_atomic(folder / MASK, result.repair.mask_png)
     return file
+
+
+def mask_name(result: Result) -> str:
+    """Return the name of the mask's file that write() writes, "" if nothing was repaired."""
+    return MASK if result.repair and result.repair.mask.any() else ""
 
 
 def _safe_stem(stem: str) -> str:

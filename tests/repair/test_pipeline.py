@@ -9,6 +9,7 @@ from PIL import Image
 
 import restorer
 from restorer import InvalidOption
+from restorer.models import registry
 from restorer.repair import damage
 from tests.conftest import photo_like, png, save_network
 
@@ -131,6 +132,13 @@ def test_own_mask_replaces_detection(run, photo):
 def test_wrong_masks_are_refused(run, photo, mask, message):
     with pytest.raises(InvalidOption, match=message):
         run.restore(png(photo), mask=mask)
+
+
+def test_models_can_be_listed_once_their_networks_are_loaded(run, photo):
+    """/models reports the SHA-256 of each loaded upscaler."""
+    run.restore(png(photo), repair="on")
+    listed = {model.name: run.sha256(model) for model in registry.available(run.weights)}
+    assert listed["custom/tiny"] and not listed["damage-filler"]
 
 
 def test_cancelling_stops_a_repair(weights, photo):
