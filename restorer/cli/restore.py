@@ -226,8 +226,10 @@ def _restore_one(
         if keep_times:
             copy_times(task.source, target)
         if masks.out and result.repair:
+            from ..repair.pipeline import mask_png
+
             written = masks.out
-            write_atomic(masks.out, result.repair.mask_png)
+            write_atomic(masks.out, mask_png(result.repair.mask))
     except OSError as error:
         return "failed", f"{task.source}: failed, {written} cannot be written: {error.strerror or error}"
     size = f"{result.width} x {result.height}"

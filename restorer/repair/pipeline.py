@@ -43,13 +43,6 @@ class Repair:
         return float(self.mask.mean())
 
     @property
-    def mask_png(self) -> bytes:
-        """The mask as a black and white PNG file, which Restorer.restore() accepts as a mask."""
-        out = io.BytesIO()
-        Image.fromarray(self.mask).save(out, "PNG")
-        return out.getvalue()
-
-    @property
     def receipt(self) -> dict[str, object]:
         """What is reported of the repair, without its samples."""
         receipt: dict[str, object] = {
@@ -82,6 +75,13 @@ def load(model: Model, weights: Path, device: str | None) -> Any:  # noqa: ANN40
     if model.kind == "damage":
         return damage.load(networks.Detector(), source.path, target)
     return damage.load(networks.Filler(), source.path, target)
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """Return a mask (h, w) bool as a black and white PNG file, which Restorer.restore() accepts."""
+    out = io.BytesIO()
+    Image.fromarray(mask).save(out, "PNG")
+    return out.getvalue()
 
 
 def mask_of(picture: Photo) -> np.ndarray:

@@ -163,10 +163,9 @@ def test_mask_is_filled_and_can_be_fetched(client, rng):
     answer = client.get(result["mask_url"])
     assert answer.headers["content-type"] == "image/png"
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), mask_pixels(mask))
-    (found,) = ended(client, posted(client, ("a.png", photo), repair="on", repair_sensitivity="1")["job_id"])[
-        "results"
-    ]
-    assert found["repair"]["mask"] == "on" and found["repair"]["share"] > 0.5
+    job = posted(client, ("a.png", photo), repair="on", repair_sensitivity="1")
+    (detected,) = ended(client, job["job_id"])["results"]
+    assert detected["repair"]["mask"] == "on" and detected["repair"]["share"] > 0.5
 
 
 def mask_pixels(mask: bytes) -> np.ndarray:

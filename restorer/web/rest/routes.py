@@ -73,12 +73,18 @@ class RestApi:
         for state in STATES:
             service.metrics.count_jobs(state, partial(jobs.count, state))
 
-    async def start(self, uploads: Sequence[str], options: dict[str, object]) -> Job:
-        """Accept a job of the page, with previews. Raises QueueFull, DiskFull and UnsupportedImage."""
+    async def start(
+        self, uploads: Sequence[str], options: dict[str, object], mask: Path | None = None
+    ) -> Job:
+        """Accept a job of the page, with previews. Raises QueueFull, DiskFull and UnsupportedImage.
+
+        mask  file of the mask of the only upload
+        """
         with self.service.queue.reservation():
             self.service.check_disk_space()
             files = [(Path(upload).name, self.service.upload_path(upload)) for upload in uploads]
-            job = await asyncio.to_thread(self.jobs.add, files, options, previews=True, transfer=_copy)
+            add = partial(self.jobs.add, files, options, mask=mask, previews=True, transfer=_copy)
+            job = await asyncio.to_thread(add)
             await self._submit(job)
         return job
 

@@ -44,6 +44,7 @@ class ResultView:
             c.result_message: texts.result(result, seconds=seconds),
             c.download: gr.DownloadButton(label, value=str(files.file)),
             c.receipt: receipt(result),
+            c.mark: gr.Checkbox(False, visible=files.marked.is_file()),
             c.shown: files,
         }
 
