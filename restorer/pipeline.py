@@ -97,6 +97,7 @@ class Restorer:
         **options: object,
     ) -> None:
         self._decoder, self._device = decoder, device
+        self._repair_device = device
         self.auto_cpu_megapixels = selection.auto_cpu_megapixels(auto_cpu_megapixels)
         self.downloading: tuple[str, int, int] | None = None  # model, bytes so far, total bytes
         self._download_failed = -math.inf  # time.monotonic() when "auto" last failed to download its model
@@ -269,7 +270,7 @@ class Restorer:
 
     def _repair_network(self, name: str) -> Any:  # noqa: ANN401  a torch module
         model = registry.find(name, self.weights, "damage" if name == repair.DETECTOR else "fill")
-        return self._models.get(model, partial(repair.load, model, self.weights, self._device))
+        return self._models.get(model, partial(repair.load, model, self.weights, self._repair_device))
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
         """Return the decoded photo and its faces, largest first. Raises any RestoreError."""
