@@ -87,6 +87,7 @@ class PhotoTab:
     model_names: gr.State  # of the compared models
     zoom_position: gr.Textbox
     crop_position: gr.Textbox
+    look: gr.Textbox  # the upload whose damage is to be marked
     damage_map: gr.Textbox  # "UPLOAD|FILE": the probabilities that mask.js marks on this upload
     own_mask: gr.Textbox  # upload of a mask that was edited, set by mask.js
     view_size: gr.Textbox  # "width,height" of the visible part of the view at 100 %, in pixels
@@ -165,7 +166,7 @@ def build_hidden_fields() -> dict[str, gr.Textbox]:
     return {
         name: gr.Textbox(label=name, visible="hidden", elem_id=name)
         for name in (
-            *("zoom-position", "crop-position", "view-size", "damage-map", "own-mask"),
+            *("zoom-position", "crop-position", "view-size", "look", "damage-map", "own-mask"),
             *("job", "ended", "remembered", "batch", "batch-changed"),
         )
     }
@@ -266,6 +267,7 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
         model_names=gr.State(()),
         zoom_position=hidden["zoom-position"],
         crop_position=hidden["crop-position"],
+        look=hidden["look"],
         damage_map=hidden["damage-map"],
         own_mask=hidden["own-mask"],
         view_size=hidden["view-size"],

@@ -65,15 +65,17 @@ def build(rest: RestApi) -> gr.Blocks:
 
 def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing: list[Any]) -> None:
     """Show another photo, and look for damage; cancel what is previewed of the previous one."""
-    looking: dict[str, Any] = {
-        "inputs": [c.selected, c.fields["repair"]],
-        "outputs": [c.repair, c.repair_message, c.damage_map],
-        "show_progress": "hidden",
-        "trigger_mode": "always_last",
-        **_COMPUTE,
-    }
+    glanced = [c.repair, c.look, c.damage_map]
     for field in (c.remembered, c.fields["repair"]):  # the former changes with the photo
-        field.change(damage.look, **looking)
+        field.change(damage.glance, [c.selected, c.fields["repair"]], glanced, **_LATEST)
+    c.look.change(
+        damage.look,
+        [c.look, c.selected],
+        [c.repair, c.repair_message, c.damage_map],
+        show_progress="hidden",
+        trigger_mode="always_last",
+        **_COMPUTE,
+    )
     c.damage_map.change(
         None, [c.damage_map, c.remembered], None, js="(...values) => window.restorer.markDamage(...values)"
     )
