@@ -499,6 +499,12 @@ def test_damage_is_marked_edited_and_filled(page, folder):
     page.check("#mark input")
     expect(page.locator("#slider img").first).not_to_have_attribute("src", before)
     expect(page.locator("#slider img").first).to_have_attribute("src", re.compile("marked.jpg"))
+    expect(page.locator("#brush")).to_be_hidden()
+    page.click("#back")
+    expect(page.locator("#slider")).to_be_hidden()
+    np.testing.assert_array_equal(mask(), edited)
+    page.click("#brush-undo")
+    assert mask()[75, 85]
     choose(page, pixels[:40, :50], "other.png")
     expect(page.locator("#mask")).to_be_visible()
     assert page.evaluate("document.querySelector('#mask').width") == 50

@@ -59,6 +59,7 @@ class PhotoTab:
     stop: gr.Button
     repair: gr.Accordion
     repair_message: gr.Markdown
+    back: gr.Button
     # The photo, and the preview of a detail
     example: gr.Column
     photo: gr.Image
@@ -113,7 +114,7 @@ class PhotoTab:
             *(self.comparison_message, self.comparison),
             *(self.result_column, self.slider, self.faces),
             *(self.outcome, self.result_message, self.strength, self.mark, self.download, self.receipt),
-            *(self.repair, self.repair_message, self.damage_map),
+            *(self.repair, self.repair_message, self.back, self.damage_map),
             *(self.selected, self.restored, self.shown),
             *(self.zoom_position, self.crop_position, self.job, self.remembered),
         ]
@@ -190,6 +191,7 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
                 built |= _build_repair_fields(restorer.options)
                 repair_message = gr.Markdown(texts.REPAIR_INFO, elem_id="repair-text")
                 _build_brush()
+                back = gr.Button("Correct the marks", size="sm", visible=False, elem_id="back")
             with gr.Accordion("More options", open=False, elem_id="options"):
                 built |= _build_model_fields(restorer)
                 built |= _build_face_fields(restorer.options) | _build_file_fields(restorer.options)
@@ -247,6 +249,7 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
         stop=stop,
         repair=repair,
         repair_message=repair_message,
+        back=back,
         example=example,
         photo=photo,
         **crop,

@@ -91,6 +91,8 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
 def _connect_job(page: RestoreTab, c: PhotoTab) -> None:
     """Start, stop and follow a job, and show its result."""
     c.start.click(page.start, [c.selected, c.own_mask, *c.options], c.panels, js=_WITH_MASK, **_QUIET)
+    swapped = [c.photo, c.crop_column, c.result_column, c.faces, c.outcome, c.back]
+    c.back.click(page.back, None, swapped, **_QUIET)
     c.stop.click(page.stop, c.job, None, queue=False, **_QUIET)
     c.job.change(None, c.job, None, js="(id) => window.restorer.follow('job', id)")
     c.ended.change(page.finish, [c.ended, c.job, c.selected, *c.options], c.panels, **_QUIET)

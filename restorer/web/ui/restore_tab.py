@@ -102,7 +102,7 @@ class RestoreTab:
             **dict.fromkeys(
                 [c.detail, c.compare, c.comparison, c.comparison_message], gr.update(visible=False)
             ),
-            **dict.fromkeys([c.result_column, c.faces, c.outcome], gr.update(visible=False)),
+            **dict.fromkeys([c.result_column, c.faces, c.outcome, c.back], gr.update(visible=False)),
             **dict.fromkeys([c.restored, c.shown]),
             **dict.fromkeys([c.zoom_position, c.crop_position, c.job, c.damage_map], ""),
             c.repair: gr.Accordion(label=texts.REPAIR),
@@ -205,7 +205,9 @@ class RestoreTab:
             job = await self.rest.start([photo.path], options, mask)
         except RestoreError as error:
             return {c.message: f"⚠ {self.service.user_message(error)}"}
-        hidden = dict.fromkeys([c.result_column, c.faces, c.outcome, c.crop_column], gr.update(visible=False))
+        hidden = dict.fromkeys(
+            [c.result_column, c.faces, c.outcome, c.back, c.crop_column], gr.update(visible=False)
+        )
         return {
             **hidden,
             c.photo: gr.Image(visible=True),
@@ -291,6 +293,12 @@ class RestoreTab:
             updates |= {c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True)}
             updates[c.crop_column] = gr.Column(visible=False)
         return {**updates, c.job: job.id}
+
+    def back(self) -> Updates:
+        """Show the photo in place of its result, so that its marks can be corrected."""
+        c = self.components
+        hidden = dict.fromkeys([c.result_column, c.faces, c.outcome, c.back], gr.update(visible=False))
+        return {**hidden, c.photo: gr.Image(visible=True), c.crop_column: gr.Column(visible=True)}
 
     # Options
 

@@ -31,6 +31,7 @@ class ResultView:
             c.crop_column: gr.Column(visible=False),
             c.result_column: gr.Column(visible=True),
             c.outcome: gr.Column(visible=True),
+            c.back: gr.Button(visible=True),
             c.faces: gr.Column(visible=bool(result.faces)),
             c.zoom_position: f"{x:.4f},{y:.4f}",
         }
