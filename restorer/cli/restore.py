@@ -80,13 +80,9 @@ def _masks(parsed: argparse.Namespace, tasks: list[output_paths.OutputTask]) -> 
             raise InvalidOption(f"--mask-out is {out}; its name must end in .png")
         if out.exists() and not parsed.overwrite:
             raise InvalidOption(f"--mask-out {out} exists; remove it or add --overwrite")
-        others = [
-            tasks[0].source,
-            tasks[0].target,
-            tasks[0].existing() or tasks[0].source,
-            mask or out.parent,
-        ]
-        if out.resolve() in [other.resolve() for other in others]:
+        task = tasks[0]
+        others = {path.resolve() for path in (task.source, task.target, task.existing(), mask) if path}
+        if out.resolve() in others:
             raise InvalidOption(f"--mask-out {out} is a photo, its result or its mask; name another file")
     try:
         return Masks(mask.read_bytes() if mask else None, out)

@@ -58,11 +58,11 @@ class Repair:
         if self.mask.any():
             return ""
         reasons = {
-            "auto": "no damage was seen with confidence; nothing was repaired",
-            OWN: "the mask is empty; nothing was repaired",
+            "auto": "no damage was seen with confidence",
+            "on": f"no damage was found at sensitivity {self.sensitivity}",
+            OWN: "the mask is empty",
         }
-        default = f"no damage was found at sensitivity {self.sensitivity:g}; nothing was repaired"
-        return reasons.get(self.source, default)
+        return f"{reasons[self.source]}; nothing was repaired"
 
 
 def load(model: Model, weights: Path, device: str | None) -> Any:  # noqa: ANN401  a Detector or a Filler

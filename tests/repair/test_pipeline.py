@@ -105,6 +105,15 @@ def test_photo_without_damage_comes_out_as_before(run, photo, repair, monkeypatc
     assert list(result.receipt["repair"]["models"]) == ["damage-detector"]
 
 
+def test_nothing_is_detected_unless_wanted(run, photo, monkeypatch):
+    def detect(*_, **__):
+        raise AssertionError("detected")
+
+    monkeypatch.setattr(damage, "detect", detect)
+    assert run.restore(png(photo)).repair is None
+    assert run.restore(png(photo), repair="on", mask=np.zeros((40, 50), bool)).repair.share == 0
+
+
 def test_own_mask_replaces_detection(run, photo):
     mask = np.zeros((40, 50), bool)
     mask[3:6, 40:] = True
