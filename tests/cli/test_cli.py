@@ -568,7 +568,7 @@ def test_models_are_listed_with_size_licence_and_source(capsys, tmp_path, weight
         source, size, sha256 = "to download", model.bytes, model.sha256
         if packaged:
             source, size, sha256 = "installed, fp16 copy", packaged.bytes, packaged.sha256
-        elif model.name == registry.BUILT_IN:
+        elif not model.url:
             source = "built in"
         cells = [f"{size / 1e6:.1f}", model.licence, source, sha256[:12], model.about]
         assert all(f"  {cell}" in lines[model.name] for cell in cells), model.name
