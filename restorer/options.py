@@ -18,6 +18,7 @@ BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
 # "cuda:1" is the second GPU. "cpu" uses the fastest backend; "cpu:ncnn" fixes it
 DEVICES = ("cuda", "mps", "cpu", *(f"cpu:{backend}" for backend in CPU_BACKENDS), VULKAN)
 FACE_ENHANCE = ("auto", "on", "off")
+REPAIR = ("off", "auto", "on")
 FACE_MASKS = ("ellipse", "parsing")
 PRINT_DPI = 300
 _INCHES = {"mm": 1 / 25.4, "cm": 1 / 2.54, "in": 1.0}
@@ -31,6 +32,7 @@ RANGES = {
     "quality": (1, 100),
     "max_bytes": (0, 2**40),
     "face_strength": (0, 1),
+    "repair_sensitivity": (0, 1),
 }
 _KINDS = {str: "a string", float: "a number", int: "a whole number", bool: "true or false"}
 
@@ -65,6 +67,9 @@ class Options:
     face_strength  0 to 1: blends the upscaled face (0) and the restored one (1)
     face_mask      the pasted part of a crop: an "ellipse" around the face, or its outline by "parsing"
     face_large     also restore faces with more pixels than the network's output; they lose detail
+    repair         "on" fills dust, hairs, scratches and stains that are detected, before enlarging; "auto"
+                   only where damage is seen with confidence; "off" does not look for any
+    repair_sensitivity  0 to 1: how much of what may be damage is filled
     """
 
     model: str = "auto"
@@ -86,6 +91,8 @@ class Options:
     face_strength: float = 1.0
     face_mask: str = "ellipse"
     face_large: bool = False
+    repair: str = "off"
+    repair_sensitivity: float = 0.5
 
     def __post_init__(self) -> None:
         if isinstance(self.face_enhance, bool):
@@ -107,6 +114,7 @@ class Options:
         _check_choice("format", self.format, FORMATS)
         _check_choice("face_enhance", self.face_enhance, FACE_ENHANCE)
         _check_choice("face_mask", self.face_mask, FACE_MASKS)
+        _check_choice("repair", self.repair, REPAIR)
 
     def changed(self, changes: dict[str, object]) -> "Options":
         """Return a copy with other values by name. Raises InvalidOption for unknown names and bad values."""

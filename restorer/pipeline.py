@@ -1,4 +1,4 @@
-"""The stages of a restoration in order: decode, detect faces, upscale, restore faces, paste, encode."""
+"""The stages of a restoration: decode, repair, detect faces, upscale, restore faces, paste, encode."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
@@ -34,6 +34,8 @@ from .inference.upscale import (
 from .models import download, registry, selection, sources
 from .options import VULKAN, Limits, Options
 from .progress import Progress, StageTimer
+from .repair import pipeline as repair
+from .repair.pipeline import Repair
 from .result import Result, finish
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ class Restorer:
         **options: object,
     ) -> None:
         self._decoder, self._device = decoder, device
+        self._repair_device = device
         self.auto_cpu_megapixels = selection.auto_cpu_megapixels(auto_cpu_megapixels)
         self.downloading: tuple[str, int, int] | None = None  # model, bytes so far, total bytes
         self._download_failed = -math.inf  # time.monotonic() when "auto" last failed to download its model
@@ -105,19 +108,29 @@ class Restorer:
         self._models = ModelCache(self.weights)
         self._throughput = ThroughputEstimator()
 
-    def restore(self, data: bytes | Photo, *, progress: Progress | None = None, **options: object) -> Result:
+    def restore(
+        self,
+        data: bytes | Photo,
+        *,
+        mask: bytes | np.ndarray | None = None,
+        progress: Progress | None = None,
+        **options: object,
+    ) -> Result:
         """Restore the photo in `data` (a file's bytes or a decoded Photo).
 
+        mask      of the pixels to fill instead of detected damage, in the photo's size, upright: (h, w) bool,
+                  or a picture's bytes, whose light pixels are filled
         options   see Options; default: the options of the Restorer
         progress  called with (steps done, total steps) before the first step and after each; a step is a
-                  tile or a face. (0, 0) while a model is downloaded; self.downloading has the bytes. If it
-                  raises, Cancelled for example, the work stops within one step
+                  tile or a face. (0, 0) while damage is repaired and while a model is downloaded;
+                  self.downloading has the bytes. If it raises, Cancelled for example, the work stops within
+                  one step
 
         Raises any RestoreError, see errors.py.
         """
         try:
             with _translate_memory_errors():
-                return self._restore(data, progress, options)
+                return self._restore(data, progress, options, mask)
         finally:
             self.downloading = None
 
@@ -130,10 +143,16 @@ class Restorer:
             raise TypeError(f"data is {type(data).__name__}; it must be bytes: Path(name).read_bytes()")
         return self._decoder(data, max_pixels=self.limits.input_pixels, **options)
 
-    def _restore(self, data: bytes | Photo, progress: Progress | None, options: dict[str, object]) -> Result:
+    def _restore(
+        self,
+        data: bytes | Photo,
+        progress: Progress | None,
+        options: dict[str, object],
+        mask: bytes | np.ndarray | None = None,
+    ) -> Result:
         timer = StageTimer()
         chosen = self.options.changed(options)
-        before = data if isinstance(data, Photo) else self.decode(data)
+        original = before = data if isinstance(data, Photo) else self.decode(data)
         chosen = chosen.sized(before.width, before.height)
         self.result_size(before, chosen)
         timer.end_stage("decode")
@@ -144,6 +163,10 @@ class Restorer:
             lambda model: self._upscaler(model, chosen.denoise, partial(on_download, model.name)),
         )
         timer.end_stage("load")
+        repaired = self._repair(before, mask, chosen, progress)
+        if repaired:
+            before = repaired.photo
+            timer.end_stage("repair")
         faces, detection_note = self._detect_faces(before, chosen, on_download)
         timer.end_stage("faces")
         total = _TotalProgress(progress, pipeline.count_pending(faces))
@@ -161,10 +184,11 @@ class Restorer:
             faces = pipeline.restore(faces, network, masks, batch=network.batch, progress=total.faces)
         timer.end_stage("faces")
         result = finish(
-            before,
+            original,
             plain,
             tuple(faces),
             chosen,
+            repair=repaired,
             model=model.name,
             sha256=engine.sha256,
             source=engine.source,
@@ -214,6 +238,7 @@ class Restorer:
             plain,
             result.faces,
             chosen,
+            repair=result.repair,
             strengths={**result.strengths, **strengths},
             model=result.model,
             sha256=result.sha256,
@@ -223,6 +248,32 @@ class Restorer:
             timer=timer,
             parts=result.parts,
         )
+
+    def find_damage(self, before: Photo, progress: Progress | None = None) -> np.ndarray:
+        """Return the probability (h, w) float32, 0..1, that a pixel is damaged. Raises any RestoreError.
+
+        progress  see restore()
+        """
+        from .repair import damage  # torch
+
+        with _translate_memory_errors():
+            detector = self._repair_network(repair.DETECTOR)
+            return damage.detect(_visible_pixels(before), detector, lock=self._lock, progress=progress)
+
+    def _repair(
+        self, before: Photo, mask: bytes | np.ndarray | None, chosen: Options, progress: Progress | None
+    ) -> Repair | None:
+        """Return the repaired photo, or None if no repair is wanted."""
+        if mask is None and chosen.repair == "off":
+            return None
+        if isinstance(mask, bytes):
+            mask = repair.mask_of(self.decode(mask))
+        visible, network = _visible_pixels(before), self._repair_network
+        return repair.run(before, visible, mask, chosen, network, lock=self._lock, progress=progress)
+
+    def _repair_network(self, name: str) -> Any:  # noqa: ANN401  a torch module
+        model = registry.find(name, self.weights, "damage" if name == repair.DETECTOR else "fill")
+        return self._models.get(model, partial(repair.load, model, self.weights, self._repair_device))
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
         """Return the decoded photo and its faces, largest first. Raises any RestoreError."""
@@ -427,8 +478,8 @@ class Restorer:
         return engine.name if engine else ""
 
     def sha256(self, model: registry.Model) -> str:
-        """Return the SHA-256 of a loaded model's weights; "" if it is not loaded."""
-        engine = self._loaded_upscaler(model)
+        """Return the SHA-256 of a loaded upscaler's weights; "" if it is not loaded."""
+        engine = self._loaded_upscaler(model) if model.kind == "upscale" else None
         return engine.sha256 if engine else ""
 
     def _download_progress(self, progress: Progress | None) -> "_DownloadProgress":

@@ -15,6 +15,7 @@ from .inference.upscale import fill_transparent
 from .models.registry import RENAMED
 from .options import Options
 from .progress import StageTimer
+from .repair.pipeline import Repair
 from .version import SOFTWARE
 
 
@@ -37,9 +38,11 @@ class Result:
     options        the options of this result
     strengths      of single faces by index, if set by Restorer.recompose()
     paste_backup   the pixels under the faces, for Restorer.recompose()
-    stages         `seconds` by stage: decode, load, enlarge, faces, encode; only encode after recompose()
+    stages         `seconds` by stage: decode, load, repair, enlarge, faces, encode; only the last after
+                   recompose()
     parts          how many parts the photo was upscaled in, because it did not fit in memory as a whole
     retries        how often tiles ran out of memory and were computed again, at half the size except by ncnn
+    repair         what was repaired before the photo was upscaled; None if no repair was wanted
     """
 
     data: bytes
@@ -63,11 +66,14 @@ class Result:
     stages: dict[str, float]
     retries: int = 0
     parts: int = 1
+    repair: Repair | None = None
 
     @property
     def receipt(self) -> dict[str, object]:
-        """Software, model, weights, device and options; also stored in the file's metadata."""
-        return _receipt(self.model, self.sha256, self.source, self.device, self.options, self.strengths)
+        """Software, model, weights, device, options and repair; also stored in the file's metadata."""
+        return _receipt(
+            self.model, self.sha256, self.source, self.device, self.options, self.strengths, self.repair
+        )
 
 
 def finish(
@@ -85,6 +91,7 @@ def finish(
     retries: int = 0,
     parts: int = 1,
     strengths: dict[int, float] | None = None,
+    repair: Repair | None = None,
 ) -> Result:
     """Paste faces into the upscaled photo `plain`, whose pixels are overwritten, and encode it.
 
@@ -105,7 +112,8 @@ def finish(
             plain.pixels[part.rows, part.columns][hidden] = part.pixels[hidden]
     switched_off = [index for index, strength in strengths.items() if strength == 0]
     face_note = pipeline.summary(faces, off=switched_off) or detection_note
-    after = plain if options.strength == 1 else _blend(before, plain, options.strength)
+    small = repair.photo if repair else before
+    after = plain if options.strength == 1 else _blend(small, plain, options.strength)
     encoded = encode_within(
         options.max_bytes,
         options.quality,
@@ -115,7 +123,7 @@ def finish(
             encode.output_format(before, options.format),
             keep_metadata=options.keep_metadata,
             remove_gps=options.remove_gps,
-            history=json.dumps(_receipt(model, sha256, source, device, options, strengths)),
+            history=json.dumps(_receipt(model, sha256, source, device, options, strengths, repair)),
         ),
     )
     timer.end_stage("encode")
@@ -126,6 +134,7 @@ def finish(
         if parts > 1
         else ()
     )
+    unrepaired = (repair.warning,) if repair and repair.warning else ()
     renamed = (f"{options.model} is now {model}",) if options.model in RENAMED else ()
     return Result(
         data=encoded.data,
@@ -137,7 +146,7 @@ def finish(
         source=source,
         device=device,
         seconds=sum(timer.seconds.values()),
-        warnings=before.meta.warnings + renamed + in_parts + face_warnings + encoded.warnings,
+        warnings=before.meta.warnings + unrepaired + renamed + in_parts + face_warnings + encoded.warnings,
         before=before,
         after=after,
         restored=plain,
@@ -149,6 +158,7 @@ def finish(
         stages=timer.seconds,
         retries=retries,
         parts=parts,
+        repair=repair,
     )
 
 
@@ -184,7 +194,13 @@ def encode_within(limit: int, quality: int, encode_with: Callable[..., encode.En
 
 
 def _receipt(
-    model: str, sha256: str, source: str, device: str, options: Options, strengths: dict[int, float]
+    model: str,
+    sha256: str,
+    source: str,
+    device: str,
+    options: Options,
+    strengths: dict[int, float],
+    repair: Repair | None,
 ) -> dict[str, object]:
     receipt: dict[str, object] = {
         "software": SOFTWARE,
@@ -196,4 +212,6 @@ def _receipt(
     }
     if changed := {str(index): strength for index, strength in strengths.items() if strength != 1}:
         receipt["strengths"] = changed
+    if repair:
+        receipt["repair"] = repair.receipt
     return receipt

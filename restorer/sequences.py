@@ -23,6 +23,7 @@ def restore(
     data: bytes,
     sequences: Sequences,
     *,
+    mask: bytes | None = None,
     progress: Progress | None = None,
     **options: object,
 ) -> Iterator[tuple[int, Result]]:
@@ -30,14 +31,17 @@ def restore(
 
     As the first page comes last, all others are complete where its result exists.
 
+    mask               see Restorer.restore(); not for all pages or frames
     progress, options  see Restorer.restore(); the steps are those of all pages or frames
 
     Raises any RestoreError; ImageTooLarge also for frames that have more pixels together than one photo may
     have, in the file or in the result, and RestoreError for options that do not suit the size of a page.
     """
     if not any(sequences):
-        yield 0, restorer.restore(data, progress=progress, **options)
+        yield 0, restorer.restore(data, mask=mask, progress=progress, **options)
         return
+    if mask is not None:
+        raise InvalidOption("a mask is for one picture, not for all pages or frames")
     first = restorer.decode(data)
     if sequences.frames and first.meta.animated:
         yield 0, _restore_frames(restorer, data, progress, options)
@@ -48,7 +52,7 @@ def restore(
         for number in range(pages, 0, -1):
             page = restorer.decode(data, page=number - 1)
             sized = asdict(_sized(restorer.options.changed(options), page))
-            yield number, restorer.restore(page, progress=steps, **sized)
+            yield number, restorer.restore(page, mask=None, progress=steps, **sized)
     else:
         yield 0, restorer.restore(first, progress=progress, **options)
 

@@ -155,7 +155,7 @@ def test_a_bad_batch_does_not_end_the_run(photos, damage, content, tmp_path):
 def test_the_last_tenth_of_each_kind_is_held_out():
     names = [f"{kind}/{number:02}" for kind, count in (("dirt", 20), ("hair", 3)) for number in range(count)]
     alphas = np.arange(23, dtype=np.uint8)
-    (learnt, _), (held, held_alphas) = __main__._hold_out(names, alphas)
+    (learnt, _), (held, held_alphas) = __main__.hold_out(names, alphas)
     assert held == ["dirt/18", "dirt/19", "hair/02"]
     assert held_alphas.tolist() == [18, 19, 22]
     assert sorted(learnt + held) == names

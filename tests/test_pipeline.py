@@ -124,8 +124,8 @@ def test_every_option_changes_the_result(weights, rng):
         "keep_metadata": False,
         "remove_gps": True,
     }
-    # tile is tested below, the face options in test_pipeline_faces.py
-    others = {"tile"} | {name for name in restorer.Options.names() if name.startswith("face_")}
+    # tile is tested below, those of faces in test_pipeline_faces.py, of repair in repair/test_pipeline.py
+    others = {"tile"} | {name for name in restorer.Options.names() if name.startswith(("face_", "repair"))}
     assert set(changes) | others == set(restorer.Options.names())
     for name, value in changes.items():
         assert _contents(run.restore(photo.getvalue(), **{name: value})) != _contents(plain), name

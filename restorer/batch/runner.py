@@ -42,7 +42,7 @@ class Batch:
     source, output         folders or URLs, see storage.py
     options                for every photo
     models                 name and sha256 of each upscaling model that may be used, depending on photo size
-    networks               names of the face models that are present
+    networks               names of the face models that are present, and names and SHA-256 of those of repair
     weights, device, half  see Restorer
     auto_cpu_megapixels    see Restorer
     threads                of PyTorch, 0 for its default
@@ -121,7 +121,7 @@ def prepare(
         check_writable(Path(outputs.root))
     restorer = Restorer(weights=weights, device=device)
     models = _upscaling_models(restorer, options)
-    networks = _face_networks(options, restorer.weights)
+    networks = _networks(options, restorer.weights)
     return Batch(
         inputs.url,
         outputs.url,
@@ -151,6 +151,15 @@ def _upscaling_models(restorer: Restorer, options: Options) -> tuple[tuple[str, 
             )
             models[model.name] = source.sha256 or download.sha256(source.path)
     return tuple(models.items())
+
+
+def _networks(options: Options, folder: Path) -> tuple[str, ...]:
+    """Return what identifies the networks of faces and repair. Raises WeightsUnavailable and BadWeights."""
+    kinds = () if options.repair == "off" else ("damage", "fill")
+    models = [model for model in registry.MODELS if model.kind in kinds]
+    for model in models:
+        download.ensure(model, folder)
+    return (*_face_networks(options, folder), *(f"{model.name} {model.sha256[:12]}" for model in models))
 
 
 def _face_networks(options: Options, folder: Path) -> tuple[str, ...]:
@@ -227,9 +236,11 @@ class Worker:
             decoder=sandbox.decode,
             limits=job.limits,
         )
-        if (networks := _face_networks(job.options, self._restorer.weights)) != job.networks:
+        if (networks := _networks(job.options, self._restorer.weights)) != job.networks:
             expected, present = (", ".join(names) or "none" for names in (job.networks, networks))
-            raise WeightsUnavailable(f"face networks here: {present}; the batch was started with {expected}")
+            raise WeightsUnavailable(
+                f"networks of faces and repair here: {present}; the batch was started with {expected}"
+            )
         self._stopped = False
 
     def stop(self) -> None:

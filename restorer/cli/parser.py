@@ -13,6 +13,7 @@ from ..options import (
     FORMATS,
     PRESETS,
     PRINT_DPI,
+    REPAIR,
     VULKAN,
     Limits,
     Options,
@@ -225,6 +226,19 @@ def _restore_options() -> argparse.ArgumentParser:
     command.add_argument("--face-mask", choices=FACE_MASKS, default=Options.face_mask, help="(%(default)s)")
     command.add_argument("--face-large", action="store_true", help="also restore faces above 512 pixels")
     command.add_argument(
+        "--repair",
+        choices=REPAIR,
+        default=Options.repair,
+        help="fill dust, hairs, scratches and stains; auto: only where they are seen with confidence "
+        "(%(default)s)",
+    )
+    command.add_argument(
+        "--repair-sensitivity",
+        type=float,
+        default=Options.repair_sensitivity,
+        help="0 to 1: how much of what may be damage is filled (%(default)s)",
+    )
+    command.add_argument(
         "--tile",
         type=int,
         default=Options.tile,
@@ -250,6 +264,12 @@ def _add_restore(command: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, metavar="OUT", help="folder, or file for one photo (beside the photo)"
     )
     command.add_argument("--overwrite", action="store_true", help="replace existing results")
+    command.add_argument(
+        "--mask", type=Path, metavar="FILE", help="fill the light pixels of this picture, for one photo"
+    )
+    command.add_argument(
+        "--mask-out", type=Path, metavar="FILE", help="write what was filled to a PNG, for one photo"
+    )
 
 
 def _add_faces(command: argparse.ArgumentParser) -> None:

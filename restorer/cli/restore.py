@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .. import output_paths
 from ..atomic import copy_times, write_atomic
@@ -30,6 +30,13 @@ _NAME_LENGTH = 32  # characters of a file name in the progress bar
 SkipReason = Callable[[Path], str]
 
 
+class Masks(NamedTuple):
+    """The bytes of the mask to fill, and the file for the mask that was filled."""
+
+    data: bytes | None = None
+    out: Path | None = None
+
+
 def run(parsed: argparse.Namespace) -> int:
     """Restore files and folders, each photo to a file of its own."""
     options = {name: value for name, value in vars(parsed).items() if name in Options.names()}
@@ -45,6 +52,7 @@ def run(parsed: argparse.Namespace) -> int:
     )
     if tasks and not tasks[0].forms:
         options["format"] = _format_of_output(parsed.output, parsed.format)
+    masks = _masks(parsed, tasks)
     from .. import pipeline  # numpy and the decoders, which --help and a wrong path do not need
 
     restorer = pipeline.Restorer(
@@ -61,9 +69,33 @@ def run(parsed: argparse.Namespace) -> int:
     start = time.perf_counter()
     originals = {task.source.resolve() for task in tasks}
     skip_reason = partial(output_paths.skip_reason, overwrite=parsed.overwrite, originals=originals)
-    counts += _restore_all(restorer, tasks, skip_reason, keep_times=parsed.keep_times)
+    counts += _restore_all(restorer, tasks, skip_reason, masks, keep_times=parsed.keep_times)
     print(f"{summarize(counts, 'restored', 'skipped')} in {time.perf_counter() - start:.1f} s")
     return 1 if counts["failed"] else 0
+
+
+def _masks(parsed: argparse.Namespace, tasks: list[output_paths.OutputTask]) -> Masks:
+    """Read --mask and check --mask-out. Raises InvalidOption."""
+    mask, out = parsed.mask, parsed.mask_out
+    if (mask or out) and len(tasks) != 1:
+        raise InvalidOption(f"--mask and --mask-out are for one photo, not {len(tasks)}")
+    if (mask or out) and any(sequences(parsed)):
+        raise InvalidOption("--mask and --mask-out are for one picture; omit --pages and --frames")
+    if out:
+        if not mask and parsed.repair == "off":
+            raise InvalidOption("--mask-out needs --repair auto, --repair on or --mask")
+        if out.suffix.lower() != ".png":
+            raise InvalidOption(f"--mask-out is {out}; its name must end in .png")
+        if out.exists() and not parsed.overwrite:
+            raise InvalidOption(f"--mask-out {out} exists; remove it or add --overwrite")
+        task = tasks[0]
+        others = {path.resolve() for path in (task.source, task.target, task.existing(), mask) if path}
+        if out.resolve() in others:
+            raise InvalidOption(f"--mask-out {out} is a photo, its result or its mask; name another file")
+    try:
+        return Masks(mask.read_bytes() if mask else None, out)
+    except OSError as error:
+        raise InvalidOption(f"--mask {mask} cannot be read: {error.strerror or error}") from error
 
 
 def _format_of_output(output: Path, chosen: str) -> str:
@@ -74,7 +106,12 @@ def _format_of_output(output: Path, chosen: str) -> str:
 
 
 def _restore_all(
-    restorer: "Restorer", tasks: list[output_paths.OutputTask], skip_reason: SkipReason, *, keep_times: bool
+    restorer: "Restorer",
+    tasks: list[output_paths.OutputTask],
+    skip_reason: SkipReason,
+    masks: Masks,
+    *,
+    keep_times: bool,
 ) -> Counter[str]:
     """Restore each photo, print a line for it, and count the outcomes. Raises DiskFull before the first."""
     from tqdm import tqdm
@@ -103,7 +140,7 @@ def _restore_all(
                     bar.n = before + done / total
                     bar.refresh()
 
-            state, line = _restore_one(restorer, task, skip_reason, update, keep_times=keep_times)
+            state, line = _restore_one(restorer, task, skip_reason, update, masks, keep_times=keep_times)
             counts[state] += 1
             bar.write(line, file=sys.stderr if state == "failed" else sys.stdout)
             bar.n = index + 1
@@ -166,6 +203,7 @@ def _restore_one(
     task: output_paths.OutputTask,
     skip_reason: SkipReason,
     progress: Progress,
+    masks: Masks,
     *,
     keep_times: bool,
 ) -> tuple[Literal["restored", "skipped", "failed"], str]:
@@ -174,15 +212,18 @@ def _restore_one(
 
     lines: list[str] = []
     try:
-        for number, result in restore(restorer, task.source.read_bytes(), task.sequences, progress=progress):
+        data = task.source.read_bytes()
+        for number, result in restore(restorer, data, task.sequences, mask=masks.data, progress=progress):
             target = task.path(result.format, number)
             # Another process may have written it, or the photo's format is not the one its name says
             if reason := skip_reason(target):
                 return "skipped", f"{task.source}: skipped, {reason}"
-            if problem := _write(result, task.source, target, keep_times=keep_times):
+            if problem := _write(result, task.source, target, masks.out, keep_times=keep_times):
                 return "failed", problem
             size = f"{result.width} x {result.height}"
             notes = "".join(f"; {warning}" for warning in result.warnings)
+            if result.repair and result.repair.mask.any():
+                notes = f"; {100 * result.repair.share:.2f} % repaired{notes}"
             line = f"{task.source} -> {target}: {size}, {result.model}, {result.seconds:.1f} s{notes}"
             lines.insert(0, line)
         return "restored", "\n".join(lines)
@@ -198,14 +239,20 @@ def _restore_one(
         return "failed", f"{task.source}: failed, {type(error).__name__}: {error}"
 
 
-def _write(result: "Result", source: Path, target: Path, *, keep_times: bool) -> str:
-    """Write a result; return the line to print if that fails, otherwise ""."""
+def _write(result: "Result", source: Path, target: Path, mask: Path | None, *, keep_times: bool) -> str:
+    """Write a result, and its mask if there is a file for it; return the line to print if that fails."""
+    written = target
     try:
         write_atomic(target, result.data)
         if keep_times:
             copy_times(source, target)
+        if mask and result.repair:
+            from ..repair.pipeline import mask_png
+
+            written = mask
+            write_atomic(mask, mask_png(result.repair.mask))
     except OSError as error:
-        return f"{source}: failed, {target} cannot be written: {error.strerror or error}"
+        return f"{source}: failed, {written} cannot be written: {error.strerror or error}"
     return ""
 
 

@@ -23,17 +23,18 @@ class Model:
     """A row of the table.
 
     name      unique name, as in Options.model
-    kind      "upscale", "face" (restores a face crop), "detect" or "parse"
+    kind      "upscale", "face" (restores a face crop), "detect" or "parse" (both of faces), "damage"
+              (detects it) or "fill"
     scale     upscaling factor of the network; 0 if not applicable or known only from the file
     bytes     size of the file
     sha256    of the file; "" for a custom file, which is not verified
-    url       official release; "" for custom models and the built-in one
+    url       official release; "" for custom models and the built-in ones
     licence   of the weights
     about     one-line description for the user
     mirror    Hugging Face repository with the same file, or ""
     revision  commit of the mirror that has it, or "" if unknown
     denoise_model  name of the model that a denoise strength below 1 blends in, or ""
-    local     file of a model without a release: custom/... or that of the built-in model
+    local     file of a model without a release: custom/... or that of a built-in model
     """
 
     name: str
@@ -216,6 +217,28 @@ MODELS = (
         "CC-BY-NC-SA-4.0",
         "more precise face outlines; optional",
     ),
+    Model(
+        "damage-detector",
+        "damage",
+        0,
+        1_205_984,
+        "9488a70db1d2510f366edbbac1a0abc43a2fcc4922852ebce69282cf67df35b4",
+        "",
+        "Apache-2.0",
+        "detects dust, hairs, scratches and stains",
+        local="damage-detector.safetensors",
+    ),
+    Model(
+        "damage-filler",
+        "fill",
+        0,
+        2_121_240,
+        "8fb9eda34c5adf0e7cfec33ae707372be2c94018fbbd74ea35500754455a4c21",
+        "",
+        "Apache-2.0",
+        "fills damaged pixels",
+        local="damage-filler.safetensors",
+    ),
 )
 
 BUILT_IN = "restore-lite-2-x4"
@@ -230,8 +253,9 @@ def weights_folder(folder: str | Path | None = None) -> Path:
 
 
 def path(model: Model, weights: Path) -> Path:
-    """Return the path of the model's file: in `weights`, or next to the package for the built-in model."""
-    return (_PROJECT_WEIGHTS if model.name == BUILT_IN else weights) / model.file
+    """Return the path of the model's file: in `weights`, or next to the package for a built-in model."""
+    built_in = model.sha256 and not model.url
+    return (_PROJECT_WEIGHTS if built_in else weights) / model.file
 
 
 def available(weights: Path) -> tuple[Model, ...]:

@@ -1,6 +1,7 @@
 """Find damage in a photo and fill it, in tiles that each see everything their core depends on."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,10 +11,15 @@ import safetensors.torch
 import torch
 from torch.nn import functional
 
+from ..inference.engine import out_of_memory, without_tf32
+from ..progress import Progress
 from .networks import STRIDE, Detector, Filler
 
 TILE = 1536  # pixels, a multiple of STRIDE
 _DILATION = 2  # pixels around detected damage, whose soft edges are damage too; as in training
+# What counts as seen with confidence: on 24 undamaged photographs, 21 have none (`python -m bench.repair`)
+_SURE = 0.9975  # probability that part of a damaged area reaches
+_THICKNESS = 24  # pixels; wider areas were clouds and flowers more often than damage
 Network = TypeVar("Network", Detector, Filler)
 
 
@@ -23,51 +29,90 @@ def load(network: Network, file: Path, device: torch.device) -> Network:
     return network.eval().requires_grad_(False).to(device)
 
 
-def detect(image: np.ndarray, detector: Detector, *, tile: int = TILE) -> np.ndarray:
+def detect(
+    image: np.ndarray,
+    detector: Detector,
+    *,
+    tile: int = TILE,
+    lock: AbstractContextManager[object] | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
     """Return the probability (h, w) float32, 0..1, that a pixel is damaged.
 
-    image  (h, w, 3) uint8 or uint16 RGB
-    tile   side in pixels, a multiple of STRIDE; changes memory, not the result
+    image     (h, w, 3) uint8 or uint16 RGB
+    tile      side in pixels, a multiple of STRIDE; changes memory, not the result
+    lock      held while a tile is computed
+    progress  called with (0, 0) before each tile, see Restorer.restore(); it may raise
+
+    Raises OutOfMemory.
     """
     device = next(detector.parameters()).device
     result = np.empty(image.shape[:2], np.float32)
-    with torch.inference_mode():
-        for window, inner, core in _tiles(image.shape[:2], tile, detector.reach):
+    for window, inner, core in _tiles(image.shape[:2], tile, detector.reach):
+        if progress:
+            progress(0, 0)
+        with lock or nullcontext(), out_of_memory(), without_tf32(), torch.inference_mode():
             photo = _padded(_tensor(image[window], device))
-            result[core] = detector(photo)[0, 0].sigmoid().cpu().numpy()[inner]
+            # The mean of two views: recall at a precision of 0.70 rises from 0.57 to 0.60
+            turned = detector(photo.flip((2, 3))).flip((2, 3))
+            result[core] = (detector(photo) + turned)[0, 0].div(2).sigmoid().cpu().numpy()[inner]
     return result
 
 
-def mask(probability: np.ndarray, sensitivity: float) -> np.ndarray:
-    """Return the pixels to fill (h, w) bool: likely damage and its edges.
-
-    probability  (h, w) float32, as detect() returns it
-    sensitivity  0..1; a pixel is marked if its probability is above 1 - sensitivity
-    """
-    marked = (probability > 1 - sensitivity).astype(np.uint8)
+def mask(probability: np.ndarray, sensitivity: float, *, confident: bool = False) -> np.ndarray:
+    """Return the pixels to fill (h, w) bool: likely damage, see chosen(), and its edges."""
     size = 2 * _DILATION + 1
+    marked = chosen(probability, sensitivity, confident=confident).astype(np.uint8)
     return cv2.dilate(marked, np.ones((size, size), np.uint8)).astype(bool)
 
 
-def fill(image: np.ndarray, mask: np.ndarray, filler: Filler, *, tile: int = TILE) -> np.ndarray:
+def chosen(probability: np.ndarray, sensitivity: float, *, confident: bool = False) -> np.ndarray:
+    """Return the pixels (h, w) bool that are taken for damage.
+
+    probability  (h, w) float32, as detect() returns it
+    sensitivity  0..1; a pixel is taken if its probability is above 1 - sensitivity
+    confident    take only areas that are thin and, somewhere, almost certainly damage
+    """
+    marked = (probability > 1 - sensitivity).astype(np.uint8)
+    if confident:
+        count, areas = cv2.connectedComponents(marked, connectivity=8)
+        depth = cv2.distanceTransform(marked, cv2.DIST_L2, 3)
+        sure = np.bincount(areas[probability > _SURE], minlength=count) > 0
+        thin = np.bincount(areas[depth > _THICKNESS / 2], minlength=count) == 0
+        marked *= (sure & thin)[areas]
+    return marked.astype(bool)
+
+
+def fill(
+    image: np.ndarray,
+    mask: np.ndarray,
+    filler: Filler,
+    *,
+    tile: int = TILE,
+    lock: AbstractContextManager[object] | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
     """Return the image with the mask's pixels filled and all others unchanged, of the same dtype.
 
     image  (h, w, 3) uint8 or uint16 RGB
     mask   (h, w) bool
-    tile   side in pixels, a multiple of STRIDE; changes memory, not the result
+
+    The other arguments, and what it raises, are those of detect().
     """
     device = next(filler.parameters()).device
     white = np.iinfo(image.dtype).max
     result = image.copy()
-    with torch.inference_mode():
-        for window, inner, core in _tiles(image.shape[:2], tile, filler.reach):
-            holes = mask[core]
-            if not holes.any():
-                continue
+    for window, inner, core in _tiles(image.shape[:2], tile, filler.reach):
+        holes = mask[core]
+        if not holes.any():
+            continue
+        if progress:
+            progress(0, 0)
+        with lock or nullcontext(), out_of_memory(), without_tf32(), torch.inference_mode():
             hole = torch.from_numpy(mask[window].astype(np.float32))[None, None].to(device)
             filled = filler(_padded(_tensor(image[window], device)), _padded(hole))[0]
             pixels = filled.clamp(0, 1).mul(white).round().permute(1, 2, 0).cpu().numpy()[inner]
-            result[core][holes] = pixels[holes].astype(image.dtype)
+        result[core][holes] = pixels[holes].astype(image.dtype)
     return result
 
 

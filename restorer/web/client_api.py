@@ -10,7 +10,7 @@ from typing import Any, Literal
 import gradio as gr
 from gradio import FileData, events
 
-from ..options import FORMATS
+from ..options import FORMATS, REPAIR
 from ..result import Result
 from . import previews
 from .gpu_queue import GPU
@@ -29,6 +29,8 @@ _OPTION_TYPES: dict[str, Any] = {
     "denoise": float,
     "face_model": str,
     "face_strength": float,
+    "repair": Literal[REPAIR],
+    "repair_sensitivity": float,
     "format": Literal[FORMATS],
     "quality": int,
     "max_bytes": int,
@@ -39,7 +41,9 @@ _QUOTE_OPTIONS = ("face_enhance", "outscale", "long_side", "print_size", "dpi", 
 _ENHANCE = """Restore one photo. Returns the full-size file, previews of before and after in one size (JPEG,
 at most 2048 pixels a side), and the receipt: software, model, its sha256, options, pixels, seconds, faces,
 warnings. face_enhance is true, false or "auto"; long_side, in pixels, or print_size, such as "30x20cm", with
-dpi replaces outscale; max_bytes lowers the quality until the file is no larger."""
+dpi replaces outscale; max_bytes lowers the quality until the file is no larger. mask is a picture of the
+photo's size, whose light pixels are filled instead of detected damage; if anything was filled, the receipt
+has its mask as a file."""
 _BATCH = """Restore photos one after the other; a photo that fails does not stop the others. Returns the
 full-size files of the restored photos and, for every photo in the order of the input, its receipt or
 {"error": message}. The options are those of /enhance."""
@@ -57,21 +61,25 @@ def add_endpoints(service: Service) -> None:
         files: dict[str, Any],
         options: Iterable[str],
         returns: object,
+        *,
+        optional: dict[str, Any] | None = None,
         **event_options: object,
     ) -> None:
         """Add `run` as an endpoint; Gradio reads names, types and defaults from the signature built here."""
         positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        types = files | {option: _OPTION_TYPES[option] for option in options}
+        optional = optional or {}  # files after the options
+        types = files | {option: _OPTION_TYPES[option] for option in options} | optional
+        preset = defaults | dict.fromkeys(optional)
         parameters = [
             inspect.Parameter(
-                key, positional, default=defaults.get(key, inspect.Parameter.empty), annotation=annotation
+                key, positional, default=preset.get(key, inspect.Parameter.empty), annotation=annotation
             )
             for key, annotation in types.items()
         ]
 
         async def endpoint(*arguments: object) -> object:  # of a generator, gradio_client fetches files twice
             values = dict(zip(types, arguments, strict=True))
-            return await run(service, *(values.pop(file) for file in files), values)
+            return await run(service, *(values.pop(file) for file in (*files, *optional)), values)
 
         endpoint.__annotations__ = types
         endpoint.__signature__ = inspect.Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
@@ -81,16 +89,24 @@ def add_endpoints(service: Service) -> None:
     enhance_returns = tuple[FileData, tuple[FileData, FileData], dict]
     batch_returns = tuple[list[FileData], list[dict]]
     enhance, batch, quote, models = NAMES
-    add(_enhance, enhance, photo, _OPTION_TYPES, enhance_returns, api_description=_ENHANCE, **GPU)
+    add(
+        *(_enhance, enhance, photo, _OPTION_TYPES, enhance_returns),
+        optional={"mask": FileData | None},
+        api_description=_ENHANCE,
+        **GPU,
+    )
     add(_batch, batch, photos, _OPTION_TYPES, batch_returns, api_description=_BATCH, **GPU)
     add(_quote, quote, photo, _QUOTE_OPTIONS, dict, api_description=_QUOTE)
     add(_models, models, {}, (), list[dict], api_description=_MODELS)
 
 
-async def _enhance(service: Service, photo: object, values: dict) -> tuple:
-    progress = gr.Progress()
-    result, files = await _restore(service, photo, values, partial(_report, service, progress, ""))
-    return _file_data(files.file), (_file_data(files.before), _file_data(files.after)), receipt(result)
+async def _enhance(service: Service, photo: object, mask: object, values: dict) -> tuple:
+    report = partial(_report, service, gr.Progress(), "")
+    result, files = await _restore(service, photo, values, report, mask)
+    described = receipt(result)
+    if name := previews.mask_name(result):
+        described["mask"] = _file_data(files.file.with_name(name))
+    return _file_data(files.file), (_file_data(files.before), _file_data(files.after)), described
 
 
 async def _batch(service: Service, photos: object, values: dict) -> tuple:
@@ -125,12 +141,12 @@ async def _models(service: Service, _values: dict) -> list:
 
 
 async def _restore(
-    service: Service, photo: object, values: dict, report: Callable[[Step], None]
+    service: Service, photo: object, values: dict, report: Callable[[Step], None], mask: object = None
 ) -> tuple[Result, previews.ResultFiles]:
     """Restore an upload. Raises gr.Error with a message for the user."""
-    path = _path(photo)
+    path, mask_path = _path(photo), None if mask is None else _path(mask, "mask")
     with service.user_errors():
-        return await service.run(partial(service.restore_upload, path, values), report)
+        return await service.run(partial(service.restore_upload, path, values, mask=mask_path), report)
 
 
 def _report(service: Service, progress: gr.Progress, prefix: str, step: Step) -> None:
@@ -141,11 +157,11 @@ def _report(service: Service, progress: gr.Progress, prefix: str, step: Step) ->
         progress((done, total), desc=f"{prefix}downloading {name}", unit="bytes")
 
 
-def _path(photo: object) -> str:
+def _path(photo: object, name: str = "photo") -> str:
     """Return the path of an upload. Raises gr.Error for anything else; URLs are never downloaded."""
     path = photo.get("path") if isinstance(photo, dict) else None
     if not isinstance(path, str):
-        raise gr.Error("photo must be an uploaded file", print_exception=False)
+        raise gr.Error(f"{name} must be an uploaded file", print_exception=False)
     return path
 
 

@@ -21,12 +21,15 @@ from ..faces.paste import Face
 from ..images.file_types import SUFFIXES
 from ..images.photo import Photo
 from ..images.resample import to_uint8
+from ..repair.pipeline import mask_png
 from ..result import Result
 
 PREVIEW_SIDE = 2048  # largest side of a preview in pixels
 VIEW = (1200, 720)  # width and height in pixels of the view at 100 %
 DETAIL = 192  # side in pixels of the crop on which options are tried
 _MARGIN = 4  # pixels around a box that resampling reads
+MARK = (255, 0, 110)  # RGB; mask.js marks in the same colour
+MASK = "mask.png"  # file of the mask beside a result
 CACHED = "kept"  # folder of cached results, beside the results; never served
 
 
@@ -49,6 +52,7 @@ class ResultFiles:
     name           of the upload
     file           the full-size result
     before, after  previews of one size for the slider
+    marked         the preview of before with the repaired pixels in a colour, absent if there are none
     cache          folder of what cache_result() writes
     """
 
@@ -56,19 +60,27 @@ class ResultFiles:
     file: Path
     before: Path
     after: Path
+    marked: Path
     faces: tuple[FacePreview, ...]
     cache: Path
 
 
 def write(result: Result, name: str, folder: Path, mark: str = "") -> Path:
-    """Write a result's file into `folder`, named after the upload, and return the path.
+    """Write a result's file into `folder`, named after the upload, and its mask; return the file's path.
 
     mark  added to the name; default: "_4x" for an outscale of 4
     """
     stem = _safe_stem(Path(name.replace("\\", "/")).stem) + (mark or result.options.size_mark)
     file = folder / (stem + SUFFIXES[result.format][0])
     write_atomic(file, result.data)
+    if result.repair and mask_name(result):
+        write_atomic(folder / MASK, mask_png(result.repair.mask))
     return file
+
+
+def mask_name(result: Result) -> str:
+    """Return the name of the mask's file that write() writes, "" if nothing was repaired."""
+    return MASK if result.repair and result.repair.mask.any() else ""
 
 
 def _safe_stem(stem: str) -> str:
@@ -80,6 +92,10 @@ def _safe_stem(stem: str) -> str:
 def write_files(result: Result, name: str, file: Path, root: Path) -> ResultFiles:
     """Write the previews of a result beside its `file`, which is below the results folder `root`."""
     previews(result, file.parent)
+    if result.repair and mask_name(result):
+        pixels = np.where(result.repair.mask[..., None], _marks(result.before.pixels), result.before.pixels)
+        marked, size = replace(result.before, pixels=pixels), _preview_size(result.width, result.height)
+        _save_jpeg(marked, _full_box(marked), size, file.with_name("marked.jpg"))
     for index, (path, face) in enumerate(zip(_face_paths(result, file), result.faces, strict=True)):
         share = result.options.strength * result.options.face_strength * result.strengths.get(index, 1)
         _save_pair(face, path, share)
@@ -102,6 +118,7 @@ def _files(result: Result, name: str, file: Path, root: Path) -> ResultFiles:
         name,
         file,
         *preview_paths(file),
+        file.with_name("marked.jpg"),
         tuple(FacePreview(path, face.reason) for path, face in zip(paths, result.faces, strict=True)),
         _cache_folder(file, root),
     )
@@ -122,6 +139,20 @@ def previews(result: Result, folder: Path) -> tuple[Path, Path]:
         _save_jpeg(result.before, _full_box(result.before), size, folder / "before.jpg"),
         _save_jpeg(result.after, _full_box(result.after), size, folder / "after.jpg"),
     )
+
+
+def _marks(pixels: np.ndarray) -> np.ndarray:
+    """Return (h, w, 3) pixels in the colour that marks damage, through which they show."""
+    colour = np.array(MARK, np.float32) / 255 * np.iinfo(pixels.dtype).max
+    return (0.35 * pixels + 0.65 * colour).astype(pixels.dtype)
+
+
+def write_damage(probability: np.ndarray, folder: Path) -> Path:
+    """Write probabilities (h, w) float32, 0..1, as a grey PNG into a new folder."""
+    data = io.BytesIO()
+    Image.fromarray(np.rint(probability * 255).astype(np.uint8)).save(data, "PNG")
+    write_atomic(path := folder / "damage.png", data.getvalue())
+    return path
 
 
 def preview(photo: Photo, folder: Path) -> Path:

@@ -116,7 +116,7 @@ class Server:
             "theme": components.theme(),
             "css_paths": [layout.STYLE],
             "js": layout.SCRIPT.read_text(),
-            "head": f"<script>{layout.HEAD_SCRIPT.read_text()}</script>",
+            "head": "".join(f"<script>{script.read_text()}</script>" for script in layout.HEAD_SCRIPTS),
             "blocked_paths": [str(settings.processed_folder / CACHED), str(settings.jobs_folder)],
             "max_file_size": max_file_bytes,
             "show_error": False,

@@ -58,28 +58,41 @@ class Service:
         raise AssertionError("the worker returned no result")
 
     def restore_to_file(
-        self, data: bytes, values: dict[str, object], progress: Progress, *, name: str, folder: Path
+        self,
+        data: bytes,
+        values: dict[str, object],
+        progress: Progress,
+        *,
+        name: str,
+        folder: Path,
+        mask: bytes | None = None,
     ) -> tuple[Result, Path]:
         """Restore a photo and write its file into `folder`, named after the upload's `name`.
 
         values  as in options()
+        mask    see Restorer.restore()
         """
         top, *parts = folder.relative_to(self.settings.processed_folder).parts
         # the log gets part of the id only: the complete one gives access to the job
         with self.metrics.track_photo("/".join([top[:12], *parts])) as record:
             self.check_disk_space()
             options = self.options(values)
-            result = self.restorer.restore(data, progress=progress, **vars(options))
+            result = self.restorer.restore(data, mask=mask, progress=progress, **vars(options))
             file = previews.write(result, name, folder, options.size_mark)
             record(result)
         return result, file
 
     def restore_upload(
-        self, path: str, values: dict[str, object], progress: Progress
+        self, path: str, values: dict[str, object], progress: Progress, mask: str | None = None
     ) -> tuple[Result, previews.ResultFiles]:
-        """Restore an upload; return the result and its files for a browser."""
+        """Restore an upload, with the upload `mask`; return the result and its files for a browser."""
         result, file = self.restore_to_file(
-            self.upload(path), values, progress, name=path, folder=self.new_folder()
+            self.upload(path),
+            values,
+            progress,
+            name=path,
+            folder=self.new_folder(),
+            mask=self.upload(mask) if mask else None,
         )
         return result, previews.write_files(result, path, file, self.settings.processed_folder)
 

@@ -219,8 +219,21 @@ def test_worker_with_other_weights_of_the_same_name_restores_nothing(folder):
     with pytest.raises(WeightsUnavailable, match=f"another file here: .* not {job.models[0][1]}"):
         runner.run(job, runner.entries(job, runner.photos(job)[:1], []), pytest.fail)
     assert not result_names(folder)
-    with pytest.raises(WeightsUnavailable, match="face networks here: none; .* with GFPGANv1.3"):
+    with pytest.raises(WeightsUnavailable, match="faces and repair here: none; .* with GFPGANv1.3"):
         runner.Worker(replace(job, networks=("GFPGANv1.3",)))
+
+
+def test_repair_options_and_weights_are_part_of_the_digest(folder):
+    def digest(**options):
+        chosen = Options(model="custom/tiny", face_enhance="off", **options)
+        job = runner.prepare(str(folder / "in"), str(folder / "out"), chosen, weights=str(folder / "weights"))
+        return job, job.digest
+
+    jobs = [digest(), digest(repair="on"), digest(repair="auto"), digest(repair="on", repair_sensitivity=0.3)]
+    assert len({digest for _, digest in jobs}) == len(jobs)
+    job = jobs[1][0]
+    assert [name.partition(" ")[0] for name in job.networks] == ["damage-detector", "damage-filler"]
+    assert replace(job, networks=("damage-detector 0123", job.networks[1])).digest != job.digest
 
 
 def test_results_inside_the_photo_folder_are_not_restored_again(folder):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -567,7 +568,7 @@ def test_models_are_listed_with_size_licence_and_source(capsys, tmp_path, weight
         source, size, sha256 = "to download", model.bytes, model.sha256
         if packaged:
             source, size, sha256 = "installed, fp16 copy", packaged.bytes, packaged.sha256
-        elif model.name == registry.BUILT_IN:
+        elif not model.url:
             source = "built in"
         cells = [f"{size / 1e6:.1f}", model.licence, source, sha256[:12], model.about]
         assert all(f"  {cell}" in lines[model.name] for cell in cells), model.name
@@ -662,3 +663,66 @@ def test_frames_stay_an_animation(capsys):
     assert "with --frames all use one of same, webp, png" in capsys.readouterr().err
     assert run("a.gif", "--model", "custom/tiny") == 0
     assert "only the first picture" in capsys.readouterr().out and Path("a_4x.png").exists()
+
+
+def scratched() -> None:
+    """Write photo.png, with a bright scratch on a smooth background, and mask.png, which marks it."""
+    y, x = np.mgrid[0:96, 0:128]
+    pixels = np.stack([90 + y / 4, 80 + x / 5, 100 + 0 * x], axis=2).astype(np.uint8)
+    mask = np.zeros((96, 128), np.uint8)
+    cv2.line(mask, (10, 10), (110, 80), 255, 3)
+    pixels[mask > 0] = 245
+    Image.fromarray(pixels).save("photo.png")
+    Image.fromarray(mask).save("mask.png")
+
+
+def test_repair_writes_its_mask_and_takes_one(capsys):
+    scratched()
+    common = ["--model", "custom/tiny", "--face-enhance", "off"]
+    for arguments in (
+        ["-o", "off.png"],
+        ["-o", "auto.png", "--repair", "auto"],
+        ["-o", "on.png", "--repair", "on", "--mask-out", "found.png"],
+        ["-o", "high.png", "--repair", "on", "--repair-sensitivity", "0.9", "--mask-out", "more.png"],
+        ["-o", "own.png", "--mask", "mask.png", "--mask-out", "same.png"],
+        ["-o", "again.png", "--mask", "found.png"],
+    ):
+        assert run("photo.png", *arguments, *common) == 0, arguments
+    assert "% repaired" in capsys.readouterr().out
+    pixels = {name: np.asarray(Image.open(f"{name}.png")) for name in ("off", "on", "high", "own", "again")}
+    assert len({array.tobytes() for name, array in pixels.items() if name != "again"}) == 4
+    np.testing.assert_array_equal(pixels["again"], pixels["on"])
+    masks = {name: np.asarray(Image.open(f"{name}.png")) > 0 for name in ("found", "more", "same", "mask")}
+    np.testing.assert_array_equal(masks["same"], masks["mask"])
+    assert masks["found"][masks["mask"]].mean() > 0.8 and masks["found"].mean() < 0.2
+    assert masks["more"].sum() > masks["found"].sum()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photo.png", "other.png", "--mask", "mask.png"], "for one photo, not 2"),
+        (["photo.png", "--mask", "mask.png", "--pages", "all"], "omit --pages and --frames"),
+        (["photo.png", "--mask-out", "new.png"], "needs --repair"),
+        (["photo.png", "--repair", "on", "--mask-out", "new.jpg"], "must end in .png"),
+        (["photo.png", "--repair", "on", "--mask-out", "mask.png"], "mask.png exists"),
+        (["photo.png", "--mask", "mask.png", "--mask-out", "mask.png", "--overwrite"], "name another file"),
+        (["photo.png", "--repair", "on", "--mask-out", "photo.png", "--overwrite"], "name another file"),
+        (["photo.png", "--mask", "absent.png"], "absent.png cannot be read"),
+        (["photo.png", "--repair-sensitivity", "2"], "repair_sensitivity is 2.0"),
+    ],
+)
+def test_wrong_use_of_masks_is_refused(arguments, message, capsys):
+    scratched()
+    shutil.copy("photo.png", "other.png")
+    before = {name: Path(name).read_bytes() for name in ("photo.png", "mask.png")}
+    assert run(*arguments, "--model", "custom/tiny") == 2
+    assert message in capsys.readouterr().err
+    assert {name: Path(name).read_bytes() for name in before} == before
+
+
+def test_mask_of_another_size_fails_the_photo(capsys):
+    scratched()
+    Image.new("L", (20, 30), 255).save("small.png")
+    assert run("photo.png", "--mask", "small.png", "--model", "custom/tiny") == 1
+    assert "the mask has 20 x 30 pixels and the photo 128 x 96" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -70,8 +71,29 @@ def test_the_four_endpoints_have_the_defaults_of_the_page(client):
         defaults = {option["parameter_name"]: option["parameter_default"] for option in options}
         assert defaults.pop("long_side") == 0
         assert defaults.pop("model") == "custom/quick", "as set for the server"
+        assert defaults.pop("mask", None) is None
         assert defaults == {option: getattr(Options(), option) for option in defaults}
         assert all(option["type"] for option in options)
+
+
+def test_mask_is_filled_and_comes_back(client, photo, tmp_path):
+    mask = np.zeros((30, 40), np.uint8)
+    mask[5:9, 10:30] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    plain, _, _ = client.predict(handle_file(photo()), face_enhance=False, api_name="/enhance")
+    file, _, receipt = client.predict(
+        handle_file(photo()), face_enhance=False, mask=handle_file(tmp_path / "mask.png"), api_name="/enhance"
+    )
+    assert receipt["repair"]["mask"] == "own"
+    np.testing.assert_array_equal(np.asarray(Image.open(receipt["mask"])), mask > 0)
+    assert Path(file).read_bytes() != Path(plain).read_bytes()
+    _, _, receipt = client.predict(
+        handle_file(photo()), face_enhance=False, repair="on", repair_sensitivity=1, api_name="/enhance"
+    )
+    assert receipt["repair"]["sensitivity"] == 1
+    Image.fromarray(mask[:9]).save(tmp_path / "mask.png")
+    with pytest.raises(exceptions.AppError, match="the mask has 40 x 9 pixels"):
+        client.predict(handle_file(photo()), mask=handle_file(tmp_path / "mask.png"), api_name="/enhance")
 
 
 def test_batch_continues_after_a_bad_file(client, photo, tmp_path):

@@ -282,6 +282,9 @@ def test_zero_gpu_restorer_gives_same_results(tmp_path, rng):
     result = zero_gpu.restore(data, tile=32, progress=lambda *step: steps.append(step))
     assert result.data == plain.restore(data, tile=32).data
     assert steps[0][0] == 0 and steps[-1][0] == steps[-1][1] > 4
+    assert zero_gpu.restore(data, tile=32, repair="on").repair.source == "on"
+    on_gpu = ZeroGpuRestorer(**options | {"device": "cuda"})
+    assert on_gpu.find_damage(on_gpu.decode(data)).shape == (90, 120), "outside the fork, which has the GPU"
     with pytest.raises(ImageTooLarge, match="choose a smaller scale"):
         ZeroGpuRestorer(**options, limits=restorer.Limits(output_pixels=10)).restore(data)
 

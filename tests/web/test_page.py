@@ -418,6 +418,10 @@ def test_page_is_accessible_and_has_contrast(browser, address, rng):
         check("first sight")
         choose(page, photo_like(rng, 40, 50))
         expect(page.locator("#summary")).to_contain_text("about")
+        page.click("#repair > button")
+        page.check("#repair_on input")
+        expect(page.locator("#mask")).to_be_visible()
+        check("repair")
         page.click("#start")
         expect(page.locator("#view img").first).to_be_visible()
         page.click("#options button")
@@ -450,6 +454,64 @@ FIND_LOW_CONTRAST = """() => {
   }
   return failures;
 }"""
+
+
+def test_damage_is_marked_edited_and_filled(page, folder):
+    y, x = np.mgrid[0:160, 0:200]
+    pixels = np.stack([90 + y / 4, 80 + x / 5, 100 + 0 * x], axis=2).astype(np.uint8)
+    choose(page, pixels, "clean.png")
+    expect(page.locator("#summary")).to_contain_text("about")
+    cv2.line(pixels, (20, 10), (150, 140), (245, 245, 245), 2, cv2.LINE_AA)
+    choose(page, pixels, "scratched.png")
+    expect(page.locator("#repair > button")).to_contain_text("seen on this photo")
+    expect(page.locator("#mask")).to_be_hidden()
+    page.click("#repair > button")
+    expect(page.locator("#brush")).to_be_hidden()
+    page.check("#repair_on input")
+    expect(page.locator("#mask")).to_be_visible()
+    marked = """() => {
+      const mask = document.querySelector("#mask"), { width, height } = mask;
+      const { data } = mask.getContext("2d").getImageData(0, 0, width, height);
+      return Array.from({ length: width * height }, (_, i) => data[4 * i + 3] > 0);
+    }"""
+
+    def mask() -> np.ndarray:
+        page.wait_for_timeout(300)  # it is drawn with the next frame
+        return np.array(page.evaluate(marked)).reshape(160, 200)
+
+    first = mask()
+    assert first[75, 85] and first.mean() < 0.1
+    page.locator("#repair_sensitivity input[type=range]").fill("0.9")
+    assert mask().sum() > first.sum()
+
+    def paint(tool: str, x: float, y: float) -> None:
+        page.check(f"#brush input[value={tool}]")
+        box = page.locator("#mask").bounding_box()
+        page.mouse.click(box["x"] + x / 200 * box["width"], box["y"] + y / 160 * box["height"])
+
+    paint("Add", 160, 32)
+    paint("Remove", 85.5, 75.5)
+
+    edited = mask()
+    assert edited[32, 160] and not edited[75, 85]
+    assert page.locator("#detail").is_hidden(), "the brush is no click on the photo"
+    page.click("#start")
+    expect(page.locator("#result-text")).to_contain_text("% repaired")
+    file = max(folder.glob("processed/*/*/mask.png"), key=lambda path: path.stat().st_mtime)
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), edited)
+    before = page.locator("#slider img").first.get_attribute("src")
+    page.check("#mark input")
+    expect(page.locator("#slider img").first).not_to_have_attribute("src", before)
+    expect(page.locator("#slider img").first).to_have_attribute("src", re.compile("marked.jpg"))
+    expect(page.locator("#brush")).to_be_hidden()
+    page.click("#back")
+    expect(page.locator("#slider")).to_be_hidden()
+    np.testing.assert_array_equal(mask(), edited)
+    page.click("#brush-undo")
+    assert mask()[75, 85]
+    choose(page, pixels[:40, :50], "other.png")
+    expect(page.locator("#mask")).to_be_visible()
+    assert page.evaluate("document.querySelector('#mask').width") == 50
 
 
 def test_sample_and_pasted_photo_are_uploaded(page, rng):

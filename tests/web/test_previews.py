@@ -110,14 +110,17 @@ def test_only_uploads_are_read(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     page = page_of(tmp_path)
     c, values = page.components, ("auto", 4, 0, "", "", 1, False, "GFPGANv1.3", 1, "same", 95, 0, True, False)
+    values += (True, 0.5)
     shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), "", *values))
     assert "8 × 8" in shown[c.message]
     for name in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
         path = str(tmp_path / name)
         assert "⚠" in asyncio.run(page.pick(path, "", *values))[c.message]
         photo = restore_tab.SelectedPhoto(path, shown[c.selected].outline)
-        message = asyncio.run(page.start(photo, *values))[c.message]
+        message = asyncio.run(page.start(photo, "", *values))[c.message]
         assert message.startswith("⚠") and str(tmp_path) not in message
+        mask = asyncio.run(page.start(shown[c.selected], path, *values))[c.message]
+        assert mask.startswith("⚠") and str(tmp_path) not in mask
         remembered = json.dumps({"photo": f"../{name}", "job": "../jobs"})
         assert c.photo not in page.resume(remembered, *values)
 
@@ -136,6 +139,7 @@ def test_only_uploads_are_read(tmp_path):
 )
 def test_result_name_is_valid_on_every_system(tmp_path, upload, name):
     class FakeResult:
+        repair = None
         data, format, options = b"bytes", "png", Options()
 
     assert previews.write(FakeResult, upload, tmp_path) == tmp_path / name

@@ -133,6 +133,8 @@ def test_every_option_is_passed_on(client, rng):
         "face_strength": 0.5,
         "face_mask": "parsing",
         "face_large": True,
+        "repair": "on",
+        "repair_sensitivity": 0.25,
     }
     texts = {name: str(value) for name, value in options.items()}
     status = ended(client, posted(client, file, **texts)["job_id"])
@@ -149,6 +151,63 @@ def test_every_option_is_passed_on(client, rng):
     assert status["status"] == "completed" and "face detection skipped" in status["results"][0]["faces"]
 
 
+def masks(rng) -> tuple[bytes, bytes]:
+    """A photo and a mask of it."""
+    mask = np.zeros((24, 31), np.uint8)
+    mask[5:9, 10:30] = 255
+    return png(photo_like(rng, 24, 31)), png(mask)
+
+
+def test_mask_is_filled_and_can_be_fetched(client, rng):
+    photo, mask = masks(rng)
+    (plain,) = ended(client, posted(client, ("a.png", photo))["job_id"])["results"]
+    assert plain["mask_url"] == "" and plain["repair"]["mask"] == "off"
+    files = [("files", ("a.png", photo)), ("mask", ("any name", mask))]
+    answer = client.post("/enhance", files=files)
+    (result,) = ended(client, answer.json()["job_id"])["results"]
+    assert result["repair"]["mask"] == "own" and result["repair"]["share"] == round(80 / (24 * 31), 6)
+    assert client.get(result["url"]).content != client.get(plain["url"]).content
+    answer = client.get(result["mask_url"])
+    assert answer.headers["content-type"] == "image/png"
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), mask_pixels(mask))
+    job = posted(client, ("a.png", photo), repair="on", repair_sensitivity="1")
+    (detected,) = ended(client, job["job_id"])["results"]
+    assert detected["repair"]["mask"] == "on" and detected["repair"]["share"] > 0.5
+
+
+def mask_pixels(mask: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(mask))) > 0
+
+
+def test_masks_that_do_not_fit_are_refused(client, rng):
+    photo, mask = masks(rng)
+    for files, message in (
+        ([("files", photo), ("files", photo), ("mask", mask)], "a mask is sent with 2 photos"),
+        ([("files", photo), ("mask", b"no picture")], "the mask: "),
+        ([("files", photo), ("mask", png(np.zeros((9, 31), np.uint8)))], "the mask has 31 x 9 pixels"),
+        ([("files", photo), ("mask", mask), ("mask", mask)], "unknown file field 'mask'"),
+        ([("mask", mask)], "no file"),
+    ):
+        answer = client.post("/enhance", files=[(field, ("a.png", data)) for field, data in files])
+        assert answer.status_code == 422 and message in answer.json()["error"], answer.text
+    answer = client.post("/quote", files=[("files", ("a.png", photo)), ("mask", ("m.png", mask))])
+    assert answer.status_code == 422
+
+
+def test_mask_is_part_of_what_an_idempotency_key_stands_for(client, rng):
+    photo, mask = masks(rng)
+    headers = {"Idempotency-Key": "masked"}
+    files = [("files", ("a.png", photo)), ("mask", ("m.png", mask))]
+    answers = [client.post("/enhance", files=files, headers=headers) for _ in range(2)]
+    assert answers[0].json()["job_id"] == answers[1].json()["job_id"]
+    other = png(np.zeros((24, 31), np.uint8))
+    answer = client.post(
+        "/enhance", files=[("files", ("a.png", photo)), ("mask", ("m.png", other))], headers=headers
+    )
+    assert answer.status_code == 422 and "other files or options" in answer.json()["error"]
+    ended(client, answers[0].json()["job_id"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -158,6 +217,8 @@ def test_every_option_is_passed_on(client, rng):
         ({"quality": "9.5"}, "it must be a valid integer"),
         ({"keep_metadata": "maybe"}, "keep_metadata is 'maybe'"),
         ({"face_enhance": "perhaps"}, "it must be 'auto', 'on' or 'off'"),
+        ({"repair": "yes"}, "it must be 'off', 'auto' or 'on'"),
+        ({"repair_sensitivity": "1.5"}, "less than or equal to 1"),
         ({"format": "gif"}, "it must be 'same', 'png', 'jpeg', 'webp', 'tiff', 'avif' or 'jxl'"),
         ({"model": "nope"}, "custom/quick"),
         ({"denoise": "0.5"}, "does not support denoise 0.5; use 1"),

@@ -120,7 +120,7 @@ def _load(
     photos = Bank(arguments.photos, learnt, side, device=device, workers=workers)
     judged_photos = Bank(arguments.photos, judged, side, device=device, workers=workers)
     _say(f"{photos.count} photographs, {judged_photos.count} held out")
-    atlases = [compose.Atlas(*part, device) for pair in (damage, content) for part in _hold_out(*pair)]
+    atlases = [compose.Atlas(*part, device) for pair in (damage, content) for part in hold_out(*pair)]
     small = device.type == "cpu"
     validation = Validation(
         judged_photos, atlases[1], atlases[3], batches=2 if small else 6, size=8 if small else 48
@@ -129,7 +129,7 @@ def _load(
     return photos, validation, atlases[0], atlases[2]
 
 
-def _hold_out(names: list[str], alphas: np.ndarray) -> list[tuple[list[str], np.ndarray]]:
+def hold_out(names: list[str], alphas: np.ndarray) -> list[tuple[list[str], np.ndarray]]:
     """Split alphas into those to learn and, of each kind, the last tenth by name, at least one."""
     kinds = [name.partition("/")[0] for name in names]
     held = np.zeros(len(names), bool)

@@ -23,9 +23,9 @@ from ..refusal import Refusal, invalid_values, refuse_with
 from ..service import Service
 
 FORM_BYTES = 64 * 1024  # size of a form without its files
-_FILE_FIELDS = ("files", "files[]", "file")
+_FILE_FIELDS, _MASK = ("files", "files[]", "file"), "mask"
 _EXTENDED_NAME = re.compile(rb"filename\*\s*=\s*utf-8'[^']*'([^\s;]+)", re.IGNORECASE)
-Form = tuple[list[tuple[str, Path]], dict[str, object]]  # files as (name, path), and options by name
+Form = tuple[list[tuple[str, Path]], dict[str, object], Path | None]  # files (name, path), options, mask
 
 
 class _MultiPartParser(MultiPartParser):
@@ -51,11 +51,13 @@ class _MultiPartParser(MultiPartParser):
 
 def _with_file_name(disposition: bytes) -> bytes:
     _, options = parse_options_header(disposition)
-    if options.get(b"name", b"").decode("latin-1") not in _FILE_FIELDS or b"filename" in options:
+    field = options.get(b"name", b"").decode("latin-1")
+    if field not in (*_FILE_FIELDS, _MASK) or b"filename" in options:
         return disposition
     extended = _EXTENDED_NAME.search(disposition)
     name = unquote_to_bytes(extended[1]) if extended else b"photo"
-    return b'form-data; name=files; filename="%s"' % re.sub(rb'["\\]', b"_", name)
+    field = _MASK if field == _MASK else _FILE_FIELDS[0]
+    return b'form-data; name=%s; filename="%s"' % (field.encode(), re.sub(rb'["\\]', b"_", name))
 
 
 @asynccontextmanager
@@ -67,18 +69,21 @@ async def read(
     max_files: int,
     max_megabytes: int,
     admission: AbstractAsyncContextManager[None],
+    mask: bool = False,
 ) -> AsyncIterator[Form]:
     """Read a form; its files stay in a temporary folder below `folder` until the context exits.
 
     max_megabytes  of one file
     admission      entered once the form is complete, before it is examined; its errors refuse the form
+    mask           whether a mask may be sent with one photo
 
     Raises Refusal.
     """
     max_bytes = max_megabytes * 2**20
+    most = max(max_files, 2) if mask else max_files
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > max_files * max_bytes + FORM_BYTES:
-        limit = max_files * max_bytes
+    if length.isdigit() and int(length) > most * max_bytes + FORM_BYTES:
+        limit = most * max_bytes
         raise Refusal(
             413, f"the request has {length} bytes, the limit is {limit}; send smaller files", limit=limit
         )
@@ -93,7 +98,7 @@ async def read(
         form = await _MultiPartParser(
             request.headers,
             request.stream(),
-            max_files=max_files,
+            max_files=most,
             max_fields=len(options_model.model_fields),
             max_part_size=FORM_BYTES,
         ).parse()
@@ -106,18 +111,33 @@ async def read(
     try:
         async with admission:
             with tempfile.TemporaryDirectory(dir=folder, prefix="tmp") as temporary:
-                files, sent = [], request.query_params.multi_items()
+                files, sent, sent_mask = [], request.query_params.multi_items(), None
                 for field, value in form.multi_items():
-                    if isinstance(value, UploadFile):
+                    if isinstance(value, UploadFile) and mask and field == _MASK and not sent_mask:
+                        sent_mask = await _save_mask(value, temporary, max_bytes)
+                    elif isinstance(value, UploadFile):
                         files.append(await _save_upload(field, value, temporary, len(files), max_bytes))
                     else:
                         sent.append((field, value))
                 options = _parse_options(options_model, sent)
                 if not files:
                     raise Refusal(422, "no file; send one or more in the field files")
-                yield files, options
+                if len(files) > max_files:
+                    raise Refusal(422, f"too many files; send at most {max_files}", limit=max_files)
+                if sent_mask and len(files) > 1:
+                    raise Refusal(422, f"a mask is sent with {len(files)} photos; send it with one")
+                yield files, options, sent_mask
     finally:
         await form.close()
+
+
+async def _save_mask(upload: UploadFile, folder: str, max_bytes: int) -> Path:
+    if (upload.size or 0) > max_bytes:
+        raise Refusal(413, f"the mask has {upload.size} bytes; the limit is {max_bytes}", limit=max_bytes)
+    path = Path(folder) / _MASK
+    with path.open("wb") as out:
+        await asyncio.to_thread(shutil.copyfileobj, upload.file, out)
+    return path
 
 
 async def _save_upload(
@@ -145,8 +165,10 @@ def _decoded(name: str) -> str:
         return name
 
 
-def validate(service: Service, files: list[tuple[str, Path]], options: dict[str, object]) -> None:
-    """Raise Refusal for invalid options and for photos that are too large, before or after restoration."""
+def validate(
+    service: Service, files: list[tuple[str, Path]], options: dict[str, object], mask: Path | None
+) -> None:
+    """Raise Refusal for invalid options, too large photos or results, and a mask that does not fit."""
     limits = service.settings.limits
     try:
         service.restorer.model(service.options(options))
@@ -163,6 +185,21 @@ def validate(service: Service, files: list[tuple[str, Path]], options: dict[str,
             outscale = service.options(options, size).outscale
         with refuse_with(422, ImageTooLarge, limit=limits.output_pixels, **file):
             service.restorer.enlarged(*size, outscale)
+        if mask:
+            _check_mask(mask, size, limits.input_pixels)
+
+
+def _check_mask(mask: Path, expected: sandbox.Size, max_pixels: int) -> None:
+    try:
+        size = sandbox.size(mask.read_bytes(), max_pixels=max_pixels)
+    except RestoreError as error:
+        raise Refusal(422, f"the mask: {error}") from error
+    if size != expected:
+        raise Refusal(
+            422,
+            f"the mask has {size.width} x {size.height} pixels and the photo "
+            f"{expected.width} x {expected.height}; make a mask of the photo's size, upright",
+        )
 
 
 def _parse_options(model: type[BaseModel], fields: Iterable[tuple[str, str]]) -> dict[str, object]:

@@ -18,7 +18,7 @@ from ..previews import CACHED
 UNFINISHED = ("queued", "processing")
 STATES = (*UNFINISHED, "completed", "failed", "cancelled")
 _MAX_STARTS = 3  # crashes of the process during one file until that file is taken for the cause
-_RECORD = "job.json"
+_RECORD, _MASK = "job.json", "mask"
 
 
 @dataclass
@@ -96,12 +96,16 @@ class Jobs:
         files: Iterable[tuple[str, Path]],
         options: dict[str, object],
         *,
+        mask: Path | None = None,
         key: str = "",
         digest: str = "",
         previews: bool = False,
         transfer: Callable[[Path, Path], object] = os.replace,
     ) -> Job:
-        """Accept a job and move its `files` (name and current path) into its folder, or `transfer` them."""
+        """Accept a job and move its `files` (name and current path) into its folder, or `transfer` them.
+
+        mask  of the only photo
+        """
         job = Job(uuid.uuid4().hex, options, [], previews=previews, key=key, digest=digest)
         part = self.uploads / f"{job.id}.part"
         part.mkdir()
@@ -109,6 +113,8 @@ class Jobs:
             for index, (name, path) in enumerate(files):
                 transfer(path, part / str(index))
                 job.items.append(JobFile(name))
+            if mask:
+                transfer(mask, part / _MASK)
             self._save(job, part)
             part.rename(self.uploads / job.id)
         except BaseException:
@@ -133,6 +139,11 @@ class Jobs:
 
     def input_path(self, job: Job, index: int) -> Path:
         return self.uploads / job.id / str(index)
+
+    def mask(self, job: Job) -> bytes | None:
+        """Read the mask that was sent with a job's only photo."""
+        path = self.uploads / job.id / _MASK
+        return path.read_bytes() if path.is_file() else None
 
     def result_folder(self, job: Job, index: int) -> Path:
         """Return the folder for one file's results; one per file, as two files may have the same name."""

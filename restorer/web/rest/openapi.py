@@ -106,6 +106,8 @@ def _form(rest: RestApi, *, one: bool = False) -> dict[str, Any]:
     schema = rest.options_model.model_json_schema()
     several = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": rest.settings.max_files_per_job}
     schema["properties"]["files"] = _BINARY if one else several
+    if not one:
+        schema["properties"]["mask"] = _BINARY | {"description": "of the only photo: what to fill, white"}
     schema |= {"title": "PhotoForm" if one else "JobForm", "required": ["files"]}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 

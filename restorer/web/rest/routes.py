@@ -74,12 +74,18 @@ class RestApi:
         for state in STATES:
             service.metrics.count_jobs(state, partial(jobs.count, state))
 
-    async def start(self, uploads: Sequence[str], options: dict[str, object]) -> Job:
-        """Accept a job of the page, with previews. Raises QueueFull, DiskFull and UnsupportedImage."""
+    async def start(
+        self, uploads: Sequence[str], options: dict[str, object], mask: Path | None = None
+    ) -> Job:
+        """Accept a job of the page, with previews. Raises QueueFull, DiskFull and UnsupportedImage.
+
+        mask  file of the mask of the only upload
+        """
         with self.service.queue.reservation():
             self.service.check_disk_space()
             files = [(Path(upload).name, self.service.upload_path(upload)) for upload in uploads]
-            job = await asyncio.to_thread(self.jobs.add, files, options, previews=True, transfer=_copy)
+            add = partial(self.jobs.add, files, options, mask=mask, previews=True, transfer=_copy)
+            job = await asyncio.to_thread(add)
             await self._submit(job)
         return job
 
@@ -154,12 +160,14 @@ class RestApi:
                 report,
                 name=item.name,
                 folder=folder,
+                mask=self.jobs.mask(job),
             )
             if job.previews:
                 files = previews.write_files(result, item.name, file, self.settings.processed_folder)
                 if len(job.items) == 1:  # only then can the page change it; a cache holds all samples
                     previews.cache_result(result, files)
-            outcome = {"result": {"file": file.name, **receipt(result)}}
+            names = {"file": file.name, "mask_file": previews.mask_name(result)}
+            outcome = {"result": {**names, **receipt(result)}}
         except Cancelled:
             raise
         except Exception as error:  # noqa: BLE001  one file of a batch
@@ -176,7 +184,8 @@ class RestApi:
     ) -> Accepted:
         """Submit a job of one or more photos.
 
-        Options may be sent in the query instead of the form.
+        Options may be sent in the query instead of the form. With one photo, a mask may be sent: a picture of
+        its size whose light pixels are filled, instead of detected damage.
 
         For example: `curl -F files=@old.jpg -F outscale=2 http://127.0.0.1:7860/enhance`
         """
@@ -184,7 +193,7 @@ class RestApi:
             with refuse_with(507, DiskFull, limit=self.settings.min_free_disk_mb):
                 self.service.check_disk_space()
         admission = self._reservation() if is_new else self._admissions
-        async with self._form(request, self.settings.max_files_per_job, admission) as form:
+        async with self._form(request, self.settings.max_files_per_job, admission, mask=True) as form:
             job = await self._accept(*form, idempotency_key)
         response.headers["Location"] = f"{request.scope.get('root_path', '')}/status/{job.id}"
         return Accepted.model_validate(self._summary(job))
@@ -196,22 +205,25 @@ class RestApi:
             async with self._admissions:
                 yield
 
-    async def _accept(self, files: list[tuple[str, Path]], options: dict[str, object], key: str) -> Job:
+    async def _accept(
+        self, files: list[tuple[str, Path]], options: dict[str, object], mask: Path | None, key: str
+    ) -> Job:
         """Return the job of this Idempotency-Key, or a new one."""
         async with self._accepting if key else nullcontext():
-            digest = await asyncio.to_thread(_digest, files, options) if key else ""
+            digest = await asyncio.to_thread(_digest, files, options, mask) if key else ""
             if job := self.jobs.find(key):
                 if job.digest != digest:
                     error = f"Idempotency-Key {key!r} belongs to other files or options; use a new key"
                     raise Refusal(422, error)
                 return job
-            job = await asyncio.to_thread(partial(self.jobs.add, files, options, key=key, digest=digest))
+            add = partial(self.jobs.add, files, options, mask=mask, key=key, digest=digest)
+            job = await asyncio.to_thread(add)
             await self._submit(job)
         return job
 
     async def quote(self, request: Request) -> Estimate:
         """Estimate size, time and cost of a photo."""
-        async with self._form(request, 1, self._admissions) as (files, options):
+        async with self._form(request, 1, self._admissions) as (files, options, _):
             ((name, path),) = files
             data = await asyncio.to_thread(path.read_bytes)
         try:
@@ -263,11 +275,11 @@ class RestApi:
     async def processed(
         self, job_id: JobId, index: Annotated[int, PathParameter(ge=0)], name: str, request: Request
     ) -> Response:
-        """Get a restored photo; Range is supported."""
+        """Get a restored photo, or the mask of what was repaired; Range is supported."""
         job = self._job(job_id)
         is_plain = request.path_params["index"] == str(index)  # not "+0": a file has one address
         item = job.items[index] if is_plain and index < len(job.items) else None
-        if item is None or not item.result or item.result["file"] != name:
+        if item is None or not item.result or name not in (item.result["file"], item.result.get("mask_file")):
             raise Refusal(404, "no such file")
         path = self.jobs.result_folder(job, index) / name
         if not path.is_file():
@@ -321,7 +333,12 @@ class RestApi:
 
     @asynccontextmanager
     async def _form(
-        self, request: Request, max_files: int, admission: AbstractAsyncContextManager[None]
+        self,
+        request: Request,
+        max_files: int,
+        admission: AbstractAsyncContextManager[None],
+        *,
+        mask: bool = False,
     ) -> AsyncIterator[forms.Form]:
         """Read and validate a form."""
         async with forms.read(
@@ -331,9 +348,10 @@ class RestApi:
             max_files=max_files,
             max_megabytes=self.settings.max_file_size_mb,
             admission=admission,
-        ) as (files, options):
-            await asyncio.to_thread(forms.validate, self.service, files, options)
-            yield files, options
+            mask=mask,
+        ) as form:
+            await asyncio.to_thread(forms.validate, self.service, *form)
+            yield form
 
     def _job(self, job_id: str) -> Job:
         job = self.jobs.get(job_id)
@@ -374,7 +392,14 @@ class RestApi:
                 "results": [
                     item.result
                     | file
-                    | {"url": f"{root}/processed/{job.id}/{file['index']}/{quote(str(item.result['file']))}"}
+                    | {
+                        key: f"{root}/processed/{job.id}/{file['index']}/{quote(str(name))}"
+                        for key, name in (
+                            ("url", item.result["file"]),
+                            ("mask_url", item.result.get("mask_file")),
+                        )
+                        if name
+                    }
                     for item, file in files
                     if item.result
                 ],
@@ -383,9 +408,10 @@ class RestApi:
         )
 
 
-def _digest(files: list[tuple[str, Path]], options: dict[str, object]) -> str:
-    """Return the SHA-256 of a job's file names, files and options."""
-    hashes = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files]
+def _digest(files: list[tuple[str, Path]], options: dict[str, object], mask: Path | None) -> str:
+    """Return the SHA-256 of a job's file names, files, options and mask."""
+    sent = [*files, *([("", mask)] if mask else [])]  # no photo has an empty name
+    hashes = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in sent]
     return hashlib.sha256(json.dumps([hashes, options], sort_keys=True).encode()).hexdigest()
 
 

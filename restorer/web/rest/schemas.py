@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic.json_schema import SkipJsonSchema
 
-from ...options import FACE_ENHANCE, FACE_MASKS, FORMATS, RANGES, Options
+from ...options import FACE_ENHANCE, FACE_MASKS, FORMATS, RANGES, REPAIR, Options
 from ..service import MAX_TILE
 
 _FACE_ENHANCE: dict[str, Any] = {"type": "string", "enum": [*FACE_ENHANCE, "true", "false"]}
@@ -14,6 +14,7 @@ _TYPES: dict[str, Any] = {
     "format": Literal[FORMATS],
     "face_enhance": Annotated[bool | Literal[FACE_ENHANCE], WithJsonSchema(_FACE_ENHANCE)],
     "face_mask": Literal[FACE_MASKS],
+    "repair": Literal[REPAIR],
 }
 _RANGES = {**RANGES, "tile": (0, MAX_TILE)}
 _NULLABLE: dict[str, Any] = {"nullable": True}  # OpenAPI 3.0 has no null type
@@ -51,6 +52,17 @@ class Progress(BaseModel):
     total: int = Field(ge=1000)
 
 
+class Repair(BaseModel):
+    """What was repaired in a photo."""
+
+    mask: Annotated[
+        Literal["off", "auto", "on", "own"], Field(description="own if it was sent, else the option repair")
+    ] = "off"
+    share: Annotated[float, Field(ge=0, le=1, description="of the photo's pixels that were filled")] = 0
+    models: Annotated[dict[str, str], Field(description="SHA-256 of the weights by name")] = {}
+    sensitivity: Annotated[float, Field(ge=0, le=1, description="of the detection; 0 without one")] = 0
+
+
 class FileResult(BaseModel):
     """A restored photo, and how it was restored."""
 
@@ -65,6 +77,8 @@ class FileResult(BaseModel):
     source: str = Field(description="of the weights")
     device: str = Field(description="device and backend, such as cuda or cpu:ncnn")
     options: Options
+    repair: Repair = Repair()
+    mask_url: str = Field("", description="of a picture of the filled pixels, white; empty if none were")
     seconds: float = Field(ge=0)
     faces: str = Field(description="how many faces were detected and restored, or why none were looked for")
     warnings: list[str] = Field(description="what could not be kept or done")

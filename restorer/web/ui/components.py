@@ -40,6 +40,8 @@ FIELDS = (
     "max_bytes",
     "keep_metadata",
     "remove_gps",
+    "repair",
+    "repair_sensitivity",
 )
 _DIRECTIONS = {"◂ Left": (-1, 0), "▴ Up": (0, -1), "▾ Down": (0, 1), "▸ Right": (1, 0)}
 
@@ -55,6 +57,9 @@ class PhotoTab:
     message: gr.Markdown
     start: gr.Button
     stop: gr.Button
+    repair: gr.Accordion
+    repair_message: gr.Markdown
+    back: gr.Button
     # The photo, and the preview of a detail
     example: gr.Column
     photo: gr.Image
@@ -73,6 +78,7 @@ class PhotoTab:
     outcome: gr.Column
     result_message: gr.Markdown
     strength: gr.Slider
+    mark: gr.Checkbox
     download: gr.DownloadButton
     receipt: gr.JSON
     # Not displayed
@@ -82,6 +88,9 @@ class PhotoTab:
     model_names: gr.State  # of the compared models
     zoom_position: gr.Textbox
     crop_position: gr.Textbox
+    look: gr.Textbox  # the upload whose damage is to be marked
+    damage_map: gr.Textbox  # "UPLOAD|FILE": the probabilities that mask.js marks on this upload
+    own_mask: gr.Textbox  # upload of a mask that was edited, set by mask.js
     view_size: gr.Textbox  # "width,height" of the visible part of the view at 100 %, in pixels
     job: gr.Textbox  # id of the job that jobs.js follows
     ended: gr.Textbox  # set by jobs.js to the id of a job that has ended
@@ -104,7 +113,8 @@ class PhotoTab:
             *(self.crop_column, self.preview, self.detail, self.compare),
             *(self.comparison_message, self.comparison),
             *(self.result_column, self.slider, self.faces),
-            *(self.outcome, self.result_message, self.strength, self.download, self.receipt),
+            *(self.outcome, self.result_message, self.strength, self.mark, self.download, self.receipt),
+            *(self.repair, self.repair_message, self.back, self.damage_map),
             *(self.selected, self.restored, self.shown),
             *(self.zoom_position, self.crop_position, self.job, self.remembered),
         ]
@@ -157,7 +167,7 @@ def build_hidden_fields() -> dict[str, gr.Textbox]:
     return {
         name: gr.Textbox(label=name, visible="hidden", elem_id=name)
         for name in (
-            *("zoom-position", "crop-position", "view-size"),
+            *("zoom-position", "crop-position", "view-size", "look", "damage-map", "own-mask"),
             *("job", "ended", "remembered", "batch", "batch-changed"),
         )
     }
@@ -177,6 +187,11 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
             message = gr.Markdown(elem_id="summary")
             start = gr.Button("Restore", variant="primary", interactive=False, elem_id="start")
             stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
+            with gr.Accordion(texts.REPAIR, open=False, elem_id="repair") as repair:
+                built |= _build_repair_fields(restorer.options)
+                repair_message = gr.Markdown(texts.REPAIR_INFO, elem_id="repair-text")
+                _build_brush()
+                back = gr.Button("Correct the marks", size="sm", visible=False, elem_id="back")
             with gr.Accordion("More options", open=False, elem_id="options"):
                 built |= _build_model_fields(restorer)
                 built |= _build_face_fields(restorer.options) | _build_file_fields(restorer.options)
@@ -220,6 +235,7 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
                 info="0: only enlarged",
                 elem_id="strength",
             )
+            mark = gr.Checkbox(label="Mark what was repaired", visible=False, elem_id="mark")
             download = gr.DownloadButton("Download", variant="primary", elem_id="download")
             gr.Markdown(f"Kept here for {retention}.", elem_id="retention")
             with gr.Accordion("Details", open=False, elem_id="details"):
@@ -231,6 +247,9 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
         message=message,
         start=start,
         stop=stop,
+        repair=repair,
+        repair_message=repair_message,
+        back=back,
         example=example,
         photo=photo,
         **crop,
@@ -242,6 +261,7 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
         outcome=outcome,
         result_message=result_message,
         strength=strength,
+        mark=mark,
         download=download,
         receipt=receipt,
         selected=gr.State(),
@@ -250,6 +270,9 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
         model_names=gr.State(()),
         zoom_position=hidden["zoom-position"],
         crop_position=hidden["crop-position"],
+        look=hidden["look"],
+        damage_map=hidden["damage-map"],
+        own_mask=hidden["own-mask"],
         view_size=hidden["view-size"],
         job=hidden["job"],
         ended=hidden["ended"],
@@ -275,6 +298,33 @@ def _build_crop() -> dict[str, Any]:
         "comparison_message": message,
         "comparison": gallery,
     }
+
+
+def _build_repair_fields(default: Options) -> dict[str, Any]:
+    return {
+        "repair": gr.Checkbox(
+            default.repair != "off",
+            label="Fill dust, hairs and scratches",
+            info="What is marked on the photo, before it is enlarged",
+            elem_id="repair_on",
+        ),
+        "repair_sensitivity": gr.Slider(
+            0,
+            1,
+            default.repair_sensitivity,
+            step=0.01,
+            label="Sensitivity",
+            info="Higher marks more",
+            elem_id="repair_sensitivity",
+        ),
+    }
+
+
+def _build_brush() -> None:
+    """Build what mask.js reads to change the mask by hand."""
+    gr.Radio(["Off", "Add", "Remove"], value="Off", label="Brush", interactive=True, elem_id="brush")
+    gr.Slider(1, 100, 20, step=1, label="Brush size", interactive=True, elem_id="brush-size")
+    gr.Button("Undo the brush", size="sm", elem_id="brush-undo")
 
 
 def build_many_tab(hidden: dict[str, gr.Textbox]) -> ManyTab:

@@ -13,12 +13,13 @@ from . import components, crop_preview, restore_tab, texts
 from .batch_tab import BatchTab
 from .components import ManyTab, PhotoTab
 from .crop_preview import CropPreview
+from .damage_view import DamageView
 from .restore_tab import RestoreTab
 from .result_view import ResultView
 
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
-HEAD_SCRIPT = Path(__file__).with_name("jobs.js")
+HEAD_SCRIPTS = [Path(__file__).with_name(name) for name in ("jobs.js", "mask.js")]
 _COMPUTE: dict[str, Any] = {**GPU, "api_visibility": "private"}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _LATEST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
@@ -27,6 +28,8 @@ _WITH_VIEW_SIZE = """(position, shown, size) => {
   const image = document.querySelector("#view img");
   return [position, shown, image ? `${image.clientWidth},${image.clientHeight}` : ""];
 }"""
+# The mask that was edited on the page is uploaded before a job starts
+_WITH_MASK = "async (photo, mask, ...values) => [photo, await window.restorer.uploadMask(), ...values]"
 _RECALL = "(remembered, ...values) => [window.restorer.recall(), ...values]"
 
 
@@ -46,10 +49,11 @@ def build(rest: RestApi) -> gr.Blocks:
             many_tab = components.build_many_tab(fields)
         view = ResultView(rest.service, photo_tab)
         page = RestoreTab(rest, photo_tab, view)
-        _connect_photo(page, photo_tab, _connect_crop(page, photo_tab))
+        damage = DamageView(page)
+        _connect_photo(page, damage, photo_tab, _connect_crop(page, photo_tab))
         _connect_job(page, photo_tab)
         _connect_fields(page, photo_tab)
-        _connect_result(photo_tab, view)
+        _connect_result(photo_tab, view, damage)
         batch = BatchTab(page, many_tab)
         _connect_batch(batch, photo_tab, many_tab)
         inputs = [photo_tab.remembered, *photo_tab.options]
@@ -59,8 +63,22 @@ def build(rest: RestApi) -> gr.Blocks:
     return blocks
 
 
-def _connect_photo(page: RestoreTab, c: PhotoTab, previewing: list[Any]) -> None:
-    """Show another photo; cancel what runs for the previous one."""
+def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing: list[Any]) -> None:
+    """Show another photo, and look for damage; cancel what is previewed of the previous one."""
+    glanced = [c.repair, c.look, c.damage_map]
+    for field in (c.remembered, c.fields["repair"]):  # the former changes with the photo
+        field.change(damage.glance, [c.selected, c.fields["repair"]], glanced, **_LATEST)
+    c.look.change(
+        damage.look,
+        [c.look, c.selected],
+        [c.repair, c.repair_message, c.damage_map],
+        show_progress="hidden",
+        trigger_mode="always_last",
+        **_COMPUTE,
+    )
+    c.damage_map.change(
+        None, [c.damage_map, c.remembered], None, js="(...values) => window.restorer.markDamage(...values)"
+    )
     inputs = [c.upload, c.job, *c.options]
     sample = c.samples.select(page.copy_sample, None, c.upload, **_QUIET)
     for event in (partial(gr.on, [c.upload.upload, c.upload.clear]), sample.then):
@@ -72,7 +90,9 @@ def _connect_photo(page: RestoreTab, c: PhotoTab, previewing: list[Any]) -> None
 
 def _connect_job(page: RestoreTab, c: PhotoTab) -> None:
     """Start, stop and follow a job, and show its result."""
-    c.start.click(page.start, [c.selected, *c.options], c.panels, **_QUIET)
+    c.start.click(page.start, [c.selected, c.own_mask, *c.options], c.panels, js=_WITH_MASK, **_QUIET)
+    swapped = [c.photo, c.crop_column, c.result_column, c.faces, c.outcome, c.back]
+    c.back.click(page.back, None, swapped, **_QUIET)
     c.stop.click(page.stop, c.job, None, queue=False, **_QUIET)
     c.job.change(None, c.job, None, js="(id) => window.restorer.follow('job', id)")
     c.ended.change(page.finish, [c.ended, c.job, c.selected, *c.options], c.panels, **_QUIET)
@@ -127,7 +147,7 @@ def _connect_fields(page: RestoreTab, c: PhotoTab) -> None:
         field.change(page.denoise_slider, network, fields["denoise"], **_QUIET)
 
 
-def _connect_result(c: PhotoTab, view: ResultView) -> None:
+def _connect_result(c: PhotoTab, view: ResultView, damage: DamageView) -> None:
     """Update the view at 100 % when its position or the result changes, pan it, and recompose the result."""
     for component in (c.zoom_position, c.shown):
         component.change(view.zoom, [c.zoom_position, c.shown], c.view, **_LATEST)
@@ -139,6 +159,7 @@ def _connect_result(c: PhotoTab, view: ResultView) -> None:
             js=_WITH_VIEW_SIZE,
             **_QUIET,
         )
+    c.mark.change(damage.mark, [c.shown, c.mark], c.slider, **_LATEST)
     with c.faces:
         _render_faces(c, view)
 
@@ -174,7 +195,7 @@ def _render_faces(c: PhotoTab, view: ResultView) -> None:
             [c.strength.release, *(control.change for control in (*checkboxes, *strengths))],
             recompose,
             [c.restored, c.shown, c.strength, *checkboxes, *strengths],
-            [c.slider, c.result_message, c.download, c.receipt, c.shown, *images],
+            [c.slider, c.result_message, c.mark, c.download, c.receipt, c.shown, *images],
             **_LATEST,
         )
 

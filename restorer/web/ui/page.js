@@ -73,7 +73,7 @@
   document.addEventListener("pointerup", (event) => {
     const element = event.target.closest?.("#slider, #before"), image = element?.querySelector("img");
     const inToolbar = event.target.closest?.("button")?.querySelector("img") === null;
-    if (!image || !pressedAt || inToolbar || event.button !== 0) return;
+    if (!image || !pressedAt || inToolbar || event.button !== 0 || event.target.id === "mask") return;
     const dragged = Math.hypot(event.clientX - pressedAt[0], event.clientY - pressedAt[1]) > 4;  // the handle
     if (dragged) return;
     const box = drawnBox(image);
@@ -223,6 +223,7 @@
   const update = () => {
     labelElements();
     updateStrength();
+    window.restorer.placeMask();
     // A focused button that was hidden passes the focus to the one that replaces it
     if (focused && document.activeElement === document.body && !focused.offsetParent) {
       const suffix = focused.id.endsWith("-all") ? "-all" : "";

@@ -3,6 +3,7 @@
 Handlers return updates by component; components that are left out stay as they are.
 """
 
+import asyncio
 import json
 import shutil
 import uuid
@@ -11,13 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import gradio as gr
 import numpy as np
 
+from ...atomic import write_atomic
 from ...errors import RestoreError
 from ...images.photo import Photo
 from ...options import Options
 from ...pipeline import Plan
+from ...repair.pipeline import mask_of, mask_png
 from .. import previews
 from ..rest.jobs import Job
 from ..rest.routes import RestApi
@@ -37,6 +41,7 @@ ESTIMATE_FIELDS = (
     "denoise",
     "restore_faces",
     "format",
+    "repair",
 )
 Updates = dict[Any, Any]
 
@@ -97,13 +102,17 @@ class RestoreTab:
             **dict.fromkeys(
                 [c.detail, c.compare, c.comparison, c.comparison_message], gr.update(visible=False)
             ),
-            **dict.fromkeys([c.result_column, c.faces, c.outcome], gr.update(visible=False)),
+            **dict.fromkeys([c.result_column, c.faces, c.outcome, c.back], gr.update(visible=False)),
             **dict.fromkeys([c.restored, c.shown]),
-            **dict.fromkeys([c.zoom_position, c.crop_position, c.job], ""),
-            c.remembered: str(self.service.upload_path(path).relative_to(self.settings.upload_folder))
-            if photo
-            else "",
+            **dict.fromkeys([c.zoom_position, c.crop_position, c.job, c.damage_map], ""),
+            c.repair: gr.Accordion(label=texts.REPAIR),
+            c.repair_message: texts.REPAIR_INFO,
+            c.remembered: self.upload_name(photo.path) if photo else "",
         }
+
+    def upload_name(self, path: str) -> str:
+        """Return the path of an upload as the browser remembers it. Raises UnsupportedImage."""
+        return str(self.service.upload_path(path).relative_to(self.settings.upload_folder))
 
     # Estimates
 
@@ -181,16 +190,24 @@ class RestoreTab:
 
     # Jobs
 
-    async def start(self, photo: SelectedPhoto | None, *values: object) -> Updates:
-        """Submit a job; jobs.js follows it."""
+    async def start(self, photo: SelectedPhoto | None, own_mask: str, *values: object) -> Updates:
+        """Submit a job; jobs.js follows it.
+
+        own_mask  upload of a mask in any size that mask.js exported, "" to fill what is detected
+        """
         c = self.components
         if photo is None:
             return self.unchanged
         try:
-            job = await self.rest.start([photo.path], self.option_values(values))
+            options, mask = self.option_values(values), None
+            if own_mask and options["repair"] != "off":
+                mask = await asyncio.to_thread(self._full_size_mask, own_mask, photo.outline)
+            job = await self.rest.start([photo.path], options, mask)
         except RestoreError as error:
             return {c.message: f"⚠ {self.service.user_message(error)}"}
-        hidden = dict.fromkeys([c.result_column, c.faces, c.outcome, c.crop_column], gr.update(visible=False))
+        hidden = dict.fromkeys(
+            [c.result_column, c.faces, c.outcome, c.back, c.crop_column], gr.update(visible=False)
+        )
         return {
             **hidden,
             c.photo: gr.Image(visible=True),
@@ -198,6 +215,14 @@ class RestoreTab:
             c.stop: gr.Button(visible=True),
             c.job: job.id,
         }
+
+    def _full_size_mask(self, own_mask: str, photo: Photo) -> Path:
+        """Write an uploaded mask, enlarged to the photo's size. Raises RestoreError."""
+        mask = mask_of(self.service.decode(self.service.upload(own_mask))).astype(np.uint8) * 255
+        mask = cv2.resize(mask, (photo.width, photo.height), interpolation=cv2.INTER_LINEAR)
+        file = self.settings.upload_folder / uuid.uuid4().hex / previews.MASK
+        write_atomic(file, mask_png(mask > 127))
+        return file
 
     async def stop(self, job_id: str) -> None:
         """Cancel a job; jobs.js reports its end."""
@@ -269,6 +294,12 @@ class RestoreTab:
             updates[c.crop_column] = gr.Column(visible=False)
         return {**updates, c.job: job.id}
 
+    def back(self) -> Updates:
+        """Show the photo in place of its result, so that its marks can be corrected."""
+        c = self.components
+        hidden = dict.fromkeys([c.result_column, c.faces, c.outcome, c.back], gr.update(visible=False))
+        return {**hidden, c.photo: gr.Image(visible=True), c.crop_column: gr.Column(visible=True)}
+
     # Options
 
     def option_values(self, values: tuple[object, ...]) -> dict[str, object]:
@@ -276,6 +307,8 @@ class RestoreTab:
         options: dict[str, object] = dict(zip(FIELDS, values, strict=True))
         restore_faces, default = options.pop("restore_faces"), self.restorer.options.face_enhance
         options["face_enhance"] = "off" if not restore_faces else "auto" if default == "off" else default
+        repair, default = options.pop("repair"), self.restorer.options.repair
+        options["repair"] = "off" if not repair else "on" if default == "off" else default
         for name in ("long_side", "print_size", "max_bytes"):  # an empty field is None
             options[name] = options[name] or getattr(Options, name)
         options["model"] = options["model"] or options["preset"]

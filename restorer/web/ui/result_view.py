@@ -31,6 +31,7 @@ class ResultView:
             c.crop_column: gr.Column(visible=False),
             c.result_column: gr.Column(visible=True),
             c.outcome: gr.Column(visible=True),
+            c.back: gr.Button(visible=True),
             c.faces: gr.Column(visible=bool(result.faces)),
             c.zoom_position: f"{x:.4f},{y:.4f}",
         }
@@ -44,6 +45,7 @@ class ResultView:
             c.result_message: texts.result(result, seconds=seconds),
             c.download: gr.DownloadButton(label, value=str(files.file)),
             c.receipt: receipt(result),
+            c.mark: gr.Checkbox(False, visible=files.marked.is_file()),
             c.shown: files,
         }
 

@@ -12,6 +12,10 @@ TITLE = "Neural Image Restore"
 SUBTITLE = "Makes old, small and damaged photos large and clear."
 START = "Choose a photo to begin."
 MANY = "All photos are restored with the options chosen under One photo."
+REPAIR = "Repair damage"
+REPAIR_SEEN = "Repair damage · seen on this photo"
+REPAIR_UNSURE = "Nothing here is surely damage. What is marked may be part of the picture."
+REPAIR_INFO = "What is marked is filled. It may be part of the picture: look before you restore."
 QUALITY_INFO = "Best: most detail. Fast: shortest wait. Auto: by the photo's size."
 PRESET_CHOICES = list(zip(("Auto", "Best", "Fast"), PRESETS, strict=True))
 FORMAT_NAMES = {
@@ -40,7 +44,8 @@ def plan(plan: Plan, restorer: Restorer, options: Options, size: tuple[int, int]
         parts.append(f"downloads {megabytes(missing)} first")
     elif plan.seconds is not None:
         with_faces = options.face_enhance != "off" and not missing_face_models(restorer)
-        parts.append(f"about {duration(plan.seconds)}" + (" plus faces" if with_faces else ""))
+        extras = ["faces"] * with_faces + ["repair"] * (options.repair != "off")
+        parts.append(" plus ".join([f"about {duration(plan.seconds)}", *extras]))
     if cost:
         parts.append(f"${cost:.4f}")
     return " · ".join(parts) + "".join(f"\n- {warning}" for warning in plan.warnings)
@@ -65,6 +70,8 @@ def result(result: Result, *, seconds: bool) -> str:
         text += f" · {duration(result.seconds)}"
     if result.faces and result.face_note not in result.warnings:
         text += f" · {result.face_note}"
+    if result.repair and result.repair.mask.any():
+        text += f" · {100 * result.repair.share:.2f} % repaired"
     return text + "".join(f"\n- {plain(warning)}" for warning in result.warnings)
 
 

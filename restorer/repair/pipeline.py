@@ -1,0 +1,144 @@
+"""Repair one photo: take a mask or detect the damage, and fill it."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InvalidOption
+from ..images.photo import Photo
+from ..images.resample import luma
+from ..models import download, registry
+from ..models.registry import Model
+from ..options import Options
+
+DETECTOR, FILLER = "damage-detector", "damage-filler"
+OWN = "own"  # Repair.source of a mask that the user supplied
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was repaired in a photo.
+
+    photo   the repaired photo, in its own size; the photo itself if the mask is empty
+    mask    (h, w) bool: the filled pixels, upright as the photo
+    source  of the mask: "auto" or "on" as in Options.repair, or OWN
+    sensitivity  of the detection; None for a mask of the user's own
+    models  SHA-256 of the weights by name of each network that was used
+    """
+
+    photo: Photo
+    mask: np.ndarray
+    source: str
+    sensitivity: float | None
+    models: dict[str, str]
+
+    @property
+    def share(self) -> float:
+        """The share of filled pixels, 0 to 1."""
+        return float(self.mask.mean())
+
+    @property
+    def receipt(self) -> dict[str, object]:
+        """What is reported of the repair, without its samples."""
+        receipt: dict[str, object] = {
+            "mask": self.source,
+            "share": round(self.share, 6),
+            "models": self.models,
+        }
+        return receipt if self.sensitivity is None else receipt | {"sensitivity": self.sensitivity}
+
+    @property
+    def warning(self) -> str:
+        """Why nothing was repaired, for the user; "" if something was."""
+        if self.mask.any():
+            return ""
+        reasons = {
+            "auto": "no damage was seen with confidence",
+            "on": f"no damage was found at sensitivity {self.sensitivity}",
+            OWN: "the mask is empty",
+        }
+        return f"{reasons[self.source]}; nothing was repaired"
+
+
+def load(model: Model, weights: Path, device: str | None) -> Any:  # noqa: ANN401  a Detector or a Filler
+    """Load the detector or a filler. Raises WeightsUnavailable and BadWeights."""
+    source = download.ensure(model, weights)
+    from ..inference import backends
+    from . import damage, networks
+
+    target = backends.pick_device(device)
+    if model.kind == "damage":
+        return damage.load(networks.Detector(), source.path, target)
+    return damage.load(networks.Filler(), source.path, target)
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """Return a mask (h, w) bool as a black and white PNG file, which Restorer.restore() accepts."""
+    out = io.BytesIO()
+    Image.fromarray(mask).save(out, "PNG")
+    return out.getvalue()
+
+
+def mask_of(picture: Photo) -> np.ndarray:
+    """Return the mask (h, w) bool that a picture shows: its light, opaque pixels."""
+    half = np.iinfo(picture.pixels.dtype).max / 2
+    marked = luma(picture.pixels) > half
+    return marked if picture.alpha is None else marked & (picture.alpha > half)
+
+
+def _check_mask(mask: np.ndarray, photo: Photo) -> np.ndarray:
+    """Return the mask if it is one of this photo. Raises InvalidOption."""
+    if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2:
+        raise InvalidOption("the mask must be a picture or an (h, w) array of bool")
+    height, width = mask.shape
+    if (width, height) != (photo.width, photo.height):
+        raise InvalidOption(
+            f"the mask has {width} x {height} pixels and the photo {photo.width} x {photo.height}; "
+            "make a mask of the photo's size, upright"
+        )
+    return mask
+
+
+def run(
+    photo: Photo,
+    visible: np.ndarray,
+    mask: np.ndarray | None,
+    options: Options,
+    network: Callable[[str], Any],
+    **computing: Any,  # noqa: ANN401  lock and progress of damage.detect()
+) -> Repair:
+    """Fill the mask's pixels of a photo; without a mask, those that are detected.
+
+    visible  the photo's pixels, with transparent areas filled in
+    network  returns the loaded DETECTOR or FILLER
+
+    Raises InvalidOption for a mask of another size, and OutOfMemory.
+    """
+    from . import damage
+
+    names, source, sensitivity = [], OWN, None
+    if mask is None:
+        names, source, sensitivity = [DETECTOR], options.repair, options.repair_sensitivity
+        probability = damage.detect(visible, network(DETECTOR), **computing)
+        mask = damage.mask(probability, sensitivity, confident=source == "auto")
+    mask, repaired = _check_mask(mask, photo), photo
+    if mask.any():
+        names.append(FILLER)
+        repaired = _filled(photo, mask, damage.fill(visible, mask, network(FILLER), **computing))
+    models = {model.name: model.sha256 for model in registry.MODELS if model.name in names}
+    return Repair(repaired, mask, source, sensitivity, models)
+
+
+def _filled(photo: Photo, mask: np.ndarray, filled: np.ndarray) -> Photo:
+    """Return the photo with the mask's pixels taken from `filled`, and grey if it was.
+
+    filled  (h, w, 3) of the photo's dtype
+    """
+    if photo.meta.grey:
+        filled = np.repeat(luma(filled)[..., None], 3, axis=2)
+    return replace(photo, pixels=np.where(mask[..., None], filled, photo.pixels))

@@ -1,0 +1,84 @@
+"""Event handlers that look for damage in the chosen photo, and mark what was repaired in a result."""
+
+from functools import partial
+from typing import Any
+
+import cv2
+import gradio as gr
+import numpy as np
+
+from ...images.photo import Photo
+from ...options import Options
+from ...progress import Progress
+from .. import previews
+from . import texts
+from .restore_tab import RestoreTab, SelectedPhoto, Updates
+
+_GLANCE = 1024  # largest side in pixels of the copy of a photo in which damage is looked for unasked
+
+
+class DamageView:
+    """Handlers that need the server's state."""
+
+    def __init__(self, page: RestoreTab) -> None:
+        self.page, self.service, self.components = page, page.service, page.components
+
+    def glance(self, photo: SelectedPhoto | None, repair: bool) -> Updates:
+        """Say whether damage is seen in a small copy of the photo; with `repair`, let look() mark it."""
+        c = self.components
+        if photo is None or repair:
+            return {c.look: self.page.upload_name(photo.path) if photo else ""}
+        with self.service.user_errors():
+            seen = _is_seen(self.page.restorer.find_damage(_reduced(self._decode(photo), _GLANCE)))
+        return {c.repair: _section(seen), c.look: "", c.damage_map: ""}
+
+    async def look(self, upload: str, photo: SelectedPhoto | None) -> Updates:
+        """Let the page mark the damage on the photo, and say whether some is seen with confidence."""
+        c = self.components
+        if photo is None or not upload:
+            return {c.damage_map: ""}
+        with self.service.user_errors():
+            probability = await self.service.run(partial(self._detect, photo), lambda _: None)
+            file = previews.write_damage(probability, self.service.new_folder())
+        seen = _is_seen(probability)
+        return {
+            c.repair: _section(seen),
+            c.repair_message: texts.REPAIR_INFO if seen else texts.REPAIR_UNSURE,
+            c.damage_map: f"{self.page.upload_name(photo.path)}|{file}",
+        }
+
+    def _detect(self, photo: SelectedPhoto, progress: Progress) -> np.ndarray:
+        preview = _reduced(self._decode(photo), previews.PREVIEW_SIDE)
+        return self.page.restorer.find_damage(preview, progress)
+
+    def _decode(self, photo: SelectedPhoto) -> Photo:
+        return self.service.decode(self.service.upload(photo.path))
+
+    def mark(self, shown: previews.ResultFiles | None, marked: bool) -> Any:  # noqa: ANN401  images or nothing
+        """Show the photo with or without marks beside its result."""
+        if shown is None or not shown.marked.is_file():
+            return gr.skip()
+        return str(shown.marked if marked else shown.before), str(shown.after)
+
+
+def _is_seen(probability: np.ndarray) -> bool:
+    from ...repair import damage  # torch
+
+    return bool(damage.chosen(probability, Options.repair_sensitivity, confident=True).any())
+
+
+def _section(seen: bool) -> gr.Accordion:
+    return gr.Accordion(label=texts.REPAIR_SEEN if seen else texts.REPAIR)
+
+
+def _reduced(photo: Photo, side: int) -> Photo:
+    """Return the photo with sides of at most `side` pixels."""
+    scale = side / max(photo.width, photo.height)
+    if scale >= 1:
+        return photo
+    size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
+
+    def resized(samples: np.ndarray) -> np.ndarray:
+        return cv2.resize(samples, size, interpolation=cv2.INTER_AREA)
+
+    return Photo(resized(photo.pixels), None if photo.alpha is None else resized(photo.alpha), photo.meta)
