@@ -54,7 +54,7 @@ def restore(
             sized = asdict(_sized(restorer.options.changed(options), page))
             yield number, restorer.restore(page, mask=None, progress=steps, **sized)
     else:
-        yield 0, restorer.restore(first, progress=progress, **options)
+        yield 0, restorer.restore(first, mask=None, progress=progress, **options)
 
 
 def _restore_frames(

@@ -384,7 +384,7 @@ def test_server_decodes_uploads_in_the_sandbox(server, tmp_path, monkeypatch, rn
     data = upload.read_bytes()
     service = server.rest.service
     assert service.decode(data).width == 7
-    forms.validate(service, [("a.png", upload)], {})
+    forms.validate(service, [("a.png", upload)], {}, None)
     assert service.estimate(data, {"outscale": 2})["width"] == 14
     page = page_of(tmp_path, service)
     values = ["auto", 2, 0, "", "", 1, False, "GFPGANv1.3", 1, "same", 90, 0, True, False]
