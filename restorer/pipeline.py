@@ -18,7 +18,7 @@ from .errors import BadWeights, ImageTooLarge, InvalidOption, OutOfMemory, Weigh
 from .faces import detect, pipeline
 from .faces import networks as face_networks
 from .faces.paste import Face, without_faces
-from .images import encode, photo
+from .images import colour, encode, photo
 from .images.photo import Photo
 from .inference.model_cache import RETRY_SECONDS, LockedEngine, ModelCache
 from .inference.throughput import ThroughputEstimator
@@ -141,13 +141,15 @@ class Restorer:
             lambda model: self._upscaler(model, chosen.denoise, partial(on_download, model.name)),
         )
         timer.end_stage("load")
-        faces, detection_note = self._detect_faces(before, chosen, on_download)
+        corrected = colour.apply(before, chosen)
+        timer.end_stage("colour")
+        faces, detection_note = self._detect_faces(corrected, chosen, on_download)
         timer.end_stage("faces")
         total = _TotalProgress(progress, pipeline.count_pending(faces))
         tile = chosen.tile or engine.best_tile()
         stats = Stats()
         plain = upscale_matched(
-            before, engine, outscale=chosen.outscale, tile=tile, progress=total.tiles, stats=stats
+            corrected, engine, outscale=chosen.outscale, tile=tile, progress=total.tiles, stats=stats
         )
         if chosen.dpi:
             stored = replace(plain.meta.metadata, dpi=(chosen.dpi, chosen.dpi))
@@ -162,6 +164,7 @@ class Restorer:
             plain,
             tuple(faces),
             chosen,
+            corrected=corrected,
             model=model.name,
             sha256=engine.sha256,
             source=engine.source,
@@ -211,6 +214,7 @@ class Restorer:
             plain,
             result.faces,
             chosen,
+            corrected=colour.apply(result.before, chosen),
             strengths={**result.strengths, **strengths},
             model=result.model,
             sha256=result.sha256,

@@ -17,6 +17,8 @@ from .options import Options
 from .progress import StageTimer
 from .version import SOFTWARE
 
+UNFADED = "no fading was found; the colours are unchanged"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -37,7 +39,8 @@ class Result:
     options        the options of this result
     strengths      of single faces by index, if set by Restorer.recompose()
     paste_backup   the pixels under the faces, for Restorer.recompose()
-    stages         `seconds` by stage: decode, load, enlarge, faces, encode; only encode after recompose()
+    stages         `seconds` by stage: decode, load, colour, enlarge, faces, encode; after recompose() only
+                   encode
     parts          how many parts the photo was upscaled in, because it did not fit in memory as a whole
     retries        how often tiles ran out of memory and were computed again, at half the size except by ncnn
     """
@@ -76,6 +79,7 @@ def finish(
     faces: tuple[Face, ...],
     options: Options,
     *,
+    corrected: Photo,
     model: str,
     sha256: str,
     source: str,
@@ -88,6 +92,7 @@ def finish(
 ) -> Result:
     """Paste faces into the upscaled photo `plain`, whose pixels are overwritten, and encode it.
 
+    corrected       `before` with its colours corrected, or `before`
     detection_note  why face detection was skipped, "" if it was not
     """
     strengths = strengths or {}
@@ -105,7 +110,7 @@ def finish(
             plain.pixels[part.rows, part.columns][hidden] = part.pixels[hidden]
     switched_off = [index for index, strength in strengths.items() if strength == 0]
     face_note = pipeline.summary(faces, off=switched_off) or detection_note
-    after = plain if options.strength == 1 else _blend(before, plain, options.strength)
+    after = plain if options.strength == 1 else _blend(corrected, plain, options.strength)
     encoded = _encode_within(
         options.max_bytes,
         options.quality,
@@ -126,6 +131,8 @@ def finish(
         if parts > 1
         else ()
     )
+    tried = options.colour != "off" and options.colour_strength > 0
+    unfaded = (UNFADED,) if tried and corrected is before else ()
     renamed = (f"{options.model} is now {model}",) if options.model in RENAMED else ()
     return Result(
         data=encoded.data,
@@ -137,7 +144,7 @@ def finish(
         source=source,
         device=device,
         seconds=sum(timer.seconds.values()),
-        warnings=before.meta.warnings + renamed + in_parts + face_warnings + encoded.warnings,
+        warnings=before.meta.warnings + renamed + unfaded + in_parts + face_warnings + encoded.warnings,
         before=before,
         after=after,
         restored=plain,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import InvalidOption
 from ..options import (
+    COLOUR,
     CPU_BACKENDS,
     FACE_ENHANCE,
     FACE_MASKS,
@@ -164,6 +165,19 @@ def _restore_options() -> argparse.ArgumentParser:
         type=float,
         default=Options.denoise,
         help="0 to 1, for realesr-general-x4v3: how much noise to remove (%(default)s)",
+    )
+    command.add_argument(
+        "--colour",
+        choices=COLOUR,
+        default=Options.colour,
+        help="auto corrects fading and casts, neutral removes the tone of black-and-white photos too "
+        "(%(default)s)",
+    )
+    command.add_argument(
+        "--colour-strength",
+        type=float,
+        default=Options.colour_strength,
+        help="0 to 1: blend of the photo's colours and the corrected ones (%(default)s)",
     )
     command.add_argument(
         "--no-metadata",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import gradio as gr
 from gradio import FileData, events
 
-from ..options import FORMATS
+from ..options import COLOUR, FORMATS
 from ..result import Result
 from . import previews
 from .gpu_queue import GPU
@@ -27,6 +27,8 @@ _OPTION_TYPES: dict[str, Any] = {
     "model": str,
     "strength": float,
     "denoise": float,
+    "colour": Literal[COLOUR],
+    "colour_strength": float,
     "face_model": str,
     "face_strength": float,
     "format": Literal[FORMATS],

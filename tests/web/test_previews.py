@@ -109,7 +109,8 @@ def test_only_uploads_are_read(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     page = page_of(tmp_path)
-    c, values = page.components, ("auto", 4, 0, "", "", 1, False, "GFPGANv1.3", 1, "same", 95, 0, True, False)
+    c = page.components
+    values = ("auto", 4, 0, "", "", 1, "off", 1, False, "GFPGANv1.3", 1, "same", 95, 0, True, False)
     shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), "", *values))
     assert "8 × 8" in shown[c.message]
     for name in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):

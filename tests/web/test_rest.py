@@ -114,6 +114,8 @@ def test_every_option_is_passed_on(client, rng):
         "dpi": 200,
         "strength": 0.5,
         "denoise": 1.0,
+        "colour": "neutral",
+        "colour_strength": 0.5,
         "tile": 32,
         "format": "jpeg",
         "quality": 60,

@@ -9,7 +9,7 @@ from gradio import themes
 
 from ...images.file_types import SUFFIXES
 from ...models import registry
-from ...options import FORMATS, PRESETS, PRINT_DPI, Options
+from ...options import COLOUR, FORMATS, PRESETS, PRINT_DPI, Options
 from ...pipeline import Restorer
 from .. import previews
 from . import texts
@@ -32,6 +32,8 @@ FIELDS = (
     "print_size",
     "model",
     "denoise",
+    "colour",
+    "colour_strength",
     "restore_faces",
     "face_model",
     "face_strength",
@@ -406,6 +408,22 @@ def _build_model_fields(restorer: Restorer) -> dict[str, Any]:
             info="Lower keeps more grain",
             visible=bool(restorer.model(default).denoise_model),
             elem_id="denoise",
+        ),
+        "colour": gr.Radio(
+            [(texts.COLOUR_NAMES[name], name) for name in COLOUR],
+            value=default.colour,
+            label="Faded colours",
+            info="Correct keeps sepia; Neutral removes it",
+            elem_id="colour",
+        ),
+        "colour_strength": gr.Slider(
+            0,
+            1,
+            default.colour_strength,
+            label="Colour strength",
+            info="Lower keeps more of the photo's colours",
+            visible=default.colour != "off",
+            elem_id="colour_strength",
         ),
     }
 

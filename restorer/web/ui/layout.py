@@ -114,6 +114,7 @@ def _connect_fields(page: RestoreTab, c: PhotoTab) -> None:
         )
     for name, handler, changed in (
         ("restore_faces", restore_tab.face_controls, [fields["face_model"], fields["face_strength"]]),
+        ("colour", restore_tab.colour_slider, fields["colour_strength"]),
         ("format", restore_tab.quality_slider, fields["quality"]),
         ("keep_metadata", restore_tab.gps_checkbox, fields["remove_gps"]),
         ("model", restore_tab.preset_radio, fields["preset"]),

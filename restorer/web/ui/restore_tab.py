@@ -300,6 +300,10 @@ def face_controls(restore_faces: bool) -> tuple[gr.Dropdown, gr.Slider]:
     return gr.Dropdown(visible=restore_faces), gr.Slider(visible=restore_faces)
 
 
+def colour_slider(colour: str) -> gr.Slider:
+    return gr.Slider(visible=colour != "off")
+
+
 def size_radio(long_side: float | None, print_size: str) -> gr.Radio:
     """Disable Size if a long side in pixels or the size of a print overrides it."""
     return gr.Radio(**texts.size_state(long_side, print_size))
