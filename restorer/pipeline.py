@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from .faces import detect, pipeline
 from .faces import networks as face_networks
 from .faces.paste import Face, without_faces
 from .images import colour, encode, photo
+from .images.formats import jpeg
 from .images.photo import Photo
 from .inference.model_cache import RETRY_SECONDS, LockedEngine, ModelCache
 from .inference.throughput import ThroughputEstimator
@@ -31,6 +32,7 @@ from .inference.upscale import (
     tiles_needed,
     upscale_matched,
 )
+from .look import Look, examine
 from .models import download, registry, selection, sources
 from .options import VULKAN, Limits, Options
 from .progress import Progress, StageTimer
@@ -141,6 +143,11 @@ class Restorer:
             lambda model: self._upscaler(model, chosen.denoise, partial(on_download, model.name)),
         )
         timer.end_stage("load")
+        notes: tuple[str, ...] = ()
+        if chosen.autopilot:
+            suggestion = self._look(before, data)
+            chosen = chosen.changed(suggestion.autopilot(chosen))
+            notes = (f"autopilot: {suggestion.line}",)
         corrected = colour.apply(before, chosen)
         timer.end_stage("colour")
         faces, detection_note = self._detect_faces(corrected, chosen, on_download)
@@ -177,7 +184,7 @@ class Restorer:
         pixels = network_pixels(before, engine, chosen.outscale)
         self._throughput.learn(model.name, result.stages["enlarge"], pixels)
         self._throughput.learn(result.format, result.stages["encode"], result.width * result.height)
-        return result
+        return replace(result, warnings=notes + result.warnings)
 
     def recompose(
         self, result: Result, *, strengths: Mapping[int, float] | None = None, **options: object
@@ -224,6 +231,23 @@ class Restorer:
             timer=timer,
             parts=result.parts,
         )
+
+    def look(self, data: bytes | Photo) -> Look:
+        """Say what is wrong with a photo and suggest options. Raises any RestoreError.
+
+        Nothing is downloaded: faces are looked for if yunet is present.
+        """
+        with _translate_memory_errors():
+            return self._look(data if isinstance(data, Photo) else self.decode(data), data)
+
+    def _look(self, before: Photo, data: bytes | Photo) -> Look:
+        yunet = registry.find("yunet", self.weights, "detect")
+        detector = None
+        if sources.is_present(yunet, self.weights):
+            with suppress(WeightsUnavailable, BadWeights):
+                detector = self._face_network("yunet", "detect", backoff=True)
+        quality = None if isinstance(data, Photo) else jpeg.quality(data)
+        return examine(before, quality=quality, face_detector=detector)
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
         """Return the decoded photo and its faces, largest first. Raises any RestoreError."""

@@ -125,8 +125,8 @@ def test_every_option_changes_the_result(weights, rng):
         "keep_metadata": False,
         "remove_gps": True,
     }
-    # colour_strength and tile are tested below, the face options in test_pipeline_faces.py
-    others = {"tile", "colour_strength"} | {
+    # colour_strength, autopilot and tile are tested below, the face options in test_pipeline_faces.py
+    others = {"tile", "colour_strength", "autopilot"} | {
         name for name in restorer.Options.names() if name.startswith("face_")
     }
     assert set(changes) | others == set(restorer.Options.names())

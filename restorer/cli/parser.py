@@ -40,6 +40,11 @@ def parser() -> argparse.ArgumentParser:
             "faces", parents=[weights, _device_option()], help="detect faces, print a JSON line for each"
         )
     )
+    command = commands.add_parser(
+        "look", parents=[weights], help="say what is wrong with photos and which options suit them"
+    )
+    _add_photos(command)
+    command.add_argument("--json", action="store_true", help="print a JSON line for each photo")
     _add_batch(
         commands.add_parser(
             "batch", parents=restoring, help="restore a folder of any size, on one machine or many; resumable"
@@ -178,6 +183,11 @@ def _restore_options() -> argparse.ArgumentParser:
         type=float,
         default=Options.colour_strength,
         help="0 to 1: blend of the photo's colours and the corrected ones (%(default)s)",
+    )
+    command.add_argument(
+        "--autopilot",
+        action="store_true",
+        help="per photo, set --colour and --face-enhance as 'look' suggests, where they are not given",
     )
     command.add_argument(
         "--no-metadata",

@@ -25,6 +25,7 @@ _EXTREMES = (0.02, 99.98)  # percentiles of black and white
 # black, of their smallest black as a share of the largest, and of their mean white; in linear light
 _EVIDENCE = np.array([3.37, 2.57, -6.1])
 _EVIDENCE_OFFSET = 12.14
+_MONOCHROME_OFFSET = -3.0  # equal blacks of the channels are no evidence there
 _NO_BLACK = 0.003  # added before logarithms, in linear light
 _BLACK, _WHITE = 0.0015, 0.9  # targets in linear light: not to black and white at all costs
 _LARGEST_VEIL = 3.0  # of a channel, as a multiple of the smallest one: more is a colour of the scene
@@ -91,6 +92,7 @@ def measure(pixels: np.ndarray, alpha: np.ndarray | None = None) -> Fading:
     veil = np.maximum(np.minimum(black, _LARGEST_VEIL * black.min()) - _BLACK, 0)
     ranges = np.maximum(white - veil, 1e-3)
     monochrome = deviation < _TONED
+    share += _MONOCHROME_OFFSET * monochrome
     gamma = np.ones(3)
     if monochrome:  # one range for all channels keeps the toning
         veil = np.maximum(black - _BLACK, 0)
@@ -139,15 +141,15 @@ def _curved(pixels: np.ndarray, fading: Fading, share: float) -> np.ndarray:
 
 def _reduced(pixels: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return a reduced photo without its margins, (h, w, 3) uint8, and which pixels are opaque, (h, w)."""
-    small = cv2.medianBlur(to_uint8(_shrunk(pixels, _SIDE)), 3)
+    small = cv2.medianBlur(to_uint8(shrunk(pixels, _SIDE)), 3)
     opaque = np.ones(small.shape[:2], bool)
     if alpha is not None:
-        opaque = _shrunk(alpha, _SIDE) == int(np.iinfo(alpha.dtype).max)
+        opaque = shrunk(alpha, _SIDE) == int(np.iinfo(alpha.dtype).max)
     rows, columns = (slice(side // _MARGIN, side - side // _MARGIN) for side in small.shape[:2])
     return small[rows, columns], opaque[rows, columns]
 
 
-def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
+def shrunk(image: np.ndarray, side: int) -> np.ndarray:
     """Return an image with at most `side` pixels a side, averaged."""
     height, width = image.shape[:2]
     scale = min(1.0, side / max(height, width))
@@ -157,8 +159,8 @@ def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
 
 def _tone(small: np.ndarray, opaque: np.ndarray) -> tuple[float, float]:
     """Return how far colours are from the median one of their lightness, 98th percentile, and mean chroma."""
-    tiny = _shrunk(small, _TONE_SIDE)
-    chosen = _shrunk(opaque.astype(np.uint8), _TONE_SIDE) > 0
+    tiny = shrunk(small, _TONE_SIDE)
+    chosen = shrunk(opaque.astype(np.uint8), _TONE_SIDE) > 0
     lab = cv2.cvtColor(tiny.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[chosen]
     if not len(lab):
         return 0.0, 0.0
@@ -173,7 +175,7 @@ def _tone(small: np.ndarray, opaque: np.ndarray) -> tuple[float, float]:
 def _gamma(samples: np.ndarray) -> np.ndarray:
     """Return the gamma of each channel that brings nearly grey samples, (N, 3) in 0 to 1, to grey.
 
-    A least-squares fit in logarithms, weighted anew in each pass by the distance from grey.
+    A least-squares fit in logarithms, reweighted in each pass by the distance from grey.
     """
     logs = np.log(np.clip(samples, 0.02, 0.99))
     middle = np.exp(-(((samples.mean(axis=1) - 0.5) / 0.5) ** 2))

@@ -29,6 +29,7 @@ _OPTION_TYPES: dict[str, Any] = {
     "denoise": float,
     "colour": Literal[COLOUR],
     "colour_strength": float,
+    "autopilot": bool,
     "face_model": str,
     "face_strength": float,
     "format": Literal[FORMATS],

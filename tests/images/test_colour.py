@@ -62,7 +62,7 @@ def test_nothing_is_clipped_that_was_not(rng):
     assert (after != before).any()
 
 
-def test_16_bits_are_kept(rng):
+def test_16_bits_stay_16_bits(rng):
     small = faded(scene(rng))
     exact = small.astype(np.uint16) * 257
     noisy = exact + rng.integers(0, 100, small.shape, dtype=np.uint16)
@@ -83,9 +83,9 @@ def test_a_toned_photo_keeps_its_tone_unless_neutral(rng):
     tone = toned(rng)
     assert colour.measure(tone).toned
     before = np.rint(tone * 0.6 + [60, 50, 35]).astype(np.uint8)
-    kept, neutral = corrected(before), corrected(before, colour="neutral")
-    assert (kept != before).any() and np.ptp(kept.astype(int)) > 1.3 * np.ptp(before.astype(int))
-    assert chroma(kept) > 0.7 * chroma(before)
+    auto, neutral = corrected(before), corrected(before, colour="neutral")
+    assert (auto != before).any() and np.ptp(auto.astype(int)) > 1.3 * np.ptp(before.astype(int))
+    assert chroma(auto) > 0.7 * chroma(before)
     assert (neutral == neutral[..., :1]).all()
     assert (corrected(tone) == tone).all() and chroma(corrected(tone, colour="neutral")) < 0.1
 
@@ -118,7 +118,7 @@ def test_any_size_and_plain_colours_are_accepted(shape, value):
         assert after.shape == pixels.shape and len(np.unique(after)) == 1
 
 
-def test_the_order_of_levels_is_kept(rng):
+def test_levels_stay_in_order(rng):
     fading = colour.measure(faded(scene(rng)))
     ramp = np.repeat(np.arange(65536, dtype=np.uint16)[:, None, None], 3, axis=2)
     assert (np.diff(colour.correct(ramp, fading).astype(int), axis=0) >= 0).all()

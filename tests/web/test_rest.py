@@ -116,6 +116,7 @@ def test_every_option_is_passed_on(client, rng):
         "denoise": 1.0,
         "colour": "neutral",
         "colour_strength": 0.5,
+        "autopilot": True,
         "tile": 32,
         "format": "jpeg",
         "quality": 60,

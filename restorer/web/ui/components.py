@@ -60,6 +60,8 @@ class PhotoTab:
     # The photo, and the preview of a detail
     example: gr.Column
     photo: gr.Image
+    look: gr.Markdown
+    use: gr.Button
     crop_column: gr.Column
     preview: gr.Button
     detail: gr.ImageSlider
@@ -79,6 +81,7 @@ class PhotoTab:
     receipt: gr.JSON
     # Not displayed
     selected: gr.State  # SelectedPhoto
+    suggestion: gr.State  # the suggested options by name
     restored: gr.State  # ResultFiles of the last job
     shown: gr.State  # ResultFiles on display: restored, or recomposed from it
     model_names: gr.State  # of the compared models
@@ -99,10 +102,16 @@ class PhotoTab:
         return [self.message, self.start, self.fields["preset"]]
 
     @property
+    def suggestions(self) -> list[Any]:
+        """The outputs of a look at the photo."""
+        return [self.look, self.use, self.suggestion]
+
+    @property
     def panels(self) -> list[Any]:
         """Everything that another photo or a result changes."""
         return [
             *(self.upload, self.samples, self.example, self.photo, *self.estimate, self.stop),
+            *self.suggestions,
             *(self.crop_column, self.preview, self.detail, self.compare),
             *(self.comparison_message, self.comparison),
             *(self.result_column, self.slider, self.faces),
@@ -194,6 +203,8 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
                 visible=False,
                 elem_id="before",
             )
+            look = gr.Markdown(visible=False, elem_id="look")
+            use = gr.Button("Use suggestions", size="sm", visible=False, elem_id="use")
             gr.HTML(_PROGRESS, elem_id="progress")
             crop = _build_crop()
             with gr.Column(visible=False, elem_id="result") as result_column:
@@ -219,7 +230,7 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
                 step=1,
                 label="Restoration strength",
                 interactive=True,
-                info="0: only enlarged",
+                info="0: only enlarged, or as it is at 1x",
                 elem_id="strength",
             )
             download = gr.DownloadButton("Download", variant="primary", elem_id="download")
@@ -235,6 +246,8 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
         stop=stop,
         example=example,
         photo=photo,
+        look=look,
+        use=use,
         **crop,
         result_column=result_column,
         slider=slider,
@@ -247,6 +260,7 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
         download=download,
         receipt=receipt,
         selected=gr.State(),
+        suggestion=gr.State(),
         restored=gr.State(),
         shown=gr.State(),
         model_names=gr.State(()),

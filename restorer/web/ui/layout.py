@@ -53,7 +53,9 @@ def build(rest: RestApi) -> gr.Blocks:
         batch = BatchTab(page, many_tab)
         _connect_batch(batch, photo_tab, many_tab)
         inputs = [photo_tab.remembered, *photo_tab.options]
-        blocks.load(page.resume, inputs, photo_tab.panels, js=_RECALL, **_QUIET)
+        blocks.load(page.resume, inputs, photo_tab.panels, js=_RECALL, **_QUIET).then(
+            page.look, [photo_tab.selected, photo_tab.job], photo_tab.suggestions, **_QUIET
+        )
         blocks.load(batch.resume, photo_tab.remembered, many_tab.panels, js=_RECALL, **_QUIET)
         client_api.add_endpoints(rest.service)
     return blocks
@@ -65,8 +67,10 @@ def _connect_photo(page: RestoreTab, c: PhotoTab, previewing: list[Any]) -> None
     sample = c.samples.select(page.copy_sample, None, c.upload, **_QUIET)
     for event in (partial(gr.on, [c.upload.upload, c.upload.clear]), sample.then):
         event(page.pick, inputs, c.panels, cancels=previewing, **_LATEST).then(
-            page.measure, [c.selected, *c.options], c.estimate, **_LATEST
-        )
+            page.look, [c.selected, c.job], c.suggestions, **_LATEST
+        ).then(page.measure, [c.selected, *c.options], c.estimate, **_LATEST)
+    suggested = ("outscale", "long_side", "print_size", "colour", "restore_faces")
+    c.use.click(page.use_suggestions, c.suggestion, [c.fields[name] for name in suggested], **_QUIET)
     c.remembered.change(None, c.remembered, None, js="(path) => window.restorer.rememberPhoto(path)")
 
 
