@@ -17,7 +17,7 @@ BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
 DEVICES = ("cuda", "mps", "cpu", *(f"cpu:{backend}" for backend in CPU_BACKENDS), VULKAN)
 FACE_ENHANCE = ("auto", "on", "off")
 FACE_MASKS = ("ellipse", "parsing")
-COLOUR = ("off", "auto", "neutral")
+COLOUR = ("off", "auto", "on", "neutral")
 PRINT_DPI = 300
 _INCHES = {"mm": 1 / 25.4, "cm": 1 / 2.54, "in": 1.0}
 _PRINT_SIZE = re.compile(r"(\d+\.?\d*)\s*x\s*(\d+\.?\d*)\s*(mm|cm|in)", re.IGNORECASE)
@@ -50,8 +50,8 @@ class Options:
     strength       0 to 1: blends the photo enlarged by bicubic interpolation (0) and the restored one (1)
     denoise        0 to 1: how much noise the general model removes; 1 is the model as published.
                    Other models have no second checkpoint to blend with and reject values below 1
-    colour         "auto" corrects fading and its colour casts where they are certain; toned black-and-white
-                   photos, such as sepia, keep their tone, which "neutral" removes too
+    colour         "auto" corrects fading and its colour casts where they are certain, "on" always; toned
+                   black-and-white photos, such as sepia, keep their tone, which "neutral" removes too
     colour_strength  0 to 1: blends the photo's colours (0) and the corrected ones (1)
     autopilot      look at each photo and set colour and face_enhance, where they have their defaults, as its
                    look suggests; size and model stay as they are

@@ -175,7 +175,7 @@ def _restore_options() -> argparse.ArgumentParser:
         "--colour",
         choices=COLOUR,
         default=Options.colour,
-        help="auto corrects fading and casts, neutral removes the tone of black-and-white photos too "
+        help="auto corrects certain fading, on any; neutral removes the tone of black-and-white photos too "
         "(%(default)s)",
     )
     command.add_argument(

@@ -71,6 +71,8 @@ def apply(photo: Photo, options: Options) -> Photo:
     if options.colour == "off" or not options.colour_strength:
         return photo
     fading = measure(photo.pixels, photo.alpha)
+    if options.colour != "auto":
+        fading = replace(fading, share=1.0)
     neutral = options.colour == "neutral"
     pixels = correct(photo.pixels, fading, strength=options.colour_strength, neutral=neutral)
     return photo if pixels is photo.pixels else replace(photo, pixels=pixels)

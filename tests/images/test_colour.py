@@ -53,6 +53,14 @@ def test_a_photo_without_fading_is_returned_itself(rng):
     )
 
 
+def test_on_corrects_a_photo_whose_fading_is_not_certain(rng):
+    before = scene(rng)
+    before[before < 12] = 12
+    assert (corrected(before) == before).all()
+    after = corrected(before, colour="on")
+    assert (after != before).any() and (corrected(before, colour="neutral") == after).all()
+
+
 def test_nothing_is_clipped_that_was_not(rng):
     before = faded(scene(rng))
     before[:5], before[5:10] = 0, 255  # damage beyond the photo's own range

@@ -14,7 +14,7 @@ START = "Choose a photo to begin."
 MANY = "All photos are restored with the options chosen under One photo."
 QUALITY_INFO = "Best: most detail. Fast: shortest wait. Auto: by the photo's size."
 PRESET_CHOICES = list(zip(("Auto", "Best", "Fast"), PRESETS, strict=True))
-COLOUR_NAMES = {"off": "Leave", "auto": "Correct", "neutral": "Neutral"}
+COLOUR_NAMES = {"off": "Leave", "auto": "If faded", "on": "Correct", "neutral": "Neutral"}
 FORMAT_NAMES = {
     "same": "Same as the photo",
     "png": "PNG",
