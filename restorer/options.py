@@ -20,6 +20,7 @@ DEVICES = ("cuda", "mps", "cpu", *(f"cpu:{backend}" for backend in CPU_BACKENDS)
 FACE_ENHANCE = ("auto", "on", "off")
 REPAIR = ("off", "auto", "on")
 FACE_MASKS = ("ellipse", "parsing")
+COLOUR = ("off", "auto", "on", "neutral")
 PRINT_DPI = 300
 _INCHES = {"mm": 1 / 25.4, "cm": 1 / 2.54, "in": 1.0}
 _PRINT_SIZE = re.compile(r"(\d+\.?\d*)\s*x\s*(\d+\.?\d*)\s*(mm|cm|in)", re.IGNORECASE)
@@ -29,6 +30,7 @@ RANGES = {
     "dpi": (0, 10_000),
     "strength": (0, 1),
     "denoise": (0, 1),
+    "colour_strength": (0, 1),
     "quality": (1, 100),
     "max_bytes": (0, 2**40),
     "face_strength": (0, 1),
@@ -52,6 +54,11 @@ class Options:
     strength       0 to 1: blends the photo enlarged by bicubic interpolation (0) and the restored one (1)
     denoise        0 to 1: how much noise the general model removes; 1 is the model as published.
                    Other models have no second checkpoint to blend with and reject values below 1
+    colour         "auto" corrects fading and its colour casts where they are certain, "on" always; toned
+                   black-and-white photos, such as sepia, keep their tone, which "neutral" removes too
+    colour_strength  0 to 1: blends the photo's colours (0) and the corrected ones (1)
+    autopilot      look at each photo and set colour and face_enhance, where they have their defaults, as its
+                   look suggests; size and model stay as they are
     tile           side of a tile in input pixels, 32 to 4096; 0 chooses by free memory. It changes the memory
                    needed, not the result; ncnn has tiles of its own
     format         "same" keeps the input's format if it can be written
@@ -79,6 +86,9 @@ class Options:
     dpi: int = 0
     strength: float = 1.0
     denoise: float = 1.0
+    colour: str = "off"
+    colour_strength: float = 1.0
+    autopilot: bool = False
     tile: int = 0
     format: str = "same"
     quality: int = 95
@@ -112,6 +122,7 @@ class Options:
         if self.tile != 0:
             _check_range("tile", self.tile, SMALLEST_TILE, 4096)
         _check_choice("format", self.format, FORMATS)
+        _check_choice("colour", self.colour, COLOUR)
         _check_choice("face_enhance", self.face_enhance, FACE_ENHANCE)
         _check_choice("face_mask", self.face_mask, FACE_MASKS)
         _check_choice("repair", self.repair, REPAIR)

@@ -108,8 +108,8 @@ def plan(
                 raise InvalidOption(f"{output}: cannot write {output.suffix} files; use {written_suffixes()}")
         elif exists(output) or format_of(output):
             raise InvalidOption(f"{output} is a file; name a folder with -o for several photos")
-    sources = list(_sources(photos, output, [] if left_out is None else left_out))
-    return _tasks(sources, mark, image_format, sequences)
+    pairs = list(sources(photos, output, [] if left_out is None else left_out))
+    return _tasks(pairs, mark, image_format, sequences)
 
 
 def _to_file(photo: Path, output: Path, sequences: Sequences) -> OutputTask:
@@ -118,7 +118,7 @@ def _to_file(photo: Path, output: Path, sequences: Sequences) -> OutputTask:
     return OutputTask(photo, output, sequences=sequences)
 
 
-def _sources(
+def sources(
     photos: Sequence[Path], output: Path | None, left_out: list[LeftOut]
 ) -> Iterator[tuple[Path, Path]]:
     """Yield each photo once, with the folder for its result; subfolders are mirrored.

@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from .errors import BadWeights, ImageTooLarge, InvalidOption, OutOfMemory, Weigh
 from .faces import detect, pipeline
 from .faces import networks as face_networks
 from .faces.paste import Face, without_faces
-from .images import encode, photo
+from .images import colour, encode, photo
+from .images.formats import jpeg
 from .images.photo import Photo
 from .inference.model_cache import RETRY_SECONDS, LockedEngine, ModelCache
 from .inference.throughput import ThroughputEstimator
@@ -31,6 +32,7 @@ from .inference.upscale import (
     tiles_needed,
     upscale_matched,
 )
+from .look import Look, examine
 from .models import download, registry, selection, sources
 from .options import VULKAN, Limits, Options
 from .progress import Progress, StageTimer
@@ -152,7 +154,7 @@ class Restorer:
     ) -> Result:
         timer = StageTimer()
         chosen = self.options.changed(options)
-        original = before = data if isinstance(data, Photo) else self.decode(data)
+        before = data if isinstance(data, Photo) else self.decode(data)
         chosen = chosen.sized(before.width, before.height)
         self.result_size(before, chosen)
         timer.end_stage("decode")
@@ -163,17 +165,22 @@ class Restorer:
             lambda model: self._upscaler(model, chosen.denoise, partial(on_download, model.name)),
         )
         timer.end_stage("load")
+        notes: tuple[str, ...] = ()
+        if chosen.autopilot:
+            suggestion = self._look(before, data)
+            chosen = chosen.changed(suggestion.autopilot(chosen))
+            notes = (f"autopilot: {suggestion.line}",)
         repaired = self._repair(before, mask, chosen, progress)
-        if repaired:
-            before = repaired.photo
-            timer.end_stage("repair")
-        faces, detection_note = self._detect_faces(before, chosen, on_download)
+        timer.end_stage("repair")
+        corrected = colour.apply(repaired.photo if repaired else before, chosen)
+        timer.end_stage("colour")
+        faces, detection_note = self._detect_faces(corrected, chosen, on_download)
         timer.end_stage("faces")
         total = _TotalProgress(progress, pipeline.count_pending(faces))
         tile = chosen.tile or engine.best_tile()
         stats = Stats()
         plain = upscale_matched(
-            before, engine, outscale=chosen.outscale, tile=tile, progress=total.tiles, stats=stats
+            corrected, engine, outscale=chosen.outscale, tile=tile, progress=total.tiles, stats=stats
         )
         if chosen.dpi:
             stored = replace(plain.meta.metadata, dpi=(chosen.dpi, chosen.dpi))
@@ -184,10 +191,11 @@ class Restorer:
             faces = pipeline.restore(faces, network, masks, batch=network.batch, progress=total.faces)
         timer.end_stage("faces")
         result = finish(
-            original,
+            before,
             plain,
             tuple(faces),
             chosen,
+            corrected=corrected,
             repair=repaired,
             model=model.name,
             sha256=engine.sha256,
@@ -201,7 +209,7 @@ class Restorer:
         pixels = network_pixels(before, engine, chosen.outscale)
         self._throughput.learn(model.name, result.stages["enlarge"], pixels)
         self._throughput.learn(result.format, result.stages["encode"], result.width * result.height)
-        return result
+        return replace(result, warnings=notes + result.warnings)
 
     def recompose(
         self, result: Result, *, strengths: Mapping[int, float] | None = None, **options: object
@@ -238,6 +246,7 @@ class Restorer:
             plain,
             result.faces,
             chosen,
+            corrected=colour.apply(result.repair.photo if result.repair else result.before, chosen),
             repair=result.repair,
             strengths={**result.strengths, **strengths},
             model=result.model,
@@ -274,6 +283,23 @@ class Restorer:
     def _repair_network(self, name: str) -> Any:  # noqa: ANN401  a torch module
         model = registry.find(name, self.weights, "damage" if name == repair.DETECTOR else "fill")
         return self._models.get(model, partial(repair.load, model, self.weights, self._repair_device))
+
+    def look(self, data: bytes | Photo) -> Look:
+        """Say what is wrong with a photo and suggest options. Raises any RestoreError.
+
+        Nothing is downloaded: faces are looked for if yunet is present.
+        """
+        with _translate_memory_errors():
+            return self._look(data if isinstance(data, Photo) else self.decode(data), data)
+
+    def _look(self, before: Photo, data: bytes | Photo) -> Look:
+        yunet = registry.find("yunet", self.weights, "detect")
+        detector = None
+        if sources.is_present(yunet, self.weights):
+            with suppress(WeightsUnavailable, BadWeights):
+                detector = self._face_network("yunet", "detect", backoff=True)
+        quality = None if isinstance(data, Photo) else jpeg.quality(data)
+        return examine(before, quality=quality, face_detector=detector)
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
         """Return the decoded photo and its faces, largest first. Raises any RestoreError."""

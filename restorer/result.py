@@ -18,6 +18,8 @@ from .progress import StageTimer
 from .repair.pipeline import Repair
 from .version import SOFTWARE
 
+UNFADED = "no fading was found; the colours are unchanged"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -38,8 +40,8 @@ class Result:
     options        the options of this result
     strengths      of single faces by index, if set by Restorer.recompose()
     paste_backup   the pixels under the faces, for Restorer.recompose()
-    stages         `seconds` by stage: decode, load, repair, enlarge, faces, encode; only the last after
-                   recompose()
+    stages         `seconds` by stage: decode, load, repair, colour, enlarge, faces, encode; after recompose()
+                   only encode
     parts          how many parts the photo was upscaled in, because it did not fit in memory as a whole
     retries        how often tiles ran out of memory and were computed again, at half the size except by ncnn
     repair         what was repaired before the photo was upscaled; None if no repair was wanted
@@ -82,6 +84,7 @@ def finish(
     faces: tuple[Face, ...],
     options: Options,
     *,
+    corrected: Photo,
     model: str,
     sha256: str,
     source: str,
@@ -95,6 +98,7 @@ def finish(
 ) -> Result:
     """Paste faces into the upscaled photo `plain`, whose pixels are overwritten, and encode it.
 
+    corrected       `before` with damage filled and colours corrected, or `before`
     detection_note  why face detection was skipped, "" if it was not
     """
     strengths = strengths or {}
@@ -112,8 +116,7 @@ def finish(
             plain.pixels[part.rows, part.columns][hidden] = part.pixels[hidden]
     switched_off = [index for index, strength in strengths.items() if strength == 0]
     face_note = pipeline.summary(faces, off=switched_off) or detection_note
-    small = repair.photo if repair else before
-    after = plain if options.strength == 1 else _blend(small, plain, options.strength)
+    after = plain if options.strength == 1 else _blend(corrected, plain, options.strength)
     encoded = encode_within(
         options.max_bytes,
         options.quality,
@@ -135,6 +138,8 @@ def finish(
         else ()
     )
     unrepaired = (repair.warning,) if repair and repair.warning else ()
+    tried = options.colour != "off" and options.colour_strength > 0
+    unfaded = (UNFADED,) if tried and corrected is (repair.photo if repair else before) else ()
     renamed = (f"{options.model} is now {model}",) if options.model in RENAMED else ()
     return Result(
         data=encoded.data,
@@ -146,7 +151,15 @@ def finish(
         source=source,
         device=device,
         seconds=sum(timer.seconds.values()),
-        warnings=before.meta.warnings + unrepaired + renamed + in_parts + face_warnings + encoded.warnings,
+        warnings=(
+            before.meta.warnings
+            + unrepaired
+            + renamed
+            + unfaded
+            + in_parts
+            + face_warnings
+            + encoded.warnings
+        ),
         before=before,
         after=after,
         restored=plain,

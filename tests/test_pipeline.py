@@ -11,7 +11,7 @@ from PIL import Image
 
 import restorer
 from restorer import Cancelled, ImageTooLarge, InvalidOption, Limits, OutOfMemory, UnknownModel
-from restorer.images import photo
+from restorer.images import colour, photo
 from restorer.inference import backends, engine, memory
 from tests.conftest import photo_like, png, save_network
 
@@ -108,7 +108,7 @@ def test_every_option_changes_the_result(weights, rng):
     exif = Image.Exif()
     exif[0x010F] = "Camera"
     exif.get_ifd(0x8825).update({1: "N", 2: (10.0, 20.0, 30.0)})
-    Image.fromarray(photo_like(rng, 80, 90)).save(photo, "JPEG", exif=exif)
+    Image.fromarray(photo_like(rng, 80, 90) // 2 + 70).save(photo, "JPEG", exif=exif)  # faded
     plain = run.restore(photo.getvalue())
     changes = {
         "model": "custom/tiny",
@@ -118,17 +118,25 @@ def test_every_option_changes_the_result(weights, rng):
         "print_size": "2x2cm",
         "dpi": 123,
         "denoise": 0.4,
+        "colour": "auto",
         "format": "png",
         "quality": 60,
         "max_bytes": len(plain.data) - 100,
         "keep_metadata": False,
         "remove_gps": True,
     }
-    # tile is tested below, those of faces in test_pipeline_faces.py, of repair in repair/test_pipeline.py
-    others = {"tile"} | {name for name in restorer.Options.names() if name.startswith(("face_", "repair"))}
+    # colour_strength, autopilot and tile are tested below, the face options in test_pipeline_faces.py, and
+    # those of repair in repair/test_pipeline.py
+    others = {"tile", "colour_strength", "autopilot"} | {
+        name for name in restorer.Options.names() if name.startswith(("face_", "repair"))
+    }
     assert set(changes) | others == set(restorer.Options.names())
     for name, value in changes.items():
         assert _contents(run.restore(photo.getvalue(), **{name: value})) != _contents(plain), name
+    half, full = (
+        run.restore(photo.getvalue(), colour="auto", colour_strength=share).after for share in (0.5, 1)
+    )
+    assert (half.pixels != full.pixels).any()
     tiles = [_tile_count(run, photo.getvalue(), tile=tile) for tile in (32, 64, 0)]
     assert tiles[0] > tiles[1] > tiles[2]
 
@@ -140,6 +148,29 @@ def _contents(result):
     details = {tag: value for tag, value in exif.get_ifd(0x8769).items() if tag != 0x9213}
     gps = dict(exif.get_ifd(0x8825))
     return image.format, image.size, image.tobytes(), image.info.get("dpi"), exif.get(0x010F), details, gps
+
+
+def test_colours_are_corrected_before_anything_else(weights, rng):
+    faded = photo_like(rng, 40, 50) // 2 + 70
+    run = restorer.Restorer(weights=weights, model="custom/tiny", device="cpu:torch", face_enhance="off")
+    result = run.restore(png(faded), colour="auto")
+    corrected = colour.apply(result.before, result.options)
+    np.testing.assert_array_equal(result.before.pixels, faded)
+    np.testing.assert_array_equal(result.after.pixels, run.restore(png(corrected.pixels)).after.pixels)
+    assert result.receipt["options"]["colour"] == "auto" and not result.warnings
+    plain = run.recompose(result, strength=0).after.pixels
+    enlarged = cv2.resize(corrected.pixels, (200, 160), interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_array_equal(plain, enlarged)
+
+
+def test_a_photo_without_fading_is_restored_as_before(weights, rng):
+    pixels = photo_like(rng, 40, 50)
+    pixels[:, :20] = np.linspace(0, 255, 40).astype(np.uint8)[:, None, None]
+    data = png(pixels)
+    run = restorer.Restorer(weights=weights, model="custom/tiny", device="cpu:torch", face_enhance="off")
+    plain, result = run.restore(data), run.restore(data, colour="auto")
+    np.testing.assert_array_equal(result.after.pixels, plain.after.pixels)
+    assert result.warnings == ("no fading was found; the colours are unchanged",)
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp", "tiff", "avif"])
@@ -167,7 +198,8 @@ def test_stages_add_up_and_retries_are_counted(weights, rng):
     run = restorer.Restorer(weights=weights, model="custom/tiny", device="cpu:torch")
     data = png(photo_like(rng, 90, 80))
     plain = run.restore(data, face_enhance="off")
-    assert set(plain.stages) == {"decode", "load", "faces", "enlarge", "encode"} and plain.retries == 0
+    stages = {"decode", "load", "colour", "faces", "enlarge", "encode"}
+    assert set(plain.stages) == stages and plain.retries == 0
     assert plain.seconds == pytest.approx(sum(plain.stages.values()))
     _, engine = run._models.loaded["custom/tiny"]
     (compute,) = engine._backend.compute[:1]

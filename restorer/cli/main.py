@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from ..exit_status import exit_status
-from . import backends, batch, cost, faces, models, restore
+from . import backends, batch, cost, faces, look, models, restore
 from .parser import device_name, parser
 
 COMMANDS = {
     "restore": restore.run,
     "faces": faces.run,
+    "look": look.run,
     "models": models.run,
     "batch": batch.run,
     "cost": cost.run,

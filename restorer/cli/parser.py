@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import InvalidOption
 from ..options import (
     ANIMATED_FORMATS,
+    COLOUR,
     CPU_BACKENDS,
     FACE_ENHANCE,
     FACE_MASKS,
@@ -42,6 +43,11 @@ def parser() -> argparse.ArgumentParser:
             "faces", parents=[weights, _device_option()], help="detect faces, print a JSON line for each"
         )
     )
+    command = commands.add_parser(
+        "look", parents=[weights], help="say what is wrong with photos and which options suit them"
+    )
+    _add_photos(command)
+    command.add_argument("--json", action="store_true", help="print a JSON line for each photo")
     _add_batch(
         commands.add_parser(
             "batch", parents=restoring, help="restore a folder of any size, on one machine or many; resumable"
@@ -192,6 +198,24 @@ def _restore_options() -> argparse.ArgumentParser:
         type=float,
         default=Options.denoise,
         help="0 to 1, for realesr-general-x4v3: how much noise to remove (%(default)s)",
+    )
+    command.add_argument(
+        "--colour",
+        choices=COLOUR,
+        default=Options.colour,
+        help="auto corrects certain fading, on any; neutral removes the tone of black-and-white photos too "
+        "(%(default)s)",
+    )
+    command.add_argument(
+        "--colour-strength",
+        type=float,
+        default=Options.colour_strength,
+        help="0 to 1: blend of the photo's colours and the corrected ones (%(default)s)",
+    )
+    command.add_argument(
+        "--autopilot",
+        action="store_true",
+        help="per photo, set --colour and --face-enhance as 'look' suggests, where they are not given",
     )
     command.add_argument(
         "--no-metadata",

@@ -66,7 +66,7 @@ def from_chromaticities(points: Chromaticities, gamma: float | None, *, grey: bo
     if like_srgb and (gamma is None or abs(gamma - _SRGB_GAMMA) < _SAME_GAMMA):
         return b""
     steps = np.linspace(0, 1, _CURVE_POINTS)
-    curve = None if gamma else np.rint(_linear(steps) * 65535).astype(np.uint16)
+    curve = None if gamma else np.rint(decode_srgb(steps) * 65535).astype(np.uint16)
     white, *primaries = ((*point, 1.0) for point in points)
     try:
         profile = imagecodecs.cms_profile(
@@ -139,17 +139,21 @@ def lab_to_srgb(samples: np.ndarray, *, signed: bool) -> np.ndarray:
 def encode_linear(pixels: np.ndarray) -> np.ndarray:
     """Convert linear light (uint8 or uint16) to the sRGB curve (uint16), as in IEC 61966-2-1."""
     table = np.linspace(0, 1, _levels(pixels.dtype))
-    curved = np.where(table <= 0.0031308, table * 12.92, 1.055 * table ** (1 / 2.4) - 0.055)
-    return lookup(pixels, np.rint(curved * 65535).astype(np.uint16))
+    return lookup(pixels, np.rint(encode_srgb(table) * 65535).astype(np.uint16))
 
 
 def decode_linear(pixels: np.ndarray) -> np.ndarray:
     """Invert encode_linear, uint16 to uint16."""
     table = np.linspace(0, 1, _levels(pixels.dtype))
-    return lookup(pixels, np.rint(_linear(table) * 65535).astype(np.uint16))
+    return lookup(pixels, np.rint(decode_srgb(table) * 65535).astype(np.uint16))
 
 
-def _linear(values: np.ndarray) -> np.ndarray:
+def encode_srgb(light: np.ndarray) -> np.ndarray:
+    """Return the sRGB values of light, both in [0, 1] (IEC 61966-2-1)."""
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def decode_srgb(values: np.ndarray) -> np.ndarray:
     """Return the light of sRGB values, both in [0, 1]."""
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 

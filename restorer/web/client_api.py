@@ -10,7 +10,7 @@ from typing import Any, Literal
 import gradio as gr
 from gradio import FileData, events
 
-from ..options import FORMATS, REPAIR
+from ..options import COLOUR, FORMATS, REPAIR
 from ..result import Result
 from . import previews
 from .gpu_queue import GPU
@@ -27,6 +27,9 @@ _OPTION_TYPES: dict[str, Any] = {
     "model": str,
     "strength": float,
     "denoise": float,
+    "colour": Literal[COLOUR],
+    "colour_strength": float,
+    "autopilot": bool,
     "face_model": str,
     "face_strength": float,
     "repair": Literal[REPAIR],

@@ -1,6 +1,7 @@
 """The command line: its output, exit status and files, in this process and in one of its own."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -726,3 +727,18 @@ def test_mask_of_another_size_fails_the_photo(capsys):
     Image.new("L", (20, 30), 255).save("small.png")
     assert run("photo.png", "--mask", "small.png", "--model", "custom/tiny") == 1
     assert "the mask has 20 x 30 pixels and the photo 128 x 96" in capsys.readouterr().err
+
+
+def test_look_prints_findings_and_suggestions(tmp_path, capsys):
+    (tmp_path / "scans").mkdir()
+    Image.new("RGB", (30, 20), (90, 90, 90)).save(tmp_path / "scans/flat.png")
+    (tmp_path / "scans/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    weights = ["--weights-dir", str(tmp_path)]
+    assert main(["look", str(tmp_path / "scans"), *weights]) == 1
+    text = capsys.readouterr()
+    line = "Faded, black and white, 30 × 20. Suggested: 4x, colour auto"
+    assert f"flat.png: {line}\n  faded: " in text.out and "broken.png: failed" in text.err
+    assert main(["look", str(tmp_path / "scans/flat.png"), "--json", *weights]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["line"] == line and seen["options"] == {"outscale": 4.0, "colour": "auto"}
+    assert [finding["name"] for finding in seen["findings"]] == ["faded", "grey"]

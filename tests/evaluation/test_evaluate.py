@@ -274,7 +274,7 @@ def test_damaged_photo_is_reported_and_the_others_are_evaluated(folder, capsys):
         (["--models", "no-such-model"], "unknown model 'no-such-model'"),
         (["--models", "custom/one:denoise=x"], "denoise is 'x'; use a number"),
         (["--models", "custom/one:outscale=2"], "use --scale"),
-        (["--models", "custom/one:colour=1"], "unknown option 'colour'"),
+        (["--models", "custom/one:hue=1"], "unknown option 'hue'"),
         (["--models", "custom/one,custom/one"], "have the same folder name"),
         (["--recipe", "burnt"], "unknown recipe 'burnt'; use one of default, heavy"),
         (["--scale", "2.5"], "whole number"),

@@ -387,7 +387,26 @@ def test_server_decodes_uploads_in_the_sandbox(server, tmp_path, monkeypatch, rn
     forms.validate(service, [("a.png", upload)], {}, None)
     assert service.estimate(data, {"outscale": 2})["width"] == 14
     page = page_of(tmp_path, service)
-    values = ["auto", 2, 0, "", "", 1, False, "GFPGANv1.3", 1, "same", 90, 0, True, False]
+    values = [
+        "auto",
+        2,
+        0,
+        "",
+        "",
+        1,
+        "off",
+        1,
+        False,
+        "GFPGANv1.3",
+        1,
+        "same",
+        90,
+        0,
+        True,
+        False,
+        False,
+        0.5,
+    ]
     shown = asyncio.run(page.pick(str(upload), "", *values))
     assert shown[page.components.selected].outline.width == 7
 

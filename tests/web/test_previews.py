@@ -104,13 +104,16 @@ def page_of(folder, service=None) -> restore_tab.RestoreTab:
     return page
 
 
+VALUES = ("auto", 4, 0, "", "", 1, "off", 1, False, "GFPGANv1.3", 1, "same", 95, 0, True, False)
+VALUES += (True, 0.5)
+
+
 def test_only_uploads_are_read(tmp_path):
     for name in ("secret.png", "uploads/mine.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     page = page_of(tmp_path)
-    c, values = page.components, ("auto", 4, 0, "", "", 1, False, "GFPGANv1.3", 1, "same", 95, 0, True, False)
-    values += (True, 0.5)
+    c, values = page.components, VALUES
     shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), "", *values))
     assert "8 × 8" in shown[c.message]
     for name in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
@@ -123,6 +126,33 @@ def test_only_uploads_are_read(tmp_path):
         assert mask.startswith("⚠") and str(tmp_path) not in mask
         remembered = json.dumps({"photo": f"../{name}", "job": "../jobs"})
         assert c.photo not in page.resume(remembered, *values)
+
+
+def test_the_page_shows_a_look_and_uses_its_suggestions(tmp_path):
+    (tmp_path / "uploads").mkdir()
+    Image.new("RGB", (8, 8), (90, 90, 90)).save(tmp_path / "uploads/mine.png")
+    page = page_of(tmp_path)
+    c = page.components
+    shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), "", *VALUES))
+    seen = page.look(shown[c.selected], "")
+    assert seen[c.look].value == page.restorer.look((tmp_path / "uploads/mine.png").read_bytes()).line
+    assert page.look(shown[c.selected], "a job") == page.unchanged_suggestion == page.look(None, "")
+    suggestion = {"outscale": 2.0, "colour": "auto", "face_enhance": "off"}
+    updates = {
+        c.fields[name]: value for name, value in (("outscale", 2), ("long_side", 0), ("print_size", ""))
+    }
+    updates |= {c.fields["colour"]: "auto", c.fields["restore_faces"]: False, c.fields["repair"]: False}
+    assert page.use_suggestions(suggestion) == updates
+    assert len(page.use_suggestions(None)) == 1
+
+
+def test_a_photo_of_its_own_size_starts_at_half_strength(tmp_path):
+    page = page_of(tmp_path)
+    strengths = [
+        page.option_values(("auto", outscale, long_side, *VALUES[3:])).get("strength")
+        for outscale, long_side in ((1, 0), (4, 0), (1, 100))
+    ]
+    assert strengths == [0.5, None, None]
 
 
 @pytest.mark.parametrize(

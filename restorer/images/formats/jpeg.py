@@ -5,6 +5,7 @@ JPEG of its first image.
 """
 
 import hashlib
+import itertools
 import re
 import struct
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ _MAX_BODY = 65_533  # bytes: a segment's length is a 16-bit number that includes
 _MAX_PART = 65_000  # of a profile or of Photoshop's resources
 MAX_PROFILE = 255 * _MAX_PART  # a profile is split into at most 255 segments
 _TRUNCATED, _ENDINGS = 0, 8
-_SCAN, _PADDING, _END = 0xDA, 0xFF, 0xD9
+_SCAN, _PADDING, _END, _TABLES = 0xDA, 0xFF, 0xD9, 0xDB
+_STANDARD_SUM = 3688  # of the luma table of ITU-T T.81, K.1, which has quality 50
 _MAX_SEGMENTS = 10_000
 _MAX_SCANS = 100  # optimisers of progressive files write about 20
 _PADDED = re.compile(rb"\xff*")
@@ -103,6 +105,22 @@ def frame(image: bytes) -> Frame:
 
 def has_end(image: bytes) -> bool:
     return all(marker != _TRUNCATED for marker, _ in _image_segments(image))
+
+
+def quality(data: bytes) -> int | None:
+    """Return the quality, 1 to 100, of the IJG library whose luma table is the nearest to the file's.
+
+    None for a file without such a table, which is not a JPEG, and for all that is invalid.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    for marker, body in itertools.islice(_image_segments(data), _MAX_SEGMENTS):
+        if marker == _SCAN:
+            return None
+        if marker == _TABLES and len(body) > 64 and body[0] == 0:  # 8 bits, number 0
+            scale = 100 * sum(body[1:65]) / _STANDARD_SUM
+            return min(100, max(1, round(5000 / scale if scale > 100 else (200 - scale) / 2)))
+    return None
 
 
 def decode_deep(image: bytes, header: Frame) -> np.ndarray:

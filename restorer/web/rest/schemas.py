@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic.json_schema import SkipJsonSchema
 
-from ...options import FACE_ENHANCE, FACE_MASKS, FORMATS, RANGES, REPAIR, Options
+from ...options import COLOUR, FACE_ENHANCE, FACE_MASKS, FORMATS, RANGES, REPAIR, Options
 from ..service import MAX_TILE
 
 _FACE_ENHANCE: dict[str, Any] = {"type": "string", "enum": [*FACE_ENHANCE, "true", "false"]}
 _TYPES: dict[str, Any] = {
     "format": Literal[FORMATS],
     "face_enhance": Annotated[bool | Literal[FACE_ENHANCE], WithJsonSchema(_FACE_ENHANCE)],
+    "colour": Literal[COLOUR],
     "face_mask": Literal[FACE_MASKS],
     "repair": Literal[REPAIR],
 }

@@ -9,7 +9,7 @@ from gradio import themes
 
 from ...images.file_types import SUFFIXES
 from ...models import registry
-from ...options import FORMATS, PRESETS, PRINT_DPI, Options
+from ...options import COLOUR, FORMATS, PRESETS, PRINT_DPI, Options
 from ...pipeline import Restorer
 from .. import previews
 from . import texts
@@ -32,6 +32,8 @@ FIELDS = (
     "print_size",
     "model",
     "denoise",
+    "colour",
+    "colour_strength",
     "restore_faces",
     "face_model",
     "face_strength",
@@ -63,6 +65,8 @@ class PhotoTab:
     # The photo, and the preview of a detail
     example: gr.Column
     photo: gr.Image
+    look: gr.Markdown
+    use: gr.Button
     crop_column: gr.Column
     preview: gr.Button
     detail: gr.ImageSlider
@@ -83,12 +87,13 @@ class PhotoTab:
     receipt: gr.JSON
     # Not displayed
     selected: gr.State  # SelectedPhoto
+    suggestion: gr.State  # the suggested options by name
     restored: gr.State  # ResultFiles of the last job
     shown: gr.State  # ResultFiles on display: restored, or recomposed from it
     model_names: gr.State  # of the compared models
     zoom_position: gr.Textbox
     crop_position: gr.Textbox
-    look: gr.Textbox  # the upload whose damage is to be marked
+    damage_photo: gr.Textbox  # the upload whose damage is to be marked
     damage_map: gr.Textbox  # "UPLOAD|FILE": the probabilities that mask.js marks on this upload
     own_mask: gr.Textbox  # upload of a mask that was edited, set by mask.js
     view_size: gr.Textbox  # "width,height" of the visible part of the view at 100 %, in pixels
@@ -106,10 +111,16 @@ class PhotoTab:
         return [self.message, self.start, self.fields["preset"]]
 
     @property
+    def suggestions(self) -> list[Any]:
+        """The outputs of a look at the photo."""
+        return [self.look, self.use, self.suggestion, self.repair]
+
+    @property
     def panels(self) -> list[Any]:
         """Everything that another photo or a result changes."""
         return [
             *(self.upload, self.samples, self.example, self.photo, *self.estimate, self.stop),
+            *self.suggestions,
             *(self.crop_column, self.preview, self.detail, self.compare),
             *(self.comparison_message, self.comparison),
             *(self.result_column, self.slider, self.faces),
@@ -167,7 +178,7 @@ def build_hidden_fields() -> dict[str, gr.Textbox]:
     return {
         name: gr.Textbox(label=name, visible="hidden", elem_id=name)
         for name in (
-            *("zoom-position", "crop-position", "view-size", "look", "damage-map", "own-mask"),
+            *("zoom-position", "crop-position", "view-size", "damage-photo", "damage-map", "own-mask"),
             *("job", "ended", "remembered", "batch", "batch-changed"),
         )
     }
@@ -207,6 +218,8 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
                 visible=False,
                 elem_id="before",
             )
+            look = gr.Markdown(visible=False, elem_id="look")
+            use = gr.Button("Use suggestions", size="sm", visible=False, elem_id="use")
             gr.HTML(_PROGRESS, elem_id="progress")
             crop = _build_crop()
             with gr.Column(visible=False, elem_id="result") as result_column:
@@ -232,7 +245,7 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
                 step=1,
                 label="Restoration strength",
                 interactive=True,
-                info="0: only enlarged",
+                info="0: only enlarged, or as it is at 1x",
                 elem_id="strength",
             )
             mark = gr.Checkbox(label="Mark what was repaired", visible=False, elem_id="mark")
@@ -252,6 +265,8 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
         back=back,
         example=example,
         photo=photo,
+        look=look,
+        use=use,
         **crop,
         result_column=result_column,
         slider=slider,
@@ -265,12 +280,13 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
         download=download,
         receipt=receipt,
         selected=gr.State(),
+        suggestion=gr.State(),
         restored=gr.State(),
         shown=gr.State(),
         model_names=gr.State(()),
         zoom_position=hidden["zoom-position"],
         crop_position=hidden["crop-position"],
-        look=hidden["look"],
+        damage_photo=hidden["damage-photo"],
         damage_map=hidden["damage-map"],
         own_mask=hidden["own-mask"],
         view_size=hidden["view-size"],
@@ -456,6 +472,22 @@ def _build_model_fields(restorer: Restorer) -> dict[str, Any]:
             info="Lower keeps more grain",
             visible=bool(restorer.model(default).denoise_model),
             elem_id="denoise",
+        ),
+        "colour": gr.Radio(
+            [(texts.COLOUR_NAMES[name], name) for name in COLOUR],
+            value=default.colour,
+            label="Faded colours",
+            info="Correct keeps sepia; Neutral removes it",
+            elem_id="colour",
+        ),
+        "colour_strength": gr.Slider(
+            0,
+            1,
+            default.colour_strength,
+            label="Colour strength",
+            info="Lower keeps more of the photo's colours",
+            visible=default.colour != "off",
+            elem_id="colour_strength",
         ),
     }
 

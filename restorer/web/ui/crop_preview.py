@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from ...errors import BadWeights
+from ...images import colour
 from ...images.photo import Photo
 from ...models import registry, sources
 from ...options import Options
@@ -46,9 +47,8 @@ class CropPreview:
     def _restore(
         self, position: str, photo: SelectedPhoto, values: tuple[object, ...], progress: Progress
     ) -> tuple[str, str]:
-        crop = self._crop(position, photo)
         options = self.page.options(values, photo.outline)
-        return self._previews(self.page.restorer.restore(crop, progress=progress, **vars(options)))
+        return self._previews(self._restore_crops(self._crops(position, photo, options), options, progress))
 
     async def compare_models(self, position: str, photo: SelectedPhoto | None, *values: object) -> tuple:
         """Show the detail restored by every model that needs no download, and return their names."""
@@ -62,20 +62,27 @@ class CropPreview:
         self, position: str, photo: SelectedPhoto, values: tuple[object, ...], progress: Progress
     ) -> dict[str, str]:
         weights, images = self.page.restorer.weights, {}
-        crop, options = self._crop(position, photo), self.page.options(values, photo.outline)
+        options = self.page.options(values, photo.outline)
+        crops = self._crops(position, photo, options)
         for model in registry.available(weights):
             if model.kind != "upscale" or not sources.is_present(model, weights):
                 continue
             with suppress(BadWeights):  # skip a custom file that is not a network
                 denoise = options.denoise if model.denoise_model else Options.denoise
                 chosen = replace(options, model=model.name, denoise=denoise, face_enhance="off")
-                result = self.page.restorer.restore(crop, progress=progress, **vars(chosen))
-                images[model.name] = self._previews(result)[1]
+                images[model.name] = self._previews(self._restore_crops(crops, chosen, progress))[1]
         return images
 
-    def _crop(self, position: str, photo: SelectedPhoto) -> Photo:
-        service = self.page.service
-        return previews.detail(service.decode(service.upload(photo.path)), parse_position(position))
+    def _crops(self, position: str, photo: SelectedPhoto, options: Options) -> tuple[Photo, Photo]:
+        """Return the detail as it is, and with the colours that the whole photo is corrected to."""
+        whole, spot = self.page.service.decode(self.page.service.upload(photo.path)), parse_position(position)
+        return previews.detail(whole, spot), previews.detail(colour.apply(whole, options), spot)
+
+    def _restore_crops(self, crops: tuple[Photo, Photo], options: Options, progress: Progress) -> Result:
+        chosen = replace(options, colour="off")
+        return replace(
+            self.page.restorer.restore(crops[1], progress=progress, **vars(chosen)), before=crops[0]
+        )
 
     def _previews(self, result: Result) -> tuple[str, str]:
         before, after = previews.previews(result, self.page.service.new_folder())

@@ -1,4 +1,4 @@
-"""Event handlers that look for damage in the chosen photo, and mark what was repaired in a result."""
+"""Event handlers that detect damage in the chosen photo, and mark what was repaired in a result."""
 
 from functools import partial
 from typing import Any
@@ -14,8 +14,6 @@ from .. import previews
 from . import texts
 from .restore_tab import RestoreTab, SelectedPhoto, Updates
 
-_GLANCE = 1024  # largest side in pixels of the copy of a photo in which damage is looked for unasked
-
 
 class DamageView:
     """Handlers that need the server's state."""
@@ -23,16 +21,14 @@ class DamageView:
     def __init__(self, page: RestoreTab) -> None:
         self.page, self.service, self.components = page, page.service, page.components
 
-    def glance(self, photo: SelectedPhoto | None, repair: bool) -> Updates:
-        """Say whether damage is seen in a small copy of the photo; with `repair`, let look() mark it."""
+    def choose(self, photo: SelectedPhoto | None, repair: bool) -> Updates:
+        """Name the photo whose damage detect() marks: the selected one if it is to be repaired."""
         c = self.components
-        if photo is None or repair:
-            return {c.look: self.page.upload_name(photo.path) if photo else ""}
-        with self.service.user_errors():
-            seen = _is_seen(self.page.restorer.find_damage(_reduced(self._decode(photo), _GLANCE)))
-        return {c.repair: _section(seen), c.look: "", c.damage_map: ""}
+        if photo is None or not repair:
+            return {c.damage_photo: "", c.damage_map: ""}
+        return {c.damage_photo: self.page.upload_name(photo.path)}
 
-    async def look(self, upload: str, photo: SelectedPhoto | None) -> Updates:
+    async def detect(self, upload: str, photo: SelectedPhoto | None) -> Updates:
         """Let the page mark the damage on the photo, and say whether some is seen with confidence."""
         c = self.components
         if photo is None or not upload:
@@ -42,7 +38,7 @@ class DamageView:
             file = previews.write_damage(probability, self.service.new_folder())
         seen = _is_seen(probability)
         return {
-            c.repair: _section(seen),
+            c.repair: gr.Accordion(label=texts.REPAIR_SEEN if seen else texts.REPAIR),
             c.repair_message: texts.REPAIR_INFO if seen else texts.REPAIR_UNSURE,
             c.damage_map: f"{self.page.upload_name(photo.path)}|{file}",
         }
@@ -65,10 +61,6 @@ def _is_seen(probability: np.ndarray) -> bool:
     from ...repair import damage  # torch
 
     return bool(damage.chosen(probability, Options.repair_sensitivity, confident=True).any())
-
-
-def _section(seen: bool) -> gr.Accordion:
-    return gr.Accordion(label=texts.REPAIR_SEEN if seen else texts.REPAIR)
 
 
 def _reduced(photo: Photo, side: int) -> Photo:

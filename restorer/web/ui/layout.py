@@ -57,20 +57,23 @@ def build(rest: RestApi) -> gr.Blocks:
         batch = BatchTab(page, many_tab)
         _connect_batch(batch, photo_tab, many_tab)
         inputs = [photo_tab.remembered, *photo_tab.options]
-        blocks.load(page.resume, inputs, photo_tab.panels, js=_RECALL, **_QUIET)
+        blocks.load(page.resume, inputs, photo_tab.panels, js=_RECALL, **_QUIET).then(
+            page.look, [photo_tab.selected, photo_tab.job], photo_tab.suggestions, **_QUIET
+        )
         blocks.load(batch.resume, photo_tab.remembered, many_tab.panels, js=_RECALL, **_QUIET)
         client_api.add_endpoints(rest.service)
     return blocks
 
 
 def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing: list[Any]) -> None:
-    """Show another photo, and look for damage; cancel what is previewed of the previous one."""
-    glanced = [c.repair, c.look, c.damage_map]
+    """Show another photo and what is suggested for it; cancel what is previewed of the previous one."""
     for field in (c.remembered, c.fields["repair"]):  # the former changes with the photo
-        field.change(damage.glance, [c.selected, c.fields["repair"]], glanced, **_LATEST)
-    c.look.change(
-        damage.look,
-        [c.look, c.selected],
+        field.change(
+            damage.choose, [c.selected, c.fields["repair"]], [c.damage_photo, c.damage_map], **_LATEST
+        )
+    c.damage_photo.change(
+        damage.detect,
+        [c.damage_photo, c.selected],
         [c.repair, c.repair_message, c.damage_map],
         show_progress="hidden",
         trigger_mode="always_last",
@@ -83,8 +86,10 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
     sample = c.samples.select(page.copy_sample, None, c.upload, **_QUIET)
     for event in (partial(gr.on, [c.upload.upload, c.upload.clear]), sample.then):
         event(page.pick, inputs, c.panels, cancels=previewing, **_LATEST).then(
-            page.measure, [c.selected, *c.options], c.estimate, **_LATEST
-        )
+            page.look, [c.selected, c.job], c.suggestions, **_LATEST
+        ).then(page.measure, [c.selected, *c.options], c.estimate, **_LATEST)
+    suggested = ("outscale", "long_side", "print_size", "colour", "restore_faces", "repair")
+    c.use.click(page.use_suggestions, c.suggestion, [c.fields[name] for name in suggested], **_QUIET)
     c.remembered.change(None, c.remembered, None, js="(path) => window.restorer.rememberPhoto(path)")
 
 
@@ -134,6 +139,7 @@ def _connect_fields(page: RestoreTab, c: PhotoTab) -> None:
         )
     for name, handler, changed in (
         ("restore_faces", restore_tab.face_controls, [fields["face_model"], fields["face_strength"]]),
+        ("colour", restore_tab.colour_slider, fields["colour_strength"]),
         ("format", restore_tab.quality_slider, fields["quality"]),
         ("keep_metadata", restore_tab.gps_checkbox, fields["remove_gps"]),
         ("model", restore_tab.preset_radio, fields["preset"]),

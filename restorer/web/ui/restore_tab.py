@@ -31,6 +31,7 @@ from .result_view import ResultView
 
 _READY: dict[str, Any] = {"value": "Restore", "variant": "primary", "visible": True}
 _AGAIN: dict[str, Any] = {"value": "Restore again", "variant": "secondary", "visible": True}
+_CLEAN_STRENGTH = 0.5  # at 1x, where the photo's own detail counts; docs/performance.md has the figures
 # Those that the estimate depends on
 ESTIMATE_FIELDS = (
     "preset",
@@ -62,6 +63,7 @@ class RestoreTab:
         self.restorer, self.settings = rest.service.restorer, rest.settings
         self.retention = texts.period(rest.settings.retention_seconds)
         self.unchanged = {components.message: gr.skip()}  # Gradio accepts no empty dict
+        self.unchanged_suggestion = {components.look: gr.skip()}
 
     # The photo
 
@@ -97,6 +99,8 @@ class RestoreTab:
             c.example: gr.Column(visible=photo is None),
             c.photo: gr.Image(str(preview) if preview else None, visible=photo is not None),
             c.stop: gr.Button(visible=False),
+            **dict.fromkeys([c.look, c.use], gr.update(visible=False)),
+            c.suggestion: None,
             c.crop_column: gr.Column(visible=photo is not None),
             c.preview: gr.Button("Preview a detail", interactive=True),
             **dict.fromkeys(
@@ -113,6 +117,38 @@ class RestoreTab:
     def upload_name(self, path: str) -> str:
         """Return the path of an upload as the browser remembers it. Raises UnsupportedImage."""
         return str(self.service.upload_path(path).relative_to(self.settings.upload_folder))
+
+    def look(self, photo: SelectedPhoto | None, job_id: str) -> Updates:
+        """Show in one line what is wrong with a photo that waits, and what is suggested."""
+        c = self.components
+        if photo is None or job_id:
+            return self.unchanged_suggestion
+        try:
+            seen = self.restorer.look(self.service.upload(photo.path))
+        except RestoreError:  # the estimate reports it
+            return self.unchanged_suggestion
+        return {
+            c.look: gr.Markdown(seen.line, visible=True),
+            c.use: gr.Button(visible=True),
+            c.suggestion: seen.options,
+            c.repair: gr.Accordion(label=texts.REPAIR_SEEN if "repair" in seen.options else texts.REPAIR),
+        }
+
+    def use_suggestions(self, suggestion: dict[str, Any] | None) -> Updates:
+        """Set the controls as a look suggests."""
+        fields = self.components.fields
+        if not suggestion:
+            return {fields["outscale"]: gr.skip()}
+        values = {
+            "outscale": int(suggestion["outscale"]),
+            "long_side": 0,
+            "print_size": "",
+            "colour": suggestion.get("colour", "off"),
+            "repair": "repair" in suggestion,
+        }
+        if "face_enhance" in suggestion:
+            values["restore_faces"] = suggestion["face_enhance"] != "off"
+        return {fields[name]: value for name, value in values.items()}
 
     # Estimates
 
@@ -250,7 +286,6 @@ class RestoreTab:
             **self._estimate(photo, values, start=_AGAIN),
             **self.view.show(files),
             c.stop: gr.Button(visible=False),
-            c.strength: 100,
             c.restored: files,
         }
 
@@ -311,6 +346,8 @@ class RestoreTab:
         options["repair"] = "off" if not repair else "on" if default == "off" else default
         for name in ("long_side", "print_size", "max_bytes"):  # an empty field is None
             options[name] = options[name] or getattr(Options, name)
+        if options["outscale"] == 1 and not options["long_side"] and not options["print_size"]:
+            options["strength"] = _CLEAN_STRENGTH
         options["model"] = options["model"] or options["preset"]
         del options["preset"]
         return options
@@ -331,6 +368,10 @@ def gps_checkbox(keep_metadata: bool) -> gr.Checkbox:
 
 def face_controls(restore_faces: bool) -> tuple[gr.Dropdown, gr.Slider]:
     return gr.Dropdown(visible=restore_faces), gr.Slider(visible=restore_faces)
+
+
+def colour_slider(colour: str) -> gr.Slider:
+    return gr.Slider(visible=colour != "off")
 
 
 def size_radio(long_side: float | None, print_size: str) -> gr.Radio:

@@ -33,6 +33,8 @@ class ResultView:
             c.outcome: gr.Column(visible=True),
             c.back: gr.Button(visible=True),
             c.faces: gr.Column(visible=bool(result.faces)),
+            c.strength: gr.Slider(value=round(100 * result.options.strength)),
+            **dict.fromkeys([c.look, c.use], gr.update(visible=False)),
             c.zoom_position: f"{x:.4f},{y:.4f}",
         }
 

@@ -18,6 +18,7 @@ REPAIR_UNSURE = "Nothing here is surely damage. What is marked may be part of th
 REPAIR_INFO = "What is marked is filled. It may be part of the picture: look before you restore."
 QUALITY_INFO = "Best: most detail. Fast: shortest wait. Auto: by the photo's size."
 PRESET_CHOICES = list(zip(("Auto", "Best", "Fast"), PRESETS, strict=True))
+COLOUR_NAMES = {"off": "Leave", "auto": "If faded", "on": "Correct", "neutral": "Neutral"}
 FORMAT_NAMES = {
     "same": "Same as the photo",
     "png": "PNG",

@@ -1,0 +1,224 @@
+"""Say what is wrong with a photo and suggest options, from samples of it, in a fraction of a second."""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .faces import detect
+from .faces.detect import Detector
+from .images import colour
+from .images.photo import Photo
+from .images.resample import to_uint8
+from .options import Options
+
+_TILE, _TILES = 256, 3  # side in pixels of the squares that are measured, and their number along each axis
+# Immerkaer, "Fast Noise Variance Estimation", 1996; the mean in flat blocks, which hold hardly any texture
+_MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6
+_NOISE_BLOCK, _FLATTEST = 16, 15  # pixels, percentile
+_LUMA_SHARE = (
+    0.62  # of the deviation of independent noise in three channels that luma shows, as measured here
+)
+# In levels of 255: sharp photographs that were never compressed measure up to 2.8
+_NOISE, _STRONG_NOISE = 5.0, 12.0
+_LOW_QUALITY = 60  # of JPEG: blocks show in smooth areas
+_BLOCKS = (
+    1.3  # steps between blocks over those within; JPEG of quality 75 has up to 1.2, of 45 the median 1.5
+)
+_BLUR, _BLUR_EDGES, _LEAST_EDGE = 0.83, 99.5, 3.0  # share, percentile, levels
+_FACES_SIDE = 640  # pixels of the copy in which faces are searched
+_DAMAGE_SIDE, _DAMAGE_TILE, _DAMAGE_TILES = 1024, 128, 4
+_DAMAGED, _DAMAGED_SHARE = 0.9, 0.005  # probability, share of pixels
+_DAMAGE_FILE = Path(__file__).parents[1] / "weights/damage-detector.safetensors"
+_SIZES = ((1200, 4.0), (2400, 2.0))  # longer side in pixels below which to enlarge, and how many times
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a photo.
+
+    name    "noise", "jpeg", "blur", "damage", "faded", "grey", "toned" or "faces"
+    text    in words for users
+    reason  the figure behind it
+    """
+
+    name: str
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a photo found.
+
+    width, height  in pixels
+    findings       what is wrong, then what is in it
+    options        the suggested options by name, as Options takes them
+    """
+
+    width: int
+    height: int
+    findings: tuple[Finding, ...]
+    options: dict[str, object]
+
+    @property
+    def line(self) -> str:
+        """The findings and the suggestion in one line."""
+        words = ", ".join([*(one.text for one in self.findings), f"{self.width} × {self.height}"])
+        return (
+            f"{words[0].upper()}{words[1:]}. Suggested: {', '.join(map(_option_text, self.options.items()))}"
+        )
+
+    def autopilot(self, options: Options) -> dict[str, object]:
+        """Return the suggestions for options that have their defaults; no size, on which names depend."""
+        default = vars(Options())
+        return {
+            name: value
+            for name, value in self.options.items()
+            if name != "outscale" and getattr(options, name) == default[name]
+        }
+
+    def as_dict(self) -> dict[str, object]:
+        return {**asdict(self), "line": self.line}
+
+
+def examine(photo: Photo, *, quality: int | None = None, face_detector: Detector | None = None) -> Look:
+    """Look at a photo.
+
+    quality        of the JPEG file it was read from, see formats.jpeg.quality()
+    face_detector  detects faces; None: no faces are looked for, and face_enhance is not suggested
+    """
+    fading = colour.measure(photo.pixels, photo.alpha)
+    findings = list(_findings(photo, fading, quality))
+    damage = _damage(photo.pixels)
+    if damage > _DAMAGED_SHARE:
+        findings.append(Finding("damage", "damaged", f"{100 * damage:.1f} % of samples is damaged"))
+    if fading.monochrome:
+        toned = Finding("toned", "toned black and white", f"one hue, chroma {fading.chroma:.0f}")
+        plain = Finding("grey", "black and white", f"chroma {fading.chroma:.1f}")
+        findings.append(toned if fading.toned else plain)
+    long = max(photo.width, photo.height)
+    options: dict[str, object] = {"outscale": next((times for side, times in _SIZES if long < side), 1.0)}
+    if fading.share:
+        options["colour"] = "auto"
+    if damage > _DAMAGED_SHARE and "repair" in Options.names():
+        options["repair"] = "auto"
+    if face_detector:
+        faces = len(detect.detect_faces(photo.pixels, face_detector, caps=(_FACES_SIDE,)))
+        options["face_enhance"] = "auto" if faces else "off"
+        if faces:
+            text = "1 face" if faces == 1 else f"{faces} faces"
+            findings.append(Finding("faces", text, f"found in a copy of {_FACES_SIDE} pixels"))
+    return Look(photo.width, photo.height, tuple(findings), options)
+
+
+def _findings(photo: Photo, fading: colour.Fading, quality: int | None) -> Iterator[Finding]:
+    squares = [
+        cv2.cvtColor(square, cv2.COLOR_RGB2GRAY).astype(np.float32) for square in _squares(photo.pixels)
+    ]
+    if fading.share:
+        black, white = 100 * np.mean(fading.black), 100 * np.mean(fading.white)
+        yield Finding("faded", "faded", f"its light is from {black:.0f} to {white:.0f} % of white")
+    noise = float(np.percentile(np.concatenate([*map(_block_noise, squares)]), _FLATTEST)) / _LUMA_SHARE
+    if noise > _NOISE:
+        text = "strong noise" if noise > _STRONG_NOISE else "light noise"
+        yield Finding("noise", text, f"a deviation of {noise:.0f} levels of 255 in flat areas")
+    blocks = _blockiness(squares)
+    if quality is not None and quality < _LOW_QUALITY:
+        yield Finding("jpeg", "strong JPEG compression", f"quality {quality} of 100")
+    elif blocks > _BLOCKS:
+        yield Finding("jpeg", "JPEG blocks", f"steps between blocks {1 + blocks:.1f} times those within")
+    if (share := _sharpness_left(squares)) > _BLUR:
+        yield Finding("blur", "blurred", f"more blur leaves {100 * share:.0f} % of its edges")
+
+
+def _squares(pixels: np.ndarray) -> list[np.ndarray]:
+    """Return evenly spaced squares of a photo as uint8, at multiples of 8 pixels, as JPEG's blocks are."""
+    tops, lefts = (
+        sorted({int(start) // 8 * 8 for start in np.linspace(0, max(0, side - _TILE), _TILES)})
+        for side in pixels.shape[:2]
+    )
+    return [
+        to_uint8(np.ascontiguousarray(pixels[top : top + _TILE, left : left + _TILE]))
+        for top in tops
+        for left in lefts
+    ]
+
+
+def _block_noise(plane: np.ndarray) -> np.ndarray:
+    """Return the deviation of the noise in each block of a plane, without those near black and white."""
+    size = _NOISE_BLOCK
+    rows, columns = (max(1, side // size) for side in plane.shape)
+    detail = np.abs(cv2.filter2D(plane, -1, _MASK)) * np.float32(np.sqrt(np.pi / 2))
+    area = (columns, rows)
+    crop = slice(rows * size), slice(columns * size)
+    deviations, means = (cv2.resize(one[crop], area, interpolation=cv2.INTER_AREA) for one in (detail, plane))
+    visible = (means > 20) & (means < 235)
+    return deviations[visible] if visible.any() else deviations.ravel()
+
+
+def _blockiness(squares: list[np.ndarray]) -> float:
+    """Return by what share third differences are larger at one phase of 8 pixels than at the others."""
+    excess = []
+    for axis in (0, 1):
+        profiles = []
+        for plane in squares:
+            lines = np.abs(np.diff(plane, 3, axis=axis)).mean(axis=1 - axis)
+            profiles.append([lines[phase::8].mean() if len(lines) > 7 else 0.0 for phase in range(8)])
+        profile = np.mean(profiles, axis=0)
+        others = np.median(np.delete(profile, profile.argmax()))
+        excess.append((profile.max() - others) / (others + 0.5))
+    return float(np.mean(excess))
+
+
+def _sharpness_left(squares: list[np.ndarray]) -> float:
+    """Return the share of the strongest edges' steepness that a blur leaves (after Crete et al., 2007)."""
+    strongest = []
+    for sigma in (0.8, np.hypot(0.8, 1.6)):
+        steps = []
+        for plane in squares:
+            smooth = cv2.GaussianBlur(plane, (0, 0), sigma)
+            steps += [np.abs(np.diff(smooth, axis=axis)).ravel() for axis in (0, 1)]
+        all_steps = np.concatenate(steps)
+        strongest.append(float(np.percentile(all_steps, _BLUR_EDGES)) if all_steps.size else 0.0)
+    return strongest[1] / strongest[0] if strongest[0] > _LEAST_EDGE else 0.0
+
+
+def _damage(pixels: np.ndarray) -> float:
+    """Return the share of surely damaged pixels on the diagonal of a photo; 0 without the detector."""
+    detector = _damage_detector()
+    if detector is None:
+        return 0.0
+    small = to_uint8(colour.shrunk(pixels, _DAMAGE_SIDE))
+    ends = (max(0, side - _DAMAGE_TILE) for side in small.shape[:2])
+    places = zip(*(np.linspace(0, end, _DAMAGE_TILES) for end in ends), strict=True)
+    squares = [
+        small[int(top) : int(top) + _DAMAGE_TILE, int(left) : int(left) + _DAMAGE_TILE]
+        for top, left in sorted({*places})
+    ]
+    return float(np.mean([(detector(square) > _DAMAGED).mean() for square in squares]))
+
+
+@functools.cache
+def _damage_detector() -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return the network that detects damage; None if its file is absent."""
+    if not _DAMAGE_FILE.is_file():
+        return None
+    import torch
+
+    from .repair import damage, networks
+
+    network = damage.load(networks.Detector(), _DAMAGE_FILE, torch.device("cpu"))
+    return lambda pixels: damage.detect(np.ascontiguousarray(pixels), network)
+
+
+def _option_text(option: tuple[str, object]) -> str:
+    name, value = option
+    if name == "outscale":
+        return f"{value:g}x"
+    if name == "face_enhance":
+        return "faces off" if value == "off" else "faces on"
+    return f"{name} {value}"

@@ -1,0 +1,128 @@
+"""A look finds one fault in a photo with one, and suggests what helps."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import restorer
+from restorer import look
+from restorer.images import photo
+from restorer.images.formats import jpeg
+from tests.conftest import photo_like, png, save_network
+
+
+@pytest.fixture
+def without_detector(monkeypatch):
+    monkeypatch.setattr(look, "_damage_detector", lambda: None)
+
+
+def scene(rng: np.random.Generator) -> np.ndarray:
+    """Return a sharp colour photo with flat areas, black and white."""
+    pixels = cv2.medianBlur(photo_like(rng, 240, 320), 5)
+    pixels[:120, :80], pixels[120:, :80] = 5, 250
+    pixels[:, 160:] = rng.integers(40, 220, (11, 7, 3)).repeat(23, axis=0).repeat(23, axis=1)[:240, :160]
+    return pixels
+
+
+def names(data: bytes) -> list[str]:
+    seen = look.examine(photo.decode(data), quality=jpeg.quality(data))
+    return [finding.name for finding in seen.findings]
+
+
+def jpeg_of(pixels: np.ndarray, quality: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+@pytest.mark.usefixtures("without_detector")
+def test_a_look_names_each_fault_alone(rng):
+    pixels = scene(rng)
+    noisy = np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
+    compressed = photo.decode(jpeg_of(pixels, 10)).pixels
+    grey = np.repeat(pixels[..., 1:2], 3, axis=2)
+    assert names(png(pixels)) == []
+    assert names(png(noisy)) == ["noise"]
+    assert names(jpeg_of(pixels, 90)) == [] and names(jpeg_of(pixels, 30)) == ["jpeg"]
+    assert names(png(compressed)) == ["jpeg"]
+    assert names(png(cv2.GaussianBlur(pixels, (0, 0), 4))) == ["blur"]
+    assert names(png(pixels // 2 + 70)) == ["faded"]
+    assert names(png(grey)) == ["grey"]
+    assert names(png(np.rint(grey * [1, 0.85, 0.6]).astype(np.uint8))) == ["toned"]
+
+
+@pytest.mark.usefixtures("without_detector")
+def test_the_line_says_what_is_wrong_and_what_helps(rng):
+    faces = (
+        np.array([[20.0, 20, 120, 140]]),
+        np.array([0.9]),
+        np.array([[[40, 60], [90, 60], [65, 80], [45, 110], [85, 110]]]),
+    )
+    faded = photo.decode(png(scene(rng) // 2 + 70))
+    seen = look.examine(faded, face_detector=lambda _: faces)
+    assert seen.line == "Faded, 1 face, 320 × 240. Suggested: 4x, colour auto, faces on"
+    assert seen.options == {"outscale": 4.0, "colour": "auto", "face_enhance": "auto"}
+    assert seen.autopilot(restorer.Options()) == {"colour": "auto", "face_enhance": "auto"}
+    assert seen.autopilot(restorer.Options(colour="neutral", face_enhance="off")) == {}
+    none = look.examine(faded, face_detector=lambda _: tuple(one[:0] for one in faces))
+    assert none.options["face_enhance"] == "off" and "face_enhance" not in look.examine(faded).options
+
+
+@pytest.mark.usefixtures("without_detector")
+@pytest.mark.parametrize(("width", "scale"), [(1199, 4), (1200, 2), (2400, 1)])
+def test_the_suggested_scale_depends_on_the_size(width, scale):
+    plain = photo.Photo(np.zeros((2, width, 3), np.uint8), None, photo.Meta("png"))
+    assert look.examine(plain).options["outscale"] == scale
+
+
+def test_damage_is_what_the_detector_says(rng, monkeypatch):
+    before = photo.decode(png(scene(rng)))
+    for share, expected in ((0.0, []), (0.1, ["damage"])):
+        monkeypatch.setattr(
+            look,
+            "_damage_detector",
+            lambda share=share: (
+                lambda square: (
+                    np.linspace(share, 1, square[..., 0].size) > 0.95 if share else np.zeros(square.shape[:2])
+                )
+            ),
+        )
+        assert [finding.name for finding in look.examine(before).findings] == expected
+    monkeypatch.undo()
+    look.examine(before)  # with the real detector
+
+
+@pytest.mark.usefixtures("without_detector")
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (17, 9), (300, 2)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_any_size_is_accepted(shape, dtype):
+    pixels = np.full((*shape, 3), 90, dtype)
+    assert look.examine(photo.Photo(pixels, None, photo.Meta("png"))).line.startswith(("Black", "Faded"))
+
+
+@pytest.mark.parametrize("quality", [20, 35, 50, 60, 75, 90, 95])
+def test_jpeg_quality_is_read_from_the_tables(rng, quality):
+    assert jpeg.quality(jpeg_of(scene(rng), quality)) == quality
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xdb\x00", b"\xff\xd8\xff\xdb\0\x04\0\0", b"\x89PNG" * 9]
+)
+def test_jpeg_quality_of_anything_else_is_none(data):
+    assert jpeg.quality(data) is None
+
+
+@pytest.mark.usefixtures("without_detector")
+def test_autopilot_uses_the_suggestions(tmp_path, rng):
+    save_network(tmp_path / "custom/tiny.safetensors", seed=1)
+    run = restorer.Restorer(weights=tmp_path, model="custom/tiny", device="cpu:torch", face_enhance="off")
+    data = png(scene(rng)[:60] // 2 + 70)
+    result = run.restore(data, autopilot=True, outscale=2)
+    np.testing.assert_array_equal(
+        result.after.pixels, run.restore(data, colour="auto", outscale=2).after.pixels
+    )
+    assert result.options.colour == "auto" and result.receipt["options"]["autopilot"] is True
+    assert result.warnings[0] == f"autopilot: {run.look(data).line}"
