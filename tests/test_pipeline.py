@@ -198,7 +198,7 @@ def test_stages_add_up_and_retries_are_counted(weights, rng):
     run = restorer.Restorer(weights=weights, model="custom/tiny", device="cpu:torch")
     data = png(photo_like(rng, 90, 80))
     plain = run.restore(data, face_enhance="off")
-    stages = {"decode", "load", "colour", "faces", "enlarge", "encode"}
+    stages = {"decode", "load", "repair", "colour", "faces", "enlarge", "encode"}
     assert set(plain.stages) == stages and plain.retries == 0
     assert plain.seconds == pytest.approx(sum(plain.stages.values()))
     _, engine = run._models.loaded["custom/tiny"]
