@@ -511,7 +511,7 @@ def test_damage_is_marked_edited_and_filled(page, folder):
     assert mask()[75, 85]
     choose(page, pixels[:40, :50], "other.png")
     expect(page.locator("#mask")).to_be_visible()
-    assert page.evaluate("document.querySelector('#mask').width") == 50
+    page.wait_for_function("document.querySelector('#mask')?.width === 50")
 
 
 def test_sample_and_pasted_photo_are_uploaded(page, rng):

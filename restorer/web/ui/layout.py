@@ -67,6 +67,7 @@ def build(rest: RestApi) -> gr.Blocks:
 
 def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing: list[Any]) -> None:
     """Show another photo and what is suggested for it; cancel what is previewed of the previous one."""
+    c.remembered.change(None, c.remembered, None, js="(path) => window.restorer.rememberPhoto(path)")
     for field in (c.remembered, c.fields["repair"]):  # the former changes with the photo
         field.change(
             damage.choose, [c.selected, c.fields["repair"]], [c.damage_photo, c.damage_map], **_LATEST
@@ -90,7 +91,6 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
         ).then(page.measure, [c.selected, *c.options], c.estimate, **_LATEST)
     suggested = ("outscale", "long_side", "print_size", "colour", "restore_faces", "repair")
     c.use.click(page.use_suggestions, c.suggestion, [c.fields[name] for name in suggested], **_QUIET)
-    c.remembered.change(None, c.remembered, None, js="(path) => window.restorer.rememberPhoto(path)")
 
 
 def _connect_job(page: RestoreTab, c: PhotoTab) -> None:
