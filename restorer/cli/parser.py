@@ -215,7 +215,7 @@ def _restore_options() -> argparse.ArgumentParser:
     command.add_argument(
         "--autopilot",
         action="store_true",
-        help="per photo, set --colour, --repair and --face-enhance as 'look' suggests, where they are not given",
+        help="per photo, set --colour, --repair and --face-enhance as 'look' suggests, unless they are given",
     )
     command.add_argument(
         "--no-metadata",

@@ -50,8 +50,8 @@ def build(rest: RestApi) -> gr.Blocks:
         view = ResultView(rest.service, photo_tab)
         page = RestoreTab(rest, photo_tab, view)
         damage = DamageView(page)
-        _connect_photo(page, damage, photo_tab, _connect_crop(page, photo_tab))
-        _connect_job(page, photo_tab)
+        looking = _connect_photo(page, damage, photo_tab, _connect_crop(page, photo_tab))
+        _connect_job(page, photo_tab, looking)
         _connect_fields(page, photo_tab)
         _connect_result(photo_tab, view, damage)
         batch = BatchTab(page, many_tab)
@@ -65,8 +65,11 @@ def build(rest: RestApi) -> gr.Blocks:
     return blocks
 
 
-def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing: list[Any]) -> None:
-    """Show another photo and what is suggested for it; cancel what is previewed of the previous one."""
+def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing: list[Any]) -> list[Any]:
+    """Show another photo and what is suggested for it; cancel what is previewed of the previous one.
+
+    Return the events that look at the photo.
+    """
     c.remembered.change(None, c.remembered, None, js="(path) => window.restorer.rememberPhoto(path)")
     for field in (c.remembered, c.fields["repair"]):  # the former changes with the photo
         field.change(
@@ -85,17 +88,20 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
     )
     inputs = [c.upload, c.job, *c.options]
     sample = c.samples.select(page.copy_sample, None, c.upload, **_QUIET)
+    looking = []
     for event in (partial(gr.on, [c.upload.upload, c.upload.clear]), sample.then):
-        event(page.pick, inputs, c.panels, cancels=previewing, **_LATEST).then(
-            page.look, [c.selected, c.job], c.suggestions, **_LATEST
-        ).then(page.measure, [c.selected, *c.options], c.estimate, **_LATEST)
+        picked = event(page.pick, inputs, c.panels, cancels=previewing, **_LATEST)
+        looking.append(picked.then(page.look, [c.selected, c.job], c.suggestions, **_LATEST))
+        looking[-1].then(page.measure, [c.selected, *c.options], c.estimate, **_LATEST)
     suggested = ("outscale", "long_side", "print_size", "colour", "restore_faces", "repair")
     c.use.click(page.use_suggestions, c.suggestion, [c.fields[name] for name in suggested], **_QUIET)
+    return looking
 
 
-def _connect_job(page: RestoreTab, c: PhotoTab) -> None:
-    """Start, stop and follow a job, and show its result."""
-    c.start.click(page.start, [c.selected, c.own_mask, *c.options], c.panels, js=_WITH_MASK, **_QUIET)
+def _connect_job(page: RestoreTab, c: PhotoTab, looking: list[Any]) -> None:
+    """Start, stop and follow a job, and show its result, over which a late look would appear."""
+    inputs = [c.selected, c.own_mask, *c.options]
+    c.start.click(page.start, inputs, c.panels, js=_WITH_MASK, cancels=looking, **_QUIET)
     swapped = [c.photo, c.crop_column, c.result_column, c.faces, c.outcome, c.back]
     c.back.click(page.back, None, swapped, **_QUIET)
     c.stop.click(page.stop, c.job, None, queue=False, **_QUIET)
