@@ -851,9 +851,9 @@ def test_files_of_page_are_deleted_after_retention(browser, folder, rng, tmp_pat
     with served(tmp_path, STANDIN, RETENTION_SECONDS="15", CLEANUP_INTERVAL="1") as address:
         page = new_page(browser)
         page.goto(address)
-        for outcome in ("restored", "stopped"):
-            choose(page, photo_like(rng, 240, 400 if outcome == "restored" else 900))
-            expect(page.locator("#summary")).to_contain_text("240 →")
+        for outcome, width in (("restored", 400), ("stopped", 900)):
+            choose(page, photo_like(rng, 240, width))
+            expect(page.locator("#summary")).to_contain_text(f"{width} × 240 →")
             page.click("#start")
             if outcome == "restored":
                 expect(page.locator("#view img").first).to_be_visible()
