@@ -18,10 +18,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from restorer import Restorer
 from restorer.images import file_types, photo
-from restorer.images.formats import jpeg
 from restorer.images.resample import luma
-from restorer.look import examine
 
 from .colour import faded
 
@@ -78,11 +77,12 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     files = filter(file_types.is_photo, sorted(parser.parse_args().photos.glob("*.*")))
     originals = [photo.decode(path.read_bytes()).pixels for path in files]
+    restorer = Restorer(weights="absent", device="cpu")  # without YuNet
     right, total, wrong = Counter(), Counter(), Counter()
     for seed in range(CASES):
         fault = FAULTS[seed % len(FAULTS)]
         data = file_with(fault, originals[seed * 7 % len(originals)], np.random.default_rng(seed))
-        seen = examine(photo.decode(data), quality=jpeg.quality(data))
+        seen = restorer.look(data)
         names = " ".join(one.name for one in seen.findings)
         expected = fault.removesuffix(" as png")
         total[fault] += 1
@@ -96,7 +96,7 @@ def main() -> None:
     seconds = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        examine(large)
+        restorer.look(large)
         seconds.append(time.perf_counter() - start)
     print(
         f"12 megapixels: {min(seconds):.2f} s at best, {np.median(seconds):.2f} s in the median of {ROUNDS}"

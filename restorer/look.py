@@ -1,9 +1,7 @@
 """Say what is wrong with a photo and suggest options, from samples of it, in a fraction of a second."""
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,7 +10,7 @@ from .faces import detect
 from .faces.detect import Detector
 from .images import colour
 from .images.photo import Photo
-from .images.resample import to_uint8
+from .images.resample import shrunk, to_uint8
 from .options import Options
 
 _TILE, _TILES = 256, 3  # side in pixels of the squares that are measured, and their number along each axis
@@ -32,8 +30,9 @@ _BLUR, _BLUR_EDGES, _LEAST_EDGE = 0.83, 99.5, 3.0  # share, percentile, levels
 _FACES_SIDE = 640  # pixels of the copy in which faces are searched
 _DAMAGE_SIDE, _DAMAGE_TILE, _DAMAGE_TILES = 1024, 128, 4
 _DAMAGED, _DAMAGED_SHARE = 0.9, 0.005  # probability, share of pixels
-_DAMAGE_FILE = Path(__file__).parents[1] / "weights/damage-detector.safetensors"
 _SIZES = ((1200, 4.0), (2400, 2.0))  # longer side in pixels below which to enlarge, and how many times
+
+DamageDetector = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,23 @@ class Look:
         return {**asdict(self), "line": self.line}
 
 
-def examine(photo: Photo, *, quality: int | None = None, face_detector: Detector | None = None) -> Look:
+def examine(
+    photo: Photo,
+    *,
+    quality: int | None = None,
+    face_detector: Detector | None = None,
+    damage_detector: DamageDetector | None = None,
+) -> Look:
     """Look at a photo.
 
-    quality        of the JPEG file it was read from, see formats.jpeg.quality()
-    face_detector  detects faces; None: no faces are looked for, and face_enhance is not suggested
+    quality          of the JPEG file it was read from, see formats.jpeg.quality()
+    face_detector    detects faces; None: no faces are looked for, and face_enhance is not suggested
+    damage_detector  returns the probability (h, w), 0..1, that a pixel of (h, w, 3) uint8 is damaged; None:
+                     no damage is looked for
     """
     fading = colour.measure(photo.pixels, photo.alpha)
     findings = list(_findings(photo, fading, quality))
-    damage = _damage(photo.pixels)
+    damage = _damage(photo.pixels, damage_detector) if damage_detector else 0.0
     if damage > _DAMAGED_SHARE:
         findings.append(Finding("damage", "damaged", f"{100 * damage:.1f} % of samples is damaged"))
     if fading.monochrome:
@@ -104,7 +111,7 @@ def examine(photo: Photo, *, quality: int | None = None, face_detector: Detector
     options: dict[str, object] = {"outscale": next((times for side, times in _SIZES if long < side), 1.0)}
     if fading.share:
         options["colour"] = "auto"
-    if damage > _DAMAGED_SHARE and "repair" in Options.names():
+    if damage > _DAMAGED_SHARE:
         options["repair"] = "auto"
     if face_detector:
         faces = len(detect.detect_faces(photo.pixels, face_detector, caps=(_FACES_SIDE,)))
@@ -187,12 +194,9 @@ def _sharpness_left(squares: list[np.ndarray]) -> float:
     return strongest[1] / strongest[0] if strongest[0] > _LEAST_EDGE else 0.0
 
 
-def _damage(pixels: np.ndarray) -> float:
-    """Return the share of surely damaged pixels on the diagonal of a photo; 0 without the detector."""
-    detector = _damage_detector()
-    if detector is None:
-        return 0.0
-    small = to_uint8(colour.shrunk(pixels, _DAMAGE_SIDE))
+def _damage(pixels: np.ndarray, detector: DamageDetector) -> float:
+    """Return the share of surely damaged pixels on the diagonal of a photo."""
+    small = to_uint8(shrunk(pixels, _DAMAGE_SIDE))
     ends = (max(0, side - _DAMAGE_TILE) for side in small.shape[:2])
     places = zip(*(np.linspace(0, end, _DAMAGE_TILES) for end in ends), strict=True)
     squares = [
@@ -200,19 +204,6 @@ def _damage(pixels: np.ndarray) -> float:
         for top, left in sorted({*places})
     ]
     return float(np.mean([(detector(square) > _DAMAGED).mean() for square in squares]))
-
-
-@functools.cache
-def _damage_detector() -> Callable[[np.ndarray], np.ndarray] | None:
-    """Return the network that detects damage; None if its file is absent."""
-    if not _DAMAGE_FILE.is_file():
-        return None
-    import torch
-
-    from .repair import damage, networks
-
-    network = damage.load(networks.Detector(), _DAMAGE_FILE, torch.device("cpu"))
-    return lambda pixels: damage.detect(np.ascontiguousarray(pixels), network)
 
 
 def _option_text(option: tuple[str, object]) -> str:

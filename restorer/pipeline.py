@@ -32,7 +32,7 @@ from .inference.upscale import (
     tiles_needed,
     upscale_matched,
 )
-from .look import Look, examine
+from .look import DamageDetector, Look, examine
 from .models import download, registry, selection, sources
 from .options import VULKAN, Limits, Options
 from .progress import Progress, StageTimer
@@ -299,7 +299,17 @@ class Restorer:
             with suppress(WeightsUnavailable, BadWeights):
                 detector = self._face_network("yunet", "detect", backoff=True)
         quality = None if isinstance(data, Photo) else jpeg.quality(data)
-        return examine(before, quality=quality, face_detector=detector)
+        return examine(
+            before, quality=quality, face_detector=detector, damage_detector=self._damage_detector()
+        )
+
+    def _damage_detector(self) -> DamageDetector | None:
+        """Return what detects damage in small images, if present; a look does not wait for the lock."""
+        from .repair import damage  # torch
+
+        with suppress(WeightsUnavailable, BadWeights):
+            return partial(damage.detect, detector=self._repair_network(repair.DETECTOR))
+        return None
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
         """Return the decoded photo and its faces, largest first. Raises any RestoreError."""

@@ -14,11 +14,6 @@ from restorer.images.formats import jpeg
 from tests.conftest import photo_like, png, save_network
 
 
-@pytest.fixture
-def without_detector(monkeypatch):
-    monkeypatch.setattr(look, "_damage_detector", lambda: None)
-
-
 def scene(rng: np.random.Generator) -> np.ndarray:
     """Return a sharp colour photo with flat areas, black and white."""
     pixels = cv2.medianBlur(photo_like(rng, 240, 320), 5)
@@ -38,7 +33,6 @@ def jpeg_of(pixels: np.ndarray, quality: int) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.usefixtures("without_detector")
 def test_a_look_names_each_fault_alone(rng):
     pixels = scene(rng)
     noisy = np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
@@ -54,7 +48,6 @@ def test_a_look_names_each_fault_alone(rng):
     assert names(png(np.rint(grey * [1, 0.85, 0.6]).astype(np.uint8))) == ["toned"]
 
 
-@pytest.mark.usefixtures("without_detector")
 def test_the_line_says_what_is_wrong_and_what_helps(rng):
     faces = (
         np.array([[20.0, 20, 120, 140]]),
@@ -71,31 +64,25 @@ def test_the_line_says_what_is_wrong_and_what_helps(rng):
     assert none.options["face_enhance"] == "off" and "face_enhance" not in look.examine(faded).options
 
 
-@pytest.mark.usefixtures("without_detector")
 @pytest.mark.parametrize(("width", "scale"), [(1199, 4), (1200, 2), (2400, 1)])
 def test_the_suggested_scale_depends_on_the_size(width, scale):
     plain = photo.Photo(np.zeros((2, width, 3), np.uint8), None, photo.Meta("png"))
     assert look.examine(plain).options["outscale"] == scale
 
 
-def test_damage_is_what_the_detector_says(rng, monkeypatch):
+def test_damage_is_what_the_detector_says(rng, tmp_path):
     before = photo.decode(png(scene(rng)))
     for share, expected in ((0.0, []), (0.1, ["damage"])):
-        monkeypatch.setattr(
-            look,
-            "_damage_detector",
-            lambda share=share: (
-                lambda square: (
-                    np.linspace(share, 1, square[..., 0].size) > 0.95 if share else np.zeros(square.shape[:2])
-                )
+        seen = look.examine(
+            before,
+            damage_detector=lambda square, share=share: (
+                np.linspace(share, 1, square[..., 0].size) > 0.95 if share else np.zeros(square.shape[:2])
             ),
         )
-        assert [finding.name for finding in look.examine(before).findings] == expected
-    monkeypatch.undo()
-    look.examine(before)  # with the real detector
+        assert [finding.name for finding in seen.findings] == expected
+    restorer.Restorer(weights=tmp_path).look(before)  # with the real detector
 
 
-@pytest.mark.usefixtures("without_detector")
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (17, 9), (300, 2)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_any_size_is_accepted(shape, dtype):
@@ -115,8 +102,8 @@ def test_jpeg_quality_of_anything_else_is_none(data):
     assert jpeg.quality(data) is None
 
 
-@pytest.mark.usefixtures("without_detector")
-def test_autopilot_uses_the_suggestions(tmp_path, rng):
+def test_autopilot_uses_the_suggestions(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(restorer.Restorer, "_damage_detector", lambda _: None)
     save_network(tmp_path / "custom/tiny.safetensors", seed=1)
     run = restorer.Restorer(weights=tmp_path, model="custom/tiny", device="cpu:torch", face_enhance="off")
     data = png(scene(rng)[:60] // 2 + 70)

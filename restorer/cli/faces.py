@@ -14,7 +14,7 @@ from ..folders import LeftOut
 from ..images import file_types
 from ..models import registry
 from ..options import Options
-from .summary import print_left_out
+from .summary import print_failure, print_left_out
 
 if TYPE_CHECKING:
     from ..pipeline import Restorer
@@ -61,11 +61,8 @@ def _find_faces(source: Path, restorer: "Restorer", target: Path | None, origina
             write_atomic(target, encode.encode(picture, image_format, quality=Options.quality).data)
     except (WeightsUnavailable, BadWeights):
         raise
-    except RestoreError as error:
-        print(f"{source}: failed, {error}", file=sys.stderr)
-        return False
-    except OSError as error:
-        print(f"{source}: failed, {error.strerror or error}", file=sys.stderr)
+    except (RestoreError, OSError) as error:
+        print_failure(source, error)
         return False
     for face in faces:
         line = {"file": str(source), "box": face.box, "score": face.score}

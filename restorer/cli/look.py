@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import output_paths
 from ..errors import InvalidOption, RestoreError
 from ..folders import LeftOut
-from .summary import print_left_out
+from .summary import print_failure, print_left_out
 
 if TYPE_CHECKING:
     from ..pipeline import Restorer
@@ -33,11 +32,8 @@ def _look(source: Path, restorer: "Restorer", *, as_json: bool) -> bool:
     """Print the look at one photo; return whether that succeeded."""
     try:
         seen = restorer.look(source.read_bytes())
-    except RestoreError as error:
-        print(f"{source}: failed, {error}", file=sys.stderr)
-        return False
-    except OSError as error:
-        print(f"{source}: failed, {error.strerror or error}", file=sys.stderr)
+    except (RestoreError, OSError) as error:
+        print_failure(source, error)
         return False
     if as_json:
         print(json.dumps({"file": str(source), **seen.as_dict()}), flush=True)

@@ -3,6 +3,7 @@
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 from ..errors import InvalidOption
 from ..options import (
@@ -123,51 +124,39 @@ def _backend_option() -> argparse.ArgumentParser:
     return command
 
 
+def _add_option(command: argparse.ArgumentParser, name: str, **details: Any) -> None:  # noqa: ANN401
+    """Add an option with the type and the default of its field in Options."""
+    default = getattr(Options, name)
+    command.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, **details)
+
+
 def _restore_options() -> argparse.ArgumentParser:
     """Return the options that restore and batch share."""
     command = argparse.ArgumentParser(add_help=False)
-    command.add_argument(
-        "--model",
-        default=Options.model,
-        help=f"{', '.join(PRESETS)}, or a name listed by 'models' (%(default)s)",
-    )
-    command.add_argument("--outscale", type=float, default=Options.outscale, help="1 to 8 (%(default)s)")
-    command.add_argument(
-        "--strength",
-        type=float,
-        default=Options.strength,
+    _add_option(command, "model", help=f"{', '.join(PRESETS)}, or a name listed by 'models' (%(default)s)")
+    _add_option(command, "outscale", help="1 to 8 (%(default)s)")
+    _add_option(
+        command,
+        "strength",
         help="0 to 1: blend of the plainly enlarged photo and the restored one (%(default)s)",
     )
-    command.add_argument(
-        "--long-side",
-        type=int,
-        default=Options.long_side,
-        metavar="PIXELS",
-        help="of the result, instead of --outscale",
-    )
-    command.add_argument(
-        "--print-size",
-        default=Options.print_size,
+    _add_option(command, "long_side", metavar="PIXELS", help="of the result, instead of --outscale")
+    _add_option(
+        command,
+        "print_size",
         metavar="30x20cm",
         help="enough pixels for a print, in mm, cm or in, instead of --outscale",
     )
-    command.add_argument(
-        "--dpi",
-        type=int,
-        default=Options.dpi,
+    _add_option(
+        command,
+        "dpi",
         help=f"resolution to store, and of --print-size ({PRINT_DPI} for it, else the photo's, scaled)",
     )
-    command.add_argument("--format", choices=FORMATS, default=Options.format, help="(%(default)s)")
-    command.add_argument(
-        "--quality",
-        type=int,
-        default=Options.quality,
-        help="1 to 100, for JPEG, WebP, AVIF and JPEG XL (%(default)s)",
-    )
-    command.add_argument(
-        "--max-bytes",
-        type=int,
-        default=Options.max_bytes,
+    _add_option(command, "format", choices=FORMATS, help="(%(default)s)")
+    _add_option(command, "quality", help="1 to 100, for JPEG, WebP, AVIF and JPEG XL (%(default)s)")
+    _add_option(
+        command,
+        "max_bytes",
         metavar="N",
         help="of the file: lowers the quality until it fits; 0: any number (%(default)s)",
     )
@@ -193,23 +182,19 @@ def _restore_options() -> argparse.ArgumentParser:
     command.add_argument(
         "--keep-times", action="store_true", help="give results the modification time of their photos"
     )
-    command.add_argument(
-        "--denoise",
-        type=float,
-        default=Options.denoise,
-        help="0 to 1, for realesr-general-x4v3: how much noise to remove (%(default)s)",
+    _add_option(
+        command, "denoise", help="0 to 1, for realesr-general-x4v3: how much noise to remove (%(default)s)"
     )
-    command.add_argument(
-        "--colour",
+    _add_option(
+        command,
+        "colour",
         choices=COLOUR,
-        default=Options.colour,
         help="auto corrects certain fading, on any; neutral removes the tone of black-and-white photos too "
         "(%(default)s)",
     )
-    command.add_argument(
-        "--colour-strength",
-        type=float,
-        default=Options.colour_strength,
+    _add_option(
+        command,
+        "colour_strength",
         help="0 to 1: blend of the photo's colours and the corrected ones (%(default)s)",
     )
     command.add_argument(
@@ -237,35 +222,24 @@ def _restore_options() -> argparse.ArgumentParser:
         default=Options.face_enhance,
         help="true and false are accepted too (%(default)s)",
     )
-    command.add_argument(
-        "--face-model", default=Options.face_model, help="a name listed by 'models' (%(default)s)"
-    )
+    _add_option(command, "face_model", help="a name listed by 'models' (%(default)s)")
     _add_face_detector(command)
-    command.add_argument(
-        "--face-strength",
-        type=float,
-        default=Options.face_strength,
-        help="0 to 1: blend of upscaled and restored face (%(default)s)",
-    )
-    command.add_argument("--face-mask", choices=FACE_MASKS, default=Options.face_mask, help="(%(default)s)")
+    _add_option(command, "face_strength", help="0 to 1: blend of upscaled and restored face (%(default)s)")
+    _add_option(command, "face_mask", choices=FACE_MASKS, help="(%(default)s)")
     command.add_argument("--face-large", action="store_true", help="also restore faces above 512 pixels")
-    command.add_argument(
-        "--repair",
+    _add_option(
+        command,
+        "repair",
         choices=REPAIR,
-        default=Options.repair,
         help="fill dust, hairs, scratches and stains; auto: only where they are seen with confidence "
         "(%(default)s)",
     )
-    command.add_argument(
-        "--repair-sensitivity",
-        type=float,
-        default=Options.repair_sensitivity,
-        help="0 to 1: how much of what may be damage is filled (%(default)s)",
+    _add_option(
+        command, "repair_sensitivity", help="0 to 1: how much of what may be damage is filled (%(default)s)"
     )
-    command.add_argument(
-        "--tile",
-        type=int,
-        default=Options.tile,
+    _add_option(
+        command,
+        "tile",
         help="side in pixels, without effect on the result and with ncnn; 0: by free memory (%(default)s)",
     )
     command.add_argument("--fp32", action="store_true", help="use full precision on a GPU too")
@@ -277,9 +251,7 @@ def _add_photos(command: argparse.ArgumentParser) -> None:
 
 
 def _add_face_detector(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--face-detector", default=Options.face_detector, help="yunet or retinaface (%(default)s)"
-    )
+    _add_option(command, "face_detector", help="yunet or retinaface (%(default)s)")
 
 
 def _add_restore(command: argparse.ArgumentParser) -> None:

@@ -79,7 +79,7 @@ def _masks(parsed: argparse.Namespace, tasks: list[output_paths.OutputTask]) -> 
     mask, out = parsed.mask, parsed.mask_out
     if (mask or out) and len(tasks) != 1:
         raise InvalidOption(f"--mask and --mask-out are for one photo, not {len(tasks)}")
-    if (mask or out) and any(sequences(parsed)):
+    if (mask or out) and any(tasks[0].sequences):
         raise InvalidOption("--mask and --mask-out are for one picture; omit --pages and --frames")
     if out:
         if not mask and parsed.repair == "off":

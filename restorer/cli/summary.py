@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from ..folders import LeftOut
 
@@ -14,6 +15,11 @@ def print_left_out(left_out: Iterable[LeftOut]) -> Counter[str]:
         print(one, file=sys.stderr)
         counts["failed" if one.failed else "left out"] += 1
     return counts
+
+
+def print_failure(source: Path, error: Exception) -> None:
+    """Print that a photo failed, and why."""
+    print(f"{source}: failed, {getattr(error, 'strerror', None) or error}", file=sys.stderr)
 
 
 def summarize(counts: Counter[str], *states: str) -> str:

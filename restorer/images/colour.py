@@ -16,7 +16,7 @@ import numpy as np
 from ..options import Options
 from .icc import decode_srgb, encode_srgb
 from .photo import Photo
-from .resample import lookup, luma, to_uint8
+from .resample import lookup, luma, shrunk, to_uint8
 
 _SIDE = 256  # pixels of the reduced photo that is measured: noise, grain, dust and scratches are averaged out
 _MARGIN = 20  # one part of so many at each edge, which may be the paper's border, is not measured
@@ -149,14 +149,6 @@ def _reduced(pixels: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, 
         opaque = shrunk(alpha, _SIDE) == int(np.iinfo(alpha.dtype).max)
     rows, columns = (slice(side // _MARGIN, side - side // _MARGIN) for side in small.shape[:2])
     return small[rows, columns], opaque[rows, columns]
-
-
-def shrunk(image: np.ndarray, side: int) -> np.ndarray:
-    """Return an image with at most `side` pixels a side, averaged."""
-    height, width = image.shape[:2]
-    scale = min(1.0, side / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _tone(small: np.ndarray, opaque: np.ndarray) -> tuple[float, float]:

@@ -146,3 +146,11 @@ def round_to(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Round floats to an integer dtype, clipped to its range. Overwrites `values`."""
     np.clip(values, 0, np.iinfo(dtype).max, out=values)
     return np.rint(values, out=values).astype(dtype)
+
+
+def shrunk(image: np.ndarray, side: int) -> np.ndarray:
+    """Return an image (H, W) or (H, W, C), averaged to at most `side` pixels a side."""
+    height, width = image.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -95,13 +95,17 @@ def _check_mask(mask: np.ndarray, photo: Photo) -> np.ndarray:
     """Return the mask if it is one of this photo. Raises InvalidOption."""
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2:
         raise InvalidOption("the mask must be a picture or an (h, w) array of bool")
-    height, width = mask.shape
-    if (width, height) != (photo.width, photo.height):
+    check_size(mask.shape[::-1], (photo.width, photo.height))
+    return mask
+
+
+def check_size(mask: tuple[int, ...], photo: tuple[int, ...]) -> None:
+    """Raise InvalidOption if a mask has not the photo's size, both (width, height)."""
+    if mask != photo:
         raise InvalidOption(
-            f"the mask has {width} x {height} pixels and the photo {photo.width} x {photo.height}; "
+            f"the mask has {mask[0]} x {mask[1]} pixels and the photo {photo[0]} x {photo[1]}; "
             "make a mask of the photo's size, upright"
         )
-    return mask
 
 
 def run(

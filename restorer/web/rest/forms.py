@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ...errors import ImageTooLarge, InvalidOption, RestoreError, UnknownModel
 from ...images import sandbox
+from ...repair.pipeline import check_size
 from ..refusal import Refusal, invalid_values, refuse_with
 from ..service import Service
 
@@ -194,12 +195,8 @@ def _check_mask(mask: Path, expected: sandbox.Size, max_pixels: int) -> None:
         size = sandbox.size(mask.read_bytes(), max_pixels=max_pixels)
     except RestoreError as error:
         raise Refusal(422, f"the mask: {error}") from error
-    if size != expected:
-        raise Refusal(
-            422,
-            f"the mask has {size.width} x {size.height} pixels and the photo "
-            f"{expected.width} x {expected.height}; make a mask of the photo's size, upright",
-        )
+    with refuse_with(422, InvalidOption):
+        check_size(size, expected)
 
 
 def _parse_options(model: type[BaseModel], fields: Iterable[tuple[str, str]]) -> dict[str, object]:

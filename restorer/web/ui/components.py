@@ -316,6 +316,11 @@ def _build_crop() -> dict[str, Any]:
     }
 
 
+def _share(default: Options, name: str, **details: Any) -> gr.Slider:  # noqa: ANN401
+    """Build the slider of an option from 0 to 1."""
+    return gr.Slider(0, 1, getattr(default, name), elem_id=name, **details)
+
+
 def _build_repair_fields(default: Options) -> dict[str, Any]:
     return {
         "repair": gr.Checkbox(
@@ -324,14 +329,12 @@ def _build_repair_fields(default: Options) -> dict[str, Any]:
             info="What is marked on the photo, before it is enlarged",
             elem_id="repair_on",
         ),
-        "repair_sensitivity": gr.Slider(
-            0,
-            1,
-            default.repair_sensitivity,
+        "repair_sensitivity": _share(
+            default,
+            "repair_sensitivity",
             step=0.01,
             label="Sensitivity",
             info="Higher marks more",
-            elem_id="repair_sensitivity",
         ),
     }
 
@@ -464,14 +467,12 @@ def _build_model_fields(restorer: Restorer) -> dict[str, Any]:
             max_lines=1,
             elem_id="print_size",
         ),
-        "denoise": gr.Slider(
-            0,
-            1,
-            default.denoise,
+        "denoise": _share(
+            default,
+            "denoise",
             label="Denoise",
             info="Lower keeps more grain",
             visible=bool(restorer.model(default).denoise_model),
-            elem_id="denoise",
         ),
         "colour": gr.Radio(
             [(texts.COLOUR_NAMES[name], name) for name in COLOUR],
@@ -480,14 +481,12 @@ def _build_model_fields(restorer: Restorer) -> dict[str, Any]:
             info="Correct keeps sepia; Neutral removes it",
             elem_id="colour",
         ),
-        "colour_strength": gr.Slider(
-            0,
-            1,
-            default.colour_strength,
+        "colour_strength": _share(
+            default,
+            "colour_strength",
             label="Colour strength",
             info="Lower keeps more of the photo's colours",
             visible=default.colour != "off",
-            elem_id="colour_strength",
         ),
     }
 
@@ -502,14 +501,12 @@ def _build_face_fields(default: Options) -> dict[str, Any]:
             visible=visible,
             elem_id="face_model",
         ),
-        "face_strength": gr.Slider(
-            0,
-            1,
-            default.face_strength,
+        "face_strength": _share(
+            default,
+            "face_strength",
             label="Face strength",
             info="Lower keeps more of the original face",
             visible=visible,
-            elem_id="face_strength",
         ),
     }
 

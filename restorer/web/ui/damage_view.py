@@ -3,11 +3,11 @@
 from functools import partial
 from typing import Any
 
-import cv2
 import gradio as gr
 import numpy as np
 
 from ...images.photo import Photo
+from ...images.resample import shrunk
 from ...options import Options
 from ...progress import Progress
 from .. import previews
@@ -38,7 +38,7 @@ class DamageView:
             file = previews.write_damage(probability, self.service.new_folder())
         seen = _is_seen(probability)
         return {
-            c.repair: gr.Accordion(label=texts.REPAIR_SEEN if seen else texts.REPAIR),
+            c.repair: gr.Accordion(label=texts.repair(seen)),
             c.repair_message: texts.REPAIR_INFO if seen else texts.REPAIR_UNSURE,
             c.damage_map: f"{self.page.upload_name(photo.path)}|{file}",
         }
@@ -65,12 +65,5 @@ def _is_seen(probability: np.ndarray) -> bool:
 
 def _reduced(photo: Photo, side: int) -> Photo:
     """Return the photo with sides of at most `side` pixels."""
-    scale = side / max(photo.width, photo.height)
-    if scale >= 1:
-        return photo
-    size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
-
-    def resized(samples: np.ndarray) -> np.ndarray:
-        return cv2.resize(samples, size, interpolation=cv2.INTER_AREA)
-
-    return Photo(resized(photo.pixels), None if photo.alpha is None else resized(photo.alpha), photo.meta)
+    alpha = None if photo.alpha is None else shrunk(photo.alpha, side)
+    return Photo(shrunk(photo.pixels, side), alpha, photo.meta)

@@ -31,7 +31,7 @@ from .result_view import ResultView
 
 _READY: dict[str, Any] = {"value": "Restore", "variant": "primary", "visible": True}
 _AGAIN: dict[str, Any] = {"value": "Restore again", "variant": "secondary", "visible": True}
-_CLEAN_STRENGTH = 0.5  # at 1x, where the photo's own detail counts; docs/performance.md has the figures
+_CLEAN_STRENGTH = 0.5  # at 1x, where the photo's own detail counts; docs/colour.md has the figures
 # Those that the estimate depends on
 ESTIMATE_FIELDS = (
     "preset",
@@ -131,7 +131,7 @@ class RestoreTab:
             c.look: gr.Markdown(seen.line, visible=True),
             c.use: gr.Button(visible=True),
             c.suggestion: seen.options,
-            c.repair: gr.Accordion(label=texts.REPAIR_SEEN if "repair" in seen.options else texts.REPAIR),
+            c.repair: gr.Accordion(label=texts.repair("repair" in seen.options)),
         }
 
     def use_suggestions(self, suggestion: dict[str, Any] | None) -> Updates:

@@ -13,7 +13,6 @@ SUBTITLE = "Makes old, small and damaged photos large and clear."
 START = "Choose a photo to begin."
 MANY = "All photos are restored with the options chosen under One photo."
 REPAIR = "Repair damage"
-REPAIR_SEEN = "Repair damage · seen on this photo"
 REPAIR_UNSURE = "Nothing here is surely damage. What is marked may be part of the picture."
 REPAIR_INFO = "What is marked is filled. It may be part of the picture: look before you restore."
 QUALITY_INFO = "Best: most detail. Fast: shortest wait. Auto: by the photo's size."
@@ -28,6 +27,11 @@ FORMAT_NAMES = {
     "avif": "AVIF",
     "jxl": "JPEG XL",
 }
+
+
+def repair(seen: bool) -> str:
+    """Return the label of the repair section."""
+    return f"{REPAIR} · seen on this photo" if seen else REPAIR
 
 
 def plan(plan: Plan, restorer: Restorer, options: Options, size: tuple[int, int], cost: float | None) -> str:
