@@ -111,8 +111,6 @@ def examine(
     options: dict[str, object] = {"outscale": next((times for side, times in _SIZES if long < side), 1.0)}
     if fading.share:
         options["colour"] = "auto"
-    if damage > _DAMAGED_SHARE:
-        options["repair"] = "auto"
     if face_detector:
         faces = len(detect.detect_faces(photo.pixels, face_detector, caps=(_FACES_SIDE,)))
         options["face_enhance"] = "auto" if faces else "off"

@@ -57,8 +57,8 @@ class Options:
     colour         "auto" corrects fading and its colour casts where they are certain, "on" always; toned
                    black-and-white photos, such as sepia, keep their tone, which "neutral" removes too
     colour_strength  0 to 1: blends the photo's colours (0) and the corrected ones (1)
-    autopilot      look at each photo and set colour, repair and face_enhance, where they have their defaults,
-                   as its look suggests; size and model stay as they are
+    autopilot      look at each photo and set colour and face_enhance, where they have their defaults, as its
+                   look suggests; size and model stay as they are
     tile           side of a tile in input pixels, 32 to 4096; 0 chooses by free memory. It changes the memory
                    needed, not the result; ncnn has tiles of its own
     format         "same" keeps the input's format if it can be written

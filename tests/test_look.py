@@ -80,6 +80,7 @@ def test_damage_is_what_the_detector_says(rng, tmp_path):
             ),
         )
         assert [finding.name for finding in seen.findings] == expected
+        assert seen.options == {"outscale": 4.0}, "the detector marks parts of the picture too"
     restorer.Restorer(weights=tmp_path).look(before)  # with the real detector
 
 

@@ -200,7 +200,7 @@ def _restore_options() -> argparse.ArgumentParser:
     command.add_argument(
         "--autopilot",
         action="store_true",
-        help="per photo, set --colour, --repair and --face-enhance as 'look' suggests, unless they are given",
+        help="per photo, set --colour and --face-enhance as 'look' suggests, unless they are given",
     )
     command.add_argument(
         "--no-metadata",

@@ -141,7 +141,7 @@ def test_the_page_shows_a_look_and_uses_its_suggestions(tmp_path):
     updates = {
         c.fields[name]: value for name, value in (("outscale", 2), ("long_side", 0), ("print_size", ""))
     }
-    updates |= {c.fields["colour"]: "auto", c.fields["restore_faces"]: False, c.fields["repair"]: False}
+    updates |= {c.fields["colour"]: "auto", c.fields["restore_faces"]: False}
     assert page.use_suggestions(suggestion) == updates
     assert len(page.use_suggestions(None)) == 1
 

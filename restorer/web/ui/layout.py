@@ -93,7 +93,7 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
         picked = event(page.pick, inputs, c.panels, cancels=previewing, **_LATEST)
         looking.append(picked.then(page.look, [c.selected, c.job], c.suggestions, **_LATEST))
         looking[-1].then(page.measure, [c.selected, *c.options], c.estimate, **_LATEST)
-    suggested = ("outscale", "long_side", "print_size", "colour", "restore_faces", "repair")
+    suggested = ("outscale", "long_side", "print_size", "colour", "restore_faces")
     c.use.click(page.use_suggestions, c.suggestion, [c.fields[name] for name in suggested], **_QUIET)
     return looking
 

@@ -131,7 +131,9 @@ class RestoreTab:
             c.look: gr.Markdown(seen.line, visible=True),
             c.use: gr.Button(visible=True),
             c.suggestion: seen.options,
-            c.repair: gr.Accordion(label=texts.repair("repair" in seen.options)),
+            c.repair: gr.Accordion(
+                label=texts.repair(any(finding.name == "damage" for finding in seen.findings))
+            ),
         }
 
     def use_suggestions(self, suggestion: dict[str, Any] | None) -> Updates:
@@ -144,7 +146,6 @@ class RestoreTab:
             "long_side": 0,
             "print_size": "",
             "colour": suggestion.get("colour", "off"),
-            "repair": "repair" in suggestion,
         }
         if "face_enhance" in suggestion:
             values["restore_faces"] = suggestion["face_enhance"] != "off"
