@@ -1,5 +1,6 @@
 """The benchmark's own arithmetic. What it times is not tested here."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -72,6 +73,15 @@ def test_levels_are_clipped_rounded_and_transposed():
 def test_wrong_pixels_are_reported():
     contestants = {"good": {"psnr": 61.0}, "bad": {"psnr": 59.0}, "unlike": {"psnr": None}}
     assert lines.wrong({"same_from": 60.0, "contestants": contestants}) == ["bad"]
+
+
+def test_results_are_compared_without_the_low_frequencies_of_the_network():
+    pixels = lines.picture(48)
+    larger = cv2.resize(pixels, (192, 192), interpolation=cv2.INTER_CUBIC).clip(20, 230)
+    alike, shifted = (lines.matched(result, pixels).astype(int) for result in (larger, larger + 9))
+    assert np.abs(alike - shifted).max() <= 1
+    darker = lines.matched(larger, pixels // 2)
+    assert darker.mean() == pytest.approx(pixels.mean() / 2, abs=1)
 
 
 @pytest.mark.parametrize(
