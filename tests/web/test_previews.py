@@ -11,6 +11,7 @@ from PIL import Image
 
 from restorer import Options, Restorer, Result, UnsupportedImage
 from restorer.images.photo import Meta, Photo
+from restorer.look import Look
 from restorer.web import previews, settings
 from restorer.web.gpu_queue import GpuQueue
 from restorer.web.metrics import Metrics
@@ -128,22 +129,28 @@ def test_only_uploads_are_read(tmp_path):
         assert c.photo not in page.resume(remembered, *values)
 
 
-def test_the_page_shows_a_look_and_uses_its_suggestions(tmp_path):
+def test_the_page_shows_a_look_and_uses_its_suggestions(tmp_path, monkeypatch):
     (tmp_path / "uploads").mkdir()
     Image.new("RGB", (8, 8), (90, 90, 90)).save(tmp_path / "uploads/mine.png")
     page = page_of(tmp_path)
     c = page.components
     shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), "", *VALUES))
-    seen = page.look(shown[c.selected], "")
-    assert seen[c.look].value == page.restorer.look((tmp_path / "uploads/mine.png").read_bytes()).line
-    assert page.look(shown[c.selected], "a job") == page.unchanged_suggestion == page.look(None, "")
-    suggestion = {"outscale": 2.0, "colour": "auto", "face_enhance": "off"}
-    updates = {
-        c.fields[name]: value for name, value in (("outscale", 2), ("long_side", 0), ("print_size", ""))
+    suggested = Look(8, 8, (), {"outscale": 2.0, "colour": "auto", "face_enhance": "off"})
+    monkeypatch.setattr(page.restorer, "look", lambda data: suggested)
+    seen = page.look(shown[c.selected], "", *VALUES)
+    assert seen[c.look].value == suggested.line and seen[c.use].visible
+    assert page.look(shown[c.selected], "a job", *VALUES) == page.unchanged_suggestion == page.look(None, "")
+    updates = page.use_suggestions(seen[c.suggestion])
+    assert not updates.pop(c.use).visible
+    values = {
+        name: updates.get(field, value) for (name, field), value in zip(c.fields.items(), VALUES, strict=True)
     }
-    updates |= {c.fields["colour"]: "auto", c.fields["restore_faces"]: False}
-    assert page.use_suggestions(suggestion) == updates
-    assert len(page.use_suggestions(None)) == 1
+    wanted = {"outscale": 2, "long_side": 0, "print_size": "", "colour": "auto", "restore_faces": False}
+    assert {name: values[name] for name in wanted} == wanted
+    assert not page.look(shown[c.selected], "", *values.values())[c.use].visible, "nothing would change"
+    for name, other in (("outscale", 4), ("long_side", 333), ("colour", "off"), ("restore_faces", True)):
+        changed = {**values, name: other}
+        assert page.look(shown[c.selected], "", *changed.values())[c.use].visible, name
 
 
 def test_a_photo_of_its_own_size_starts_at_half_strength(tmp_path):

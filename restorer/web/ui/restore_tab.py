@@ -118,8 +118,8 @@ class RestoreTab:
         """Return the path of an upload as the browser remembers it. Raises UnsupportedImage."""
         return str(self.service.upload_path(path).relative_to(self.settings.upload_folder))
 
-    def look(self, photo: SelectedPhoto | None, job_id: str) -> Updates:
-        """Show in one line what is wrong with a photo that waits, and what is suggested."""
+    def look(self, photo: SelectedPhoto | None, job_id: str, *values: object) -> Updates:
+        """Show in one line what is wrong with a photo that waits; offer what is suggested but not chosen."""
         c = self.components
         if photo is None or job_id:
             return self.unchanged_suggestion
@@ -127,10 +127,14 @@ class RestoreTab:
             seen = self.restorer.look(self.service.upload(photo.path))
         except RestoreError:  # the estimate reports it
             return self.unchanged_suggestion
+        suggestion = _suggested_values(seen.options)
+        chosen = dict(zip(c.fields, values, strict=True))
         return {
             c.look: gr.Markdown(seen.line, visible=True),
-            c.use: gr.Button(visible=True),
-            c.suggestion: seen.options,
+            c.use: gr.Button(
+                visible=any(chosen[name] not in (value, None) for name, value in suggestion.items())
+            ),
+            c.suggestion: suggestion,
             c.repair: gr.Accordion(
                 label=texts.repair(any(finding.name == "damage" for finding in seen.findings))
             ),
@@ -138,18 +142,8 @@ class RestoreTab:
 
     def use_suggestions(self, suggestion: dict[str, Any] | None) -> Updates:
         """Set the controls as a look suggests."""
-        fields = self.components.fields
-        if not suggestion:
-            return {fields["outscale"]: gr.skip()}
-        values = {
-            "outscale": int(suggestion["outscale"]),
-            "long_side": 0,
-            "print_size": "",
-            "colour": suggestion.get("colour", "off"),
-        }
-        if "face_enhance" in suggestion:
-            values["restore_faces"] = suggestion["face_enhance"] != "off"
-        return {fields[name]: value for name, value in values.items()}
+        values = {self.components.fields[name]: value for name, value in (suggestion or {}).items()}
+        return {self.components.use: gr.Button(visible=False), **values}
 
     # Estimates
 
@@ -356,6 +350,19 @@ class RestoreTab:
     def options(self, values: tuple[object, ...], before: Photo) -> Options:
         """Return the values of FIELDS as Options for a photo."""
         return self.service.options(self.option_values(values), before)
+
+
+def _suggested_values(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of the controls for the options that a look suggests."""
+    values = {
+        "outscale": int(options["outscale"]),
+        "long_side": 0,
+        "print_size": "",
+        "colour": options.get("colour", "off"),
+    }
+    if "face_enhance" in options:
+        values["restore_faces"] = options["face_enhance"] != "off"
+    return values
 
 
 def quality_slider(image_format: str) -> gr.Slider:
