@@ -67,7 +67,7 @@ def imported(name: str) -> None:
 
 def engine_of(loaded: "restorer.Restorer") -> "Engine":
     """The engine of the one model that a Restorer has loaded."""
-    return next(iter(loaded._models.loaded.values()))[1]
+    return next(iter(loaded.networks.cache.loaded.values()))[1]
 
 
 def fits(subject: Subject, pixels: np.ndarray, device: torch.device) -> bool:

@@ -1,27 +1,20 @@
 """The stages of a restoration: decode, repair, detect faces, upscale, restore faces, paste, encode."""
 
-import functools
-import math
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
 
 from .errors import BadWeights, ImageTooLarge, InvalidOption, OutOfMemory, WeightsUnavailable
 from .faces import detect, pipeline
-from .faces import networks as face_networks
 from .faces.paste import Face, without_faces
 from .images import colour, encode, photo
 from .images.formats import jpeg
 from .images.photo import Photo
-from .inference.model_cache import RETRY_SECONDS, LockedEngine, ModelCache
 from .inference.throughput import ThroughputEstimator
 from .inference.upscale import (
     Stats,
@@ -33,17 +26,14 @@ from .inference.upscale import (
     upscale_matched,
 )
 from .look import DamageDetector, Look, examine
-from .models import download, registry, selection, sources
-from .options import VULKAN, Limits, Options
+from .models import registry, selection, sources
+from .networks import DownloadProgress, Networks
+from .options import Limits, Options
 from .progress import Progress, StageTimer
 from .repair import pipeline as repair
 from .repair.pipeline import Repair
 from .result import Result, finish
 
-if TYPE_CHECKING:
-    from .inference.engine import Engine
-
-T = TypeVar("T")
 _OUT_OF_MEMORY = "photo and result do not fit into memory; choose a smaller scale"
 _RECOMPOSE_OPTIONS = {"strength", "face_strength", "format", "quality", "max_bytes"}
 _RECOMPOSE_OPTIONS |= {"keep_metadata", "remove_gps"}
@@ -71,7 +61,7 @@ class Plan:
 
 
 class Restorer:
-    """Restore photos; owns the networks, the device and the lock around the device.
+    """Restore photos.
 
     weights  folder of the model files (default: RESTORER_WEIGHTS, else weights/ beside the package)
     device   "cuda", "mps", "cpu", or None for the fastest available. "cpu" uses the
@@ -98,16 +88,11 @@ class Restorer:
         decoder: Callable[..., Photo] = photo.decode,
         **options: object,
     ) -> None:
-        self._decoder, self._device = decoder, device
-        self._repair_device = device
-        self.auto_cpu_megapixels = selection.auto_cpu_megapixels(auto_cpu_megapixels)
-        self.downloading: tuple[str, int, int] | None = None  # model, bytes so far, total bytes
-        self._download_failed = -math.inf  # time.monotonic() when "auto" last failed to download its model
-        self.weights = registry.weights_folder(weights)
+        self.networks = Networks(weights, device, half, auto_cpu_megapixels)
+        self.weights = self.networks.weights
         self.limits = limits or Limits()
         self.options = Options().changed(options)
-        self._half, self._lock = half, threading.Lock()
-        self._models = ModelCache(self.weights)
+        self._decoder = decoder
         self._throughput = ThroughputEstimator()
 
     def restore(
@@ -124,9 +109,9 @@ class Restorer:
                   or a picture's bytes, whose light pixels are filled
         options   see Options; default: the options of the Restorer
         progress  called with (steps done, total steps) before the first step and after each; a step is a
-                  tile or a face. (0, 0) while damage is repaired and while a model is downloaded;
-                  self.downloading has the bytes. If it raises, Cancelled for example, the work stops within
-                  one step
+                  tile or a face. (0, 0) while damage is repaired and while a model is downloaded, whose
+                  bytes are in networks.downloading. If it raises, Cancelled for example, the work stops
+                  within one step
 
         Raises any RestoreError, see errors.py.
         """
@@ -134,7 +119,7 @@ class Restorer:
             with _translate_memory_errors():
                 return self._restore(data, progress, options, mask)
         finally:
-            self.downloading = None
+            self.networks.downloading = None
 
     def decode(self, data: bytes, **options: object) -> Photo:
         """Decode a file's bytes. Raises UnsupportedImage, DamagedImage and ImageTooLarge.
@@ -158,11 +143,11 @@ class Restorer:
         chosen = chosen.sized(before.width, before.height)
         self.result_size(before, chosen)
         timer.end_stage("decode")
-        on_download = self._download_progress(progress)
-        model, engine = self.resolve(
+        on_download = self.networks.download_progress(progress)
+        model, engine = self.networks.resolve(
             chosen,
             before.width * before.height,
-            lambda model: self._upscaler(model, chosen.denoise, partial(on_download, model.name)),
+            lambda model: self.networks.upscaler(model, chosen.denoise, partial(on_download, model.name)),
         )
         timer.end_stage("load")
         notes: tuple[str, ...] = ()
@@ -187,7 +172,7 @@ class Restorer:
             plain = replace(plain, meta=replace(plain.meta, metadata=stored))
         timer.end_stage("enlarge")
         if pipeline.count_pending(faces):
-            network, masks = self._face_networks(chosen, on_download)
+            network, masks = self.networks.faces(chosen, on_download)
             faces = pipeline.restore(faces, network, masks, batch=network.batch, progress=total.faces)
         timer.end_stage("faces")
         result = finish(
@@ -266,8 +251,10 @@ class Restorer:
         from .repair import damage  # torch
 
         with _translate_memory_errors():
-            detector = self._repair_network(repair.DETECTOR)
-            return damage.detect(_visible_pixels(before), detector, lock=self._lock, progress=progress)
+            detector = self.networks.repair(repair.DETECTOR)
+            return damage.detect(
+                _visible_pixels(before), detector, lock=self.networks.lock, progress=progress
+            )
 
     def _repair(
         self, before: Photo, mask: bytes | np.ndarray | None, chosen: Options, progress: Progress | None
@@ -277,12 +264,8 @@ class Restorer:
             return None
         if isinstance(mask, bytes):
             mask = repair.mask_of(self.decode(mask))
-        visible, network = _visible_pixels(before), self._repair_network
-        return repair.run(before, visible, mask, chosen, network, lock=self._lock, progress=progress)
-
-    def _repair_network(self, name: str) -> Any:  # noqa: ANN401  a torch module
-        model = registry.find(name, self.weights, "damage" if name == repair.DETECTOR else "fill")
-        return self._models.get(model, partial(repair.load, model, self.weights, self._repair_device))
+        visible, network = _visible_pixels(before), self.networks.repair
+        return repair.run(before, visible, mask, chosen, network, lock=self.networks.lock, progress=progress)
 
     def look(self, data: bytes | Photo) -> Look:
         """Say what is wrong with a photo and suggest options. Raises any RestoreError.
@@ -297,7 +280,7 @@ class Restorer:
         detector = None
         if sources.is_present(yunet, self.weights):
             with suppress(WeightsUnavailable, BadWeights):
-                detector = self._face_network("yunet", "detect", backoff=True)
+                detector = self.networks.face("yunet", "detect", backoff=True)
         quality = None if isinstance(data, Photo) else jpeg.quality(data)
         return examine(
             before, quality=quality, face_detector=detector, damage_detector=self._damage_detector()
@@ -308,18 +291,18 @@ class Restorer:
         from .repair import damage  # torch
 
         with suppress(WeightsUnavailable, BadWeights):
-            return partial(damage.detect, detector=self._repair_network(repair.DETECTOR))
+            return partial(damage.detect, detector=self.networks.repair(repair.DETECTOR))
         return None
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
         """Return the decoded photo and its faces, largest first. Raises any RestoreError."""
         with _translate_memory_errors():
             decoded = self.decode(data)
-            detector = self._face_network(self.options.face_detector, "detect")
+            detector = self.networks.face(self.options.face_detector, "detect")
             return decoded, detect.detect_faces(_visible_pixels(decoded), detector)
 
     def _detect_faces(
-        self, before: Photo, chosen: Options, on_download: "_DownloadProgress"
+        self, before: Photo, chosen: Options, on_download: DownloadProgress
     ) -> tuple[list[Face], str]:
         """Return the cropped faces, or why detection was skipped."""
         auto = chosen.face_enhance == "auto"
@@ -327,7 +310,7 @@ class Restorer:
             return [], ""
         try:
             progress = partial(on_download, chosen.face_detector)
-            detector = self._face_network(chosen.face_detector, "detect", backoff=auto, progress=progress)
+            detector = self.networks.face(chosen.face_detector, "detect", backoff=auto, progress=progress)
         except (WeightsUnavailable, BadWeights) as error:
             if not auto:
                 raise
@@ -336,7 +319,7 @@ class Restorer:
         faces = pipeline.crop_faces(pixels, detect.detect_faces(pixels, detector), large=chosen.face_large)
         if pipeline.count_pending(faces):
             try:
-                self._face_networks(chosen, on_download)  # fail before the photo is upscaled
+                self.networks.faces(chosen, on_download)  # fail before the photo is upscaled
             except (WeightsUnavailable, BadWeights) as error:
                 if not auto:
                     raise
@@ -347,52 +330,6 @@ class Restorer:
                 faces = pipeline.mark_skipped(faces, _failure_reason(error, " and ".join(absent)))
         return faces, ""
 
-    def _face_networks(
-        self, chosen: Options, on_download: "_DownloadProgress"
-    ) -> tuple[LockedEngine, LockedEngine | None]:
-        """Return the network that restores faces and, for face_mask="parsing", the one that outlines them."""
-
-        def get(name: str, kind: str) -> LockedEngine:
-            backoff = chosen.face_enhance == "auto"
-            return self._face_network(name, kind, backoff=backoff, progress=partial(on_download, name))
-
-        masks = get("parsenet", "parse") if chosen.face_mask == "parsing" else None
-        return get(chosen.face_model, "face"), masks
-
-    def _upscaler(self, model: registry.Model, denoise: float, progress: Progress | None = None) -> "Engine":
-        def load() -> "Engine":
-            from .inference import engine
-
-            return engine.load(
-                model,
-                self.weights,
-                device=self._device,
-                half=self._half,
-                denoise=denoise,
-                lock=self._lock,
-                progress=progress,
-            )
-
-        return self._models.get(model, load, variant=denoise)
-
-    def _loaded_upscaler(self, model: registry.Model) -> "Engine | None":
-        """Return the model's network if it is loaded, with any denoise strength."""
-        return self._models.peek(model)
-
-    def _face_network(
-        self, name: str, kind: str, *, backoff: bool = False, progress: Progress | None = None
-    ) -> LockedEngine:
-        model = registry.find(name, self.weights, kind)
-        load = partial(
-            face_networks.load,
-            model,
-            self.weights,
-            device=self._device,
-            half=self._half,
-            progress=progress,
-        )
-        return LockedEngine(self._models.get(model, load, backoff=backoff), self._lock)
-
     def plan(self, before: Photo, **options: object) -> Plan:
         """Estimate what restoring this photo will take, without computing; tiles and seconds need measure().
 
@@ -400,13 +337,13 @@ class Restorer:
         """
         chosen = self.options.changed(options).sized(before.width, before.height)
         width, height = self.result_size(before, chosen)
-        model = self.model(chosen, before.width * before.height)
-        large = self._is_large(chosen, before.width * before.height)
+        model = self.networks.model(chosen, before.width * before.height)
+        large = self.networks.is_large(chosen, before.width * before.height)
         faster = large and model != selection.best(self.weights, chosen, fetch=False)
         reason = "large photo on a CPU: fast model" if faster else ""
         image_format = encode.output_format(before, chosen.format)
         losses = encode.losses(before, image_format)
-        engine = self._loaded_upscaler(model)
+        engine = self.networks.loaded_upscaler(model)
         if engine is None or model.name not in self._throughput:
             return Plan(width, height, model, reason, None, None, losses)
         tile = chosen.tile or engine.best_tile()
@@ -420,13 +357,14 @@ class Restorer:
     def measure(self, pixels: int = 0, **options: object) -> None:
         """Load and time the model of these options, unless it is absent or was timed before.
 
-        pixels  of the photo, see model()
+        pixels  of the photo, see Networks.model()
         """
         chosen = self.options.changed(options)
-        model = self.model(chosen, pixels)
+        model = self.networks.model(chosen, pixels)
         if model.name not in self._throughput and sources.is_present(model, self.weights):
             # the denoise strength does not change the time
-            self._throughput.time(model.name, self._loaded_upscaler(model) or self._upscaler(model, 1.0))
+            network = self.networks.loaded_upscaler(model) or self.networks.upscaler(model, 1.0)
+            self._throughput.time(model.name, network)
             self._throughput.time_writers()
 
     def result_size(self, before: Photo, options: Options) -> tuple[int, int]:
@@ -445,86 +383,24 @@ class Restorer:
             )
         return width, height
 
-    def model(self, options: Options, pixels: int = 0) -> registry.Model:
-        """Return the model that these options upscale with.
-
-        pixels  of the photo; on a CPU, "auto" uses a faster model for large photos
-
-        Raises UnknownModel, also for the face models, and InvalidOption if it does not support denoise.
-        """
-        registry.find(options.face_model, self.weights, "face")
-        registry.find(options.face_detector, self.weights, "detect")
-        if options.model == "fast":
-            return selection.fast(self.weights, options)
-        if self._is_large(options, pixels):
-            fetch = time.monotonic() - self._download_failed > RETRY_SECONDS and not download.offline()
-            return selection.large_photo_model(self.weights, options, fetch=fetch)
-        if options.model in ("auto", "best"):
-            return selection.best(self.weights, options, fetch=options.model == "best")
-        model = registry.find(options.model, self.weights)
-        if options.denoise < 1 and not model.denoise_model:
-            raise InvalidOption(f"{model.name} does not support denoise {options.denoise}; use 1")
-        return model
-
-    def resolve(
-        self, options: Options, pixels: int, load: Callable[[registry.Model], T]
-    ) -> tuple[registry.Model, T]:
-        """Return the model of these options and what `load` returns for it.
-
-        If the model of "auto" cannot be downloaded, it uses the built-in one and does not try again for ten
-        minutes. Raises what model() and `load` raise.
-        """
-        model = self.model(options, pixels)
-        try:
-            return model, load(model)
-        except (WeightsUnavailable, BadWeights):
-            if not self._is_large(options, pixels):
-                raise
-            self._download_failed = time.monotonic()
-            fallback = self.model(options, pixels)
-            if fallback == model:
-                raise
-            return fallback, load(fallback)
-
-    def _is_large(self, options: Options, pixels: int) -> bool:
-        """Return whether "auto" uses a faster model because of the photo's size."""
-        large = options.model == "auto" and pixels > self.auto_cpu_megapixels * 1e6
-        return large and not self._on_gpu
-
-    @functools.cached_property
-    def _on_gpu(self) -> bool:
-        if self._device and self._device.startswith("cpu"):
-            return False
-        from .inference import backends  # torch
-
-        return self._device == VULKAN or backends.pick_device(self._device).type != "cpu"
-
     def load(self, pixels: int = 0, **options: object) -> "Restorer":
         """Load the model of these options and return self, so that the first photo need not wait.
 
-        pixels  of that photo, see model()
+        pixels  of that photo, see Networks.model()
         """
         chosen = self.options.changed(options)
-        self.resolve(chosen, pixels, lambda model: self._upscaler(model, chosen.denoise))
+        self.networks.resolve(chosen, pixels, lambda model: self.networks.upscaler(model, chosen.denoise))
         return self
 
     def backend(self, model: registry.Model) -> str:
         """Return device and backend of a loaded model: "cuda" or "cpu:ncnn"; "" if it is not loaded."""
-        engine = self._loaded_upscaler(model)
+        engine = self.networks.loaded_upscaler(model)
         return engine.name if engine else ""
 
     def sha256(self, model: registry.Model) -> str:
         """Return the SHA-256 of a loaded upscaler's weights; "" if it is not loaded."""
-        engine = self._loaded_upscaler(model) if model.kind == "upscale" else None
+        engine = self.networks.loaded_upscaler(model) if model.kind == "upscale" else None
         return engine.sha256 if engine else ""
-
-    def _download_progress(self, progress: Progress | None) -> "_DownloadProgress":
-        def update(name: str, done: int, total: int) -> None:
-            self.downloading = (name, done, total) if done < total else None
-            if progress:
-                progress(0, 0)
-
-        return update
 
 
 @contextmanager
@@ -544,9 +420,6 @@ def _visible_pixels(before: Photo) -> np.ndarray:
     if before.alpha is None or is_opaque(before.alpha):
         return before.pixels
     return fill_transparent(before.pixels, before.alpha)
-
-
-_DownloadProgress = Callable[[str, int, int], None]  # model, bytes so far, total bytes
 
 
 class _TotalProgress:

@@ -201,7 +201,7 @@ def test_stages_add_up_and_retries_are_counted(weights, rng):
     stages = {"decode", "load", "repair", "colour", "faces", "enlarge", "encode"}
     assert set(plain.stages) == stages and plain.retries == 0
     assert plain.seconds == pytest.approx(sum(plain.stages.values()))
-    _, engine = run._models.loaded["custom/tiny"]
+    _, engine = run.networks.cache.loaded["custom/tiny"]
     (compute,) = engine._backend.compute[:1]
 
     def small_only(*windows):

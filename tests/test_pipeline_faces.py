@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -63,10 +64,14 @@ class Negative(torch.nn.Module):
         return out, []
 
 
+def put(run: restorer.Restorer, name: str, network: Callable) -> None:
+    run.networks.cache.loaded[name] = None, network
+
+
 def loaded(weights: Path, network: torch.nn.Module | None = None, **options) -> restorer.Restorer:
     run = restorer.Restorer(weights=weights, model="custom/tiny", format="png", **options)
-    run._models.loaded["yunet"] = None, two_faces
-    run._models.loaded["GFPGANv1.3"] = None, FaceEngine(network or Negative(), device=torch.device("cpu"))
+    put(run, "yunet", two_faces)
+    put(run, "GFPGANv1.3", FaceEngine(network or Negative(), device=torch.device("cpu")))
     return run
 
 
@@ -120,7 +125,7 @@ def test_failed_face_keeps_its_pixels_and_is_reported(weights, photo):
 def test_recompose_equals_restore_and_needs_no_network(weights, photo):
     run = loaded(weights)
     result = run.restore(photo)
-    run._models.loaded.clear()
+    run.networks.cache.loaded.clear()
     plain = loaded(weights).restore(photo, face_enhance="off")
     assert run.recompose(result).data == result.data
     again = run.recompose(result, face_strength=0)
@@ -176,7 +181,7 @@ def test_transparent_pixels_are_neither_detected_nor_changed(weights, rng):
     results = []
     for secret in (0, 255):
         run = loaded(weights)
-        run._models.loaded["yunet"] = None, detector
+        put(run, "yunet", detector)
         pixels[alpha == 0] = secret
         results.append(run.restore(png(np.dstack([pixels, alpha]))))
     half = len(inputs) // 2
@@ -222,7 +227,7 @@ def test_missing_weights_give_a_warning_with_auto_and_an_error_with_on(weights, 
     assert result.face_note in result.warnings
     with pytest.raises(WeightsUnavailable, match="yunet"):
         run.restore(photo, face_enhance="on")
-    run._models.loaded["yunet"] = None, two_faces
+    put(run, "yunet", two_faces)
     detected = run.restore(photo)
     reason = "GFPGANv1.3 is not present and could not be downloaded"
     assert detected.face_note == f"faces: 2 found, 0 restored ({reason})"
@@ -264,8 +269,8 @@ def test_each_face_is_a_step_that_can_be_cancelled(weights, photo):
 
 def test_photo_without_faces_needs_only_the_detector(weights, photo):
     run = loaded(weights)
-    run._models.loaded["yunet"] = None, lambda pixels: (np.empty((0, 4)), np.empty(0), np.empty((0, 5, 2)))
-    del run._models.loaded["GFPGANv1.3"]
+    put(run, "yunet", lambda pixels: (np.empty((0, 4)), np.empty(0), np.empty((0, 5, 2))))
+    del run.networks.cache.loaded["GFPGANv1.3"]
     result = run.restore(photo, face_enhance="on")
     assert result.faces == () and result.face_note == "" and result.warnings == ()
 
@@ -305,7 +310,7 @@ def test_invalid_face_options_are_rejected(weights, photo):
 @pytest.mark.parametrize("name", ["face_model", "face_detector"])
 def test_unknown_face_model_is_rejected_before_any_work(weights, photo, name):
     run = loaded(weights)
-    run._models = None  # no network may be used
+    run.networks.cache = None  # no network may be used
     for enhance in ("auto", "on", "off"):
         with pytest.raises(UnknownModel, match="nonsense") as caught:
             run.restore(photo, face_enhance=enhance, **{name: "nonsense"})
@@ -327,9 +332,9 @@ def test_every_face_option_changes_the_result(weights, photo):
         def forward(self, x, **_):
             return 0.5 * x * self.one
 
-    run._models.loaded["retinaface"] = None, shifted
-    run._models.loaded["RestoreFormer"] = None, FaceEngine(Darker(), device=torch.device("cpu"))
-    run._models.loaded["parsenet"] = None, lambda crop: np.ones(crop.shape[:2], np.float32)
+    put(run, "retinaface", shifted)
+    put(run, "RestoreFormer", FaceEngine(Darker(), device=torch.device("cpu")))
+    put(run, "parsenet", lambda crop: np.ones(crop.shape[:2], np.float32))
     plain = run.restore(photo)
     changes = {
         "face_enhance": "off",
@@ -340,7 +345,7 @@ def test_every_face_option_changes_the_result(weights, photo):
     }
     for name, value in changes.items():
         assert run.restore(photo, **{name: value}).data != plain.data, name
-    run._models.loaded["yunet"] = None, large
+    put(run, "yunet", large)
     skipped, restored = run.restore(photo), run.restore(photo, face_large=True)
     assert "512" in skipped.face_note and skipped.data != restored.data
     names = {name for name in restorer.Options.names() if name.startswith("face_")}

@@ -131,7 +131,7 @@ def prepare(
         weights=str(Path(weights).absolute()) if weights else None,  # workers run in another folder
         device=device,
         half=half,
-        auto_cpu_megapixels=restorer.auto_cpu_megapixels,
+        auto_cpu_megapixels=restorer.networks.auto_cpu_megapixels,
         threads=threads,
         limits=limits or Limits(),
         keep_times=keep_times,
@@ -144,7 +144,7 @@ def _upscaling_models(restorer: Restorer, options: Options) -> tuple[tuple[str, 
     models = {}
     for outscale in (1.0, 8.0) if options.by_photo else (options.outscale,):
         for pixels in (0, Limits.input_pixels):
-            model, source = restorer.resolve(
+            model, source = restorer.networks.resolve(
                 replace(options, outscale=outscale),
                 pixels,
                 lambda model: download.ensure(model, restorer.weights),

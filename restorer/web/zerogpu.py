@@ -26,7 +26,7 @@ class ZeroGpuRestorer(Restorer):
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
-        self._repair_device = "cpu"  # the page looks for damage outside the fork
+        self.networks.repair_device = "cpu"  # the page looks for damage outside the fork
 
         def steps(data: bytes | Photo, options: dict[str, object]) -> Iterator[Step]:
             yield from _steps(super(ZeroGpuRestorer, self).restore, data, options)

@@ -116,8 +116,8 @@ def test_photo_is_timed_with_and_without_a_face(weights):
 
     def load(device: str = "cpu:ncnn") -> restorer.Restorer:
         tiny = restorer.load("custom/tiny", weights=weights, device=device)
-        tiny._models.loaded["yunet"] = None, two_faces
-        tiny._models.loaded["GFPGANv1.3"] = None, FaceEngine(Negative(), device=torch.device("cpu"))
+        tiny.networks.cache.loaded["yunet"] = None, two_faces
+        tiny.networks.cache.loaded["GFPGANv1.3"] = None, FaceEngine(Negative(), device=torch.device("cpu"))
         devices.append(device)
         return tiny
 

@@ -215,7 +215,7 @@ class RestoreTab:
 
     def denoise_slider(self, model: str, preset: str, outscale: float) -> gr.Slider:
         """Show the denoise slider for models that support it."""
-        if self.restorer.model(Options(model=model or preset, outscale=outscale)).denoise_model:
+        if self.restorer.networks.model(Options(model=model or preset, outscale=outscale)).denoise_model:
             return gr.Slider(visible=True)
         return gr.Slider(visible=False, value=Options.denoise)
 
