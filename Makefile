@@ -21,11 +21,11 @@ run: setup
 setup: .venv/.installed
 
 test: setup
-	@$(PYTHON) -m pytest -n auto --dist loadfile $(if $(FAST),-m "not slow")
+	@$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(if $(FAST),-m "not slow")
 
 stress: setup
 	@$(PYTHON) -m pytest tests/stress -o python_files='stress_*.py' -s
-	@SWEEP=all $(PYTHON) -m pytest -n auto --dist loadfile -m "slow or long"
+	@SWEEP=all $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "slow or long"
 
 lint: setup
 	@$(PYTHON) -m ruff check .

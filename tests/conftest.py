@@ -18,6 +18,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests of downloads use a local server
 os.environ["AUTO_CPU_MEGAPIXELS"] = "0"  # "auto" is the built-in model, which is fast, unless a test sets it
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files of servers and browsers: a long one that started last would run alone."""
+    items.sort(key=lambda item: "web" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real weights and images that some checkouts have beside them."""
@@ -25,16 +30,6 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs real weights and images in {folder} (or RESTORER_SHARED)")
     return folder
-
-
-@pytest.fixture(scope="session")
-def servers():
-    """Start servers that fail at a chosen step."""
-    from tests.crashing import Servers
-
-    servers = Servers()
-    yield servers
-    servers.close()
 
 
 @pytest.fixture

@@ -1,32 +1,21 @@
-"""`python tests/crashing.py`: fork servers that are killed, hang or run out of disk space at a step.
-
-Each line of standard input is a JSON object with
-
-    folder, port
-    fault           "kill": die at step number `at`; "once": find the disk full at that step; "full": find it
-                    full from that step on while the file folder/full exists; "hang": hang at tile number `at`
-    timeout         of the watchdog in seconds
-    queue           how many jobs may wait
-    max_file_bytes  limit on the size of a file
-
-The process id is written to standard output, the steps to folder/steps.
-"""
+"""Servers that are killed, hang or run out of disk space at a step."""
 
 import errno
-import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import httpx
+
+from tests.serving import exit_code, free_port, redirect_output, started
 
 _FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 
@@ -61,8 +50,28 @@ class Steps:
         self.step(f"{event} {'.part' if name.endswith('.part') else name if len(name) < 30 else 'id'}")
 
 
-def serve(request: dict) -> None:
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong in a server.
+
+    kind            "kill": it dies at step number `at`; "once": it finds the disk full at that step; "full":
+                    it finds it full from that step on while the file folder/full exists; "hang": it hangs at
+                    tile number `at`
+    timeout         of the watchdog in seconds
+    queue           how many jobs may wait
+    max_file_bytes  limit on the size of a file
+    """
+
+    kind: str = ""
+    at: int = 0
+    timeout: float = 900
+    queue: int = 20
+    max_file_bytes: int = 0
+
+
+def _serve(folder: Path, port: int, fault: Fault) -> None:
     import gradio
+    import torch
     import uvicorn
 
     from restorer import result
@@ -73,10 +82,9 @@ def serve(request: dict) -> None:
     from restorer.web.settings import Settings
     from restorer.web.ui import layout
 
-    folder = Path(request["folder"])
-    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    redirect_output(folder / "log", os.O_APPEND)
+    torch.set_num_threads(1)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     layout.build = lambda service: gradio.Blocks()  # the page is not tested here
     settings = Settings(
@@ -86,11 +94,11 @@ def serve(request: dict) -> None:
         model="custom/quick",
         device="cpu:torch",
         min_free_disk_mb=0,
-        watchdog_timeout=request.get("timeout", 900),
-        max_queue=request.get("queue", 20),
+        watchdog_timeout=fault.timeout,
+        max_queue=fault.queue,
     )
     app = server.asgi(settings)
-    steps = Steps(folder, request.get("fault", ""), request.get("at", 0))
+    steps = Steps(folder, fault.kind, fault.at)
 
     def count_calls(owner: object, function: str, step: str) -> None:
         real = getattr(owner, function)
@@ -109,68 +117,37 @@ def serve(request: dict) -> None:
     count_calls(os, "fsync", "fsync")  # which may be the first to report a full disk
     assert result.encode is encode
     sys.addaudithook(steps.audit)
-    if limit := request.get("max_file_bytes"):
+    if limit := fault.max_file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    uvicorn.run(app, host="127.0.0.1", port=request["port"], log_level="warning")
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
-class Servers:
-    """Start such servers; each is killed when its context exits."""
-
-    def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-        self._parent = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    @contextmanager
-    def running(self, folder: Path, **options: object) -> Iterator["Served"]:
-        import socket
-
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        assert self._parent.stdin and self._parent.stdout
-        self._parent.stdin.write(json.dumps({"folder": str(folder), "port": port, **options}) + "\n")
-        self._parent.stdin.flush()
-        served = Served(int(self._parent.stdout.readline()), f"http://127.0.0.1:{port}", folder)
-        try:
-            served.await_answer()
-            yield served
-        finally:
-            served.kill()
-
-    def close(self) -> None:
-        self._parent.kill()
-        self._parent.wait()
+@contextmanager
+def running(folder: Path, kind: str = "", **options: int) -> Iterator["Served"]:
+    """Start a server with a fault, see Fault, and kill it at the end. It writes its steps to folder/steps."""
+    process = started(_serve, folder, port := free_port(), Fault(kind, **options))
+    served = Served(process, f"http://127.0.0.1:{port}", folder)
+    try:
+        served.await_answer()
+        yield served
+    finally:
+        served.kill()
 
 
 class Served:
     """A running server and a client of it."""
 
-    def __init__(self, pid: int, address: str, folder: Path) -> None:
-        self.pid, self.folder = pid, folder
+    def __init__(self, process: BaseProcess, address: str, folder: Path) -> None:
+        self.process, self.folder = process, folder
         self.client = httpx.Client(base_url=address, timeout=60)
 
     @property
     def alive(self) -> bool:
-        try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except OSError:
-            return False
-
-    def kill_now(self) -> None:
-        if self.alive:
-            os.kill(self.pid, signal.SIGKILL)
+        return self.process.is_alive()
 
     def kill(self) -> None:
-        self.kill_now()
-        while Path(f"/proc/{self.pid}").exists():  # its threads may still be writing to the disk
-            time.sleep(0.01)
+        self.process.kill()
+        exit_code(self.process)
         self.client.close()
 
     def await_answer(self) -> None:
@@ -203,27 +180,3 @@ class Served:
                 return status
             time.sleep(0.02)
         raise AssertionError(f"not ended: {status}\n{(self.folder / 'log').read_text()[-3000:]}")
-
-
-def main() -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    import torch  # noqa: F401  imported once, as it takes seconds
-
-    from restorer.models import architectures  # noqa: F401
-    from restorer.web import server  # noqa: F401
-
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped automatically
-    for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            try:
-                serve(json.loads(line))
-            except BaseException:  # noqa: BLE001  must not reach the parent's loop
-                traceback.print_exc()
-            os._exit(1)
-        print(pid, flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,6 @@ Faces are restored by the stand-in of standin.py.
 """
 
 import io
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.web.test_page import CHROMIUM, ROOT, STANDIN, expect_progress, launched, new_page, upload
+from tests.serving import ROOT, STANDIN, launched
+from tests.web.browsing import CHROMIUM, expect_progress, new_page, upload
 
 OUT = ROOT / "shots"
 SIZES = {
@@ -116,7 +116,7 @@ def shoot_reconnecting_and_expired(browser: Browser, folder: Path, settings: dic
         upload(page, KITTEN.name, KITTEN.read_bytes())
         page.click("#start")
         expect_progress(page)
-        server.send_signal(signal.SIGKILL)
+        server.kill()
         page.wait_for_timeout(3000)
         shoot(page, "wide-11-reconnecting")
         page.close()

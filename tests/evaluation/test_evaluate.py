@@ -15,6 +15,7 @@ from restorer.errors import InvalidOption
 from restorer.evaluation import cases, degradation, html_report, metrics, summary
 from restorer.images import resample
 from tests.conftest import photo_like, png, save_network
+from tests.web.browsing import CHROMIUM
 
 
 @pytest.fixture
@@ -350,7 +351,7 @@ def test_page_is_self_contained_and_its_slider_moves(folder):
         "only SVG namespaces"
     )
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 900, "height": 800})
         urls, errors = [], []
         page.on("request", lambda request: urls.append(request.url))

@@ -11,7 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.conftest import photo_like, png, save_quick_and_slow, servers
+from tests.conftest import photo_like, png, save_quick_and_slow
+from tests.crashing import running
+from tests.serving import launched
 from tests.stress.hanging import WIDTH
 from tests.web.test_killed import (
     PHOTOS,
@@ -25,32 +27,31 @@ from tests.web.test_killed import (
     save_weights,
     writing,
 )
-from tests.web.test_page import launched
 from tests.web.test_rest import ended, posted
 
 HANGING = Path(__file__).parent / "hanging.py"
-__all__ = ["clean", "servers"]  # fixtures
+__all__ = ["clean"]  # a fixture
 SEED, KILLS = 1910, 40
 
 
-def test_jobs_survive_a_kill_at_every_step(servers, clean, tmp_path):
+def test_jobs_survive_a_kill_at_every_step(clean, tmp_path):
     expected, steps = clean
     last_steps = []
     for at in range(1, len(steps) + 1):
         (folder := tmp_path / str(at)).mkdir()
-        last_steps.append(killed(servers, folder, at, expected))
+        last_steps.append(killed(folder, at, expected))
         shutil.rmtree(folder)
     assert {"tile", "decode", "encode", "begin", "fsync", "os.rename .part"} <= set(last_steps)
     print(f"\nkilled at each of {len(steps)} steps: nothing lost or repeated")
 
 
-def test_jobs_survive_kills_at_random_moments(servers, clean, tmp_path):
+def test_jobs_survive_kills_at_random_moments(clean, tmp_path):
     rng, kills = np.random.default_rng(SEED), 0
     while kills < KILLS:
         (folder := tmp_path / str(kills)).mkdir()
         accepted: dict[str, dict | None] = {}
-        with servers.running(save_weights(folder)) as server:
-            killer = threading.Timer(rng.uniform(0.0, 0.4), server.kill_now)
+        with running(save_weights(folder)) as server:
+            killer = threading.Timer(rng.uniform(0.0, 0.4), server.process.kill)
             killer.start()
             while server.alive and (answer := server.post(*PHOTOS, tile="32")) is not None:
                 if answer.status_code == 202:
@@ -59,16 +60,16 @@ def test_jobs_survive_kills_at_random_moments(servers, clean, tmp_path):
                         accepted[answer.json()["job_id"]] = server.ended(answer.json()["job_id"])
             killer.join()
         kills += 1
-        check_next(servers, folder, accepted, clean[0])
+        check_next(folder, accepted, clean[0])
         shutil.rmtree(folder)
     print(f"\n{kills} kills at random moments, seed {SEED}: nothing lost or repeated")
 
 
-def test_full_disk_at_every_step_of_a_job(servers, clean, tmp_path):
+def test_full_disk_at_every_step_of_a_job(clean, tmp_path):
     codes = []
     for at in range(1, writing(clean[1]) + 1):
         (folder := tmp_path / str(at)).mkdir()
-        codes.append(full_at(servers, folder, at, clean[0]))
+        codes.append(full_at(folder, at, clean[0]))
         shutil.rmtree(folder)
     assert len(codes) > 30 and set(codes) == {202, 507}
     print(f"\nfull disk at each of {len(codes)} steps: {codes.count(507)} refused with 507, the others ended")
@@ -89,11 +90,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_server_recovers_from_a_full_disk(servers, clean, small_disk: Path):
+def test_server_recovers_from_a_full_disk(clean, small_disk: Path):
     """Jobs are sent until the disk is full: accepted jobs end, and jobs run again once there is space."""
     large = png(np.random.default_rng(2).integers(0, 256, (300, 300, 3), np.uint8))
     codes, states = [], []
-    with servers.running(save_weights(small_disk)) as server:
+    with running(save_weights(small_disk)) as server:
         for number in range(60):
             answer = server.post((f"{number}.png", large), outscale="1")
             codes.append(answer.status_code)
@@ -112,21 +113,21 @@ def test_server_recovers_from_a_full_disk(servers, clean, small_disk: Path):
     )
 
 
-def test_jobs_of_one_folder_end_once_over_many_kills(servers, clean, tmp_path):
+def test_jobs_of_one_folder_end_once_over_many_kills(clean, tmp_path):
     """For 100 seconds, one server after the other is killed over the same folder."""
     save_weights(tmp_path)
     rng, accepted, kills = np.random.default_rng(SEED + 1), {}, 0
     end = time.monotonic() + 100
     while time.monotonic() < end:
-        with servers.running(tmp_path) as server:
-            threading.Timer(rng.uniform(0.1, 1.0), server.kill_now).start()
+        with running(tmp_path) as server:
+            threading.Timer(rng.uniform(0.1, 1.0), server.process.kill).start()
             while server.alive and len(accepted) < 10 * (kills + 1):
                 if (answer := server.post(*PHOTOS, tile="32")) is not None and answer.status_code == 202:
                     accepted[answer.json()["job_id"]] = None
             while server.alive:
                 time.sleep(0.01)
         kills += 1
-    lost = check_next(servers, tmp_path, accepted, clean[0], seconds=300, often=True)
+    lost = check_next(tmp_path, accepted, clean[0], seconds=300, often=True)
     print(f"\n{len(accepted)} jobs over {kills} kills of one folder, seed {SEED + 1}: each ended once,")
     print(f"{lost} files failed, each after three servers had died at it")
 

@@ -8,23 +8,24 @@ import time
 
 import numpy as np
 
-from tests.conftest import photo_like, png, servers
+from tests.conftest import photo_like, png
+from tests.crashing import running
 from tests.loading import ask, ended, form
 from tests.web.test_killed import clean, save_weights
 from tests.web.test_loaded import PHOTO, check_submits, many, port_of, submits
 
-__all__ = ["clean", "servers"]  # fixtures
+__all__ = ["clean"]  # a fixture
 
 
-def test_thousand_submits_against_queue_of_32(servers, tmp_path):
+def test_thousand_submits_against_queue_of_32(tmp_path):
     for name, seconds in (("within a second", 1.0), ("in one instant", 0.0)):
         (folder := tmp_path / name).mkdir()
-        with servers.running(save_weights(folder), fault="hang", at=1, queue=32) as server:
+        with running(save_weights(folder), "hang", at=1, queue=32) as server:
             time.sleep(4)  # the model is loaded after the start
             answers, healths = asyncio.run(submits(port_of(server), 1000, seconds))
             accepted = check_submits(answers, healths, most=33)
             server.kill()
-        with servers.running(folder) as server:
+        with running(folder) as server:
             for job in accepted:
                 assert asyncio.run(ended(port_of(server), job))["status"] == "completed"
         refused = sorted(answer.seconds * 1000 for answer in answers if answer.status == 503)
@@ -35,7 +36,7 @@ def test_thousand_submits_against_queue_of_32(servers, tmp_path):
         )
 
 
-def test_500_slow_bodies_do_not_slow_other_jobs(servers, tmp_path):
+def test_500_slow_bodies_do_not_slow_other_jobs(tmp_path):
     photo = png(photo_like(np.random.default_rng(5), 200, 200))
 
     async def restore(port: int) -> float:
@@ -53,7 +54,7 @@ def test_500_slow_bodies_do_not_slow_other_jobs(servers, tmp_path):
         loaded = statistics.median([await restore(port) for _ in range(5)])
         return alone, loaded, await asyncio.gather(*slow)
 
-    with servers.running(save_weights(tmp_path)) as server:
+    with running(save_weights(tmp_path)) as server:
         alone, loaded, slow = asyncio.run(measure(port_of(server)))
         server.kill()
     assert {answer.status for answer in slow} <= {0, 408}

@@ -14,7 +14,7 @@ from PIL import Image
 from restorer import Options, Restorer
 from restorer.models import registry
 from tests.conftest import photo_like, png, save_network, save_quick_and_slow, wait_until
-from tests.web.test_page import PACED, served
+from tests.serving import PACED, served
 
 pytestmark = pytest.mark.slow
 

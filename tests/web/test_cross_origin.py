@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from restorer.web import server
 from tests.conftest import photo_like, png, save_quick_and_slow
-from tests.web.test_page import browser, launched  # noqa: F401  browser is a fixture
+from tests.serving import launched
 from tests.web.test_rest import settings_in
 from tests.web.test_sign_in_frame import serving, site
 
@@ -47,7 +47,7 @@ FETCH = "([url, options]) => fetch(url, options).then((answer) => answer.status,
 
 
 @pytest.fixture
-def pages(browser: Browser, tmp_path):  # noqa: F811
+def pages(browser: Browser, tmp_path):
     """An API, and a page on an origin that may call it and one on an origin that may not."""
     save_quick_and_slow(tmp_path)
     with serving(site("about:blank")) as port:

@@ -23,7 +23,8 @@ import restorer
 from restorer.models import registry, sources
 from tests.conftest import photo_like, png
 from tests.models.test_download import Server, serving, whole
-from tests.web.test_page import browser, served, upload, watched  # noqa: F401  browser is a fixture
+from tests.serving import served
+from tests.web.browsing import upload, watched
 
 pytestmark = pytest.mark.slow
 
@@ -121,18 +122,18 @@ def test_python_reports_downloads(environment, small, tmp_path, monkeypatch):
 
     def progress(done: int, total: int) -> None:
         steps.append((done, total))
-        if instance.downloading:
-            downloads.append(instance.downloading)
+        if instance.networks.downloading:
+            downloads.append(instance.networks.downloading)
 
     assert instance.restore(small, progress=progress).model == BEST
     assert (0, 0) in steps and steps[-1][0] == steps[-1][1] == 72, "one tile of each segment"
     assert {(name, total) for name, _, total in downloads} >= {("yunet", YUNET.bytes)}
-    assert instance.downloading is None
+    assert instance.networks.downloading is None
 
 
-def test_server_restores_first_photo(environment, small, expected, tmp_path, browser):  # noqa: F811
+def test_server_restores_first_photo(environment, small, expected, tmp_path, browser):
     put_photos(tmp_path / "photos", small)
-    with served(tmp_path, MODEL="auto") as address:
+    with served(tmp_path, preloaded=False, MODEL="auto") as address:
         client = httpx.Client(base_url=address, timeout=60)
         models = {model["name"]: model for model in client.get("/models").json()}
         assert models[BEST]["source"] == "installed, fp16 copy"

@@ -27,12 +27,11 @@ from starlette.testclient import TestClient
 
 from restorer.web import auth, server
 from tests.conftest import files_below, photo_like, png, save_quick_and_slow
-from tests.web.test_page import launched, served
+from tests.serving import ROOT, exit_code, launched, served
 from tests.web.test_rest import ended, opened, posted, settings_in
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 KEY = "open sesame"
 STARTUP, PROBES = "/gradio_api/startup-events", ("/health", "/ready")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")
@@ -765,7 +764,7 @@ def test_keys_and_tokens_appear_in_no_response_log_or_file(tmp_path, rng, canary
     answers: list[httpx.Response] = []
     photo = png(photo_like(rng, 30, 40))
     header = {"X-API-KEY": right}
-    with launched(tmp_path, tmp_path / "app.py", **environment) as (process, address):
+    with launched(tmp_path, tmp_path / "app.py", preloaded=False, **environment) as (process, address):
 
         def record(answer: httpx.Response) -> None:
             answer.read()
@@ -826,7 +825,7 @@ def test_keys_and_tokens_appear_in_no_response_log_or_file(tmp_path, rng, canary
             sign_in = client.post("/", data={"key": right}, headers={"X-API-KEY": ""})
             assert sign_in.status_code == 303
         process.terminate()
-        assert process.wait(timeout=120) == 0
+        assert exit_code(process) == 0
     assert "the device broke" in (tmp_path / "log").read_text(), "the log lacks the error"
     searched = [path for path in files_below(tmp_path) if path != tmp_path / "app.py"]
     assert {"log", "job.json", "a_4x.png"} <= {path.name for path in searched}

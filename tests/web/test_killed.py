@@ -10,7 +10,7 @@ import torch
 
 from restorer.web.cleanup import sweep
 from tests.conftest import files_below, photo_like, png, save_network
-from tests.crashing import Served, Servers
+from tests.crashing import Served, running
 
 pytestmark = pytest.mark.slow
 
@@ -23,10 +23,10 @@ CRASHED = "the server crashed 3 times while restoring this photo"
 
 
 @pytest.fixture(scope="module")
-def clean(servers, tmp_path_factory) -> tuple[list[str], list[str]]:
+def clean(tmp_path_factory) -> tuple[list[str], list[str]]:
     """The sha256 of each result, and the steps, of a server without faults."""
     folder = save_weights(tmp_path_factory.mktemp("clean"))
-    with servers.running(folder) as server:
+    with running(folder) as server:
         status = server.ended(server.post(*PHOTOS, tile="32").json()["job_id"])
         return results(server, status), (folder / "steps").read_text().splitlines()
 
@@ -64,21 +64,20 @@ def left(folder: Path) -> list[Path]:
     ]
 
 
-def killed(servers: Servers, folder: Path, at: int, expected: list[str]) -> str:
+def killed(folder: Path, at: int, expected: list[str]) -> str:
     """Kill a server at a step of a job, check the next server, and return the last step."""
-    with servers.running(save_weights(folder), fault="kill", at=at) as server:
+    with running(save_weights(folder), "kill", at=at) as server:
         answer = server.post(*PHOTOS, tile="32")
         accepted = answer.json()["job_id"] if answer is not None and answer.status_code == 202 else None
         status = server.ended(accepted) if accepted else None
         server.kill()
     steps = (folder / "steps").read_text().splitlines()
     assert len(steps) == at
-    check_next(servers, folder, {accepted: status} if accepted else {}, expected)
+    check_next(folder, {accepted: status} if accepted else {}, expected)
     return steps[-1]
 
 
 def check_next(
-    servers: Servers,
     folder: Path,
     accepted: dict[str, dict | None],
     expected: list[str],
@@ -98,7 +97,7 @@ def check_next(
     before = records(folder)
     assert set(accepted) <= set(before), "an accepted job is lost"
     (folder / "steps").unlink()
-    with servers.running(folder) as server:
+    with running(folder) as server:
         for job, record in before.items():
             status = server.ended(job, seconds)
             crashed = [error for error in status["errors"] if often and error["error"] == CRASHED]
@@ -126,17 +125,17 @@ def check_next(
     return lost
 
 
-def test_jobs_survive_a_kill_at_any_step(servers, clean, tmp_path):
+def test_jobs_survive_a_kill_at_any_step(clean, tmp_path):
     expected, steps = clean
     sample = np.random.default_rng(SEED).choice(len(steps), 4, replace=False) + 1
     for at in sorted({*sample.tolist(), steps.index("tile") + 2}):
         (folder := tmp_path / str(at)).mkdir()
-        killed(servers, folder, at, expected)
+        killed(folder, at, expected)
 
 
-def full_at(servers: Servers, folder: Path, at: int, expected: list[str]) -> int:
+def full_at(folder: Path, at: int, expected: list[str]) -> int:
     """Fill the disk at one step: the job is refused with 507 or ends, and the next one is unaffected."""
-    with servers.running(save_weights(folder), fault="once", at=at) as server:
+    with running(save_weights(folder), "once", at=at) as server:
         answer = server.post(*PHOTOS, tile="32")
         assert answer is not None and answer.status_code in (202, 507), answer and answer.text
         if answer.status_code == 507:
@@ -167,19 +166,19 @@ def writing(steps: list[str]) -> int:
     return sum(step.startswith(("open", "os.mkdir", "os.rename", "fsync")) for step in steps)
 
 
-def test_full_disk_is_reported_and_leaves_nothing_behind(servers, clean, tmp_path):
+def test_full_disk_is_reported_and_leaves_nothing_behind(clean, tmp_path):
     codes = set()
     for at in (1, 6, 9, 17):
         (folder := tmp_path / str(at)).mkdir()
-        codes.add(full_at(servers, folder, at, clean[0]))
+        codes.add(full_at(folder, at, clean[0]))
     assert codes == {202, 507}
 
 
-def test_records_are_written_once_the_disk_has_space(servers, clean, tmp_path):
+def test_records_are_written_once_the_disk_has_space(clean, tmp_path):
     """Until then no job has ended."""
     accepting = writing(clean[1][: clean[1].index("begin")])
     (tmp_path / "full").touch()
-    with servers.running(save_weights(tmp_path), fault="full", at=accepting + 1) as server:
+    with running(save_weights(tmp_path), "full", at=accepting + 1) as server:
         job = server.post(*PHOTOS, tile="32").json()["job_id"]
         assert server.post(*PHOTOS).status_code == 507
         assert server.client.delete(f"/jobs/{job}").status_code == 507
@@ -190,10 +189,10 @@ def test_records_are_written_once_the_disk_has_space(servers, clean, tmp_path):
     assert set(records(tmp_path)) == {job} and left(tmp_path) == []
 
 
-def test_files_over_the_process_limit_fail_and_smaller_ones_succeed(servers, clean, tmp_path):
+def test_files_over_the_process_limit_fail_and_smaller_ones_succeed(clean, tmp_path):
     (small,) = [data for name, data in PHOTOS if name == "b.png"]
     large = png(np.random.default_rng(1).integers(0, 256, (200, 200, 3), np.uint8))
-    with servers.running(save_weights(tmp_path), max_file_bytes=90_000) as server:
+    with running(save_weights(tmp_path), max_file_bytes=90_000) as server:
         answer = server.post(("large.png", large))
         assert answer.status_code == 507 and parts(tmp_path) == []
         status = server.ended(server.post(("b.png", small), outscale="8", format="tiff").json()["job_id"])

@@ -26,6 +26,7 @@ from restorer.web.service import Service
 from restorer.web.settings import Settings
 from restorer.web.worker import Worker
 from tests.conftest import photo_like, png, save_network
+from tests.crashing import running
 from tests.loading import Answer, ask, ended, form, get
 from tests.web.test_killed import clean, save_weights
 
@@ -71,11 +72,11 @@ def check_submits(answers: list[Answer], healths: list[Answer], most: int) -> li
     return [json.loads(answer.body)["job_id"] for answer in answers if answer.status == 202]
 
 
-def test_full_queue_refuses_jobs_beyond_its_limit(servers, tmp_path):
-    with servers.running(save_weights(tmp_path), fault="hang", at=1, queue=32) as server:
+def test_full_queue_refuses_jobs_beyond_its_limit(tmp_path):
+    with running(save_weights(tmp_path), "hang", at=1, queue=32) as server:
         accepted = check_submits(*asyncio.run(submits(port_of(server), 200, 0)), most=33)
         server.kill()
-    with servers.running(tmp_path) as server:
+    with running(tmp_path) as server:
         for job in accepted:
             assert asyncio.run(ended(port_of(server), job))["status"] == "completed"
 

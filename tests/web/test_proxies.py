@@ -21,9 +21,10 @@ from starlette.testclient import TestClient
 from restorer import InvalidOption
 from restorer.web import middleware, server
 from tests.conftest import photo_like, png, sampled, save_quick_and_slow
+from tests.serving import launched
+from tests.web.browsing import choose, download, watched
 from tests.web.test_hosting import free_port
 from tests.web.test_isolation import paths_of
-from tests.web.test_page import browser, choose, download, launched, watched  # noqa: F401  browser is a fixture
 from tests.web.test_rest import ended, settings_in
 from tests.web.test_sign_in_frame import write_certificate
 
@@ -122,7 +123,7 @@ def trust(folder: Path) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize(("name", "root"), sampled([*product(PROXIES, [ROOT, ""])], 2))
-def test_documented_proxy_serves_rest_page_and_client(name, root, tmp_path, browser, monkeypatch):  # noqa: F811
+def test_documented_proxy_serves_rest_page_and_client(name, root, tmp_path, browser, monkeypatch):
     photo = png(photo_like(np.random.default_rng(1), 30, 40))
     (tmp_path / "a.png").write_bytes(photo)
     with proxied(tmp_path, name, root) as address:

@@ -1,29 +1,22 @@
 """A page whose connection is cut, or whose server is restarted, works again without the user."""
 
+import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import photo_like, sampled, save_quick_and_slow
-from tests.web.test_page import (
-    PACED,
-    browser,  # noqa: F401  a fixture
-    choose,
-    choose_model,
-    download,
-    expect_progress,
-    launched,
-    new_page,
-)
+from tests.serving import PACED, exit_code, free_port, launched
+from tests.web.browsing import choose, choose_model, download, expect_progress, new_page
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +84,7 @@ def relayed(port: int) -> Iterator[Relay]:
 
 
 @contextmanager
-def opened(browser: Browser, address: str) -> Iterator[Page]:  # noqa: F811
+def opened(browser: Browser, address: str) -> Iterator[Page]:
     page = new_page(browser)
     page.goto(address)
     expect(page.locator("#start")).to_be_visible()
@@ -120,13 +113,11 @@ def check_restores(page: Page) -> None:
 def server(tmp_path):
     """Start servers, one after the other, on one port."""
     save_quick_and_slow(tmp_path)
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = str(unused.getsockname()[1])
+    port = str(free_port())
     return lambda **changes: launched(tmp_path, PACED, PACE="1", PORT=port, **changes)
 
 
-def test_result_arrives_after_the_connection_was_cut(browser, server):  # noqa: F811
+def test_result_arrives_after_the_connection_was_cut(browser, server):
     with (
         server() as (_, address),
         relayed(int(address.rpartition(":")[2])) as relay,
@@ -137,7 +128,7 @@ def test_result_arrives_after_the_connection_was_cut(browser, server):  # noqa: 
         expect_result(page)
 
 
-def test_page_completes_after_the_connection_was_cut_while_it_loaded(browser, server):  # noqa: F811
+def test_page_completes_after_the_connection_was_cut_while_it_loaded(browser, server):
     """Gradio loads the code of its components when they are needed, and does not try again."""
     with server() as (_, address):
         page, loads = new_page(browser), []
@@ -149,19 +140,19 @@ def test_page_completes_after_the_connection_was_cut_while_it_loaded(browser, se
         page.close()
 
 
-def test_page_goes_on_after_the_server_was_suspended(browser, server):  # noqa: F811
+def test_page_goes_on_after_the_server_was_suspended(browser, server):
     with server() as (process, address), opened(browser, address) as page:
         start_slow_photo(page)
-        process.send_signal(signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGSTOP)
         time.sleep(_CUT_SECONDS)
-        process.send_signal(signal.SIGCONT)
+        os.kill(process.pid, signal.SIGCONT)
         page.click("#stop")
         expect(page.locator("#start")).to_be_visible()
         assert page.evaluate("window.firstLoad")
         check_restores(page)
 
 
-def test_page_says_that_an_upload_stopped(browser, server):  # noqa: F811
+def test_page_says_that_an_upload_stopped(browser, server):
     noise = np.random.default_rng(3).integers(0, 256, (700, 1000, 3), np.uint8)  # 2 MB, more than the buffers
     with (
         server(UPLOAD_TIMEOUT="1") as (_, address),
@@ -181,7 +172,7 @@ def test_page_says_that_an_upload_stopped(browser, server):  # noqa: F811
     ("number", "state"),
     sampled([*product([signal.SIGTERM, signal.SIGKILL], ["restoring", "idle", "result on display"])], 3),
 )
-def test_page_comes_back_after_a_restart(browser, server, number, state):  # noqa: F811
+def test_page_comes_back_after_a_restart(browser, server, number, state):
     with server() as (process, address), opened(browser, address) as page:
         if state == "restoring":
             start_slow_photo(page)
@@ -201,6 +192,6 @@ def expect_result(page: Page) -> None:
     assert download(page)[0] == "holiday_4x.png"
 
 
-def stop(process: subprocess.Popen, number: signal.Signals) -> None:
-    process.send_signal(number)
-    assert process.wait(timeout=120) == (0 if number == signal.SIGTERM else -number)
+def stop(process: BaseProcess, number: signal.Signals) -> None:
+    os.kill(process.pid or 0, number)
+    assert exit_code(process) == (0 if number == signal.SIGTERM else -number)

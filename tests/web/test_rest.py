@@ -7,11 +7,11 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ from restorer.web import cleanup, metrics, server
 from restorer.web.rest import routes
 from restorer.web.settings import Settings
 from tests.conftest import files_below, photo_like, png, save_quick_and_slow, wait_until
-from tests.web.test_page import PACED, launched, served
+from tests.serving import PACED, exit_code, launched, served
 
 
 def settings_in(folder: Path, **changes) -> Settings:
@@ -468,18 +468,18 @@ def check_resumed(tmp_path: Path, end) -> None:
 
 @pytest.mark.slow
 def test_accepted_jobs_survive_a_kill(tmp_path):
-    def kill(process: subprocess.Popen, _address: str) -> None:
+    def kill(process: BaseProcess, _address: str) -> None:
         process.kill()
-        assert process.wait(timeout=120) == -signal.SIGKILL
+        assert exit_code(process) == -signal.SIGKILL
 
     check_resumed(tmp_path, kill)
 
 
 @pytest.mark.slow
 def test_clean_shutdown_requeues_jobs(tmp_path):
-    def end(process: subprocess.Popen, address: str) -> None:
+    def end(process: BaseProcess, _address: str) -> None:
         process.terminate()
-        assert process.wait(timeout=120) == 0
+        assert exit_code(process) == 0
 
     check_resumed(tmp_path, end)
     assert not list((tmp_path / "uploads/jobs").glob("*.part"))
@@ -498,7 +498,7 @@ def test_shutdown_does_not_wait_for_a_long_tile(tmp_path):
             process.terminate()
             time.sleep(0.3)
             process.terminate()  # a second signal changes nothing
-            assert process.wait(timeout=120) == 0
+            assert exit_code(process) == 0
             events.close()
     (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("uploads/jobs/*/job.json"))
     assert (record["state"], record["starts"]) == ("queued", 0)

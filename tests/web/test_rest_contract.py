@@ -17,7 +17,7 @@ from restorer.web import auth, service
 from restorer.web.rest.jobs import Jobs
 from restorer.web.service import Service
 from tests.conftest import photo_like, png, save_quick_and_slow, wait_until
-from tests.web.test_page import served
+from tests.serving import served
 from tests.web.test_rest import (
     client,
     ended,

@@ -17,8 +17,8 @@ from starlette.routing import Route
 
 from restorer.web.auth import ApiKeyMiddleware
 from tests.conftest import wait_until
+from tests.web.browsing import new_page
 from tests.web.test_hosting import free_port
-from tests.web.test_page import browser, new_page  # noqa: F401  browser is a fixture
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,7 @@ def protected() -> Starlette:
     return Starlette(routes=routes, middleware=[Middleware(ApiKeyMiddleware, key=KEY)])
 
 
-def test_sign_in_inside_another_site_lasts(browser: Browser, tmp_path):  # noqa: F811
+def test_sign_in_inside_another_site_lasts(browser: Browser, tmp_path):
     write_certificate(tmp_path)
     with (
         serving(protected(), tmp_path) as port,
@@ -85,7 +85,7 @@ def test_sign_in_inside_another_site_lasts(browser: Browser, tmp_path):  # noqa:
         page.context.close()
 
 
-def test_form_without_tls_inside_another_site_links_to_a_tab(browser: Browser):  # noqa: F811
+def test_form_without_tls_inside_another_site_links_to_a_tab(browser: Browser):
     with serving(protected()) as port, serving(site(f"http://127.0.0.1:{port}/")) as outer:
         page = new_page(browser)
         page.goto(f"http://localhost:{outer}/")

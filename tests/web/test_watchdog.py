@@ -11,6 +11,7 @@ from restorer.errors import Cancelled, TimedOut
 from restorer.web import worker as worker_module
 from restorer.web.worker import Worker
 from tests.conftest import collect, wait_until
+from tests.crashing import running
 from tests.web.test_killed import PHOTOS, clean, results, save_weights
 
 pytestmark = pytest.mark.slow
@@ -108,8 +109,8 @@ def wait_for(function):
     pytest.fail("no value within two minutes")
 
 
-def test_job_that_hangs_fails_and_the_next_server_continues(servers, clean, tmp_path):
-    with servers.running(save_weights(tmp_path), fault="hang", at=2, timeout=15) as server:
+def test_job_that_hangs_fails_and_the_next_server_continues(clean, tmp_path):
+    with running(save_weights(tmp_path), "hang", at=2, timeout=15) as server:
         job = server.post(*PHOTOS, tile="32").json()["job_id"]
         waiting = server.post(*PHOTOS, tile="32").json()["job_id"]
         wait_for(lambda: server.client.get("/health").status_code != 200)
@@ -117,7 +118,7 @@ def test_job_that_hangs_fails_and_the_next_server_continues(servers, clean, tmp_
         errors = wait_for(lambda: server.client.get(f"/status/{job}").json()["errors"])
         assert errors[0]["original_filename"] == "a.png" and "no progress for 15 s" in errors[0]["error"]
         server.kill()
-    with servers.running(tmp_path) as server:
+    with running(tmp_path) as server:
         status = server.ended(job)
         assert status["errors"] == errors
         assert [result["original_filename"] for result in status["results"]] == ["b.png"]

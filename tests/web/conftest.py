@@ -1,0 +1,39 @@
+"""Fixtures: a browser, a server with small networks, and its page."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from tests.conftest import save_quick_and_slow
+from tests.serving import PACED, served
+from tests.web.browsing import CHROMIUM, watched
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("server")
+    save_quick_and_slow(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    with served(folder, PACED, PACE="0.5") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("needs chromium on the PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    with watched(browser, address) as page:
+        yield page
