@@ -19,6 +19,7 @@ from restorer.web.rest.jobs import Jobs
 from restorer.web.rest.routes import RestApi
 from restorer.web.service import Service
 from restorer.web.ui import components, restore_tab
+from restorer.web.ui.batch_tab import BatchTab
 from restorer.web.ui.result_view import ResultView
 from restorer.web.worker import Worker
 
@@ -151,6 +152,22 @@ def test_the_page_shows_a_look_and_uses_its_suggestions(tmp_path, monkeypatch):
     for name, other in (("outscale", 4), ("long_side", 333), ("colour", "off"), ("restore_faces", True)):
         changed = {**values, name: other}
         assert page.look(shown[c.selected], "", *changed.values())[c.use].visible, name
+
+
+def test_many_photos_are_restored_as_suggested_if_wanted(tmp_path, monkeypatch):
+    page, sent = page_of(tmp_path), []
+    with gr.Blocks():
+        batch = BatchTab(page, components.build_many_tab(components.build_hidden_fields()))
+
+    async def start(paths, options):
+        sent.append(page.service.options(options).autopilot)
+        raise UnsupportedImage("no photos")
+
+    monkeypatch.setattr(page.rest, "start", start)
+    for autopilot in (True, False):
+        updates = asyncio.run(batch.start([], autopilot, *VALUES))
+        assert updates == {batch.components.message: "⚠ no photos"}
+    assert sent == [True, False]
 
 
 def test_a_photo_of_its_own_size_starts_at_half_strength(tmp_path):

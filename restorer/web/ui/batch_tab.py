@@ -44,11 +44,12 @@ class BatchTab:
         """Show the remaining photos, unless the results of a job are on display."""
         return self.unchanged if job_id else self.pick(paths)
 
-    async def start(self, paths: list[str] | None, *values: object) -> Updates:
+    async def start(self, paths: list[str] | None, autopilot: bool, *values: object) -> Updates:
         """Submit a job; jobs.js follows it."""
         c = self.components
+        options = {**self.page.option_values(values), "autopilot": autopilot}
         try:
-            job = await self.rest.start(paths or (), self.page.option_values(values))
+            job = await self.rest.start(paths or (), options)
         except RestoreError as error:
             return {c.message: f"⚠ {self.page.service.user_message(error)}"}
         hidden = dict.fromkeys([c.archive, c.slider, c.download], gr.update(visible=False))

@@ -136,6 +136,7 @@ class ManyTab:
     """The components of the second tab."""
 
     upload: gr.File
+    autopilot: gr.Checkbox
     message: gr.Markdown
     start: gr.Button
     stop: gr.Button
@@ -357,6 +358,9 @@ def build_many_tab(hidden: dict[str, gr.Textbox]) -> ManyTab:
                 height=220,
                 elem_id="uploads",
             )
+            autopilot = gr.Checkbox(
+                label="Use suggestions for each photo", info=texts.AUTOPILOT_INFO, elem_id="autopilot"
+            )
             message = gr.Markdown(texts.MANY, elem_id="batch-summary")
             start = gr.Button("Restore all", variant="primary", interactive=False, elem_id="start-all")
             stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-all")
@@ -368,6 +372,7 @@ def build_many_tab(hidden: dict[str, gr.Textbox]) -> ManyTab:
             gallery = _gallery("gallery", "Photos", columns=4, visible=False)
     return ManyTab(
         upload=upload,
+        autopilot=autopilot,
         message=message,
         start=start,
         stop=stop,

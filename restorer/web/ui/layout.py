@@ -220,7 +220,7 @@ def _render_faces(c: PhotoTab, view: ResultView) -> None:
 def _connect_batch(batch: BatchTab, c: PhotoTab, many: ManyTab) -> None:
     gr.on([many.upload.upload, many.upload.clear], batch.pick, many.upload, many.panels, **_LATEST)
     many.upload.delete(batch.remove, [many.upload, many.job], many.panels, **_LATEST)
-    many.start.click(batch.start, [many.upload, *c.options], many.panels, **_QUIET)
+    many.start.click(batch.start, [many.upload, many.autopilot, *c.options], many.panels, **_QUIET)
     many.stop.click(batch.page.stop, many.job, None, queue=False, **_QUIET)
     many.job.change(None, many.job, None, js="(id) => window.restorer.follow('batch', id)")
     many.changed.change(batch.update, [many.job, many.upload], many.panels, **_LATEST)
