@@ -13,7 +13,9 @@ from torch.nn import functional
 
 Compute = Callable[..., torch.Tensor]  # windows of the maps that a segment reads to its output
 IMAGE = "image"  # the map that a network reads first
-_GROUP = 9  # most convolutions of an SRVGGNetCompact in a segment; the fastest of 4 to 17, measured
+_GROUP = (
+    11  # most convolutions of an SRVGGNetCompact in a segment; 9 to 11 are the fastest of 4 to 17, measured
+)
 
 
 class Segment(NamedTuple):
