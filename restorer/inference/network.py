@@ -13,9 +13,7 @@ from torch.nn import functional
 
 Compute = Callable[..., torch.Tensor]  # windows of the maps that a segment reads to its output
 IMAGE = "image"  # the map that a network reads first
-_GROUP = (
-    11  # most convolutions of an SRVGGNetCompact in a segment; 9 to 11 are the fastest of 4 to 17, measured
-)
+_GROUP = 11  # most convolutions of an SRVGGNetCompact in a segment; of 4 to 17, 9 to 11 are the fastest
 
 
 class Segment(NamedTuple):
@@ -58,7 +56,8 @@ def segments(network: nn.Module) -> list[Segment]:
 
 def map_channels(parts: Sequence[Segment]) -> int:
     """Return the largest number of channels of all maps that exist at one time, without the last output."""
-    channels, largest = {IMAGE: parts[0].inputs[0]}, 0
+    channels = {IMAGE: parts[0].inputs[0]}
+    largest = channels[IMAGE]
     for index, part in enumerate(parts[:-1]):
         channels[part.writes] = part.channels
         largest = max(largest, sum(channels.values()))

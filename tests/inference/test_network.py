@@ -56,6 +56,12 @@ def test_rrdbnet_needs_four_maps():
     assert network.map_channels(parts) == 4 * 64
 
 
+def test_small_compact_network_is_one_segment_and_needs_only_the_image():
+    parameters = {"num_feat": 64, "num_conv": 9, "upscale": 4, "act_type": "prelu"}
+    (part,) = network.segments(architectures.create("SRVGGNetCompact", parameters))
+    assert part.halo == 11 and network.map_channels([part]) == 3
+
+
 def test_halves_of_a_compact_network_take_turns():
     parameters = {"num_feat": 64, "num_conv": 32, "upscale": 4, "act_type": "prelu"}
     parts = network.segments(architectures.create("SRVGGNetCompact", parameters))
