@@ -1,6 +1,6 @@
 # make run      start the web page (also what a bare "make" does)
 # make setup    only create .venv; every other target does this first
-# make test     run the tests; FAST=1: without browser, servers, Ray and tests of seconds
+# make test     run the tests; FAST=1: without browser, servers, Ray and tests of seconds; ALL=1: also those of 10 s
 # make stress   run the long tests of faults, kills, full disks and load: an hour
 # make lint     check style, formatting and types
 # make fix      repair what style and formatting checks can repair
@@ -21,7 +21,7 @@ run: setup
 setup: .venv/.installed
 
 test: setup
-	@$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(if $(FAST),-m "not slow")
+	@$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(if $(ALL),-m "",$(if $(FAST),-m "not slow and not long"))
 
 stress: setup
 	@$(PYTHON) -m pytest tests/stress -o python_files='stress_*.py' -s

@@ -61,7 +61,7 @@ def load(tmp_path_factory):
     ("model", "photo"),
     [
         *product([SMALL], PHOTOS),
-        *(pytest.param(LARGE, p, marks=pytest.mark.slow) for p in sampled(PHOTOS[7:], 1)),
+        *(pytest.param(LARGE, p, marks=pytest.mark.long) for p in sampled(PHOTOS[7:], 1)),
     ],
 )
 def test_tile_size_does_not_change_the_file(load, model, photo):

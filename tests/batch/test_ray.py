@@ -74,6 +74,7 @@ def wait_for_results(folder: Path, count: int, process: subprocess.Popen) -> Non
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_each_photo_is_restored_once_though_worker_node_and_driver_are_killed(cluster, folder):
     options = [*arguments(folder), "--ray", cluster.address]
     command, slow = [sys.executable, "-m", "restorer", *options], [sys.executable, "-c", SLOW_MAIN, *options]

@@ -135,6 +135,7 @@ def test_csv_rows_are_consistent():
         assert round(len(data) / 1000) == pytest.approx(int(entry["kB"]), abs=3)
 
 
+@pytest.mark.slow
 def test_stated_work_of_the_large_network_matches_the_count():
     import torch
 

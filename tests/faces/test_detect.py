@@ -236,6 +236,7 @@ def retina(shared) -> RetinaFace:
     return RetinaFace(as_trained(network), device=torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_retinaface_finds_the_same_faces_as_yunet(retina, yunet, two_people):
     for photo in (skimage.data.astronaut(), two_people):
         expected, faces = detect.detect_faces(photo, yunet), detect.detect_faces(photo, retina)

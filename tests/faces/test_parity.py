@@ -30,7 +30,7 @@ def seeded(module: str, name: str, **arguments: object) -> torch.nn.Module:
     return compat.load_attribute(module, name)(**arguments).eval()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("module", "name", "arguments", "options", "side"),
     [

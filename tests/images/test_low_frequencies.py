@@ -101,10 +101,12 @@ def test_depth_and_alpha_stay_as_they_are(rng, dtype, alpha):
         np.testing.assert_array_equal(after.alpha, plane.repeat(4, 0).repeat(4, 1))
 
 
-def present() -> list[str]:
+def present() -> list:
+    """The names of the models that are present; RRDBNets are slow."""
     folder = registry.weights_folder(None)
     models = [model for model in registry.MODELS if model.kind == "upscale"]
-    return [model.name for model in models if sources.is_present(model, folder)]
+    names = [model.name for model in models if sources.is_present(model, folder)]
+    return [pytest.param(name, marks=pytest.mark.slow if "x4plus" in name else ()) for name in names]
 
 
 @pytest.mark.parametrize("model", present())

@@ -45,6 +45,7 @@ def test_peak_memory_is_little_more_than_the_result(image_format, channels, dept
     assert 1 <= (peak - file) / result < 1.8
 
 
+@pytest.mark.slow
 def test_network_output_is_never_held_as_a_whole(monkeypatch):
     """At 1x the 4x output is 16 times the result."""
     pixels = np.zeros((2000, 2000, 3), np.uint8)

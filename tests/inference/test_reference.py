@@ -131,6 +131,7 @@ def test_tiled_and_untiled_results_are_equal(ours, shared):
         assert distance(tiled.after.pixels, untiled.after.pixels) == 0, file.name
 
 
+@pytest.mark.slow
 def test_denoise_interpolates_between_the_two_checkpoints(ours, weights, shared):
     data = _crop((shared / "sets/realsrset/oldphoto2.png").read_bytes(), 96)
     full, half, none = (ours.restore(data, denoise=d).after.pixels.astype(int) for d in (1, 0.5, 0))
@@ -147,6 +148,7 @@ def _crop(data: bytes, side: int) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_sample_photos_keep_their_depth_alpha_and_content(shared):
     built_in = restorer.load(registry.BUILT_IN, face_enhance="off", format="same")
     photos = {}  # one of each kind

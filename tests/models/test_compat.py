@@ -98,6 +98,7 @@ def test_loading_classes_leaves_no_modules_behind(results):
     assert results["leftover modules"] == []
 
 
+@pytest.mark.slow
 def test_building_a_network_does_not_import_the_torch_compiler(results):
     assert results["compiler imported"] is False
 

@@ -106,7 +106,7 @@ def test_weak_edges_in_noise_are_sharpened(lite, rng):
     assert steepness(result) > 3 * steepness(bicubic)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", [degradation.RECIPES["default"], quality.HEAVY], ids=["light", "heavy"])
 def test_output_is_closer_to_teacher_and_original_than_bicubic(lite, shared, recipe):
     teacher, rows, numbers = quality.network(quality.REFERENCE), [], [3, 7, 15, 20, 23]

@@ -14,6 +14,8 @@ from tests.serving import launched
 from tests.web.test_rest import settings_in
 from tests.web.test_sign_in_frame import serving, site
 
+pytestmark = pytest.mark.slow
+
 KEY = "a key of many characters"
 # Restore a photo with the key in a header, follow it with EventSource, fetch the result, and delete the job
 FRONT_END = """async ([api, key, photo]) => {
@@ -62,7 +64,6 @@ def pages(browser: Browser, tmp_path):
             context.close()
 
 
-@pytest.mark.slow
 def test_front_end_on_an_allowed_origin_restores_a_photo(pages: tuple[str, Page, Page]):
     address, page, stranger = pages
     photo = base64.b64encode(png(photo_like(np.random.default_rng(1), 30, 40))).decode()
@@ -82,7 +83,6 @@ def test_front_end_on_an_allowed_origin_restores_a_photo(pages: tuple[str, Page,
     assert stranger.evaluate(FETCH, [f"{address}/health", {}]) == "refused"
 
 
-@pytest.mark.slow
 def test_front_end_on_an_allowed_origin_cannot_use_a_session(pages: tuple[str, Page, Page]):
     address, page, _ = pages
     tab = page.context.new_page()

@@ -131,6 +131,7 @@ def test_python_reports_downloads(environment, small, tmp_path, monkeypatch):
     assert instance.networks.downloading is None
 
 
+@pytest.mark.long
 def test_server_restores_first_photo(environment, small, expected, tmp_path, browser):
     put_photos(tmp_path / "photos", small)
     with served(tmp_path, preloaded=False, MODEL="auto") as address:

@@ -32,6 +32,8 @@ from tests.conftest import photo_like, png, wait_until
 from tests.web.test_isolation import functions, values_of
 from tests.web.test_rest import ended, posted, settings_in
 
+pytestmark = pytest.mark.slow
+
 COMPUTING = {"preview", "preview_click", "compare_models", "detect", "enhance", "enhance_batch", "run_job"}
 
 

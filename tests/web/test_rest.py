@@ -28,6 +28,8 @@ from restorer.web.settings import Settings
 from tests.conftest import files_below, photo_like, png, save_quick_and_slow, wait_until
 from tests.serving import PACED, exit_code, launched, served
 
+pytestmark = pytest.mark.slow
+
 
 def settings_in(folder: Path, **changes) -> Settings:
     save_quick_and_slow(folder)
@@ -330,7 +332,6 @@ def test_queue_is_limited_and_jobs_run_in_order(tmp_path, rng, monkeypatch):
         assert [path.name for path in settings.jobs_folder.iterdir()] == [".lock"]
 
 
-@pytest.mark.slow
 def test_events_stream_until_the_job_ends(client, rng, monkeypatch):
     monkeypatch.setattr(routes, "_EVENT_SECONDS", 0.05)
     wait_after_slow_tiles(monkeypatch, lambda: time.sleep(0.05))
@@ -466,7 +467,6 @@ def check_resumed(tmp_path: Path, end) -> None:
                 Image.open(io.BytesIO(file)).verify()
 
 
-@pytest.mark.slow
 def test_accepted_jobs_survive_a_kill(tmp_path):
     def kill(process: BaseProcess, _address: str) -> None:
         process.kill()
@@ -475,7 +475,6 @@ def test_accepted_jobs_survive_a_kill(tmp_path):
     check_resumed(tmp_path, kill)
 
 
-@pytest.mark.slow
 def test_clean_shutdown_requeues_jobs(tmp_path):
     def end(process: BaseProcess, _address: str) -> None:
         process.terminate()
@@ -485,7 +484,6 @@ def test_clean_shutdown_requeues_jobs(tmp_path):
     assert not list((tmp_path / "uploads/jobs").glob("*.part"))
 
 
-@pytest.mark.slow
 def test_shutdown_does_not_wait_for_a_long_tile(tmp_path):
     settings_in(tmp_path)
     photo = png(photo_like(np.random.default_rng(5), 20, 20))
@@ -504,7 +502,6 @@ def test_shutdown_does_not_wait_for_a_long_tile(tmp_path):
     assert (record["state"], record["starts"]) == ("queued", 0)
 
 
-@pytest.mark.slow
 def test_second_server_for_a_folder_raises_os_error(client, tmp_path):
     with pytest.raises(OSError, match="used by another server"):
         server.asgi(settings_in(tmp_path))

@@ -27,6 +27,8 @@ from tests.web.test_rest import (
     wait_after_slow_tiles,
 )
 
+pytestmark = pytest.mark.slow
+
 KEY = "a key of many characters"
 
 
@@ -55,7 +57,6 @@ def generated_client(description: dict, folder: Path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="openapi-python-client needs Python 3.11")
-@pytest.mark.slow
 def test_generated_client_restores_a_photo(tmp_path, rng, monkeypatch):
     save_quick_and_slow(tmp_path)
     with served(tmp_path, API_KEY=KEY, MODEL="custom/quick") as address:

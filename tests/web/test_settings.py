@@ -102,6 +102,7 @@ def test_deprecated_variables_are_read_with_a_warning(tmp_path, monkeypatch, cap
     ]
 
 
+@pytest.mark.slow
 def test_first_event_does_not_import_pyplot(tmp_path):
     """It takes 0.2 s, in which the server answers nobody."""
     code = (
