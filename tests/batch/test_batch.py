@@ -245,20 +245,6 @@ def test_results_inside_the_photo_folder_are_not_restored_again(folder):
         assert len(list(inside.rglob("*.png"))) == len(PHOTOS)
 
 
-# The command line with at least 0.1 s per photo, whatever the processor
-SLOW_MAIN = """
-import sys, time
-from restorer import pipeline
-from restorer.__main__ import main
-real = pipeline.Restorer.restore
-def restore(self, data, **options):
-    time.sleep(0.1)
-    return real(self, data, **options)
-pipeline.Restorer.restore = restore
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def kill_after(command: list[str], count: int, folder: Path) -> None:
     """Start a run and send SIGKILL once there are `count` results."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -275,7 +261,7 @@ def test_killed_run_resumes_without_repeating_photos(folder, rng):
     save_network(folder / "weights/custom/tiny.safetensors", seed=1, features=64, convs=16)
     for index in range(40):
         (folder / f"in/more{index:02}.png").write_bytes(png(photo_like(rng, 32, 32)))
-    slow = [sys.executable, "-c", SLOW_MAIN, *arguments(folder)]
+    slow = [sys.executable, str(ROOT / "tests/slow_cli.py"), *arguments(folder)]
     kill_after(slow, 8, folder)
     first = modification_times(folder)
     assert len(first) >= 8

@@ -105,26 +105,12 @@ def test_photos_and_folders_in_one_run():
     assert all((Path("my scans/out") / name).stat().st_mode & 0o777 == 0o640 for name in names)
 
 
-# The command line with at least 0.2 s per photo, whatever the processor
-SLOW_MAIN = """
-import sys, time
-from restorer import pipeline
-from restorer.__main__ import main
-real = pipeline.Restorer.restore
-def restore(self, data, **options):
-    time.sleep(0.2)
-    return real(self, data, **options)
-pipeline.Restorer.restore = restore
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
 def test_interrupt_leaves_only_complete_files():
     photos(*(f"in/{number}.png" for number in range(30)), width=128, height=128)
     options = ["in", "-o", "out", "--model", "custom/slow", "--tile", "64"]
     interrupted = subprocess.Popen(
-        [sys.executable, "-u", "-c", SLOW_MAIN, *options],
+        [sys.executable, "-u", ROOT / "tests/slow_cli.py", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
