@@ -22,7 +22,7 @@ _VIEWABLE_BYTES = 5_000_000  # of a file that the browser shows before it is res
 
 
 class BatchTab:
-    """Handlers that need the server's state. `*values` are the values of components.FIELDS."""
+    """Handlers that need the server's state. `*values` are the values of fields.FIELDS."""
 
     def __init__(self, page: RestoreTab, components: ManyTab) -> None:
         self.page, self.rest, self.components = page, page.rest, components

@@ -8,11 +8,9 @@ import gradio as gr
 from gradio import themes
 
 from ...images.file_types import SUFFIXES
-from ...models import registry
-from ...options import COLOUR, FORMATS, PRESETS, PRINT_DPI, Options
 from ...pipeline import Restorer
 from .. import previews
-from . import texts
+from . import fields, texts
 
 ASSETS = Path(__file__).parents[3] / "assets"
 SAMPLES = sorted((ASSETS / "samples").glob("*.jpg"))
@@ -20,31 +18,9 @@ EXAMPLE = ASSETS / "samples/colosseum.jpg", ASSETS / "example.jpg"
 PLACEHOLDER = ASSETS / "placeholder.svg"
 IMAGES = (*SAMPLES, EXAMPLE[1], PLACEHOLDER)
 _EXAMPLE_TEXT = "Example: 280 × 210 → 1120 × 840 by RealESRGAN_x4plus"
-_SCALES = (1, 2, 3, 4, 6, 8)
 _PROGRESS = """
 <div role="progressbar" aria-label="Restoring" aria-valuemin="0" aria-valuemax="100"><div></div></div>
 <p role="status"></p>"""
-# The option controls, in the order in which handlers receive their values
-FIELDS = (
-    "preset",
-    "outscale",
-    "long_side",
-    "print_size",
-    "model",
-    "denoise",
-    "colour",
-    "colour_strength",
-    "restore_faces",
-    "face_model",
-    "face_strength",
-    "format",
-    "quality",
-    "max_bytes",
-    "keep_metadata",
-    "remove_gps",
-    "repair",
-    "repair_sensitivity",
-)
 _DIRECTIONS = {"◂ Left": (-1, 0), "▴ Up": (0, -1), "▾ Down": (0, 1), "▸ Right": (1, 0)}
 
 
@@ -195,18 +171,19 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
             upload = gr.File(show_label=False, file_types=_file_types(), height=170, elem_id="upload")
             samples = _gallery("samples", "Sample photos", list(map(str, SAMPLES)), columns=3)
         with gr.Column(elem_id="settings", min_width=0):
-            built = _build_main_fields(restorer)
+            built = fields.build_main_fields(restorer)
             message = gr.Markdown(elem_id="summary")
             start = gr.Button("Restore", variant="primary", interactive=False, elem_id="start")
             stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
             with gr.Accordion(texts.REPAIR, open=False, elem_id="repair") as repair:
-                built |= _build_repair_fields(restorer.options)
+                built |= fields.build_repair_fields(restorer.options)
                 repair_message = gr.Markdown(texts.REPAIR_INFO, elem_id="repair-text")
                 _build_brush()
                 back = gr.Button("Correct the marks", size="sm", visible=False, elem_id="back")
             with gr.Accordion("More options", open=False, elem_id="options"):
-                built |= _build_model_fields(restorer)
-                built |= _build_face_fields(restorer.options) | _build_file_fields(restorer.options)
+                built |= fields.build_model_fields(restorer)
+                built |= fields.build_face_fields(restorer.options)
+                built |= fields.build_file_fields(restorer.options)
         with gr.Column(elem_id="stage", min_width=0):
             with gr.Column(elem_id="example") as example:
                 _slider("Example, before and after", "example-slider", value=EXAMPLE)
@@ -257,7 +234,7 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
     return PhotoTab(
         upload=upload,
         samples=samples,
-        fields={name: built[name] for name in FIELDS},
+        fields={name: built[name] for name in fields.FIELDS},
         message=message,
         start=start,
         stop=stop,
@@ -314,29 +291,6 @@ def _build_crop() -> dict[str, Any]:
         "compare": compare,
         "comparison_message": message,
         "comparison": gallery,
-    }
-
-
-def _share(default: Options, name: str, **details: Any) -> gr.Slider:  # noqa: ANN401
-    """Build the slider of an option from 0 to 1."""
-    return gr.Slider(0, 1, getattr(default, name), elem_id=name, **details)
-
-
-def _build_repair_fields(default: Options) -> dict[str, Any]:
-    return {
-        "repair": gr.Checkbox(
-            default.repair != "off",
-            label="Fill dust, hairs and scratches",
-            info="What is marked on the photo, before it is enlarged",
-            elem_id="repair_on",
-        ),
-        "repair_sensitivity": _share(
-            default,
-            "repair_sensitivity",
-            step=0.01,
-            label="Sensitivity",
-            info="Higher marks more",
-        ),
     }
 
 
@@ -417,139 +371,3 @@ def _gallery(elem_id: str, label: str, value: Any = None, **options: Any) -> gr.
 
 def _file_types() -> list[str]:
     return ["image", *(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)]
-
-
-def _build_main_fields(restorer: Restorer) -> dict[str, Any]:
-    default = restorer.options
-    is_preset = default.model in PRESETS
-    return {
-        "preset": gr.Radio(
-            texts.PRESET_CHOICES,
-            value=default.model if is_preset else "auto",
-            label="Quality",
-            elem_id="preset",
-            **texts.preset_state("" if is_preset else default.model),
-        ),
-        "outscale": gr.Radio(
-            [(f"{scale}x", scale) for scale in _SCALES],
-            value=default.outscale,
-            label="Size",
-            elem_id="outscale",
-        ),
-        "restore_faces": gr.Checkbox(
-            default.face_enhance != "off",
-            label="Restore faces",
-            info=texts.face_info(restorer),
-            elem_id="restore_faces",
-        ),
-    }
-
-
-def _build_model_fields(restorer: Restorer) -> dict[str, Any]:
-    default = restorer.options
-    upscalers = [model for model in registry.available(restorer.weights) if model.kind == "upscale"]
-    return {
-        "model": gr.Dropdown(
-            [
-                ("As chosen under Quality", ""),
-                *((texts.model_label(model, restorer.weights), model.name) for model in upscalers),
-            ],
-            value="" if default.model in PRESETS else default.model,
-            label="Model",
-            elem_id="model",
-        ),
-        "long_side": gr.Number(
-            default.long_side,
-            label="Long side in pixels",
-            info="Instead of Size; 0 to use Size",
-            precision=0,
-            elem_id="long_side",
-        ),
-        "print_size": gr.Textbox(
-            default.print_size,
-            label="Print size",
-            info=f"30x20cm or 12x8in, at {PRINT_DPI} dpi; instead of Size",
-            max_lines=1,
-            elem_id="print_size",
-        ),
-        "denoise": _share(
-            default,
-            "denoise",
-            label="Denoise",
-            info="Lower keeps more grain",
-            visible=bool(restorer.networks.model(default).denoise_model),
-        ),
-        "colour": gr.Radio(
-            [(texts.COLOUR_NAMES[name], name) for name in COLOUR],
-            value=default.colour,
-            label="Faded colours",
-            info="Correct keeps sepia; Neutral removes it",
-            elem_id="colour",
-        ),
-        "colour_strength": _share(
-            default,
-            "colour_strength",
-            label="Colour strength",
-            info="Lower keeps more of the photo's colours",
-            visible=default.colour != "off",
-        ),
-    }
-
-
-def _build_face_fields(default: Options) -> dict[str, Any]:
-    visible = default.face_enhance != "off"
-    return {
-        "face_model": gr.Dropdown(
-            [model.name for model in registry.MODELS if model.kind == "face"],
-            value=default.face_model,
-            label="Face model",
-            visible=visible,
-            elem_id="face_model",
-        ),
-        "face_strength": _share(
-            default,
-            "face_strength",
-            label="Face strength",
-            info="Lower keeps more of the original face",
-            visible=visible,
-        ),
-    }
-
-
-def _build_file_fields(default: Options) -> dict[str, Any]:
-    return {
-        "format": gr.Dropdown(
-            [(texts.FORMAT_NAMES[image_format], image_format) for image_format in FORMATS],
-            value=default.format,
-            label="File format",
-            elem_id="format",
-        ),
-        "quality": gr.Slider(
-            1,
-            100,
-            default.quality,
-            step=1,
-            label="File quality",
-            info="For JPEG, WebP, AVIF and JPEG XL",
-            elem_id="quality",
-        ),
-        "max_bytes": gr.Number(
-            default.max_bytes,
-            label="Largest file in bytes",
-            info="Lowers the quality; 0: no limit",
-            precision=0,
-            elem_id="max_bytes",
-        ),
-        "keep_metadata": gr.Checkbox(
-            default.keep_metadata,
-            label="Keep metadata",
-            info="Keeps date, camera and caption",
-            elem_id="keep_metadata",
-        ),
-        "remove_gps": gr.Checkbox(
-            default.remove_gps,
-            label="Remove location",
-            info="Removes coordinates, place names and the maker note",
-            elem_id="remove_gps",
-        ),
-    }

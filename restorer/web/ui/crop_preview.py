@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class CropPreview:
-    """Handlers that need the server's state. `*values` are the values of restore_tab.FIELDS.
+    """Handlers that need the server's state. `*values` are the values of fields.FIELDS.
 
     A position is "x,y", each 0 to 1; "" stands for the centre.
     """

@@ -26,7 +26,8 @@ from .. import previews
 from ..rest.jobs import Job
 from ..rest.routes import RestApi
 from . import texts
-from .components import FIELDS, SAMPLES, PhotoTab
+from .components import SAMPLES, PhotoTab
+from .fields import FIELDS
 from .result_view import ResultView
 
 _READY: dict[str, Any] = {"value": "Restore", "variant": "primary", "visible": True}
