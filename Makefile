@@ -1,11 +1,11 @@
 # make run      start the web page (also what a bare "make" does)
 # make setup    only create .venv; every other target does this first
-# make test     run the tests; FAST=1: without browser, servers, Ray and tests of seconds; ALL=1: also those of 10 s
+# make test     run the tests; FAST=1: only quick ones, no browser, servers or Ray; ALL=1: also the longest
 # make stress   run the long tests of faults, kills, full disks and load: an hour
 # make lint     check style, formatting and types
 # make fix      repair what style and formatting checks can repair
 # make shots    pictures of the page in shots/
-# make bench    measure speed, memory and seams beside other engines, 45 minutes; FULL=1: every size
+# make bench    measure speed, memory and seams beside other engines, 35 minutes; FULL=1: every size
 # make quality  compare the built-in model with its teacher: make quality SETS=folder
 # make train    make the built-in model anew: make train PHOTOS=folder
 # make lock     renew requirements.lock with the newest versions allowed

@@ -184,6 +184,7 @@ def _run(line: Line, contestants: Contestants, rounds: int | None, place: Path) 
         outputs |= {name: matched(outputs[name], pixels) for name in results if name != OURS}
     gflop = own.flops * line.side**2 / 1e9
     same, like = _reference(line, contestants, pixels, outputs)
+    same_from = _SAME.get(device.type, _SAME_IN_HALF)
     tiled = not peers.fits(own, pixels, device)  # the reference has seams
     for name, result in results.items():
         # RealESRGANer puts 10 reflected pixels at two edges
@@ -200,7 +201,7 @@ def _run(line: Line, contestants: Contestants, rounds: int | None, place: Path) 
         "gflop": gflop,
         "rounds": len(products),
         "matrix_gflops": product_gflop / min(products),
-        "same_from": min(_SAME.get(device.type, _SAME_IN_HALF), EQUAL if of_network else _SAME_IN_FILES),
+        "same_from": same_from if of_network else min(same_from, _SAME_IN_FILES),
         "like": like,
         "contestants": results,
     }

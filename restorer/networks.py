@@ -129,7 +129,7 @@ class Networks:
         """Return the model's network if it is loaded, with any denoise strength."""
         return self.cache.peek(model)
 
-    def face(
+    def face_network(
         self, name: str, kind: str, *, backoff: bool = False, progress: Progress | None = None
     ) -> LockedEngine:
         """Return a network of the faces' stages. Raises UnknownModel, WeightsUnavailable and BadWeights.
@@ -149,25 +149,25 @@ class Networks:
         )
         return LockedEngine(self.cache.get(model, load, backoff=backoff), self.lock)
 
-    def faces(
+    def face_restoration(
         self, chosen: Options, on_download: DownloadProgress
     ) -> tuple[LockedEngine, LockedEngine | None]:
         """Return the network that restores faces and, for face_mask="parsing", the one that outlines them."""
 
         def get(name: str, kind: str) -> LockedEngine:
             backoff = chosen.face_enhance == "auto"
-            return self.face(name, kind, backoff=backoff, progress=partial(on_download, name))
+            return self.face_network(name, kind, backoff=backoff, progress=partial(on_download, name))
 
         masks = get("parsenet", "parse") if chosen.face_mask == "parsing" else None
         return get(chosen.face_model, "face"), masks
 
-    def repair(self, name: str) -> Any:  # noqa: ANN401  a torch module
-        """Return repair.DETECTOR or repair.FILLER. Raises WeightsUnavailable and BadWeights."""
+    def repair_network(self, name: str) -> Any:  # noqa: ANN401  a torch module
+        """Return the network of this name, DETECTOR or FILLER. Raises WeightsUnavailable and BadWeights."""
         model = registry.find(name, self.weights, "damage" if name == repair.DETECTOR else "fill")
         return self.cache.get(model, partial(repair.load, model, self.weights, self.repair_device))
 
     def download_progress(self, progress: Progress | None) -> DownloadProgress:
-        """Return what records a download in `downloading` and calls progress(0, 0)."""
+        """Return a callback that records a download in `downloading` and calls progress(0, 0)."""
 
         def update(name: str, done: int, total: int) -> None:
             self.downloading = (name, done, total) if done < total else None

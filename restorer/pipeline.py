@@ -109,9 +109,9 @@ class Restorer:
                   or a picture's bytes, whose light pixels are filled
         options   see Options; default: the options of the Restorer
         progress  called with (steps done, total steps) before the first step and after each; a step is a
-                  tile or a face. (0, 0) while damage is repaired and while a model is downloaded, whose
-                  bytes are in networks.downloading. If it raises, Cancelled for example, the work stops
-                  within one step
+                  tile or a face. (0, 0) while damage is repaired and while a model is downloaded;
+                  self.downloading has the bytes. If it raises, Cancelled for example, the work stops within
+                  one step
 
         Raises any RestoreError, see errors.py.
         """
@@ -172,7 +172,7 @@ class Restorer:
             plain = replace(plain, meta=replace(plain.meta, metadata=stored))
         timer.end_stage("enlarge")
         if pipeline.count_pending(faces):
-            network, masks = self.networks.faces(chosen, on_download)
+            network, masks = self.networks.face_restoration(chosen, on_download)
             faces = pipeline.restore(faces, network, masks, batch=network.batch, progress=total.faces)
         timer.end_stage("faces")
         result = finish(
@@ -251,7 +251,7 @@ class Restorer:
         from .repair import damage  # torch
 
         with _translate_memory_errors():
-            detector = self.networks.repair(repair.DETECTOR)
+            detector = self.networks.repair_network(repair.DETECTOR)
             return damage.detect(
                 _visible_pixels(before), detector, lock=self.networks.lock, progress=progress
             )
@@ -264,7 +264,7 @@ class Restorer:
             return None
         if isinstance(mask, bytes):
             mask = repair.mask_of(self.decode(mask))
-        visible, network = _visible_pixels(before), self.networks.repair
+        visible, network = _visible_pixels(before), self.networks.repair_network
         return repair.run(before, visible, mask, chosen, network, lock=self.networks.lock, progress=progress)
 
     def look(self, data: bytes | Photo) -> Look:
@@ -280,7 +280,7 @@ class Restorer:
         detector = None
         if sources.is_present(yunet, self.weights):
             with suppress(WeightsUnavailable, BadWeights):
-                detector = self.networks.face("yunet", "detect", backoff=True)
+                detector = self.networks.face_network("yunet", "detect", backoff=True)
         quality = None if isinstance(data, Photo) else jpeg.quality(data)
         return examine(
             before, quality=quality, face_detector=detector, damage_detector=self._damage_detector()
@@ -291,14 +291,14 @@ class Restorer:
         from .repair import damage  # torch
 
         with suppress(WeightsUnavailable, BadWeights):
-            return partial(damage.detect, detector=self.networks.repair(repair.DETECTOR))
+            return partial(damage.detect, detector=self.networks.repair_network(repair.DETECTOR))
         return None
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
         """Return the decoded photo and its faces, largest first. Raises any RestoreError."""
         with _translate_memory_errors():
             decoded = self.decode(data)
-            detector = self.networks.face(self.options.face_detector, "detect")
+            detector = self.networks.face_network(self.options.face_detector, "detect")
             return decoded, detect.detect_faces(_visible_pixels(decoded), detector)
 
     def _detect_faces(
@@ -310,7 +310,9 @@ class Restorer:
             return [], ""
         try:
             progress = partial(on_download, chosen.face_detector)
-            detector = self.networks.face(chosen.face_detector, "detect", backoff=auto, progress=progress)
+            detector = self.networks.face_network(
+                chosen.face_detector, "detect", backoff=auto, progress=progress
+            )
         except (WeightsUnavailable, BadWeights) as error:
             if not auto:
                 raise
@@ -319,7 +321,7 @@ class Restorer:
         faces = pipeline.crop_faces(pixels, detect.detect_faces(pixels, detector), large=chosen.face_large)
         if pipeline.count_pending(faces):
             try:
-                self.networks.faces(chosen, on_download)  # fail before the photo is upscaled
+                self.networks.face_restoration(chosen, on_download)  # fail before the photo is upscaled
             except (WeightsUnavailable, BadWeights) as error:
                 if not auto:
                     raise
@@ -337,7 +339,7 @@ class Restorer:
         """
         chosen = self.options.changed(options).sized(before.width, before.height)
         width, height = self.result_size(before, chosen)
-        model = self.networks.model(chosen, before.width * before.height)
+        model = self.model(chosen, before.width * before.height)
         large = self.networks.is_large(chosen, before.width * before.height)
         faster = large and model != selection.best(self.weights, chosen, fetch=False)
         reason = "large photo on a CPU: fast model" if faster else ""
@@ -360,7 +362,7 @@ class Restorer:
         pixels  of the photo, see Networks.model()
         """
         chosen = self.options.changed(options)
-        model = self.networks.model(chosen, pixels)
+        model = self.model(chosen, pixels)
         if model.name not in self._throughput and sources.is_present(model, self.weights):
             # the denoise strength does not change the time
             network = self.networks.loaded_upscaler(model) or self.networks.upscaler(model, 1.0)
@@ -382,6 +384,15 @@ class Restorer:
                 f"the limit is {self.limits.output_pixels / 1e6:.1f}; choose a smaller scale"
             )
         return width, height
+
+    def model(self, options: Options, pixels: int = 0) -> registry.Model:
+        """Return the model that these options upscale with, see Networks.model()."""
+        return self.networks.model(options, pixels)
+
+    @property
+    def downloading(self) -> tuple[str, int, int] | None:
+        """Model, bytes so far and total bytes of a download, if there is one."""
+        return self.networks.downloading
 
     def load(self, pixels: int = 0, **options: object) -> "Restorer":
         """Load the model of these options and return self, so that the first photo need not wait.

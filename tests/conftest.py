@@ -20,7 +20,7 @@ os.environ["AUTO_CPU_MEGAPIXELS"] = "0"  # "auto" is the built-in model, which i
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the files of servers and browsers: a long one that started last would run alone."""
-    items.sort(key=lambda item: "web" not in item.path.parts)
+    items.sort(key=lambda item: "web" not in item.path.relative_to(item.config.rootpath).parts)
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def _serve(folder: Path, port: int, fault: Fault) -> None:
     from restorer.web.settings import Settings
     from restorer.web.ui import layout
 
-    redirect_output(folder / "log", os.O_APPEND)
+    redirect_output(folder / "log", "ab")
     torch.set_num_threads(1)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")

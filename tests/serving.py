@@ -5,6 +5,7 @@ import os
 import runpy
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,16 +17,31 @@ import httpx
 ROOT = Path(__file__).parents[1]
 APP, STANDIN, PACED = ROOT / "app.py", ROOT / "tests/standin.py", ROOT / "tests/paced.py"
 _FORKING = multiprocessing.get_context("forkserver")
+# What cannot be imported from the current folder is not preloaded, and takes seconds longer
 _FORKING.set_forkserver_preload(["torch", "gradio", "restorer.web.server", "restorer.models.architectures"])
 _SPAWNING = multiprocessing.get_context("spawn")
 
 
 def started(target: Callable, *arguments: object, preloaded: bool = True) -> BaseProcess:
-    """Start a process; one that is not preloaded imports everything itself."""
+    """Start a process, which ends with this one.
+
+    preloaded  fork it from one that has imported PyTorch and Gradio. Not if the environment has variables
+               that are read at import, such as OMP_NUM_THREADS, TMPDIR and HF_*
+    """
     context = _FORKING if preloaded else _SPAWNING
-    process = context.Process(target=target, args=arguments, daemon=True)
+    process = context.Process(target=_with_parent, args=(target, *arguments), daemon=True)
     process.start()
     return process
+
+
+def _with_parent(target: Callable, *arguments: object) -> None:
+    def exit_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    target(*arguments)
 
 
 def exit_code(process: BaseProcess) -> int | None:
@@ -40,11 +56,11 @@ def free_port() -> int:
         return unused.getsockname()[1]
 
 
-def redirect_output(log: Path, flags: int) -> None:
+def redirect_output(log: Path, mode: str) -> None:
     """Write this process's output and errors to a file."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | flags)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    with log.open(mode) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 @contextmanager
@@ -60,7 +76,10 @@ def served(folder: Path, script: Path = APP, **options: object) -> Iterator[str]
 def launched(
     folder: Path, script: Path = APP, *, preloaded: bool = True, **environment: str
 ) -> Iterator[tuple[BaseProcess, str]]:
-    """Run `python app.py` or another script with its own folders and port; yield process and address."""
+    """Run app.py or another script as __main__, with its own folders and port; yield process and address.
+
+    preloaded  see started()
+    """
     environment = {
         **os.environ,
         "PORT": str(free_port()),
@@ -82,7 +101,7 @@ def launched(
 
 
 def _run(script: Path, log: Path, environment: dict[str, str]) -> None:
-    redirect_output(log, os.O_TRUNC)
+    redirect_output(log, "wb")
     os.environ.clear()
     os.environ.update(environment)
     sys.orig_argv[:] = [sys.executable, str(script)]

@@ -62,7 +62,7 @@ def run(parsed: argparse.Namespace) -> int:
         limits=limits(parsed.max_megapixels),
         **options,
     )
-    restorer.networks.model(restorer.options)  # an unknown model is wrong usage, not a failure of each photo
+    restorer.model(restorer.options)  # an unknown model is wrong usage, not a failure of each photo
     counts = print_left_out(left_out)
     if not tasks and not counts["failed"]:
         raise InvalidOption("no photos found")
@@ -157,7 +157,7 @@ def _load_for(restorer: "Restorer", file: Path) -> str:
     except (RestoreError, OSError):
         return ""  # reported when the photo is restored
     pixels = size.width * size.height
-    model = restorer.load(pixels, **vars(options)).networks.model(options, pixels)
+    model = restorer.load(pixels, **vars(options)).model(options, pixels)
     source = sources.locate(model, restorer.weights)
     return f"using {model.name} ({source.kind if source else 'removed'}) on {restorer.backend(model)}"
 

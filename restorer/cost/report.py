@@ -131,7 +131,7 @@ def time_models(
         by_model: dict[str, list[tuple[int, int]]] = {}  # "auto" may choose another one for large photos
         for width, height in sizes:
             restorer.load(width * height)
-            chosen = restorer.networks.model(restorer.options, width * height)
+            chosen = restorer.model(restorer.options, width * height)
             by_model.setdefault(chosen.name, []).append((width, height))
         for model, model_sizes in by_model.items():
             log(f"{model}: cold start")

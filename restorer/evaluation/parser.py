@@ -49,7 +49,7 @@ def variants(parsed: argparse.Namespace) -> list[Variant]:
         is_folder = Path(name).is_dir()
         options = _options(settings) | ({} if is_folder else {"model": name})
         restorer = restorer_for(name if is_folder else parsed.weights_dir)
-        restorer.networks.model(restorer.options.changed(options))  # fail early for an unknown name
+        restorer.model(restorer.options.changed(options))  # fail early for an unknown name
         variants.append(Variant(spec, restorer, options))
     folders = [cases.INPUT, summary.BICUBIC, cases.ORIGINAL, *(variant.folder for variant in variants)]
     if len(set(folders)) < len(folders):

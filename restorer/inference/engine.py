@@ -108,7 +108,7 @@ class Engine:
         """
         stats = stats if stats is not None else Stats()
         height, width = image.shape[:2]
-        parts = self._cut(height, width, tile)
+        parts = self._cut(height, width, tile, image.itemsize)
         stats.parts = max(stats.parts, len(parts))
         steps = PassProgress(progress, len(parts))
         for part in parts:
@@ -136,10 +136,10 @@ class Engine:
     def _tile_bytes(self, tile: int) -> int:
         return tile * tile * self._segments[0].channels * _TILE_BYTES * self._backend.dtype.itemsize // 4
 
-    def _cut(self, height: int, width: int, tile: int) -> list[Part]:
+    def _cut(self, height: int, width: int, tile: int, sample_bytes: int) -> list[Part]:
         """Cut an image into parts of as many rows as fit; the fewest, of about the same height."""
         room = memory.free(self.device) * _FRACTION - self._tile_bytes(tile)
-        rows = int(room // (width * (self._map_bytes + 3 * self.scale**2)))
+        rows = int(room // (width * (self._map_bytes + 3 * self.scale**2 * sample_bytes)))
         if rows >= height:
             return [Part(0, height, 0, height)]
         context = -(-PART_CONTEXT // self.align) * self.align

@@ -155,7 +155,7 @@ async def _restore(
 def _report(service: Service, progress: gr.Progress, prefix: str, step: Step) -> None:
     if step.total:
         progress((step.done, step.total), desc=f"{prefix}restoring", unit="tiles")
-    elif downloading := service.restorer.networks.downloading:
+    elif downloading := service.restorer.downloading:
         name, done, total = downloading
         progress((done, total), desc=f"{prefix}downloading {name}", unit="bytes")
 

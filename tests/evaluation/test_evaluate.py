@@ -343,6 +343,7 @@ def test_infinite_psnr_gives_valid_json():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH")
 def test_page_is_self_contained_and_its_slider_moves(folder):
     Path("test_inputs/<i>&.png").write_bytes(Path("test_inputs/a.png").read_bytes())
     assert run("--models", "custom/one")[0] == 0

@@ -173,26 +173,31 @@ def test_tile_size_follows_the_free_memory(monkeypatch):
 
 @pytest.mark.parametrize("align", [1, 2, 4])
 @pytest.mark.parametrize("rows", [300, 1000])
-def test_image_whose_maps_do_not_fit_is_cut_into_parts(monkeypatch, rng, align, rows):
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_image_whose_maps_do_not_fit_is_cut_into_parts(monkeypatch, rng, align, rows, dtype):
     """Each part has context, which covers the receptive field of this network."""
-    picture = photo_like(rng, 2000, 24)
+    picture = photo_like(rng, 2000, 24).astype(dtype)
     parts = parts_of(Blur(9), Blur(9), Nearest(2), halos=(9, 9, 0), scale=2)
     run = engine.Engine(parts, scale=2)
     expected, whole = samples(run, picture), Stats()
     samples(run, picture, stats=whole)
     assert whole.parts == 1
-    bytes_per_row = 24 * (run._map_bytes + 3 * 2**2)
+    bytes_per_row = 24 * (run._map_bytes + 3 * 2**2 * picture.itemsize)
     free = int((rows * bytes_per_row + run._tile_bytes(64)) / engine._FRACTION) + 1
     monkeypatch.setattr(memory, "free", lambda _: free)
     stats, steps = Stats(), []
     run.align = align  # rows of a part are multiples of it
-    cut = run._cut(2000, 24, 64)
+    cut = run._cut(2000, 24, 64, picture.itemsize)
     assert {row % align for part in cut for row in part} == {0}
     assert max(part.last - part.first for part in cut) <= rows + align
     run.align = 1
     out = samples(run, picture, stats=stats, progress=lambda *step: steps.append(step))
     np.testing.assert_array_equal(out, expected)
-    assert stats.parts == len(run._cut(2000, 24, 64)) == -(-2000 // (rows - 2 * engine.PART_CONTEXT))
+    assert (
+        stats.parts
+        == len(run._cut(2000, 24, 64, picture.itemsize))
+        == -(-2000 // (rows - 2 * engine.PART_CONTEXT))
+    )
     done = [step for step, _ in steps]
     assert done == sorted(done) and steps[-1][0] == steps[-1][1]
 

@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from huggingface_hub import constants
 from restorer.errors import BadWeights, Cancelled, WeightsUnavailable
 from restorer.models import download, registry
 from restorer.models.registry import Model
+from tests.serving import free_port
 
 BODY = bytes(range(256)) * 1200
 WRONG = BODY[:-1] + b"!"
@@ -304,10 +304,7 @@ def test_http_error_is_reported(code, reason, server, model, tmp_path):
 
 
 def test_refused_connection_is_reported(model, tmp_path):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    model = replace(model, url=f"http://127.0.0.1:{port}/tiny.pth")
+    model = replace(model, url=f"http://127.0.0.1:{free_port()}/tiny.pth")
     with pytest.raises(WeightsUnavailable, match=r"refused|\[Errno|attempts failed") as caught:
         download.ensure(model, tmp_path)
     assert_has_instructions(caught.value, model, tmp_path)
@@ -451,6 +448,7 @@ from pathlib import Path
 from restorer.models import download
 from restorer.errors import RestoreError
 from restorer.models.registry import Model
+from tests.serving import free_port
 url, mirror, size, sha256, folder = sys.argv[1:]
 model = Model("tiny", "upscale", 4, int(size), sha256, url, "MIT", "", mirror=mirror)
 print("ready", flush=True)

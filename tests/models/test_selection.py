@@ -38,7 +38,7 @@ def write_files(weights: Path, *names: str) -> None:
 
 def selected(weights: Path, model: str, pixels: int = 0, **options) -> str:
     r = restorer.Restorer(weights=weights, device="cpu", model=model, **options)
-    return r.networks.model(r.options, pixels).name
+    return r.model(r.options, pixels).name
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_auto_selects_a_faster_model_for_a_large_photo_only_on_a_cpu(tmp_path):
     assert selected(tmp_path, "auto", LARGE, auto_cpu_megapixels=1) == X4PLUS
     assert selected(tmp_path, "auto", 1, auto_cpu_megapixels=0) == GENERAL
     on_gpu = restorer.Restorer(weights=tmp_path, device="vulkan")
-    assert on_gpu.networks.model(on_gpu.options, LARGE).name == X4PLUS
+    assert on_gpu.model(on_gpu.options, LARGE).name == X4PLUS
 
 
 def test_threshold_is_read_from_the_environment(tmp_path, monkeypatch):

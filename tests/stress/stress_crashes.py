@@ -136,7 +136,10 @@ def test_server_with_hanging_device_restarts_and_ends_every_job_once(tmp_path):
     rng = np.random.default_rng(SEED)
     save_quick_and_slow(tmp_path)
     good, bad = png(photo_like(rng, 20, 30)), png(photo_like(rng, 20, WIDTH))
-    with launched(tmp_path, HANGING, WATCHDOG_TIMEOUT="20", OMP_NUM_THREADS="1") as (process, address):
+    with launched(tmp_path, HANGING, preloaded=False, WATCHDOG_TIMEOUT="20", OMP_NUM_THREADS="1") as (
+        process,
+        address,
+    ):
         client = httpx.Client(base_url=address, timeout=60, transport=httpx.HTTPTransport(retries=100))
         first = posted(client, ("a.png", good), ("b.png", bad), ("c.png", good))["job_id"]
         others = [posted(client, ("d.png", good))["job_id"] for _ in range(3)]
@@ -145,7 +148,7 @@ def test_server_with_hanging_device_restarts_and_ends_every_job_once(tmp_path):
         (error,) = status["errors"]
         assert error["original_filename"] == "b.png" and "no progress for 20 s" in error["error"]
         assert [ended_across_restart(client, job)["status"] for job in others] == ["completed"] * 3
-        assert client.get("/health").status_code == 200 and process.poll() is None
+        assert client.get("/health").status_code == 200 and process.is_alive()
         assert (tmp_path / "log").read_text().count("restarting the server") == 1
 
 

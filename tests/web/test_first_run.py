@@ -122,13 +122,13 @@ def test_python_reports_downloads(environment, small, tmp_path, monkeypatch):
 
     def progress(done: int, total: int) -> None:
         steps.append((done, total))
-        if instance.networks.downloading:
-            downloads.append(instance.networks.downloading)
+        if instance.downloading:
+            downloads.append(instance.downloading)
 
     assert instance.restore(small, progress=progress).model == BEST
     assert (0, 0) in steps and steps[-1][0] == steps[-1][1] == 72, "one tile of each segment"
     assert {(name, total) for name, _, total in downloads} >= {("yunet", YUNET.bytes)}
-    assert instance.networks.downloading is None
+    assert instance.downloading is None
 
 
 @pytest.mark.long

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from restorer.web.gpu_queue import GPU, GpuQueue
 from restorer.web.settings import Settings
 from restorer.web.worker import Worker
 from tests.conftest import photo_like, png, wait_until
+from tests.serving import free_port
 from tests.web.test_isolation import functions, values_of
 from tests.web.test_rest import ended, posted, settings_in
 
@@ -69,9 +69,7 @@ class Served:
 
     def __init__(self, settings: Settings) -> None:
         self.server = server.Server(settings)
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            port = unused.getsockname()[1]
+        port = free_port()
         self.address, self.folder = f"http://127.0.0.1:{port}", settings.upload_folder
         self.app = self.server.asgi()
         self._uvicorn = uvicorn.Server(

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from restorer.cost import pricing
 from restorer.models import registry
 from restorer.web import settings
 from tests.conftest import photo_like, png, save_network
+from tests.serving import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -40,12 +40,6 @@ def environment() -> dict[str, str]:
     """The environment variables of the image."""
     variables = " ".join(arguments for name, arguments in instructions() if name == "ENV")
     return dict(re.findall(r"(\w+)=(\S+)", variables))
-
-
-def free_port() -> int:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return unused.getsockname()[1]
 
 
 # Docker

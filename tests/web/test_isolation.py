@@ -436,8 +436,9 @@ def check_text(text: str, folder: Path) -> None:
 
 def test_no_page_function_accepts_path_or_url_as_upload(hostile, tmp_path):
     client, _, forged = hostile
-    calls = []
+    tested = set()
     for fn, (name, inputs) in functions(client).items():
+        calls = []
         for index, component in enumerate(inputs):
             if not takes_files(component):
                 continue
@@ -448,13 +449,15 @@ def test_no_page_function_accepts_path_or_url_as_upload(hostile, tmp_path):
                 for value in [item, [item]] if multiple else [item]:
                     values = values_of(inputs)
                     values[index] = value
-                    calls.append((fn, name, values, value))
-    for fn, name, values, value in sampled(calls, 150):
-        events = call_function(client, fn, values, uuid.uuid4().hex)
-        if name not in ("pick", "pick_1", "pick_2", "remove"):  # these show the names of inputs
-            check_text(events, tmp_path)
-        assert "event_id" in events or "detail" in events, (name, value, events)
-    assert {name for _, name, *_ in calls} == {
+                    calls.append((values, value))
+        assert not calls or len(calls) > 50
+        for values, value in sampled(calls, 16):
+            tested.add(name)
+            events = call_function(client, fn, values, uuid.uuid4().hex)
+            if name not in ("pick", "pick_1", "pick_2", "remove"):  # these show the names of inputs
+                check_text(events, tmp_path)
+            assert "event_id" in events or "detail" in events, (name, value, events)
+    assert tested == {
         "pick",
         "pick_1",
         "pick_2",
@@ -466,26 +469,23 @@ def test_no_page_function_accepts_path_or_url_as_upload(hostile, tmp_path):
         "quote",
     }
     assert not files_below(tmp_path / "processed")
-    assert len(calls) > 500
 
 
 def test_no_api_endpoint_accepts_path_or_url_as_upload(hostile, tmp_path):
     client, _, forged = hostile
-    calls = []
     for name, field in (("enhance", "photo"), ("quote", "photo"), ("enhance_batch", "photos")):
-        for item in forged:
-            calls += [(name, field, v) for v in ([item, [item, item]] if name == "enhance_batch" else [item])]
-    for name, field, value in sampled(calls, 100):
-        answer = client.post(f"/gradio_api/call/v2/{name}", json={field: value})
-        assert answer.status_code == 200, (value, answer.text)
-        events = client.get(f"/gradio_api/call/{name}/{answer.json()['event_id']}").text
-        check_text(events, tmp_path)
-        # a batch completes without files and with an error for each photo
-        completed = name == "enhance_batch" and "event: complete" in events
-        error = "data: [[], [{" if completed else "event: error"
-        assert error in events, (name, value, events)
+        lists = [[item, item] for item in forged] if name == "enhance_batch" else []
+        assert len(forged) > 50
+        for value in sampled([*forged, *lists], 35):
+            answer = client.post(f"/gradio_api/call/v2/{name}", json={field: value})
+            assert answer.status_code == 200, (value, answer.text)
+            events = client.get(f"/gradio_api/call/{name}/{answer.json()['event_id']}").text
+            check_text(events, tmp_path)
+            # a batch completes without files and with an error for each photo
+            completed = name == "enhance_batch" and "event: complete" in events
+            error = "data: [[], [{" if completed else "event: error"
+            assert error in events, (name, value, events)
     assert not files_below(tmp_path / "processed")
-    assert len(calls) > 200
 
 
 def test_rest_accepts_no_path_or_url_as_upload(hostile, tmp_path):

@@ -119,6 +119,22 @@ def test_quality_chooses_model_unless_one_is_chosen(page, rng):
     expect(page.locator("#summary")).not_to_contain_text("Large photo")
 
 
+def test_suggestions_are_offered_while_they_would_change_something(page, rng):
+    choose(page, photo_like(rng, 30, 40))
+    expect(page.locator("#look")).to_contain_text("Suggested: 4x")
+    page.click("#outscale label:has-text('2x')")
+    expect(page.locator("#summary")).to_contain_text("80 × 60")
+    page.click("#use")
+    expect(page.locator("#summary")).to_contain_text("160 × 120")
+    expect(page.locator("#use")).to_be_hidden()
+    page.click("#start")
+    expect(page.locator("#download")).to_be_visible()
+    page.click("#outscale label:has-text('3x')")
+    expect(page.locator("#summary")).to_contain_text("120 × 90")
+    for selector in ("#use", "#look"):
+        expect(page.locator(selector)).to_be_hidden()
+
+
 def test_long_side_overrides_size(page, rng):
     choose(page, photo_like(rng, 50, 100))
     page.click("#options button")

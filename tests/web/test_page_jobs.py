@@ -1,6 +1,7 @@
 """The page in a real browser: many photos, queues, reloads and files."""
 
 import io
+import re
 import shutil
 import time
 import zipfile
@@ -60,6 +61,7 @@ def test_broken_photo_does_not_stop_batch(page, rng):
     captions = page.locator("#gallery .caption-label").all_inner_texts()
     assert captions[0].startswith("one.png: 120 × 120") and captions[2].startswith("two.png: 160 × 160")
     assert captions[1].startswith("broken.png: ⚠ the file is not an image in a supported format")
+    assert "autopilot" not in captions[0]
     page.locator("#gallery button").nth(2).click()
     assert sizes(page, "#slider-all") == [[160, 160], [160, 160]]
     page.get_by_label("Remove this file").nth(1).click()
@@ -71,6 +73,9 @@ def test_broken_photo_does_not_stop_batch(page, rng):
     with zipfile.ZipFile(event.value.path()) as archive:
         assert archive.namelist() == ["one_4x.png", "two_4x.png"]
         assert Image.open(archive.open("two_4x.png")).size == (160, 160)
+    page.locator("#autopilot input").check()
+    page.click("#start-all")
+    expect(page.locator("#gallery")).to_contain_text(re.compile(r"one\.png: 120 × 120; .*autopilot: "))
 
 
 def test_dropped_folder_is_read_with_its_folders(page, rng, tmp_path):

@@ -136,22 +136,20 @@ def test_the_page_shows_a_look_and_uses_its_suggestions(tmp_path, monkeypatch):
     page = page_of(tmp_path)
     c = page.components
     shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), "", *VALUES))
+    data = (tmp_path / "uploads/mine.png").read_bytes()
+    assert page.look(shown[c.selected], "")[c.look].value == page.restorer.look(data).line
+    assert page.look(shown[c.selected], "a job") == page.unchanged_suggestion == page.look(None, "")
     suggested = Look(8, 8, (), {"outscale": 2.0, "colour": "auto", "face_enhance": "off"})
     monkeypatch.setattr(page.restorer, "look", lambda data: suggested)
-    seen = page.look(shown[c.selected], "", *VALUES)
-    assert seen[c.look].value == suggested.line and seen[c.use].visible
-    assert page.look(shown[c.selected], "a job", *VALUES) == page.unchanged_suggestion == page.look(None, "")
-    updates = page.use_suggestions(seen[c.suggestion])
-    assert not updates.pop(c.use).visible
-    values = {
-        name: updates.get(field, value) for (name, field), value in zip(c.fields.items(), VALUES, strict=True)
-    }
-    wanted = {"outscale": 2, "long_side": 0, "print_size": "", "colour": "auto", "restore_faces": False}
-    assert {name: values[name] for name in wanted} == wanted
-    assert not page.look(shown[c.selected], "", *values.values())[c.use].visible, "nothing would change"
-    for name, other in (("outscale", 4), ("long_side", 333), ("colour", "off"), ("restore_faces", True)):
-        changed = {**values, name: other}
-        assert page.look(shown[c.selected], "", *changed.values())[c.use].visible, name
+    suggestion = page.look(shown[c.selected], "")[c.suggestion]
+    used = dict(zip(restore_tab.SUGGESTED_FIELDS, page.use_suggestions(suggestion), strict=True))
+    assert used == {"outscale": 2, "long_side": 0, "print_size": "", "colour": "auto", "restore_faces": False}
+    assert not page.offer_suggestions(suggestion, *used.values()).visible, "nothing would change"
+    assert not page.offer_suggestions(suggestion, *{**used, "long_side": None}.values()).visible, "empty"
+    assert not page.offer_suggestions(None, 4, 0, "", "off", True).visible
+    others = {"outscale": 4, "long_side": 333, "print_size": "9x6in", "colour": "off", "restore_faces": True}
+    for name, other in others.items():
+        assert page.offer_suggestions(suggestion, *{**used, name: other}.values()).visible, name
 
 
 def test_many_photos_are_restored_as_suggested_if_wanted(tmp_path, monkeypatch):

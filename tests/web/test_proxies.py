@@ -21,9 +21,8 @@ from starlette.testclient import TestClient
 from restorer import InvalidOption
 from restorer.web import middleware, server
 from tests.conftest import photo_like, png, sampled, save_quick_and_slow
-from tests.serving import launched
+from tests.serving import free_port, launched
 from tests.web.browsing import choose, download, watched
-from tests.web.test_hosting import free_port
 from tests.web.test_isolation import paths_of
 from tests.web.test_rest import ended, settings_in
 from tests.web.test_sign_in_frame import write_certificate

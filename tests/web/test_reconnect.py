@@ -193,5 +193,5 @@ def expect_result(page: Page) -> None:
 
 
 def stop(process: BaseProcess, number: signal.Signals) -> None:
-    os.kill(process.pid or 0, number)
+    process.terminate() if number == signal.SIGTERM else process.kill()
     assert exit_code(process) == (0 if number == signal.SIGTERM else -number)

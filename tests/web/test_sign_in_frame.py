@@ -17,8 +17,8 @@ from starlette.routing import Route
 
 from restorer.web.auth import ApiKeyMiddleware
 from tests.conftest import wait_until
+from tests.serving import free_port
 from tests.web.browsing import new_page
-from tests.web.test_hosting import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -172,7 +172,7 @@ def validate(
     """Raise Refusal for invalid options, too large photos or results, and a mask that does not fit."""
     limits = service.settings.limits
     try:
-        service.restorer.networks.model(service.options(options))
+        service.restorer.model(service.options(options))
     except (UnknownModel, InvalidOption) as error:
         raise Refusal(422, service.user_message(error)) from error
     for index, (name, path) in enumerate(files):

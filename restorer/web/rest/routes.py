@@ -322,7 +322,7 @@ class RestApi:
         except OSError as error:
             logging.getLogger(__name__).exception("not ready")
             raise Refusal(503, "the folder of uploads or results cannot be written") from error
-        model = restorer.networks.model(restorer.options)
+        model = restorer.model(restorer.options)
         if not sources.is_present(model, restorer.weights) and not model.url:
             raise Refusal(503, f"model {model.name} is missing and cannot be downloaded")
         return Ready(status="ready", model=model.name, queue_length=self.service.queue.length)
@@ -366,7 +366,7 @@ class RestApi:
 
     def _activity(self) -> str:
         """Describe the download of a model that the running job waits for."""
-        if not (downloading := self.service.restorer.networks.downloading):
+        if not (downloading := self.service.restorer.downloading):
             return ""
         model, done, total = downloading
         return f"downloading {model}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"

@@ -63,7 +63,7 @@ class PhotoTab:
     receipt: gr.JSON
     # Not displayed
     selected: gr.State  # SelectedPhoto
-    suggestion: gr.State  # the suggested options by name
+    suggestion: gr.State  # the suggested values of option controls by name
     restored: gr.State  # ResultFiles of the last job
     shown: gr.State  # ResultFiles on display: restored, or recomposed from it
     model_names: gr.State  # of the compared models
@@ -89,7 +89,7 @@ class PhotoTab:
     @property
     def suggestions(self) -> list[Any]:
         """The outputs of a look at the photo."""
-        return [self.look, self.use, self.suggestion, self.repair]
+        return [self.look, self.suggestion, self.repair]
 
     @property
     def panels(self) -> list[Any]:

@@ -93,7 +93,7 @@ def build_model_fields(restorer: Restorer) -> dict[str, Any]:
             "denoise",
             label="Denoise",
             info="Lower keeps more grain",
-            visible=bool(restorer.networks.model(default).denoise_model),
+            visible=bool(restorer.model(default).denoise_model),
         ),
         "colour": gr.Radio(
             [(texts.COLOUR_NAMES[name], name) for name in COLOUR],

@@ -34,6 +34,7 @@ _READY: dict[str, Any] = {"value": "Restore", "variant": "primary", "visible": T
 _AGAIN: dict[str, Any] = {"value": "Restore again", "variant": "secondary", "visible": True}
 _CLEAN_STRENGTH = 0.5  # at 1x, where the photo's own detail counts; docs/colour.md has the figures
 # Those that the estimate depends on
+SUGGESTED_FIELDS: tuple[str, ...] = ("outscale", "long_side", "print_size", "colour", "restore_faces")
 ESTIMATE_FIELDS = (
     "preset",
     "outscale",
@@ -100,7 +101,7 @@ class RestoreTab:
             c.example: gr.Column(visible=photo is None),
             c.photo: gr.Image(str(preview) if preview else None, visible=photo is not None),
             c.stop: gr.Button(visible=False),
-            **dict.fromkeys([c.look, c.use], gr.update(visible=False)),
+            c.look: gr.Markdown(visible=False),
             c.suggestion: None,
             c.crop_column: gr.Column(visible=photo is not None),
             c.preview: gr.Button("Preview a detail", interactive=True),
@@ -119,8 +120,8 @@ class RestoreTab:
         """Return the path of an upload as the browser remembers it. Raises UnsupportedImage."""
         return str(self.service.upload_path(path).relative_to(self.settings.upload_folder))
 
-    def look(self, photo: SelectedPhoto | None, job_id: str, *values: object) -> Updates:
-        """Show in one line what is wrong with a photo that waits; offer what is suggested but not chosen."""
+    def look(self, photo: SelectedPhoto | None, job_id: str) -> Updates:
+        """Show in one line what is wrong with a photo that waits, and what is suggested."""
         c = self.components
         if photo is None or job_id:
             return self.unchanged_suggestion
@@ -128,23 +129,26 @@ class RestoreTab:
             seen = self.restorer.look(self.service.upload(photo.path))
         except RestoreError:  # the estimate reports it
             return self.unchanged_suggestion
-        suggestion = _suggested_values(seen.options)
-        chosen = dict(zip(c.fields, values, strict=True))
         return {
             c.look: gr.Markdown(seen.line, visible=True),
-            c.use: gr.Button(
-                visible=any(chosen[name] not in (value, None) for name, value in suggestion.items())
-            ),
-            c.suggestion: suggestion,
+            c.suggestion: _suggested_values(seen.options),
             c.repair: gr.Accordion(
                 label=texts.repair(any(finding.name == "damage" for finding in seen.findings))
             ),
         }
 
-    def use_suggestions(self, suggestion: dict[str, Any] | None) -> Updates:
-        """Set the controls as a look suggests."""
-        values = {self.components.fields[name]: value for name, value in (suggestion or {}).items()}
-        return {self.components.use: gr.Button(visible=False), **values}
+    def offer_suggestions(self, suggestion: dict[str, Any] | None, *values: object) -> gr.Button:
+        """Show the button that uses the suggestions if it would change something.
+
+        values  of SUGGESTED_FIELDS
+        """
+        chosen = dict(zip(SUGGESTED_FIELDS, values, strict=True))
+        changes = any(chosen[name] not in (value, None) for name, value in (suggestion or {}).items())
+        return gr.Button(visible=changes)
+
+    def use_suggestions(self, suggestion: dict[str, Any] | None) -> list[Any]:
+        """Set SUGGESTED_FIELDS as a look suggests."""
+        return [(suggestion or {}).get(name, gr.skip()) for name in SUGGESTED_FIELDS]
 
     # Estimates
 
@@ -216,7 +220,7 @@ class RestoreTab:
 
     def denoise_slider(self, model: str, preset: str, outscale: float) -> gr.Slider:
         """Show the denoise slider for models that support it."""
-        if self.restorer.networks.model(Options(model=model or preset, outscale=outscale)).denoise_model:
+        if self.restorer.model(Options(model=model or preset, outscale=outscale)).denoise_model:
             return gr.Slider(visible=True)
         return gr.Slider(visible=False, value=Options.denoise)
 

@@ -34,7 +34,8 @@ class ResultView:
             c.back: gr.Button(visible=True),
             c.faces: gr.Column(visible=bool(result.faces)),
             c.strength: gr.Slider(value=round(100 * result.options.strength)),
-            **dict.fromkeys([c.look, c.use], gr.update(visible=False)),
+            c.look: gr.Markdown(visible=False),
+            c.suggestion: None,
             c.zoom_position: f"{x:.4f},{y:.4f}",
         }
 

@@ -11,8 +11,11 @@ from ...result import Result
 TITLE = "Neural Image Restore"
 SUBTITLE = "Makes old, small and damaged photos large and clear."
 START = "Choose a photo to begin."
-MANY = "All photos are restored with the options chosen under One photo."
-AUTOPILOT_INFO = "Corrects fading where it is certain, and tells what is wrong with each photo."
+MANY = "Photos are restored with the options chosen under One photo."
+AUTOPILOT_INFO = (
+    "Corrects photos that are certainly faded, skips face restoration where no face is found, "
+    "and lists what is wrong with each photo. Size stays as chosen."
+)
 REPAIR = "Repair damage"
 REPAIR_UNSURE = "Nothing here is surely damage. What is marked may be part of the picture."
 REPAIR_INFO = "What is marked is filled. It may be part of the picture: look before you restore."
