@@ -308,7 +308,7 @@ class Restorer:
         from .repair import damage  # torch
 
         with suppress(WeightsUnavailable, BadWeights):
-            return partial(damage.detect, detector=self._repair_network(repair.DETECTOR))
+            return partial(damage.detect, detector=self._repair_network(repair.DETECTOR), views=1)
         return None
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
