@@ -18,7 +18,7 @@ WEIGHTS, JOBS = "/weights", "/jobs"
 # RESTORER_SECRET because the container imports this file too and must define the same secrets
 IN_IMAGE = {"RESTORER_WEIGHTS": WEIGHTS, "RESTORER_SECRET": os.environ.get("RESTORER_SECRET", "")}
 _HERE = Path(__file__).resolve().parent
-_BUILT_IN = ("restore-lite-2-x4", "damage-detector", "damage-filler")
+_BUILT_IN = ("restore-lite-2-x4", "damage-detector", "damage-filler", "fading-estimator")
 _FILES = ("app.py", "assets", "restorer", "weights/README.md")
 _FILES += tuple(f"weights/{name}.safetensors" for name in _BUILT_IN)
 

@@ -18,13 +18,19 @@ from restorer.images.icc import decode_srgb, encode_srgb
 FADINGS = 50
 
 
+def fading(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return gain, gamma and veil of each channel, (3,): light fades to gain * light ** gamma + veil."""
+    gain, gamma = rng.uniform(0.55, 1, 3), rng.uniform(0.75, 1.35, 3)
+    veil, yellow = rng.uniform(0.02, 0.15), rng.uniform(0, 0.45)
+    tint = rng.uniform(0.6, 1, 3)
+    paper = np.array([1, 1 - 0.3 * yellow, 1 - yellow])
+    return (1 - veil) * gain * paper, gamma, veil * tint * paper
+
+
 def faded(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return a faded copy of a photo, both (H, W, 3) uint8."""
-    light = rng.uniform(0.55, 1, 3) * decode_srgb(pixels / 255) ** rng.uniform(0.75, 1.35, 3)
-    veil, yellow = rng.uniform(0.02, 0.15), rng.uniform(0, 0.45)
-    light = (1 - veil) * light + veil * rng.uniform(0.6, 1, 3)
-    light *= [1, 1 - 0.3 * yellow, 1 - yellow]
-    return np.rint(encode_srgb(light) * 255).astype(np.uint8)
+    gain, gamma, veil = fading(rng)
+    return np.rint(255 * encode_srgb(gain * decode_srgb(pixels / 255) ** gamma + veil)).astype(np.uint8)
 
 
 def corrected(pixels: np.ndarray) -> np.ndarray:

@@ -20,6 +20,9 @@ _NOISE_BLOCK, _FLATTEST = 16, 15  # pixels, percentile
 _LUMA_SHARE = (
     0.62  # of the deviation of independent noise in three channels that luma shows, as measured here
 )
+# Noise at half the size, as a share: white noise of 8 levels has 0.5 to 1 (over texture), texture mostly
+# more. Coarse grain has more too, so only noise below 8 levels can be texture, which has up to 6
+_NOISE_LEFT, _NO_TEXTURE = 1.0, 8.0
 # In levels of 255: sharp photographs that were never compressed measure up to 2.8
 _NOISE, _STRONG_NOISE = 5.0, 12.0
 _LOW_QUALITY = 60  # of JPEG: blocks show in smooth areas
@@ -28,8 +31,10 @@ _BLOCKS = (
 )
 _BLUR, _BLUR_EDGES, _LEAST_EDGE = 0.83, 99.5, 3.0  # share, percentile, levels
 _FACES_SIDE = 640  # pixels of the copy in which faces are searched
-_DAMAGE_SIDE, _DAMAGE_TILE, _DAMAGE_TILES = 1024, 128, 4
-_DAMAGED, _DAMAGED_SHARE = 0.9, 0.005  # probability, share of pixels
+# Of 73 photographs, in a copy of 512 pixels, 54 have more such areas with drawn scratches and 68 with the
+# cut-outs that the detector learned, but none without damage. JPEG's ringing looks like specks
+_DAMAGE_SIDE = 512
+_DAMAGED, _LEAST_AREA, _AREAS, _JPEG_AREAS = 0.97, 6, 5.0, 10.0  # probability, pixels, per 100,000 pixels
 _SIZES = ((1200, 4.0), (2400, 2.0))  # longer side in pixels below which to enlarge, and how many times
 
 DamageDetector = Callable[[np.ndarray], np.ndarray]
@@ -72,13 +77,19 @@ class Look:
         )
 
     def autopilot(self, options: Options) -> dict[str, object]:
-        """Return the suggestions for options that have their defaults; no size, on which names depend."""
+        """Return the suggestions that change options from their defaults; no size, on which names depend."""
         default = vars(Options())
         return {
             name: value
             for name, value in self.options.items()
-            if name != "outscale" and getattr(options, name) == default[name]
+            if name != "outscale" and getattr(options, name) == default[name] != value
         }
+
+    def note(self, changed: dict[str, object]) -> str:
+        """Return the findings, and the options that autopilot() changed, for the warnings of a result."""
+        findings = ", ".join(one.text for one in self.findings)
+        options = ", ".join(map(_option_text, changed.items()))
+        return f"autopilot: {findings or 'nothing found'}; {options or 'no option changed'}"
 
     def as_dict(self) -> dict[str, object]:
         return {**asdict(self), "line": self.line}
@@ -100,9 +111,10 @@ def examine(
     """
     fading = colour.measure(photo.pixels, photo.alpha)
     findings = list(_findings(photo, fading, quality))
-    damage = _damage(photo.pixels, damage_detector) if damage_detector else 0.0
-    if damage > _DAMAGED_SHARE:
-        findings.append(Finding("damage", "damaged", f"{100 * damage:.1f} % of samples is damaged"))
+    areas = _damage(photo.pixels, damage_detector) if damage_detector else 0.0
+    if areas > (_JPEG_AREAS if "jpeg" in {one.name for one in findings} else _AREAS):
+        reason = f"{areas:.0f} damaged areas per 100,000 pixels of a copy of {_DAMAGE_SIDE} pixels"
+        findings.append(Finding("damage", "damaged", reason))
     if fading.monochrome:
         toned = Finding("toned", "toned black and white", f"one hue, chroma {fading.chroma:.0f}")
         plain = Finding("grey", "black and white", f"chroma {fading.chroma:.1f}")
@@ -127,8 +139,9 @@ def _findings(photo: Photo, fading: colour.Fading, quality: int | None) -> Itera
     if fading.share:
         black, white = 100 * np.mean(fading.black), 100 * np.mean(fading.white)
         yield Finding("faded", "faded", f"its light is from {black:.0f} to {white:.0f} % of white")
-    noise = float(np.percentile(np.concatenate([*map(_block_noise, squares)]), _FLATTEST)) / _LUMA_SHARE
-    if noise > _NOISE:
+    noise = _noise(squares)
+    halved = [shrunk(square, max(square.shape) // 2) for square in squares]
+    if noise > _NOISE and (noise > _NO_TEXTURE or _noise(halved) < _NOISE_LEFT * noise):
         text = "strong noise" if noise > _STRONG_NOISE else "light noise"
         yield Finding("noise", text, f"a deviation of {noise:.0f} levels of 255 in flat areas")
     blocks = _blockiness(squares)
@@ -151,6 +164,11 @@ def _squares(pixels: np.ndarray) -> list[np.ndarray]:
         for top in tops
         for left in lefts
     ]
+
+
+def _noise(squares: list[np.ndarray]) -> float:
+    """Return the deviation of the noise in flat areas, in levels of 255."""
+    return float(np.percentile(np.concatenate([*map(_block_noise, squares)]), _FLATTEST)) / _LUMA_SHARE
 
 
 def _block_noise(plane: np.ndarray) -> np.ndarray:
@@ -193,15 +211,11 @@ def _sharpness_left(squares: list[np.ndarray]) -> float:
 
 
 def _damage(pixels: np.ndarray, detector: DamageDetector) -> float:
-    """Return the share of surely damaged pixels on the diagonal of a photo."""
+    """Return the number of surely damaged areas per 100,000 pixels of a small copy."""
     small = to_uint8(shrunk(pixels, _DAMAGE_SIDE))
-    ends = (max(0, side - _DAMAGE_TILE) for side in small.shape[:2])
-    places = zip(*(np.linspace(0, end, _DAMAGE_TILES) for end in ends), strict=True)
-    squares = [
-        small[int(top) : int(top) + _DAMAGE_TILE, int(left) : int(left) + _DAMAGE_TILE]
-        for top, left in sorted({*places})
-    ]
-    return float(np.mean([(detector(square) > _DAMAGED).mean() for square in squares]))
+    marked = (detector(small) > _DAMAGED).astype(np.uint8)
+    areas = cv2.connectedComponentsWithStats(marked, connectivity=8)[2][1:, cv2.CC_STAT_AREA]
+    return float((areas >= _LEAST_AREA).sum()) / marked.size * 100_000
 
 
 def _option_text(option: tuple[str, object]) -> str:

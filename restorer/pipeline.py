@@ -153,8 +153,9 @@ class Restorer:
         notes: tuple[str, ...] = ()
         if chosen.autopilot:
             suggestion = self._look(before, data)
-            chosen = chosen.changed(suggestion.autopilot(chosen))
-            notes = (f"autopilot: {suggestion.line}",)
+            changed = suggestion.autopilot(chosen)
+            chosen = chosen.changed(changed)
+            notes = (suggestion.note(changed),)
         repaired = self._repair(before, mask, chosen, progress)
         timer.end_stage("repair")
         corrected = colour.apply(repaired.photo if repaired else before, chosen)
@@ -291,7 +292,7 @@ class Restorer:
         from .repair import damage  # torch
 
         with suppress(WeightsUnavailable, BadWeights):
-            return partial(damage.detect, detector=self.networks.repair_network(repair.DETECTOR))
+            return partial(damage.detect, detector=self.networks.repair_network(repair.DETECTOR), views=1)
         return None
 
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:

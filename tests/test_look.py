@@ -58,10 +58,14 @@ def test_the_line_says_what_is_wrong_and_what_helps(rng):
     seen = look.examine(faded, face_detector=lambda _: faces)
     assert seen.line == "Faded, 1 face, 320 × 240. Suggested: 4x, colour auto, faces on"
     assert seen.options == {"outscale": 4.0, "colour": "auto", "face_enhance": "auto"}
-    assert seen.autopilot(restorer.Options()) == {"colour": "auto", "face_enhance": "auto"}
+    assert seen.autopilot(restorer.Options()) == {"colour": "auto"}
     assert seen.autopilot(restorer.Options(colour="neutral", face_enhance="off")) == {}
     none = look.examine(faded, face_detector=lambda _: tuple(one[:0] for one in faces))
     assert none.options["face_enhance"] == "off" and "face_enhance" not in look.examine(faded).options
+    changed = none.autopilot(restorer.Options())
+    assert changed == {"colour": "auto", "face_enhance": "off"}
+    assert none.note(changed) == "autopilot: faded; colour auto, faces off"
+    assert look.Look(9, 9, (), {}).note({}) == "autopilot: nothing found; no option changed"
 
 
 @pytest.mark.parametrize(("width", "scale"), [(1199, 4), (1200, 2), (2400, 1)])
@@ -70,18 +74,54 @@ def test_the_suggested_scale_depends_on_the_size(width, scale):
     assert look.examine(plain).options["outscale"] == scale
 
 
-def test_damage_is_what_the_detector_says(rng, tmp_path):
-    before = photo.decode(png(scene(rng)))
-    for share, expected in ((0.0, []), (0.1, ["damage"])):
-        seen = look.examine(
-            before,
-            damage_detector=lambda square, share=share: (
-                np.linspace(share, 1, square[..., 0].size) > 0.95 if share else np.zeros(square.shape[:2])
-            ),
-        )
-        assert [finding.name for finding in seen.findings] == expected
-        assert seen.options == {"outscale": 4.0}, "the detector marks parts of the picture too"
-    restorer.Restorer(weights=tmp_path).look(before)  # with the real detector
+@pytest.mark.parametrize(
+    ("specks", "size", "level", "damaged"),
+    [
+        (0, 3, 1, False),
+        (3, 3, 1, False),
+        (5, 3, 1, True),
+        (50, 2, 1, False),
+        (50, 3, 0.9, False),
+    ],
+)
+def test_damage_is_several_areas_that_the_detector_is_sure_of(rng, specks, size, level, damaged):
+    def detector(image: np.ndarray) -> np.ndarray:
+        assert image.shape == (240, 320, 3) and image.dtype == np.uint8
+        probability = np.zeros(image.shape[:2], np.float32)
+        for speck in range(specks):
+            top, left = divmod(speck, 20)
+            probability[9 * top : 9 * top + size, 9 * left : 9 * left + size] = level
+        return probability
+
+    seen = look.examine(photo.decode(png(scene(rng))), damage_detector=detector)
+    assert [finding.name for finding in seen.findings] == ["damage"] * damaged
+    assert seen.options == {"outscale": 4.0}, "the detector marks parts of the picture too"
+
+
+@pytest.mark.parametrize(("count", "expected"), [(6, ["jpeg"]), (9, ["jpeg", "damage"])])
+def test_compressed_photos_need_more_damage(rng, count, expected):
+    def detector(image: np.ndarray) -> np.ndarray:
+        probability = np.zeros(image.shape[:2], np.float32)
+        for left in range(0, 9 * count, 9):
+            probability[:3, left : left + 3] = 1
+        return probability
+
+    pixels = scene(rng)
+    seen = look.examine(photo.decode(jpeg_of(pixels, 10)), quality=10, damage_detector=detector)
+    assert [finding.name for finding in seen.findings] == expected
+    plain = look.examine(photo.decode(png(pixels)), damage_detector=detector)
+    assert [finding.name for finding in plain.findings] == ["damage"]
+
+
+def test_texture_is_no_noise(rng):
+    for side, expected in ((240, True), (160, False)):  # grains of 1 or 1.5 pixels
+        grain = np.repeat(rng.normal(128, 20, (side, side, 1)), 3, axis=2)
+        pixels = cv2.resize(grain, (240, 240), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+        assert ("noise" in names(png(pixels))) == expected
+
+
+def test_the_installed_detector_is_used(rng, tmp_path):
+    restorer.Restorer(weights=tmp_path).look(png(scene(rng)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (17, 9), (300, 2)])
@@ -113,4 +153,4 @@ def test_autopilot_uses_the_suggestions(tmp_path, rng, monkeypatch):
         result.after.pixels, run.restore(data, colour="auto", outscale=2).after.pixels
     )
     assert result.options.colour == "auto" and result.receipt["options"]["autopilot"] is True
-    assert result.warnings[0] == f"autopilot: {run.look(data).line}"
+    assert result.warnings[0] == run.look(data).note({"colour": "auto"})

@@ -1,19 +1,21 @@
-"""Correct faded and tinted photos: a curve for each channel, from robust statistics of the photo.
+"""Correct faded and tinted photos: a curve for each channel.
 
 A print or slide fades as its dyes lose density, each at its own rate, while stains and stray light add a
 veil. In linear light, the veil is subtracted and each channel stretched, as in automatic levels (Limare et
-al., "Simplest Color Balance", IPOL 2011); then a gamma for each channel brings the pixels that are nearly
-grey to grey (Huo et al., "Robust Automatic White Balance Algorithm using Gray Color Points in Images",
-2006). Samples are read as on the sRGB curve, whatever the profile: Display P3 has that curve, and gamma
-2.2, as of Adobe RGB, differs from it by at most 0.01 in linear light.
+al., "Simplest Color Balance", IPOL 2011), then raised to a gamma. fading.py estimates these curves of a
+colour photo; a black-and-white one gets the same range for all channels. Samples are read as on the sRGB
+curve, whatever the profile: Display P3 has that curve, and gamma 2.2, as of Adobe RGB, differs from it by at
+most 0.01 in linear light.
 """
 
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import cv2
 import numpy as np
 
 from ..options import Options
+from . import fading as estimator
 from .icc import decode_srgb, encode_srgb
 from .photo import Photo
 from .resample import lookup, luma, shrunk, to_uint8
@@ -27,15 +29,8 @@ _EVIDENCE = np.array([3.37, 2.57, -6.1])
 _EVIDENCE_OFFSET = 12.14
 _MONOCHROME_OFFSET = -3.0  # equal blacks of the channels are no evidence there
 _NO_BLACK = 0.003  # added before logarithms, in linear light
-_BLACK, _WHITE = 0.0015, 0.9  # targets in linear light: not to black and white at all costs
-_LARGEST_VEIL = 3.0  # of a channel, as a multiple of the smallest one: more is a colour of the scene
-# Shares of the channels' differences, in logarithms, that are taken for fading, from red to blue and of green
-# to both; the rest is the scene's, whose light differs more from red to blue than in green
-_RANGE_SHARES, _GAMMA_SHARES = (0.85, 0.9), (0.5, 0.7)
-_GREY = 0.04  # distance from grey, of 1, at which a pixel's weight falls to 1 / e
-_STEEPEST = 1.5  # gamma
-_PASSES = 6
-_TOE, _SHOULDER = 0.01, 0.9  # in linear light, where curves bend to neither black nor white
+_BLACK, _WHITE = 0.0015, 0.9  # of black and white, targets in linear light: not to the ends at all costs
+_TOE, _SHOULDER = 0.004, 0.9  # in linear light, where curves bend to neither black nor white
 _TONE_SIDE = 32  # pixels; small enough to average the noise of colour out
 _TONED = 5.5  # CIE Lab; noisy toned prints have up to 6.6, 19 of 20 faded colour photographs more
 _TINTED = 2.0  # CIE Lab, of a visible toning
@@ -49,8 +44,8 @@ class Fading:
     monochrome  whether it has one colour at each lightness: black and white, or toned such as sepia
     chroma      mean CIE Lab chroma
     black       (3,) of each channel, the veil
-    white       (3,) of each channel
-    gamma       (3,) of each channel, after the stretch, on sRGB values
+    white       (3,) of each channel, the light that becomes white
+    gamma       (3,) of each channel, after the stretch
     """
 
     share: float
@@ -84,26 +79,22 @@ def measure(pixels: np.ndarray, alpha: np.ndarray | None = None) -> Fading:
     pixels  (H, W, 3) uint8 or uint16, on the sRGB curve
     alpha   (H, W) of the same dtype; pixels that are not opaque do not count
     """
-    small, opaque = _reduced(pixels, alpha)
+    small, opaque = reduced(pixels, alpha)
     samples = decode_srgb(small[opaque] / np.float32(255))
     black, white = np.percentile(samples, _EXTREMES, axis=0) if len(samples) else (np.zeros(3), np.ones(3))
     deviation, chroma = _tone(small, opaque)
     logs = np.log(black + _NO_BLACK)
     signs = logs.mean(), logs.min() - logs.max(), np.log(np.maximum(white, 1e-3)).mean()
     share = float(_EVIDENCE @ signs) + _EVIDENCE_OFFSET + 0.5
-    veil = np.maximum(np.minimum(black, _LARGEST_VEIL * black.min()) - _BLACK, 0)
-    ranges = np.maximum(white - veil, 1e-3)
     monochrome = deviation < _TONED
     share += _MONOCHROME_OFFSET * monochrome
-    gamma = np.ones(3)
-    if monochrome:  # one range for all channels keeps the toning
+    if monochrome or not len(samples):  # one range for all channels keeps the toning
         veil = np.maximum(black - _BLACK, 0)
-        ranges[:] = max(float(np.max(white - veil)), 1e-3)
+        light = veil + max(float(np.max(white - veil)), 1e-3) / _WHITE
+        curve = np.stack((veil, light, np.ones(3)))
     else:
-        fading = _shared(ranges, _RANGE_SHARES)
-        ranges = fading * np.max(ranges / fading)  # no channel's white goes beyond the target
-        gamma = _gamma(encode_srgb(np.clip(_WHITE * (samples - veil) / ranges, 0, 1)))
-    return Fading(float(np.clip(share, 0.0, 1.0)), monochrome, chroma, veil, veil + ranges, gamma)
+        curve = estimator.estimate(samples)
+    return Fading(float(np.clip(share, 0.0, 1.0)), monochrome, chroma, *curve)
 
 
 def correct(
@@ -131,9 +122,9 @@ def _curved(pixels: np.ndarray, fading: Fading, share: float) -> np.ndarray:
     values = np.linspace(0, 1, white + 1)
     out = np.empty_like(pixels)
     for channel in range(3):
-        stretched = _WHITE * (decode_srgb(values) - fading.black[channel])
-        stretched /= fading.white[channel] - fading.black[channel]
-        curve = encode_srgb(_bent(stretched)) ** fading.gamma[channel]
+        light = decode_srgb(values) - fading.black[channel]
+        light /= fading.white[channel] - fading.black[channel]
+        curve = encode_srgb(bent(np.sign(light) * np.abs(light) ** fading.gamma[channel]))
         table = np.rint(white * ((1 - share) * values + share * curve))
         table[1:-1] = np.clip(table[1:-1], 1, white - 1)
         table[0], table[-1] = 0, white
@@ -141,7 +132,7 @@ def _curved(pixels: np.ndarray, fading: Fading, share: float) -> np.ndarray:
     return out
 
 
-def _reduced(pixels: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def reduced(pixels: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return a reduced photo without its margins, (h, w, 3) uint8, and which pixels are opaque, (h, w)."""
     small = cv2.medianBlur(to_uint8(shrunk(pixels, _SIDE)), 3)
     opaque = np.ones(small.shape[:2], bool)
@@ -166,34 +157,9 @@ def _tone(small: np.ndarray, opaque: np.ndarray) -> tuple[float, float]:
     return float(np.percentile(deviations, 98)), float(np.linalg.norm(lab[:, 1:], axis=1).mean())
 
 
-def _gamma(samples: np.ndarray) -> np.ndarray:
-    """Return the gamma of each channel that brings nearly grey samples, (N, 3) in 0 to 1, to grey.
-
-    A least-squares fit in logarithms, reweighted in each pass by the distance from grey.
-    """
-    logs = np.log(np.clip(samples, 0.02, 0.99))
-    middle = np.exp(-(((samples.mean(axis=1) - 0.5) / 0.5) ** 2))
-    gamma = np.ones(3)
-    for _ in range(_PASSES):
-        powers = logs * gamma
-        grey = powers.mean(axis=1, keepdims=True)
-        distance = np.linalg.norm(np.exp(powers) - np.exp(grey), axis=1)
-        weight = (middle * np.exp(-((distance / _GREY) ** 2)) + 1e-9)[:, None]
-        gamma = (weight * grey * logs).sum(axis=0) / (weight * logs * logs).sum(axis=0)
-        gamma = np.clip(gamma / np.exp(np.log(gamma).mean()), 1 / _STEEPEST, _STEEPEST)
-    return _shared(gamma, _GAMMA_SHARES)
-
-
-def _shared(values: np.ndarray, shares: tuple[float, float]) -> np.ndarray:
-    """Return the channels' values, (3,), with reduced differences, see _RANGE_SHARES; their product is 1."""
-    red, green, blue = np.log(values)
-    warm, tint = shares[0] * (red - blue) / 2, shares[1] * (2 * green - red - blue) / 3
-    return np.exp([warm - tint / 2, tint, -warm - tint / 2])
-
-
-def _bent(light: np.ndarray) -> np.ndarray:
+def bent(light: estimator.Array, xp: ModuleType = np) -> estimator.Array:
     """Return linear light that approaches 0 and 1 exponentially below the toe and above the shoulder."""
-    toe = _TOE * np.exp(np.minimum(light - _TOE, 0) / _TOE)
+    toe = _TOE * xp.exp(xp.clip(light - _TOE, None, 0) / _TOE)
     room = 1 - _SHOULDER
-    shoulder = 1 - room * np.exp(np.minimum(_SHOULDER - light, 0) / room)
-    return np.where(light < _TOE, toe, np.where(light > _SHOULDER, shoulder, light))
+    shoulder = 1 - room * xp.exp(xp.clip(_SHOULDER - light, None, 0) / room)
+    return xp.where(light < _TOE, toe, xp.where(light > _SHOULDER, shoulder, light))

@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from skimage import data
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from restorer.images import colour, photo
+from bench.colour import faded as randomly_faded
+from restorer.errors import WeightsUnavailable
+from restorer.images import colour, fading, photo
+from restorer.images.icc import decode_srgb, encode_srgb
 from restorer.options import Options
 from tests.conftest import photo_like, png
 
@@ -43,6 +47,32 @@ def test_a_faded_photo_is_nearer_to_the_original(rng):
     original = scene(rng)
     before = faded(original)
     assert distance(original, corrected(before)) < 0.5 * distance(original, before)
+
+
+def test_fadings_of_photographs_are_about_halved():
+    ratios = []
+    for seed in range(12):
+        original = (data.astronaut, data.coffee, data.chelsea)[seed % 3]()[::4, ::4]
+        before = randomly_faded(original, np.random.default_rng(seed))
+        ratios.append(distance(original, corrected(before, colour="on")) / distance(original, before))
+    assert np.median(ratios) < 0.6
+
+
+def test_an_exact_estimate_undoes_the_fading(rng):
+    original = scene(rng)
+    gain, gamma, veil = np.array([0.7, 0.8, 0.5]), np.array([0.8, 1, 1.3]), np.array([0.08, 0.05, 0.02])
+    light = gain * decode_srgb(original / 255) ** gamma + veil
+    before = np.rint(255 * encode_srgb(light)).astype(np.uint8)
+    exact = colour.Fading(1.0, False, 20.0, veil, veil + gain, 1 / gamma)
+    assert distance(original, colour.correct(before, exact)) < 0.1 * distance(original, before)
+
+
+def test_the_order_and_the_number_of_samples_do_not_matter(rng):
+    light = decode_srgb(scene(rng).reshape(-1, 3) / 255)
+    expected = fading.estimate(light)
+    np.testing.assert_allclose(fading.estimate(rng.permutation(light)), expected)
+    np.testing.assert_allclose(fading.estimate(np.repeat(light, 2, axis=0)), expected, atol=0.005)
+    assert np.abs(fading.estimate(0.5 * light) - expected).max() > 0.1
 
 
 def test_a_photo_without_fading_is_returned_itself(rng):
@@ -130,3 +160,15 @@ def test_levels_stay_in_order(rng):
     fading = colour.measure(faded(scene(rng)))
     ramp = np.repeat(np.arange(65536, dtype=np.uint16)[:, None, None], 3, axis=2)
     assert (np.diff(colour.correct(ramp, fading).astype(int), axis=0) >= 0).all()
+
+
+@pytest.mark.parametrize("contents", [None, b"no weights"])
+def test_absent_or_damaged_estimator_is_reported(rng, tmp_path, monkeypatch, contents):
+    file = tmp_path / "fading-estimator.safetensors"
+    if contents:
+        file.write_bytes(contents)
+    monkeypatch.setattr(fading, "_FILE", file)
+    fading._weights.cache_clear()
+    with pytest.raises(WeightsUnavailable, match="missing or damaged"):
+        colour.measure(scene(rng))
+    fading._weights.cache_clear()
