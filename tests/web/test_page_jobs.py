@@ -1,7 +1,6 @@
 """The page in a real browser: many photos, queues, reloads and files."""
 
 import io
-import re
 import shutil
 import time
 import zipfile
@@ -75,7 +74,7 @@ def test_broken_photo_does_not_stop_batch(page, rng):
         assert Image.open(archive.open("two_4x.png")).size == (160, 160)
     page.locator("#autopilot input").check()
     page.click("#start-all")
-    expect(page.locator("#gallery")).to_contain_text(re.compile(r"one\.png: 120 × 120; .*autopilot: "))
+    expect(page.locator("#many")).to_contain_text("autopilot: ")  # below each photo, or above if all have it
 
 
 def test_dropped_folder_is_read_with_its_folders(page, rng, tmp_path):

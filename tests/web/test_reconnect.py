@@ -140,6 +140,25 @@ def test_page_completes_after_the_connection_was_cut_while_it_loaded(browser, se
         page.close()
 
 
+# A minute until a page gives up an answer takes 3 seconds
+HURRY = """const real = setTimeout;
+window.setTimeout = (call, ms, ...rest) => real(call, ms === 60000 ? 3000 : ms, ...rest);"""
+
+
+def test_page_reloads_if_the_answer_to_the_end_of_a_job_is_lost(browser, server):
+    with server() as (_, address):
+        page, loads = new_page(browser), []
+        page.add_init_script(HURRY)
+        page.on("framenavigated", lambda frame: loads.append(frame.url))
+        page.goto(address)
+        start_slow_photo(page)
+        lost = {"event_id": "lost"}
+        page.route("**/queue/join*", lambda r: r.fulfill(json=lost) if len(loads) < 2 else r.continue_())
+        page.wait_for_function("performance.getEntriesByType('navigation')[0].type === 'reload'")
+        expect_result(page)
+        page.close()
+
+
 def test_page_goes_on_after_the_server_was_suspended(browser, server):
     with server() as (process, address), opened(browser, address) as page:
         start_slow_photo(page)

@@ -31,6 +31,7 @@
 
   // The hidden fields by which the server learns of changes, and the elements that show progress
   const FIELDS = { job: "#ended", batch: "#batch-changed" }, BARS = { job: "#progress", batch: "#progress-all" };
+  const STOPS = { job: "#stop", batch: "#stop-all" }, LOST = 60000;
   const send = (selector, value) => {
     const input = one(`${selector} textarea, ${selector} input`);
     input.value = value;
@@ -76,6 +77,8 @@
       delete streams[kind];
       show(kind, "");
       send(FIELDS[kind], `${id} end`);
+      // The answer can be lost with the connection; a reloaded page shows the result
+      setTimeout(() => !streams[kind] && one(STOPS[kind])?.checkVisibility() && location.reload(), LOST);
     };
     stream.onmessage = ({ data }) => {
       const status = JSON.parse(data), { done, total } = status.progress;
