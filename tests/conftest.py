@@ -18,6 +18,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests of downloads use a local server
 os.environ["AUTO_CPU_MEGAPIXELS"] = "0"  # "auto" is the built-in model, which is fast, unless a test sets it
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than processors: tests of servers and browsers wait as much as they compute."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the files of servers and browsers: a long one that started last would run alone."""
     items.sort(key=lambda item: "web" not in item.path.relative_to(item.config.rootpath).parts)
