@@ -160,8 +160,8 @@ def test_reload_and_new_tab_show_photo_job_and_result_again(browser, address, rn
     page.reload()
     expect(page.locator("#summary")).to_contain_text("90 × 60 → 360 × 240")
     expect(page.locator("#before img")).to_be_visible()
-    choose(page, photo_like(rng, 200, 200))
-    expect(page.locator("#summary")).to_contain_text("800 × 800")
+    choose(page, photo_like(rng, 300, 600))  # seconds longer than a reload takes on a busy machine
+    expect(page.locator("#summary")).to_contain_text("2400 × 1200")
     choose_model(page, "custom/slow")
     page.click("#start")
     expect_progress(page)
@@ -169,15 +169,15 @@ def test_reload_and_new_tab_show_photo_job_and_result_again(browser, address, rn
     page.on("dialog", lambda dialog: (dialogs.append(dialog.type), dialog.accept()))
     page.reload()
     assert dialogs == ["beforeunload"], "leaving a running job was not questioned"
-    expect_progress(page)
     expect(page.locator("#stop")).to_be_visible()
+    expect_progress(page)
     page.close()
     page = context.new_page()
     page.goto(address)
     expect(page.locator("#download")).to_be_visible()
     assert download(page)[0] == "holiday_4x.png"
     page.reload()
-    expect(page.locator("#result-text")).to_contain_text("800 × 800 · custom/slow")
+    expect(page.locator("#result-text")).to_contain_text("2400 × 1200 · custom/slow")
     context.close()
 
 
