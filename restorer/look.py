@@ -140,8 +140,7 @@ def _findings(photo: Photo, fading: colour.Fading, quality: int | None) -> Itera
         black, white = 100 * np.mean(fading.black), 100 * np.mean(fading.white)
         yield Finding("faded", "faded", f"its light is from {black:.0f} to {white:.0f} % of white")
     noise = _noise(squares)
-    halved = [shrunk(square, max(square.shape) // 2) for square in squares]
-    if noise > _NOISE and (noise > _NO_TEXTURE or _noise(halved) < _NOISE_LEFT * noise):
+    if noise > _NOISE and not _is_texture(squares, noise):
         text = "strong noise" if noise > _STRONG_NOISE else "light noise"
         yield Finding("noise", text, f"a deviation of {noise:.0f} levels of 255 in flat areas")
     blocks = _blockiness(squares)
@@ -169,6 +168,13 @@ def _squares(pixels: np.ndarray) -> list[np.ndarray]:
 def _noise(squares: list[np.ndarray]) -> float:
     """Return the deviation of the noise in flat areas, in levels of 255."""
     return float(np.percentile(np.concatenate([*map(_block_noise, squares)]), _FLATTEST)) / _LUMA_SHARE
+
+
+def _is_texture(squares: list[np.ndarray], noise: float) -> bool:
+    """Return whether noise may be texture: it is weak, and no weaker at half the size."""
+    if noise > _NO_TEXTURE:
+        return False
+    return _noise([shrunk(square, max(square.shape) // 2) for square in squares]) >= _NOISE_LEFT * noise
 
 
 def _block_noise(plane: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ from .result_view import ResultView
 _READY: dict[str, Any] = {"value": "Restore", "variant": "primary", "visible": True}
 _AGAIN: dict[str, Any] = {"value": "Restore again", "variant": "secondary", "visible": True}
 _CLEAN_STRENGTH = 0.5  # at 1x, where the photo's own detail counts; docs/colour.md has the figures
-# Those that the estimate depends on
+# The fields that a look sets, and those that the estimate depends on
 SUGGESTED_FIELDS: tuple[str, ...] = ("outscale", "long_side", "print_size", "colour", "restore_faces")
 ESTIMATE_FIELDS = (
     "preset",
