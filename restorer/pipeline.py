@@ -150,12 +150,7 @@ class Restorer:
             lambda model: self.networks.upscaler(model, chosen.denoise, partial(on_download, model.name)),
         )
         timer.end_stage("load")
-        notes: tuple[str, ...] = ()
-        if chosen.autopilot:
-            suggestion = self._look(before, data)
-            changed = suggestion.autopilot(chosen)
-            chosen = chosen.changed(changed)
-            notes = (suggestion.note(changed),)
+        chosen, notes = self.autopilot(before, data, chosen)
         repaired = self._repair(before, mask, chosen, progress)
         timer.end_stage("repair")
         corrected = colour.apply(repaired.photo if repaired else before, chosen)
@@ -275,6 +270,19 @@ class Restorer:
         """
         with _translate_memory_errors():
             return self._look(data if isinstance(data, Photo) else self.decode(data), data)
+
+    def autopilot(
+        self, before: Photo, data: bytes | Photo, chosen: Options
+    ) -> tuple[Options, tuple[str, ...]]:
+        """Return the options with the suggestions for a photo if autopilot is on, and what to say of them.
+
+        data  the bytes of the photo's file, or the photo
+        """
+        if not chosen.autopilot:
+            return chosen, ()
+        seen = self._look(before, data)
+        changed = seen.autopilot(chosen)
+        return chosen.changed(changed), (seen.note(changed),)
 
     def _look(self, before: Photo, data: bytes | Photo) -> Look:
         yunet = registry.find("yunet", self.weights, "detect")

@@ -8,7 +8,7 @@ from functools import partial
 from .errors import ImageTooLarge
 from .faces import pipeline
 from .faces.paste import Face, PasteBackup, paste
-from .images import encode
+from .images import colour, encode
 from .images.photo import Photo
 from .images.resample import blend_enlarged
 from .inference.upscale import fill_transparent
@@ -138,8 +138,8 @@ def finish(
         else ()
     )
     unrepaired = (repair.warning,) if repair and repair.warning else ()
-    tried = options.colour != "off" and options.colour_strength > 0
-    unfaded = (UNFADED,) if tried and corrected is (repair.photo if repair else before) else ()
+    unchanged = corrected is (repair.photo if repair else before)
+    unfaded = (UNFADED,) if unchanged and colour.wanted(options) else ()
     renamed = (f"{options.model} is now {model}",) if options.model in RENAMED else ()
     return Result(
         data=encoded.data,

@@ -9,13 +9,13 @@ from functools import partial
 import numpy as np
 
 from .errors import ImageTooLarge, InvalidOption, RestoreError
-from .images import encode, photo
+from .images import colour, encode, photo
 from .images.formats import exif
 from .images.photo import Photo
 from .options import ANIMATED_FORMATS, Options, Sequences
 from .pipeline import Restorer
 from .progress import PassProgress, Progress
-from .result import Result, encode_within
+from .result import UNFADED, Result, encode_within
 
 
 def restore(
@@ -69,11 +69,19 @@ def _restore_frames(
     keys = [_digest(frame) for frame in frames]
     distinct = dict(zip(keys, frames, strict=True))
     steps = PassProgress(progress, len(distinct))
+    # What a photo's own look decides is decided once, so that no frame differs from the next
+    middle = frames[len(frames) // 2]
+    chosen, notes = restorer.autopilot(middle, middle, chosen)
+    fading = colour.measure(middle.pixels, middle.alpha)
     # Only the pixels of these files are used
     each = asdict(chosen) | {"format": "png", "max_bytes": 0, "keep_metadata": False}
-    first, restored, seconds, warnings = None, dict[bytes, Photo](), 0.0, dict[str, None]()
+    each |= {"autopilot": False, "colour": "off"}
+    first, restored, seconds, warnings = None, dict[bytes, Photo](), 0.0, dict.fromkeys(notes)
     for key, frame in distinct.items():
-        result = restorer.restore(frame, progress=steps, **each)
+        corrected = colour.apply(frame, chosen, fading)
+        result = restorer.restore(corrected, progress=steps, **each)
+        if colour.wanted(chosen) and corrected is frame:
+            warnings[UNFADED] = None
         first = first or result
         restored[key] = result.after
         seconds += result.seconds
@@ -93,6 +101,7 @@ def _restore_frames(
     )
     return replace(
         first,
+        before=frames[0],
         data=encoded.data,
         format=encoded.format,
         options=chosen,

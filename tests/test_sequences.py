@@ -14,6 +14,7 @@ from restorer import sequences
 from restorer.errors import Cancelled, DamagedImage, ImageTooLarge, InvalidOption, RestoreError
 from restorer.images import photo, sandbox
 from restorer.options import Limits, Sequences
+from restorer.result import UNFADED
 from tests import broken, pictures
 from tests.conftest import photo_like, save_network
 
@@ -203,6 +204,31 @@ def test_an_animation_stays_one(alpha, image_format, run, rng, monkeypatch):
             np.testing.assert_array_equal(one[..., 3] >= 128, expected.alpha >= 128)
         assert difference.mean() < {"png": 1e-9, "webp": 8, "gif": 12}[image_format]
     assert ("256 colours" in " ".join(result.warnings)) == (image_format == "gif")
+
+
+@pytest.mark.parametrize("options", [{"colour": "on"}, {"autopilot": True}], ids=lambda one: next(iter(one)))
+def test_all_frames_get_the_same_colours(options, run, rng):
+    patch = np.array([[[150, 120, 90]]], np.uint8)
+    frames = [np.full((18, 48, 3), patch) for _ in range(3)]
+    for number, frame in enumerate(frames):
+        veiled = photo_like(rng, 18, 24) // (number + 2) + 60
+        frame[:, 24:] = veiled
+    data = animated(frames, "png", duration=50)
+    ((_, result),) = results(run, data, model="custom/tiny", **options)
+    assert result.options.colour == ("on" if options.get("colour") else "auto")
+    shown = cv2.imdecodeanimation(np.frombuffer(result.data, np.uint8))[1].frames
+    corners = {tuple(frame[20, 4, :3].tolist()) for frame in shown}
+    ((_, plain),) = results(run, data)
+    before = cv2.imdecode(np.frombuffer(plain.data, np.uint8), cv2.IMREAD_COLOR)
+    assert len(corners) == 1 and tuple(before[20, 4].tolist()) not in corners
+    np.testing.assert_array_equal(result.before.pixels, frames[0])
+    assert not result.warnings or "autopilot" in result.warnings[0]
+
+
+def test_frames_of_a_photo_that_has_not_faded_say_so_once(run, rng):
+    full = np.repeat(np.linspace(0, 255, 256).astype(np.uint8)[None, :, None], 18, 0).repeat(3, 2)
+    ((_, result),) = results(run, animated([full, full[:, ::-1]], "png", duration=50), colour="auto")
+    assert result.warnings == (UNFADED,)
 
 
 def test_metadata_and_size_in_bytes_of_an_animation(run, rng):

@@ -43,6 +43,7 @@ class Batch:
     options                for every photo
     models                 name and sha256 of each upscaling model that may be used, depending on photo size
     networks               names of the face models that are present, and names and SHA-256 of those of repair
+                           and colours
     weights, device, half  see Restorer
     auto_cpu_megapixels    see Restorer
     threads                of PyTorch, 0 for its default
@@ -154,8 +155,13 @@ def _upscaling_models(restorer: Restorer, options: Options) -> tuple[tuple[str, 
 
 
 def _networks(options: Options, folder: Path) -> tuple[str, ...]:
-    """Return what identifies the networks of faces and repair. Raises WeightsUnavailable and BadWeights."""
+    """Return what identifies the networks of faces, repair and colours.
+
+    Raises WeightsUnavailable and BadWeights.
+    """
     kinds = () if options.repair == "off" else ("damage", "fill")
+    if options.colour != "off" or options.autopilot:
+        kinds = (*kinds, "colour")
     models = [model for model in registry.MODELS if model.kind in kinds]
     for model in models:
         download.ensure(model, folder)

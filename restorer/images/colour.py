@@ -61,11 +61,19 @@ class Fading:
         return self.monochrome and self.chroma > _TINTED
 
 
-def apply(photo: Photo, options: Options) -> Photo:
-    """Return a photo with its colours corrected; the photo itself if nothing changes."""
-    if options.colour == "off" or not options.colour_strength:
+def wanted(options: Options) -> bool:
+    """Return whether colours are to be corrected."""
+    return options.colour != "off" and options.colour_strength > 0
+
+
+def apply(photo: Photo, options: Options, fading: Fading | None = None) -> Photo:
+    """Return a photo with its colours corrected; the photo itself if nothing changes.
+
+    fading  default: as measured
+    """
+    if not wanted(options):
         return photo
-    fading = measure(photo.pixels, photo.alpha)
+    fading = fading or measure(photo.pixels, photo.alpha)
     if options.colour != "auto":
         fading = replace(fading, share=1.0)
     neutral = options.colour == "neutral"

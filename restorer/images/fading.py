@@ -7,6 +7,7 @@ of nearly grey pixels (Huo et al., "Robust Automatic White Balance Algorithm usi
 Images", 2006). `python -m training.colour` trains it with the functions below, with torch as `xp`.
 """
 
+import hashlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,8 @@ _GREY = 0.02  # squared distance from grey, of 3, at which a weight falls to 1 /
 _BANDS, _BAND_WIDTH = np.array([0.2, 0.5, 0.8]), 0.15  # of lightness, in 0..1
 _LEAST_WEIGHT = 1e-4
 LAYERS = ("first", "second", "last")
-_FILE = Path(__file__).resolve().parents[2] / "weights/fading-estimator.safetensors"
+FILE = Path(__file__).resolve().parents[2] / "weights/fading-estimator.safetensors"
+SHA256 = "a51df1a8af242812a9ad119e94f6c98b8dde264c8ab478df5908340a003a9800"  # as in models/registry.py
 _NO_BLACK = 0.003  # added before logarithms, in linear light
 _LEAST_RANGE = 1e-3  # in linear light
 
@@ -92,8 +94,7 @@ def inverse(outputs: Array, black: Array, white: Array, xp: ModuleType = np) -> 
 
 @cache
 def _weights() -> dict[str, np.ndarray]:
-    try:
-        state = safetensors.numpy.load_file(_FILE)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsUnavailable(f"weights/{_FILE.name}, a part of the app, is missing or damaged") from error
-    return {name: value.astype(np.float32) for name, value in state.items()}
+    data = FILE.read_bytes() if FILE.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != SHA256:
+        raise WeightsUnavailable(f"weights/{FILE.name}, a part of the app, is missing or damaged")
+    return {name: value.astype(np.float32) for name, value in safetensors.numpy.load(data).items()}

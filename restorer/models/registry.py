@@ -24,7 +24,7 @@ class Model:
 
     name      unique name, as in Options.model
     kind      "upscale", "face" (restores a face crop), "detect" or "parse" (both of faces), "damage"
-              (detects it) or "fill"
+              (detects it), "fill" or "colour"
     scale     upscaling factor of the network; 0 if not applicable or known only from the file
     bytes     size of the file
     sha256    of the file; "" for a custom file, which is not verified
@@ -238,6 +238,17 @@ MODELS = (
         "Apache-2.0",
         "fills damaged pixels",
         local="damage-filler.safetensors",
+    ),
+    Model(
+        "fading-estimator",
+        "colour",
+        0,
+        36_426,
+        "a51df1a8af242812a9ad119e94f6c98b8dde264c8ab478df5908340a003a9800",
+        "",
+        "Apache-2.0",
+        "estimates how the colours of a photo have faded",
+        local="fading-estimator.safetensors",
     ),
 )
 

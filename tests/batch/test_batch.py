@@ -223,7 +223,7 @@ def test_worker_with_other_weights_of_the_same_name_restores_nothing(folder):
         runner.Worker(replace(job, networks=("GFPGANv1.3",)))
 
 
-def test_repair_options_and_weights_are_part_of_the_digest(folder):
+def test_options_and_weights_of_repair_and_colours_are_part_of_the_digest(folder):
     def digest(**options):
         chosen = Options(model="custom/tiny", face_enhance="off", **options)
         job = runner.prepare(str(folder / "in"), str(folder / "out"), chosen, weights=str(folder / "weights"))
@@ -234,6 +234,8 @@ def test_repair_options_and_weights_are_part_of_the_digest(folder):
     job = jobs[1][0]
     assert [name.partition(" ")[0] for name in job.networks] == ["damage-detector", "damage-filler"]
     assert replace(job, networks=("damage-detector 0123", job.networks[1])).digest != job.digest
+    for options in ({"colour": "auto"}, {"autopilot": True}):
+        assert [name.partition(" ")[0] for name in digest(**options)[0].networks] == ["fading-estimator"]
 
 
 def test_results_inside_the_photo_folder_are_not_restored_again(folder):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from restorer.errors import UnknownModel
+from restorer.images import fading
 from restorer.models import registry, sources
 from restorer.models.registry import MODELS
 
@@ -63,17 +64,20 @@ def test_mirrors_match_facts(shared):
 def test_table_is_consistent():
     for model in MODELS:
         assert re.fullmatch("[0-9a-f]{64}", model.sha256), model.name
-        built_in = model.name in (registry.BUILT_IN, "damage-detector", "damage-filler")
+        built_in = model.name in (registry.BUILT_IN, "damage-detector", "damage-filler", fading.FILE.stem)
         assert built_in or model.url.startswith("https://") and model.url.endswith(model.file)
         assert built_in or model.file.endswith((".pth", ".onnx")) and "/" not in model.file
-        assert model.bytes > 100_000 and model.licence and model.about
+        assert model.bytes > 30_000 and model.licence and model.about
         assert not model.revision or re.fullmatch("[0-9a-f]{40}", model.revision)
         assert model.scale in (1, 2, 4) if model.kind in ("upscale", "face") else model.scale == 0
         assert not model.denoise_model or model.denoise_model in UPSCALERS
     for field in ("name", "file", "sha256", "url"):
         values = [value for model in MODELS if (value := getattr(model, field))]
-        assert len(set(values)) == len(values) >= len(MODELS) - 3, field
-    assert {model.kind for model in MODELS} == {"upscale", "face", "detect", "parse", "damage", "fill"}
+        assert len(set(values)) == len(values) >= len(MODELS) - 4, field
+    kinds = {"upscale", "face", "detect", "parse", "damage", "fill", "colour"}
+    assert {model.kind for model in MODELS} == kinds
+    estimator = registry.find(fading.FILE.stem, Path(), "colour")
+    assert (estimator.sha256, estimator.bytes) == (fading.SHA256, fading.FILE.stat().st_size)
 
 
 def test_weights_folder_is_argument_then_environment_then_default(tmp_path, monkeypatch):
