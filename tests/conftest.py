@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import os
 import random
 import time
@@ -86,6 +87,11 @@ def sampled(items: list, count: int) -> list:
     if os.environ.get("SWEEP") == "all" or len(items) <= count:
         return items
     return random.Random(7).sample(items, count)
+
+
+def sweep(names: str, *values: list, count: int) -> pytest.MarkDecorator:
+    """Parametrize a test by a sample of the combinations of values, see sampled()."""
+    return pytest.mark.parametrize(names, sampled([*itertools.product(*values)], count))
 
 
 def save_quick_and_slow(folder: Path) -> None:

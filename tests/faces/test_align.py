@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from restorer.faces import align
+from tests.conftest import sweep
 from tests.portraits import distance, landmarks, smooth
 
 GREY = (132, 133, 135)
@@ -21,8 +22,7 @@ def test_similarity_maps_a_transformed_face_to_the_template(angle, side, positio
     assert np.linalg.det(affine[:, :2]) > 0, "rotated, not mirrored"
 
 
-@pytest.mark.parametrize("angle", [-90, -30, 0, 45, 90])
-@pytest.mark.parametrize("side", [150, 400, 512, 900, 1700])
+@sweep("angle, side", [-90, -30, 0, 45, 90], [150, 400, 512, 900, 1700], count=8)
 def test_landmarks_of_the_photo_are_at_the_template_in_the_crop(angle, side):
     points = landmarks(side * 0.6, side * 0.6 + 3.3, side, angle)
     y, x = np.mgrid[: round(side * 1.2), : round(side * 1.2)].astype(np.float32)
@@ -121,9 +121,14 @@ def test_face_beyond_the_photo_is_grey(position):
     assert (crop == GREY).all()
 
 
-@pytest.mark.parametrize("angle", [0, 20, 45, 90])
-@pytest.mark.parametrize(("factor", "tolerance"), [(1.5, 24), (1.9, 8), (2, 1), (2.7, 1), (3, 15), (4, 1)])
-def test_face_larger_than_the_crop_is_averaged(angle, factor, tolerance):
+@sweep(
+    "angle, reduction",
+    [0, 20, 45, 90],
+    [(1.5, 24), (1.9, 8), (2, 1), (2.7, 1), (3, 15), (4, 1)],
+    count=8,
+)
+def test_face_larger_than_the_crop_is_averaged(angle, reduction):
+    factor, tolerance = reduction
     side = round(512 * factor * 1.5)
     board = (np.indices((side, side)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
     crop = align.crop(board, align.similarity(landmarks(side / 2, side / 2, 512 * factor, angle)))

@@ -22,6 +22,7 @@ from restorer.errors import BadWeights, InvalidOption, InvalidOutput, OutOfMemor
 from restorer.inference import backends, engine, network
 from restorer.models import architectures, loader, registry, sources
 from restorer.options import CPU_BACKENDS, DEVICES
+from tests.conftest import sweep
 from tests.inference.seeded import NETWORKS, create, image, parts_of, state_of
 from tests.reference import photos
 
@@ -50,8 +51,7 @@ def maps(part, height, width):
     return [image(height, width, channels) - 0.3 for channels in part.inputs]
 
 
-@pytest.mark.parametrize("backend", FULL)
-@pytest.mark.parametrize("kind", NETWORKS)
+@sweep("kind, backend", [*NETWORKS], [*FULL], count=7)
 def test_segments_agree_on_seeded_networks(kind, backend):
     parts = network.segments(create(kind))
     compute = backends.build(backend, parts).compute

@@ -10,7 +10,7 @@ from restorer.errors import InvalidOutput, OutOfMemory
 from restorer.inference import backends, engine, memory, network, tiling
 from restorer.inference.upscale import Stats
 from restorer.models import architectures, loader, registry, sources
-from tests.conftest import photo_like
+from tests.conftest import photo_like, sweep
 from tests.inference.seeded import NETWORKS, Blur, Nearest, create, doubled, parts_of
 from tests.reference import photos
 
@@ -171,9 +171,7 @@ def test_tile_size_follows_the_free_memory(monkeypatch):
         assert run.best_tile() == tile
 
 
-@pytest.mark.parametrize("align", [1, 2, 4])
-@pytest.mark.parametrize("rows", [300, 1000])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@sweep("align, rows, dtype", [1, 2, 4], [300, 1000], [np.uint8, np.uint16], count=4)
 def test_image_whose_maps_do_not_fit_is_cut_into_parts(monkeypatch, rng, align, rows, dtype):
     """Each part has context, which covers the receptive field of this network."""
     picture = photo_like(rng, 2000, 24).astype(dtype)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 
 COMMON = """
 import json, sys
@@ -92,13 +93,11 @@ def results():
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
 def test_loading_classes_leaves_no_modules_behind(results):
     assert results["classes"] == ["GFPGANv1Clean", "RestoreFormer", "SRVGGNetCompact"]
     assert results["leftover modules"] == []
 
 
-@pytest.mark.slow
 def test_building_a_network_does_not_import_the_torch_compiler(results):
     assert results["compiler imported"] is False
 
@@ -122,7 +121,6 @@ def test_imported_packages_supply_their_own_classes(results):
     assert results["same class"] == [True, True]
 
 
-@pytest.mark.slow
 def test_missing_package_is_named():
     """Only basicsr is required; importing another absent package fails as usual."""
     script = """
@@ -141,7 +139,6 @@ print(compat.load_attribute("basicsr.archs.srvgg_arch", "SRVGGNetCompact").__nam
         assert output in run.stdout + run.stderr
 
 
-@pytest.mark.slow
 def test_rrdbnet_loads_without_distutils():
     """Python 3.12 has none, unless setuptools is installed."""
     script = """
@@ -167,7 +164,6 @@ def test_lazy_module_is_replaced_by_the_real_one_on_first_use(monkeypatch):
         _ = stub.no_such_name
 
 
-@pytest.mark.slow
 def test_classes_can_be_loaded_by_many_threads_at_once():
     script = """
 import threading

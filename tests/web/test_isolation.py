@@ -16,12 +16,9 @@ from urllib.parse import quote, unquote, urlsplit
 import anyio
 import gradio
 import httpx
-import hypothesis
 import pytest
-import schemathesis
 from gradio import processing_utils
 from gradio_client import Client, handle_file
-from schemathesis.specs.openapi import checks
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
@@ -845,17 +842,20 @@ def test_keys_and_tokens_appear_in_no_response_log_or_file(tmp_path, rng, canary
 # The OpenAPI description
 
 
-CONFORMANCE = [
-    checks.status_code_conformance,
-    checks.content_type_conformance,
-    checks.response_schema_conformance,
-]
-
-
 def fuzzed(folder: Path, *, seed: int, examples: int) -> int:
     """Send valid and invalid requests of the OpenAPI description; fail on 5xx; return their number.
 
     Answers must be among those of the description."""
+    # They take a second to import, which each worker would spend on collecting this file
+    import hypothesis
+    import schemathesis
+    from schemathesis.specs.openapi import checks
+
+    conformance = [
+        checks.status_code_conformance,
+        checks.content_type_conformance,
+        checks.response_schema_conformance,
+    ]
     save_quick_and_slow(folder)
     count = 0
     with served(folder, MAX_QUEUE="100000", MIN_FREE_DISK_MB="0") as address:
@@ -882,7 +882,7 @@ def fuzzed(folder: Path, *, seed: int, examples: int) -> int:
                         assert answer.status_code < 500, (case.as_curl_command(), answer.text)
                         plain = Answer(answer.status_code, (), answer.text)
                         assert not leaks(plain, folder), answer.text
-                        case.validate_response(answer, checks=CONFORMANCE)
+                        case.validate_response(answer, checks=conformance)
 
                     try:
                         send()
