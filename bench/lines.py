@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import restorer
-from restorer.batch import manifest, runner
+from restorer.batch import manifest, plan, runner
 from restorer.evaluation.metrics import psnr
 from restorer.images import low_frequencies
 from restorer.images.resample import to_uint8, to_uint16
@@ -284,8 +284,8 @@ def folder_by_ours(own: Subject, device: torch.device, source: Path) -> bytes:
     options = Options(model=f"custom/{own.name}", outscale=4, format="png", face_enhance="off")
     records: list[manifest.Record] = []
     with tempfile.TemporaryDirectory(dir=source.parent) as output:
-        batch = runner.prepare(str(source), output, options, weights=str(own.weights), device=str(device))
-        runner.run(batch, runner.entries(batch, runner.photos(batch), ()), records.append)
+        batch = plan.prepare(str(source), output, options, weights=str(own.weights), device=str(device))
+        runner.run(batch, plan.entries(batch, plan.photos(batch), ()), records.append)
         return (Path(output) / records[0].output).read_bytes()
 
 

@@ -78,7 +78,7 @@ def _serve(folder: Path, port: int, fault: Fault) -> None:
     from restorer.images import encode, sandbox
     from restorer.inference import engine
     from restorer.web import server
-    from restorer.web.rest import jobs
+    from restorer.web import jobs
     from restorer.web.settings import Settings
     from restorer.web.ui import layout
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import DeviceLost, InvalidOption, RestoreError
 from .manifest import Record
-from .runner import Batch, Entry, Worker
+from .plan import Batch, Entry
+from .runner import Worker
 
 _BLOCK = 8  # photos per task; if its worker dies, the finished ones are recognised by their records
 _LOG_LEVEL = logging.ERROR  # everything below is for debugging Ray itself

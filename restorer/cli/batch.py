@@ -16,7 +16,7 @@ from .summary import print_left_out, summarize
 
 if TYPE_CHECKING:
     from ..batch.manifest import Record
-    from ..batch.runner import Batch
+    from ..batch.plan import Batch
     from ..batch.storage import Storage
 
 
@@ -28,9 +28,9 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.cpus_per_worker < 1:
         raise InvalidOption(f"cpus_per_worker is {parsed.cpus_per_worker}; it must be 1 or more")
     options = Options(**{name: value for name, value in vars(parsed).items() if name in Options.names()})
-    from ..batch import ray, runner
+    from ..batch import plan, ray, runner
 
-    job = runner.prepare(
+    job = plan.prepare(
         parsed.source,
         parsed.output,
         options,
@@ -64,10 +64,10 @@ def _run(job: "Batch", restore: Callable, *, retry_failed: bool) -> Counter[str]
     """Restore what remains; count the photos restored now, done before, and failed now or before."""
     from tqdm import tqdm
 
-    from ..batch import manifest, runner, storage
+    from ..batch import manifest, plan, storage
 
     left_out: list[LeftOut] = []
-    photos = runner.photos(job, left_out)
+    photos = plan.photos(job, left_out)
     counts = print_left_out(left_out)
     if not photos and not counts["failed"]:
         raise InvalidOption(f"no photos found in {job.source}")
@@ -87,7 +87,7 @@ def _run(job: "Batch", restore: Callable, *, retry_failed: bool) -> Counter[str]
             else:
                 counts["done before" if state == manifest.RESTORED else manifest.FAILED] += 1
                 finished += [output] if output else []
-        runner.check_room(job, remaining)
+        plan.check_room(job, remaining)
         with tqdm(total=len(photos), initial=len(photos) - len(remaining), unit="photo", disable=None) as bar:
 
             def add(record: "Record") -> None:
@@ -103,5 +103,5 @@ def _run(job: "Batch", restore: Callable, *, retry_failed: bool) -> Counter[str]
                     bar.write(f"{record.path}: failed, {record.error}", file=sys.stderr)
 
             if remaining:
-                restore(job, runner.entries(job, remaining, finished), add)
+                restore(job, plan.entries(job, remaining, finished), add)
     return counts

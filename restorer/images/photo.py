@@ -1,26 +1,23 @@
 """Decode the bytes of an image file to a Photo: upright RGB samples, alpha and metadata."""
 
-import io
 import struct
 import warnings as python_warnings
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms
 
 from ..errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from ..options import Limits
 from . import icc
-from .formats import animation, camera_raw, heif, jp2, jpeg, jxl, metadata, png, tiff, webp, xmp
+from .formats import animation, camera_raw, heif, jp2, jxl, metadata, tiff, xmp
 from .formats.animation import Timing
-from .formats.heif import CheckSize
-from .formats.metadata import THUMBNAIL, Item, RawMetadata
+from .formats.metadata import THUMBNAIL, RawMetadata
+from .readers import FIRST_ONLY, READERS, Raw, read_heif
 
 READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC", "MPO", "JPEG XL", "JPEG 2000")
 # _check_size enforces our own limit before any pixel is decoded
@@ -31,10 +28,6 @@ python_warnings.filterwarnings("ignore", module=r"PIL\.")
 _DAMAGED = "the {} file is damaged or incomplete; export it again"
 _MAX_SIDE = 65_535  # pixels, as in a JPEG header
 MAX_FRAMES = 10_000
-_FIRST_ONLY = "only the first picture of the file is restored"
-# Pillow's modes, and the mode each is converted to
-_TARGETS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA"}
-_TARGETS |= {"RGB": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "RGBA": "RGBA", "RGBa": "RGBA"}
 # Raised by the decoders for broken files, beyond what Pillow documents
 _DECODER_ERRORS = (
     OSError,
@@ -108,23 +101,6 @@ class Photo:
         return self.pixels.shape[1]
 
 
-@dataclass(frozen=True)
-class _Raw:
-    """A reader's result: (H, W) or (H, W, 2 to 4) samples, and the metadata stored with them."""
-
-    samples: np.ndarray
-    blocks: RawMetadata
-    apply_orientation: bool = True  # the orientation has yet to be applied
-    orientation: int | None = None  # of the container, which counts instead of that of EXIF
-    lossless: bool = False
-    pages: int = 1
-    animated: bool = False
-    timing: Timing | None = None  # of frames, one below the other
-
-
-_Reader = Callable[[bytes, CheckSize, "list[str]"], _Raw]
-
-
 def sniff(start: bytes) -> str | None:
     """Return the format, as in Meta.format, that a file's first 256 bytes indicate, or None."""
     if start.startswith(b"\xff\xd8\xff"):
@@ -162,18 +138,18 @@ def decode(
     try:
         if page is not None and image_format == "tiff":
             data = tiff.with_first_page(data, page)
-        reader = partial(_read_heif, page=page) if image_format == "heif" else _READERS[image_format]
+        reader = partial(read_heif, page=page) if image_format == "heif" else READERS[image_format]
         raw = reader(data, partial(_check_size, max_pixels=max_pixels), warnings)
         if frames and raw.animated:
             raw = _with_frames(data, image_format, raw, warnings, max_pixels)
     except _DECODER_ERRORS as error:
         raise DamagedImage(_DAMAGED.format(image_format.upper())) from error
     if page is not None or raw.timing:
-        warnings = [warning for warning in warnings if warning != _FIRST_ONLY]
+        warnings = [warning for warning in warnings if warning != FIRST_ONLY]
     return _photo(image_format, raw, warnings)
 
 
-def _with_frames(data: bytes, image_format: str, raw: _Raw, warnings: list[str], max_pixels: int) -> _Raw:
+def _with_frames(data: bytes, image_format: str, raw: Raw, warnings: list[str], max_pixels: int) -> Raw:
     def check(width: int, height: int, frames: int) -> None:
         _check_size(width, height, max_pixels=max_pixels, frames=frames)
         if width * height * frames > max_pixels:
@@ -222,7 +198,7 @@ def size(data: bytes, *, max_pixels: int = Limits.input_pixels) -> Size:
             raise _SizeKnown(width, height)
 
     try:
-        _READERS[image_format](data, check, [])
+        READERS[image_format](data, check, [])
     except _SizeKnown as known:
         return Size(*known.args)
     except _DECODER_ERRORS:
@@ -240,133 +216,6 @@ def _known_form(data: bytes) -> str:
         reason = "not an image in a supported format" if data else "empty"
         raise UnsupportedImage(f"the file is {reason}; use one of {', '.join(READABLE)}")
     return image_format
-
-
-def _read_jpeg(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    image, blocks = jpeg.split_metadata(data)
-    if jpeg.FURTHER_PICTURES in blocks.others:
-        warnings.append(_FIRST_ONLY)
-        blocks = replace(blocks, others=tuple(set(blocks.others) - {jpeg.FURTHER_PICTURES}))
-    frame = jpeg.frame(image)
-    check(frame.width, frame.height)
-    if frame.hierarchical:
-        raise UnsupportedImage("hierarchical JPEG is not supported; save the photo as ordinary JPEG or PNG")
-    complete = jpeg.has_end(image)
-    if frame.lossless or frame.bits > 8:
-        if not complete:
-            raise ValueError("no end marker")
-        return _Raw(jpeg.decode_deep(image, frame), blocks, lossless=frame.lossless)
-    if complete:
-        return _samples(_open(image, "JPEG", check), blocks, warnings)
-    # What follows the last pixel is not read: all endings give one picture only if all of it is there
-    first, *others = (_open(ended, "JPEG", check) for ended in jpeg.with_ends(image))
-    if any(other.tobytes() != first.tobytes() for other in others):
-        raise ValueError("truncated")
-    warnings.append("the file lacks its end marker; all pixels are there")
-    return _samples(first, blocks, warnings)
-
-
-def _read_png(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    frames = png.frame_count(data)
-    check(*png.size(data), part=True, frames=frames)
-    if frames > 1:
-        warnings.append(_FIRST_ONLY)
-    image, blocks = png.split_metadata(data, warnings)
-    check(*png.size(image))
-    return _Raw(imagecodecs.png_decode(image), blocks, animated=frames > 1)
-
-
-def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    data, block = tiff.main_page(data, metadata.parse_exif(data, warnings))
-    directory = tiff.Directory(block)
-    check(directory.width, directory.height)
-    check(*directory.tile, part=True)
-    directory.check_complete(len(data))
-    pages = 1
-    if block.has_next:
-        warnings.append(_FIRST_ONLY)
-        pages = max(len(tiff.pages(data)), 1)
-    exif, dpi = metadata.serialize_exif(block), metadata.resolution(block)
-    blocks = replace(directory.metadata(), exif=exif, dpi=dpi, others=metadata.left_out(block))
-    samples = tiff.decode(data, directory, warnings)
-    if samples is not None:
-        if directory.channels > np.atleast_3d(samples).shape[2]:
-            warnings.append("channels beyond colour and alpha were left out")
-        blocks = replace(blocks, icc=b"") if directory.photometric in tiff.LAB else blocks
-        return _Raw(samples, blocks, pages=pages)
-    try:
-        image = _open(directory.strip_metadata(data), "TIFF", check)
-    except UnidentifiedImageError as error:
-        raise UnsupportedImage(
-            f"unsupported TIFF (photometric interpretation {directory.photometric}, "
-            f"{directory.channels} x {max(directory.bits)} bits); save it as RGB"
-        ) from error
-    if max(directory.bits) > 8:
-        warnings.append("the colours were reduced to 8 bits per channel")
-    return replace(_samples(image, blocks, warnings), pages=pages)
-
-
-def _read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    return _Raw(*heif.read_avif(data, check, warnings))
-
-
-def _read_heif(data: bytes, check: CheckSize, warnings: list[str], page: int | None = None) -> _Raw:
-    samples, blocks, pages = heif.read_heic(data, check, warnings, page)
-    return _Raw(samples, blocks, apply_orientation=False, pages=pages)  # libheif did
-
-
-def _read_jxl(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    samples, blocks, orientation, lossless = jxl.read(data, check, warnings)
-    return _Raw(samples, blocks, orientation=orientation, lossless=lossless)
-
-
-def _read_jp2(data: bytes, check: CheckSize, warnings: list[str]) -> _Raw:
-    return _Raw(*jp2.read(data, check, warnings))
-
-
-def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, image_format: str) -> _Raw:
-    image = _open(data, image_format, check)
-    blocks = RawMetadata.from_pillow(image.info)
-    animated = getattr(image, "is_animated", False)
-    if animated:
-        warnings.append(_FIRST_ONLY)
-    if image_format == "GIF" and b"XMP DataXMP" in data:
-        blocks = replace(blocks, others=(Item("XMP"),))
-    if image_format != "WEBP":
-        return replace(_samples(image, blocks, warnings), animated=animated)
-    chunks = webp.chunks(data)
-    raw = _samples(image, replace(blocks, others=webp.others(chunks)), warnings)
-    return replace(raw, lossless=not animated and webp.LOSSLESS in chunks, animated=animated)
-
-
-def _open(data: bytes, image_format: str, check: CheckSize) -> Image.Image:
-    if image_format == "WEBP":  # only this reader scans every frame
-        check(1, 1, part=True, frames=data.count(b"ANMF"))
-    image = Image.open(io.BytesIO(data), formats=[image_format])
-    check(image.width, image.height)
-    image.load()
-    return image
-
-
-def _samples(image: Image.Image, blocks: RawMetadata, warnings: list[str]) -> _Raw:
-    """Return the samples of a loaded 8-bit image, (H, W) or (H, W, 2 to 4). CMYK and Lab become sRGB."""
-    if image.mode in ("CMYK", "LAB"):
-        warnings.append(f"the colours were converted from {image.mode.replace('LAB', 'Lab')} to sRGB")
-        image, blocks = _to_srgb(image, blocks.icc, warnings), replace(blocks, icc=b"")
-    target = _TARGETS.get(image.mode)
-    if target is None:
-        raise UnsupportedImage(f"unsupported pixel format {image.mode}; save the image as RGB")
-    if "transparency" in image.info and target in ("L", "RGB"):
-        target = {"L": "LA", "RGB": "RGBA"}[target]
-    return _Raw(np.asarray(image if target == image.mode else image.convert(target)), blocks)
-
-
-def _to_srgb(image: Image.Image, profile: bytes, warnings: list[str]) -> Image.Image:
-    if image.mode == "CMYK" and icc.color_space(profile) != "CMYK":
-        state = "with a damaged profile" if profile else "without a profile"
-        warnings.append(f"CMYK {state}: the colours are approximate")
-        profile = b""
-    return icc.to_srgb(image, profile)
 
 
 def _check_size(width: int, height: int, *, max_pixels: int, part: bool = False, frames: int = 1) -> None:
@@ -394,7 +243,7 @@ def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
     return samples
 
 
-def _photo(image_format: str, raw: _Raw, warnings: list[str]) -> Photo:
+def _photo(image_format: str, raw: Raw, warnings: list[str]) -> Photo:
     blocks = raw.blocks
     block = metadata.parse_exif(blocks.exif, warnings)
     orientation = raw.orientation or metadata.orientation(block)
@@ -441,16 +290,4 @@ def _photo(image_format: str, raw: _Raw, warnings: list[str]) -> Photo:
     return Photo(np.ascontiguousarray(pixels), None if alpha is None else np.ascontiguousarray(alpha), meta)
 
 
-_READERS: dict[str, _Reader] = {
-    "jpeg": _read_jpeg,
-    "png": _read_png,
-    "tiff": _read_tiff,
-    "avif": _read_avif,
-    "heif": _read_heif,
-    "jxl": _read_jxl,
-    "jp2": _read_jp2,
-    "webp": partial(_read_other, image_format="WEBP"),
-    "gif": partial(_read_other, image_format="GIF"),
-    "bmp": partial(_read_other, image_format="BMP"),
-}
-FORMATS = tuple(_READERS)
+FORMATS = tuple(READERS)

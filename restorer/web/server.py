@@ -36,10 +36,12 @@ from ..pipeline import Restorer
 from . import auth, client_api, metrics, middleware
 from .cleanup import sweep
 from .gpu_queue import GpuQueue
+from .job_runner import JobRunner
+from .jobs import Jobs
 from .previews import CACHED
 from .refusal import Refusal, invalid_values
-from .rest import forms, openapi, routes
-from .rest.jobs import Jobs
+from .rest import forms, openapi
+from .rest.routes import RestApi
 from .service import FULL, UNEXPECTED, Service
 from .settings import Settings
 from .ui import components, layout
@@ -90,7 +92,7 @@ class Server:
                 f"{settings.upload_folder} is used by another server; set UPLOAD_FOLDER and PROCESSED_FOLDER"
             ) from error
         self.jobs = Jobs(settings.jobs_folder, settings.processed_folder)
-        self.rest = routes.RestApi(self.service, self.jobs)
+        self.runner = JobRunner(self.service, self.jobs)
         # serve results in place instead of copying them
         gr.set_static_paths([settings.processed_folder, *components.IMAGES])
         processing_utils.async_ssrf_protected_download = middleware.refuse_download
@@ -104,14 +106,14 @@ class Server:
             root_path=settings.root_path,
             allowed_origins=re.findall(r"[^\s,]+", settings.allowed_origins),
         )
-        self.blocks = self.queue.attach(layout.build(self.rest), self.rest.run)
+        self.blocks = self.queue.attach(layout.build(self.runner), self.runner.run)
 
     def options(self) -> dict[str, Any]:
         """Return the options of Blocks.launch() and gr.mount_gradio_app()."""
         settings = self.settings
         max_file_bytes = settings.max_file_size_mb * 2**20
         authentication = [Middleware(auth.ApiKeyMiddleware, key=settings.api_key)] if settings.api_key else []
-        own_routes = openapi.routes(self.rest)
+        own_routes = openapi.routes(RestApi(self.runner))
         return {
             "theme": components.theme(),
             "css_paths": [layout.STYLE],
@@ -167,7 +169,7 @@ class Server:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         self.queue.set_app(app)
-        await self.rest.resume()
+        await self.runner.resume()
         tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._watch())]
         warm_up = threading.Timer(_WARM_UP_DELAY, _warm_up, [self.restorer])
         warm_up.daemon = True

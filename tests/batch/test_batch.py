@@ -21,7 +21,7 @@ from PIL import Image
 import restorer
 from restorer import InvalidOption, WeightsUnavailable
 from restorer.__main__ import main
-from restorer.batch import manifest, runner
+from restorer.batch import manifest, plan, runner
 from restorer.batch.storage import Storage
 from restorer.inference import backends
 from restorer.options import Options
@@ -145,7 +145,7 @@ def test_photo_whose_size_stays_the_same_is_restored_again(folder, rng, capsys):
         assert f"{restored} restored" in capsys.readouterr().out
 
 
-BATCH = runner.Batch("in", "out", Options(), (("small", "1" * 64), ("large", "2" * 64)), ("yunet",))
+BATCH = plan.Batch("in", "out", Options(), (("small", "1" * 64), ("large", "2" * 64)), ("yunet",))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_record_of_a_retried_photo_survives_a_kill(folder, monkeypatch, capsys):
 
 
 def test_worker_with_other_weights_of_the_same_name_restores_nothing(folder):
-    job = runner.prepare(
+    job = plan.prepare(
         str(folder / "in"),
         str(folder / "out"),
         Options(model="custom/tiny", face_enhance="off"),
@@ -217,7 +217,7 @@ def test_worker_with_other_weights_of_the_same_name_restores_nothing(folder):
     )
     save_network(folder / "weights/custom/tiny.safetensors", seed=2)
     with pytest.raises(WeightsUnavailable, match=f"another file here: .* not {job.models[0][1]}"):
-        runner.run(job, runner.entries(job, runner.photos(job)[:1], []), pytest.fail)
+        runner.run(job, plan.entries(job, plan.photos(job)[:1], []), pytest.fail)
     assert not result_names(folder)
     with pytest.raises(WeightsUnavailable, match="faces and repair here: none; .* with GFPGANv1.3"):
         runner.Worker(replace(job, networks=("GFPGANv1.3",)))
@@ -226,7 +226,7 @@ def test_worker_with_other_weights_of_the_same_name_restores_nothing(folder):
 def test_options_and_weights_of_repair_and_colours_are_part_of_the_digest(folder):
     def digest(**options):
         chosen = Options(model="custom/tiny", face_enhance="off", **options)
-        job = runner.prepare(str(folder / "in"), str(folder / "out"), chosen, weights=str(folder / "weights"))
+        job = plan.prepare(str(folder / "in"), str(folder / "out"), chosen, weights=str(folder / "weights"))
         return job, job.digest
 
     jobs = [digest(), digest(repair="on"), digest(repair="auto"), digest(repair="on", repair_sensitivity=0.3)]
@@ -259,6 +259,7 @@ def kill_after(command: list[str], count: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_run_resumes_without_repeating_photos(folder, rng):
     save_network(folder / "weights/custom/tiny.safetensors", seed=1, features=64, convs=16)
     for index in range(40):
@@ -577,7 +578,7 @@ def test_other_storages_are_read_and_written(folder):
     memory = fsspec.filesystem("memory")
     for name in PHOTOS:
         memory.pipe_file(f"/scans/{name}", (folder / "in" / name).read_bytes())
-    job = runner.prepare(
+    job = plan.prepare(
         "memory://scans",
         "memory://done",
         Options(model="custom/tiny", face_enhance="off"),
@@ -587,9 +588,9 @@ def test_other_storages_are_read_and_written(folder):
     todo_counts, entries = [], []
     for _ in range(2):
         with manifest.open_manifest(Storage(job.output)) as opened:
-            todo = [photo for photo in runner.photos(job) if not opened.done(photo, job.digest)[0]]
+            todo = [photo for photo in plan.photos(job) if not opened.done(photo, job.digest)[0]]
             todo_counts.append(len(todo))
-            entries += runner.entries(job, todo, [])
+            entries += plan.entries(job, todo, [])
             runner.run(job, entries if todo else [], opened.note)
     assert todo_counts == [len(PHOTOS), 0]
     data = expected_results(folder)

@@ -382,7 +382,7 @@ def test_server_decodes_uploads_in_the_sandbox(server, tmp_path, monkeypatch, rn
     monkeypatch.setattr(photo, "decode", forbidden)
     monkeypatch.setattr(photo, "size", forbidden)
     data = upload.read_bytes()
-    service = server.rest.service
+    service = server.service
     assert service.decode(data).width == 7
     forms.validate(service, [("a.png", upload)], {}, None)
     assert service.estimate(data, {"outscale": 2})["width"] == 14

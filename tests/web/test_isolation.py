@@ -736,6 +736,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_keys_and_tokens_appear_in_no_response_log_or_file(tmp_path, rng, canary):
     """Drives a server through successes and failures, then searches all that it wrote and answered."""
     save_quick_and_slow(tmp_path)
@@ -892,6 +893,7 @@ def fuzzed(folder: Path, *, seed: int, examples: int) -> int:
     return count
 
 
+@pytest.mark.long
 def test_no_request_of_openapi_description_gets_5xx(tmp_path):
     count = fuzzed(tmp_path, seed=2310, examples=8)
     assert count > 60

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from restorer.web.rest.jobs import Jobs
+from restorer.web.jobs import Jobs
 
 
 @pytest.fixture

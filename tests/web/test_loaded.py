@@ -17,11 +17,10 @@ import pytest
 
 from restorer import Restorer
 from restorer.errors import InvalidOutput, OutOfMemory, UnsupportedImage
-from restorer.web import metrics, middleware
+from restorer.web import job_runner, jobs, metrics, middleware
 from restorer.web.cleanup import sweep
 from restorer.web.gpu_queue import GpuQueue
-from restorer.web.rest import jobs, routes
-from restorer.web.rest.jobs import Jobs
+from restorer.web.jobs import Jobs
 from restorer.web.service import Service
 from restorer.web.settings import Settings
 from restorer.web.worker import Worker
@@ -136,7 +135,7 @@ class Scripted:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save_network(folder / "weights/custom/quick.safetensors", seed=1)
-        monkeypatch.setattr(routes, "_RETRY_SECONDS", 0.01)
+        monkeypatch.setattr(job_runner, "_RETRY_SECONDS", 0.01)
         monkeypatch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "1")  # as app.py does
         monkeypatch.setenv("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
         settings = Settings(
@@ -150,7 +149,8 @@ class Scripted:
         self.queue = GpuQueue(worker := Worker(), 100)
         exported = metrics.Metrics(worker, self.queue, lambda: 0)
         self.jobs = Jobs(settings.jobs_folder, settings.processed_folder)
-        self.rest = routes.RestApi(Service(settings, restorer, worker, self.queue, exported), self.jobs)
+        service = Service(settings, restorer, worker, self.queue, exported)
+        self.runner = job_runner.JobRunner(service, self.jobs)
         self.folders = settings.upload_folder, settings.jobs_folder, settings.processed_folder
         self.folder, self.unwritable, write_atomic = folder, set(), jobs.write_atomic
 
@@ -177,12 +177,12 @@ class Scripted:
         return replace(self.result, data=hashlib.sha256(data).digest() * 10)
 
     async def _cancel(self, job: jobs.Job) -> None:
-        assert (await self.rest.delete(job.id)).status == "cancelled"
+        assert await self.runner.cancel(job)
 
     def start(self) -> None:
         """Start the queue in the running event loop."""
         self.loop = asyncio.get_running_loop()
-        blocks = self.queue.attach(gr.Blocks(), self.rest.run)
+        blocks = self.queue.attach(gr.Blocks(), self.runner.run)
         self.queue.set_app(blocks.app)
         blocks.run_startup_events()
 
@@ -198,10 +198,10 @@ class Scripted:
             job = self.batch_jobs[number] = self.jobs.add([(f"{number}.png", path)], {})
             if kind == INPUT_DELETED:
                 (self.jobs.uploads / job.id / "0").unlink()
-            await self.rest._submit(job)
+            await self.runner.submit(job)
             if kind == CANCELLED_WAITING:
                 await self._cancel(job)
-        while self.rest._queued or self.queue.length:
+        while self.runner.queued or self.queue.length:
             await asyncio.sleep(0.001)
         states = Counter(self._check(number, kinds[number]) for number in numbers)
         for number in numbers[::2]:

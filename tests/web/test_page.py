@@ -71,6 +71,7 @@ def test_unreadable_upload_shows_its_error(page, rng, name, data, message):
     expect(page.locator("#start")).to_be_enabled()
 
 
+@pytest.mark.long
 def test_detail_is_previewed_and_models_are_compared(page, rng):
     pixels = photo_like(rng, 300, 400)
     pixels[:150, :200] = (250, 20, 20)

@@ -227,6 +227,7 @@ def test_server_exits_cleanly_while_restoring(browser, folder, rng, tmp_path):
     page.close()
 
 
+@pytest.mark.long
 def test_files_of_page_are_deleted_after_retention(browser, folder, rng, tmp_path):
     shutil.copytree(folder / "weights", tmp_path / "weights")
     with served(tmp_path, STANDIN, RETENTION_SECONDS="15", CLEANUP_INTERVAL="1") as address:

@@ -82,6 +82,7 @@ def test_page_can_be_used_with_keyboard_only(page, rng):
     page.wait_for_function("old => document.querySelector('#view img').src != old", arg=old)
 
 
+@pytest.mark.long
 def test_page_is_accessible_and_has_contrast(browser, address, rng):
     """No rule of axe is broken; and contrast of at least 4.5:1 where axe cannot tell (WCAG 2.1, AA)."""
 

@@ -14,9 +14,9 @@ from restorer.images.photo import Meta, Photo
 from restorer.look import Look
 from restorer.web import previews, settings
 from restorer.web.gpu_queue import GpuQueue
+from restorer.web.job_runner import JobRunner
+from restorer.web.jobs import Jobs
 from restorer.web.metrics import Metrics
-from restorer.web.rest.jobs import Jobs
-from restorer.web.rest.routes import RestApi
 from restorer.web.service import Service
 from restorer.web.ui import components, restore_tab
 from restorer.web.ui.batch_tab import BatchTab
@@ -97,12 +97,12 @@ def test_zip_numbers_files_of_the_same_name(tmp_path):
 
 def page_of(folder, service=None) -> restore_tab.RestoreTab:
     service = service or service_of(folder)
-    rest = RestApi(service, Jobs(folder / "uploads/jobs", folder / "processed"))
+    runner = JobRunner(service, Jobs(folder / "uploads/jobs", folder / "processed"))
     with gr.Blocks() as blocks:
         hidden = components.build_hidden_fields()
         tab = components.build_photo_tab(service.restorer, "1 hour", hidden)
-        page = restore_tab.RestoreTab(rest, tab, ResultView(service, tab))
-    service.queue.attach(blocks, rest.run)
+        page = restore_tab.RestoreTab(runner, tab, ResultView(service, tab))
+    service.queue.attach(blocks, runner.run)
     return page
 
 
@@ -161,7 +161,7 @@ def test_many_photos_are_restored_as_suggested_if_wanted(tmp_path, monkeypatch):
         sent.append(page.service.options(options).autopilot)
         raise UnsupportedImage("no photos")
 
-    monkeypatch.setattr(page.rest, "start", start)
+    monkeypatch.setattr(page.runner, "start", start)
     for autopilot in (True, False):
         updates = asyncio.run(batch.start([], autopilot, *VALUES))
         assert updates == {batch.components.message: "⚠ no photos"}

@@ -145,6 +145,7 @@ HURRY = """const real = setTimeout;
 window.setTimeout = (call, ms, ...rest) => real(call, ms === 60000 ? 3000 : ms, ...rest);"""
 
 
+@pytest.mark.long
 def test_page_reloads_if_the_answer_to_the_end_of_a_job_is_lost(browser, server):
     with server() as (_, address):
         page, loads = new_page(browser), []

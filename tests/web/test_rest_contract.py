@@ -14,7 +14,7 @@ from PIL import Image
 
 from restorer.options import RANGES, Options
 from restorer.web import auth, service
-from restorer.web.rest.jobs import Jobs
+from restorer.web.jobs import Jobs
 from restorer.web.service import Service
 from tests.conftest import photo_like, png, save_quick_and_slow, wait_until
 from tests.serving import served

@@ -109,6 +109,7 @@ def wait_for(function):
     pytest.fail("no value within two minutes")
 
 
+@pytest.mark.long
 def test_job_that_hangs_fails_and_the_next_server_continues(clean, tmp_path):
     with running(save_weights(tmp_path), "hang", at=2, timeout=15) as server:
         job = server.post(*PHOTOS, tile="32").json()["job_id"]

@@ -1,13 +1,11 @@
-"""The handlers of the REST API: accept jobs, run them, report them, serve results."""
+"""The handlers of the REST API: accept jobs, report them, serve results."""
 
 import asyncio
 import hashlib
 import json
 import logging
-import os
-import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -19,14 +17,12 @@ from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from ... import atomic
-from ...errors import Cancelled, DiskFull, QueueFull, RestoreError, TimedOut
+from ...errors import DiskFull, QueueFull, RestoreError
 from ...models import sources
-from ...progress import Progress
-from .. import previews
+from ..job_runner import JobRunner
+from ..jobs import Job
 from ..refusal import Refusal, refuse_with
-from ..service import Service, receipt
 from . import forms
-from .jobs import STATES, Job, Jobs
 from .schemas import Accepted, Deleted, Estimate, Health, ModelInfo, Ready, Status, options_model
 
 MEDIA_TYPES = {
@@ -39,142 +35,21 @@ MEDIA_TYPES = {
 }
 _KEEP_ALIVE_SECONDS = 15
 _EVENT_SECONDS = 0.25  # between two looks at a job whose events are streamed
-_RETRY_SECONDS = 1.0  # until a record that could not be written is tried again
 _MAX_ADMISSIONS = 2  # forms examined at a time: more would delay all other answers
 _UNITS_PER_FILE = 1000  # of a job's progress
 _KEY = "repeating a request with the same key returns the same job, for as long as it is kept"
 JobId = Annotated[str, PathParameter(description="as returned by POST /enhance")]
 
 
-class _QueuedJob:
-    """The state of a job in the queue that is not part of its record.
-
-    event_id  of the event that runs it
-    progress  index of the current file, its steps done and in total
-    changed   set, and replaced by a new event, on every change
-    """
-
-    def __init__(self) -> None:
-        self.event_id, self.progress, self.changed = "", (0, 0, 0), asyncio.Event()
-
-    def notify(self) -> None:
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-
 class RestApi:
-    """The handlers of the routes, and the jobs behind them."""
+    """The handlers of the routes."""
 
-    def __init__(self, service: Service, jobs: Jobs) -> None:
-        self.service, self.jobs, self.settings = service, jobs, service.settings
-        self._queued: dict[str, _QueuedJob] = {}
+    def __init__(self, runner: JobRunner) -> None:
+        self.runner, self.jobs = runner, runner.jobs
+        self.service, self.settings = runner.service, runner.service.settings
         self._admissions = asyncio.Semaphore(_MAX_ADMISSIONS)
         self._accepting = asyncio.Lock()  # of requests with an Idempotency-Key
-        self.options_model = options_model(service.restorer.options)
-        for state in STATES:
-            service.metrics.count_jobs(state, partial(jobs.count, state))
-
-    async def start(
-        self, uploads: Sequence[str], options: dict[str, object], mask: Path | None = None
-    ) -> Job:
-        """Accept a job of the page, with previews. Raises QueueFull, DiskFull and UnsupportedImage.
-
-        mask  file of the mask of the only upload
-        """
-        with self.service.queue.reservation():
-            self.service.check_disk_space()
-            files = [(Path(upload).name, self.service.upload_path(upload)) for upload in uploads]
-            add = partial(self.jobs.add, files, options, mask=mask, previews=True, transfer=_copy)
-            job = await asyncio.to_thread(add)
-            await self._submit(job)
-        return job
-
-    async def cancel(self, job: Job) -> bool:
-        """Cancel a job; return False if it has ended already."""
-        if not await asyncio.to_thread(self.jobs.end, job, "cancelled"):
-            return False
-        if queued := self._remove(job):
-            await self.service.queue.remove(queued.event_id)  # a running job stops at its next step
-        return True
-
-    async def resume(self) -> None:
-        """Queue the jobs of earlier processes in their order."""
-        for job in self.jobs.unfinished():
-            await self._submit(job)
-
-    async def _submit(self, job: Job) -> None:
-        queued = self._queued[job.id] = _QueuedJob()
-        queued.event_id = await self.service.queue.submit(job.id)
-
-    async def run(self, job_id: str) -> None:
-        """Run a job; its event in the queue calls this."""
-        job, queued = self.jobs.get(job_id), self._queued.get(job_id)
-        if not job or not queued:
-            return
-        try:
-            await self.service.run(partial(self._work, job, queued), lambda _: queued.notify())
-        except Cancelled:  # by the client, who was answered, or by a shutdown: the next process resumes it
-            pass
-        except TimedOut as error:
-            await asyncio.to_thread(self._abort, job, str(error))
-        except Exception:  # noqa: BLE001  one job of the queue
-            logging.getLogger(__name__).exception("job failed")
-            self.jobs.end(job, "failed")
-        finally:
-            self._remove(job)
-
-    def _remove(self, job: Job) -> _QueuedJob | None:
-        if queued := self._queued.pop(job.id, None):
-            queued.notify()
-        return queued
-
-    def _abort(self, job: Job, error: str) -> None:
-        """Fail the current file; the next process continues with those after it."""
-        if job.next:
-            self.jobs.finish_file(job, job.next, error=error)
-        if not job.next:
-            self.jobs.end(job, job.final_state)
-
-    def _work(self, job: Job, queued: _QueuedJob, progress: Progress) -> None:
-        """Restore all pending files of a job; runs in the worker's thread."""
-        if not _retry_until_written(partial(self.jobs.begin, job), progress):
-            return
-        for index, item in enumerate(job.items):
-            if item.pending:
-                self._restore_file(job, index, queued, progress)
-        _retry_until_written(partial(self.jobs.end, job, job.final_state), progress)
-
-    def _restore_file(self, job: Job, index: int, queued: _QueuedJob, progress: Progress) -> None:
-        item, folder = job.items[index], self.jobs.result_folder(job, index)
-
-        def report(done: int, total: int) -> None:
-            queued.progress = index, done, total
-            progress(done, total)
-            if job.ended:
-                raise Cancelled("the job has ended")
-
-        try:
-            result, file = self.service.restore_to_file(
-                self.jobs.input_path(job, index).read_bytes(),
-                job.options,
-                report,
-                name=item.name,
-                folder=folder,
-                mask=self.jobs.mask(job),
-            )
-            if job.previews:
-                files = previews.write_files(result, item.name, file, self.settings.processed_folder)
-                if len(job.items) == 1:  # only then can the page change it; a cache holds all samples
-                    previews.cache_result(result, files)
-            names = {"file": file.name, "mask_file": previews.mask_name(result)}
-            outcome = {"result": {**names, **receipt(result)}}
-        except Cancelled:
-            raise
-        except Exception as error:  # noqa: BLE001  one file of a batch
-            outcome = {"error": self.service.user_message(error)}
-        if not _retry_until_written(partial(self.jobs.finish_file, job, item, **outcome), progress):
-            shutil.rmtree(folder, ignore_errors=True)
-            raise Cancelled("the job has ended")
+        self.options_model = options_model(self.service.restorer.options)
 
     async def enhance(
         self,
@@ -218,7 +93,7 @@ class RestApi:
                 return job
             add = partial(self.jobs.add, files, options, mask=mask, key=key, digest=digest)
             job = await asyncio.to_thread(add)
-            await self._submit(job)
+            await self.runner.submit(job)
         return job
 
     async def quote(self, request: Request) -> Estimate:
@@ -252,7 +127,7 @@ class RestApi:
         async def stream() -> AsyncIterator[str]:
             sent, sent_at = "", time.monotonic()
             while True:
-                queued = self._queued.get(job.id)
+                queued = self.runner.queued.get(job.id)
                 changed = queued.changed if queued else asyncio.Event()
                 ended, status = job.ended, self._status(job, request).model_dump_json()
                 if ended:
@@ -294,7 +169,7 @@ class RestApi:
     async def delete(self, job_id: JobId) -> Deleted:
         """Cancel an unfinished job; delete an ended one."""
         job = self._job(job_id)
-        if await self.cancel(job):
+        if await self.runner.cancel(job):
             return Deleted(job_id=job.id, status="cancelled")
         await asyncio.to_thread(self.jobs.delete, job)
         return Deleted(job_id=job.id, status="deleted")
@@ -360,7 +235,7 @@ class RestApi:
         return job
 
     def _summary(self, job: Job) -> dict[str, Any]:
-        queued = self._queued.get(job.id)
+        queued = self.runner.queued.get(job.id)
         position = self.service.queue.position(queued.event_id) if queued else 0
         return {"job_id": job.id, "status": job.state, "queue_position": position}
 
@@ -373,7 +248,7 @@ class RestApi:
 
     def _status(self, job: Job, request: Request) -> Status:
         root = str(request.base_url).rstrip("/")
-        queued = self._queued.get(job.id)
+        queued = self.runner.queued.get(job.id)
         current, done, steps = queued.progress if queued else (0, 0, 0)
         finished = sum(not item.pending for item in job.items)
         running = current == finished and steps and not job.ended
@@ -413,25 +288,3 @@ def _digest(files: list[tuple[str, Path]], options: dict[str, object], mask: Pat
     sent = [*files, *([("", mask)] if mask else [])]  # no photo has an empty name
     hashes = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in sent]
     return hashlib.sha256(json.dumps([hashes, options], sort_keys=True).encode()).hexdigest()
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file, by a link where the disk allows it."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _retry_until_written(change: Callable[[], bool], progress: Progress) -> bool:
-    """Return what a change of a job's record returns, retrying until it can be written to disk.
-
-    There is no limit, as a state that is not on disk must not be reported; a cancelled job ends it.
-    """
-    while True:
-        try:
-            return change()
-        except OSError:
-            logging.getLogger(__name__).exception("cannot write a job record; retrying")
-            time.sleep(_RETRY_SECONDS)
-            progress(0, 0)  # raises if the job was cancelled

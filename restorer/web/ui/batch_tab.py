@@ -12,7 +12,7 @@ import gradio as gr
 
 from ...errors import RestoreError, UnsupportedImage
 from .. import previews
-from ..rest.jobs import Job, JobFile
+from ..jobs import Job, JobFile
 from . import texts
 from .components import PLACEHOLDER, ManyTab
 from .restore_tab import RestoreTab, Updates, parse_ids
@@ -25,7 +25,7 @@ class BatchTab:
     """Handlers that need the server's state. `*values` are the values of fields.FIELDS."""
 
     def __init__(self, page: RestoreTab, components: ManyTab) -> None:
-        self.page, self.rest, self.components = page, page.rest, components
+        self.page, self.runner, self.components = page, page.runner, components
         self.unchanged = {components.message: gr.skip()}  # Gradio accepts no empty dict
 
     def pick(self, paths: list[str] | None) -> Updates:
@@ -49,7 +49,7 @@ class BatchTab:
         c = self.components
         options = {**self.page.option_values(values), "autopilot": autopilot}
         try:
-            job = await self.rest.start(paths or (), options)
+            job = await self.runner.start(paths or (), options)
         except RestoreError as error:
             return {c.message: f"⚠ {self.page.service.user_message(error)}"}
         hidden = dict.fromkeys([c.archive, c.slider, c.download], gr.update(visible=False))
@@ -57,7 +57,7 @@ class BatchTab:
 
     def update(self, job_id: str, paths: list[str] | None = None) -> Updates:
         """Show the photos of a job, each with its state, and offer the results once it has ended."""
-        c, job = self.components, self.rest.jobs.get(job_id)
+        c, job = self.components, self.runner.jobs.get(job_id)
         if not job:
             return self.unchanged
         images = list(self._images(job, paths or ()))
@@ -70,7 +70,7 @@ class BatchTab:
         }
         files = [file for index in range(len(job.items)) if (file := self._result(job, index))]
         if files:
-            archive = previews.write_zip(files, self.rest.jobs.results / job.id / "restored.zip")
+            archive = previews.write_zip(files, self.runner.jobs.results / job.id / "restored.zip")
             size = archive.stat().st_size / 1e6
             label = f"Download {texts.count(len(files), 'photo')}, ZIP, {size:.1f} MB"
             updates[c.archive] = gr.DownloadButton(label, value=str(archive), visible=True)
@@ -78,7 +78,7 @@ class BatchTab:
 
     def compare(self, job_id: str, event: gr.SelectData) -> Updates:
         """Show the selected photo before and after."""
-        c, job = self.components, self.rest.jobs.get(job_id)
+        c, job = self.components, self.runner.jobs.get(job_id)
         file = self._result(job, event.index) if job else None
         if not job or not file:
             return self.unchanged
@@ -93,7 +93,7 @@ class BatchTab:
         c, job_id = self.components, parse_ids(remembered).get("batch", "")
         if not job_id:
             return self.unchanged
-        if not self.rest.jobs.get(job_id):
+        if not self.runner.jobs.get(job_id):
             message = f"Your last results are no longer here: they are kept for {self.page.retention}."
             return {c.message: message}
         return {c.job: job_id}  # jobs.js asks for an update when it follows the job
@@ -103,7 +103,7 @@ class BatchTab:
         item = job.items[index] if index < len(job.items) else None
         if not item or not item.result:
             return None
-        path = self.rest.jobs.result_folder(job, index) / str(item.result["file"])
+        path = self.runner.jobs.result_folder(job, index) / str(item.result["file"])
         return path if path.is_file() else None
 
     def _images(self, job: Job, uploads: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from .. import client_api, previews
 from ..gpu_queue import GPU
-from ..rest.routes import RestApi
+from ..job_runner import JobRunner
 from . import components, crop_preview, restore_tab, texts
 from .batch_tab import BatchTab
 from .components import ManyTab, PhotoTab
@@ -33,22 +33,21 @@ _WITH_MASK = "async (photo, mask, ...values) => [photo, await window.restorer.up
 _RECALL = "(remembered, ...values) => [window.restorer.recall(), ...values]"
 
 
-def build(rest: RestApi) -> gr.Blocks:
+def build(runner: JobRunner) -> gr.Blocks:
     """Build the page and the endpoints for gradio_client."""
-    settings = rest.settings
+    settings = runner.service.settings
     delete_cache = max(1, round(settings.cleanup_interval)), max(1, round(settings.retention_seconds))
     with gr.Blocks(title=texts.TITLE, analytics_enabled=False, delete_cache=delete_cache) as blocks:
         gr.Markdown(f"# {texts.TITLE}\n{texts.SUBTITLE}", elem_id="title")
-        fields = (
-            components.build_hidden_fields()
-        )  # not in a tab: that of a tab is absent until it is selected
+        # Not in a tab: a field of a tab is absent until the tab is selected
+        fields = components.build_hidden_fields()
         with gr.Tab("One photo"):
             retention = texts.period(settings.retention_seconds)
-            photo_tab = components.build_photo_tab(rest.service.restorer, retention, fields)
+            photo_tab = components.build_photo_tab(runner.service.restorer, retention, fields)
         with gr.Tab("Many photos"):
             many_tab = components.build_many_tab(fields)
-        view = ResultView(rest.service, photo_tab)
-        page = RestoreTab(rest, photo_tab, view)
+        view = ResultView(runner.service, photo_tab)
+        page = RestoreTab(runner, photo_tab, view)
         damage = DamageView(page)
         looking = _connect_photo(page, damage, photo_tab, _connect_crop(page, photo_tab))
         _connect_job(page, photo_tab, looking)
@@ -61,7 +60,7 @@ def build(rest: RestApi) -> gr.Blocks:
             page.look, [photo_tab.selected, photo_tab.job], photo_tab.suggestions, **_QUIET
         )
         blocks.load(batch.resume, photo_tab.remembered, many_tab.panels, js=_RECALL, **_QUIET)
-        client_api.add_endpoints(rest.service)
+        client_api.add_endpoints(runner.service)
     return blocks
 
 

@@ -23,8 +23,8 @@ from ...options import Options
 from ...pipeline import Plan
 from ...repair.pipeline import mask_of, mask_png
 from .. import previews
-from ..rest.jobs import Job
-from ..rest.routes import RestApi
+from ..job_runner import JobRunner
+from ..jobs import Job
 from . import texts
 from .components import SAMPLES, PhotoTab
 from .fields import FIELDS
@@ -60,10 +60,10 @@ class SelectedPhoto:
 class RestoreTab:
     """Handlers that need the server's state. `*values` are the values of FIELDS."""
 
-    def __init__(self, rest: RestApi, components: PhotoTab, view: ResultView) -> None:
-        self.rest, self.service, self.components, self.view = rest, rest.service, components, view
-        self.restorer, self.settings = rest.service.restorer, rest.settings
-        self.retention = texts.period(rest.settings.retention_seconds)
+    def __init__(self, runner: JobRunner, components: PhotoTab, view: ResultView) -> None:
+        self.runner, self.service, self.components, self.view = runner, runner.service, components, view
+        self.restorer, self.settings = runner.service.restorer, runner.service.settings
+        self.retention = texts.period(runner.service.settings.retention_seconds)
         self.unchanged = {components.message: gr.skip()}  # Gradio accepts no empty dict
         self.unchanged_suggestion = {components.look: gr.skip()}
 
@@ -80,8 +80,8 @@ class RestoreTab:
 
     async def pick(self, path: str | None, job_id: str, *values: object) -> Updates:
         """Show an upload and the estimate of its result; cancel the job of the previous one."""
-        if job := self.rest.jobs.get(job_id):
-            await self.rest.cancel(job)
+        if job := self.runner.jobs.get(job_id):
+            await self.runner.cancel(job)
         return self._show_upload(path, values)
 
     def _show_upload(self, path: str | None, values: tuple[object, ...], message: str = "") -> Updates:
@@ -238,7 +238,7 @@ class RestoreTab:
             options, mask = self.option_values(values), None
             if own_mask and options["repair"] != "off":
                 mask = await asyncio.to_thread(self._full_size_mask, own_mask, photo.outline)
-            job = await self.rest.start([photo.path], options, mask)
+            job = await self.runner.start([photo.path], options, mask)
         except RestoreError as error:
             return {c.message: f"⚠ {self.service.user_message(error)}"}
         hidden = dict.fromkeys(
@@ -262,12 +262,12 @@ class RestoreTab:
 
     async def stop(self, job_id: str) -> None:
         """Cancel a job; jobs.js reports its end."""
-        if job := self.rest.jobs.get(job_id):
-            await self.rest.cancel(job)
+        if job := self.runner.jobs.get(job_id):
+            await self.runner.cancel(job)
 
     def finish(self, ended: str, job_id: str, photo: SelectedPhoto | None, *values: object) -> Updates:
         """Show the result of a job that has ended, or why there is none."""
-        c, job = self.components, self.rest.jobs.get(job_id)
+        c, job = self.components, self.runner.jobs.get(job_id)
         if photo is None or ended.partition(" ")[0] != job_id:  # another photo was chosen meanwhile
             return self.unchanged
         try:
@@ -298,13 +298,13 @@ class RestoreTab:
         item = job.items[0]
         if not item.result:
             raise RestoreError(item.error or "stopped")
-        file = self.rest.jobs.result_folder(job, 0) / str(item.result["file"])
+        file = self.runner.jobs.result_folder(job, 0) / str(item.result["file"])
         return previews.written_files(item.name, file, self.settings.processed_folder)
 
     def resume(self, remembered: str, *values: object) -> Updates:
         """Show again what the browser remembers: a photo, and the job that restores it or did."""
         c, ids = self.components, parse_ids(remembered)
-        job = self.rest.jobs.get(ids.get("job", ""))
+        job = self.runner.jobs.get(ids.get("job", ""))
         path = str(self.settings.upload_folder / ids["photo"]) if ids.get("photo") else None
         try:
             self.service.upload_path(path)
@@ -312,7 +312,7 @@ class RestoreTab:
             path = None
         if path is None and job and job.items:
             with suppress(OSError):
-                path = self._copy_upload(self.rest.jobs.input_path(job, 0), Path(job.items[0].name).name)
+                path = self._copy_upload(self.runner.jobs.input_path(job, 0), Path(job.items[0].name).name)
         if path is None:
             if not ids.get("photo"):
                 return self.unchanged

@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ...atomic import write_atomic
-from ..previews import CACHED
+from ..atomic import write_atomic
+from .previews import CACHED
 
 UNFINISHED = ("queued", "processing")
 STATES = (*UNFINISHED, "completed", "failed", "cancelled")
