@@ -77,8 +77,7 @@ def _serve(folder: Path, port: int, fault: Fault) -> None:
     from restorer import result
     from restorer.images import encode, sandbox
     from restorer.inference import engine
-    from restorer.web import server
-    from restorer.web import jobs
+    from restorer.web import jobs, server
     from restorer.web.settings import Settings
     from restorer.web.ui import layout
 

@@ -1,4 +1,4 @@
-"""The endpoints for gradio_client: /enhance, /enhance_batch, /models and /quote, with the page's defaults."""
+"""The endpoints for gradio_client, with the page's defaults."""
 
 import asyncio
 import inspect
@@ -17,7 +17,7 @@ from .gpu_queue import GPU
 from .service import Service, receipt
 from .worker import Step
 
-NAMES = ("enhance", "enhance_batch", "quote", "models")
+NAMES = ("enhance", "enhance_batch", "quote", "look", "models")
 _OPTION_TYPES: dict[str, Any] = {
     "face_enhance": bool | Literal["auto", "on", "off"],
     "outscale": float,
@@ -51,6 +51,7 @@ _BATCH = """Restore photos one after the other; a photo that fails does not stop
 full-size files of the restored photos and, for every photo in the order of the input, its receipt or
 {"error": message}. The options are those of /enhance."""
 _QUOTE = "Estimate what restoring a photo takes: size, model, tiles, seconds, cost; null if unknown."
+_LOOK = "Say what is wrong with a photo, and which options suit it: findings, options, and both in one line."
 _MODELS = "List all models: name, kind, description, licence, bytes, and whether the file is present."
 
 
@@ -91,7 +92,7 @@ def add_endpoints(service: Service) -> None:
     photo, photos = {"photo": FileData}, {"photos": list[FileData]}
     enhance_returns = tuple[FileData, tuple[FileData, FileData], dict]
     batch_returns = tuple[list[FileData], list[dict]]
-    enhance, batch, quote, models = NAMES
+    enhance, batch, quote, look, models = NAMES
     add(
         *(_enhance, enhance, photo, _OPTION_TYPES, enhance_returns),
         optional={"mask": FileData | None},
@@ -99,7 +100,11 @@ def add_endpoints(service: Service) -> None:
         **GPU,
     )
     add(_batch, batch, photos, _OPTION_TYPES, batch_returns, api_description=_BATCH, **GPU)
-    add(_quote, quote, photo, _QUOTE_OPTIONS, dict, api_description=_QUOTE)
+    add(
+        *(partial(_examined, Service.estimate), quote, photo, _QUOTE_OPTIONS, dict),
+        api_description=_QUOTE,
+    )
+    add(partial(_examined, Service.look), look, photo, (), dict, api_description=_LOOK)
     add(_models, models, {}, (), list[dict], api_description=_MODELS)
 
 
@@ -133,10 +138,11 @@ async def _batch(service: Service, photos: object, values: dict) -> tuple:
     return files, receipts
 
 
-async def _quote(service: Service, photo: object, values: dict) -> dict:
+async def _examined(examine: Callable[..., dict], service: Service, photo: object, values: dict) -> dict:
+    """Return what `examine` returns for an upload and options. Raises gr.Error."""
     with service.user_errors():
         data = await asyncio.to_thread(service.upload, _path(photo))
-        return await asyncio.to_thread(service.estimate, data, values)
+        return await asyncio.to_thread(examine, service, data, values)
 
 
 async def _models(service: Service, _values: dict) -> list:

@@ -23,8 +23,8 @@ from .refusal import RETRY_AFTER, Refusal, refuse_with
 _MIN_PROGRESS = 1000  # bytes of a body in each timeout, or single bytes could hold a connection indefinitely
 # Paths that are served; below one of them as ROOT_PATH, requests would be ambiguous
 SERVED = re.compile(
-    r"/(assets|config|docs|enhance|favicon\.ico|gradio_api|health|jobs|metrics|models|openapi\.json|processed"
-    r"|quote|ready|robots\.txt|static|status|theme\.css)(/|$)"
+    r"/(assets|config|docs|enhance|favicon\.ico|gradio_api|health|jobs|look|metrics|models|openapi\.json"
+    r"|processed|quote|ready|robots\.txt|static|status|theme\.css)(/|$)"
 )
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read
 _HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])?(:\d{1,5})?", re.ASCII)

@@ -142,6 +142,10 @@ class Service:
             "warnings": list(plan.warnings),
         }
 
+    def look(self, data: bytes, _values: dict[str, object]) -> dict[str, object]:
+        """Say what is wrong with a photo and suggest options. Raises what decode() raises."""
+        return self.restorer.look(data).as_dict()
+
     def models(self) -> list[dict[str, object]]:
         """List every model and the source of its weights."""
         return [self._model(model) for model in registry.available(self.restorer.weights)]

@@ -61,10 +61,10 @@ def test_enhance_returns_file_previews_and_receipt(client, folder, photo):
     assert (receipt["width"], receipt["height"]) == (160, 120)
 
 
-def test_the_four_endpoints_have_the_defaults_of_the_page(client):
+def test_the_endpoints_have_the_defaults_of_the_page(client):
     api = client.view_api(return_format="dict", print_info=False)
     assert not api["unnamed_endpoints"]
-    assert set(api["named_endpoints"]) == {"/enhance", "/enhance_batch", "/models", "/quote"}
+    assert set(api["named_endpoints"]) == {"/enhance", "/enhance_batch", "/models", "/quote", "/look"}
     for name in ("/enhance", "/enhance_batch"):
         first, *options = api["named_endpoints"][name]["parameters"]
         assert not first["parameter_has_default"]
@@ -106,12 +106,14 @@ def test_batch_continues_after_a_bad_file(client, photo, tmp_path):
     assert "not an image" in receipts[1]["error"]
 
 
-def test_models_and_quote(client, photo):
+def test_models_quote_and_look(client, photo):
     models = {model["name"]: model for model in client.predict(api_name="/models")}
     assert models["custom/quick"]["present"] and models[registry.BUILT_IN]["present"]
     quote = client.predict(handle_file(photo()), long_side=80, api_name="/quote")
     assert (quote["width"], quote["height"], quote["model"]) == (80, 60, "custom/quick")
     assert quote["tiles"] == 1 and quote["seconds"] >= 0 and quote["cost"] is None
+    look = client.predict(handle_file(photo()), api_name="/look")
+    assert (look["width"], look["options"]["outscale"]) == (40, 4) and "Suggested: 4x" in look["line"]
 
 
 @pytest.mark.parametrize(

@@ -137,11 +137,11 @@ def test_the_page_shows_a_look_and_uses_its_suggestions(tmp_path, monkeypatch):
     c = page.components
     shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), "", *VALUES))
     data = (tmp_path / "uploads/mine.png").read_bytes()
-    assert page.look(shown[c.selected], "")[c.look].value == page.restorer.look(data).line
-    assert page.look(shown[c.selected], "a job") == page.unchanged_suggestion == page.look(None, "")
+    assert page.show_look(shown[c.selected], "")[c.look].value == page.restorer.look(data).line
+    assert page.show_look(shown[c.selected], "a job") == page.unchanged_suggestion == page.show_look(None, "")
     suggested = Look(8, 8, (), {"outscale": 2.0, "colour": "auto", "face_enhance": "off"})
     monkeypatch.setattr(page.restorer, "look", lambda data: suggested)
-    suggestion = page.look(shown[c.selected], "")[c.suggestion]
+    suggestion = page.show_look(shown[c.selected], "")[c.suggestion]
     used = dict(zip(restore_tab.SUGGESTED_FIELDS, page.use_suggestions(suggestion), strict=True))
     assert used == {"outscale": 2, "long_side": 0, "print_size": "", "colour": "auto", "restore_faces": False}
     assert not page.offer_suggestions(suggestion, *used.values()).visible, "nothing would change"

@@ -394,6 +394,18 @@ def test_models_quote_health_ready_metrics_and_openapi(client, rng):
     assert client.get("/docs/static/swagger-ui-bundle.js").status_code == 200
 
 
+def test_look_says_what_is_wrong_with_a_photo(client, rng):
+    faded = png(photo_like(rng, 60, 80) // 3 + 90)
+    files = {"files": ("a.png", faded)}
+    look = client.post("/look", files=files).json()
+    expected = Restorer(weights="none").look(faded).as_dict()
+    assert look == json.loads(json.dumps(expected)) and look["options"]["colour"] == "auto"
+    refused = client.post("/look", files=files, data={"outscale": "2"})
+    assert refused.status_code == 422 and "unknown option 'outscale'" in refused.json()["error"]
+    broken = client.post("/look", files={"files": ("a.png", b"no")})
+    assert broken.status_code == 422 and broken.json()["original_filename"] == "a.png"
+
+
 def test_each_photo_is_logged_without_its_name(tmp_path, rng, caplog):
     with opened(settings_in(tmp_path)) as client, caplog.at_level("INFO", "restorer"):
         files = [("my wedding.png", png(photo_like(rng, 20, 30))), ("broken wedding.png", b"no")]

@@ -100,7 +100,7 @@ async def read(
             request.headers,
             request.stream(),
             max_files=most,
-            max_fields=len(options_model.model_fields),
+            max_fields=len(options_model.model_fields) + 1,  # an unknown one is named
             max_part_size=FORM_BYTES,
         ).parse()
     except MultiPartException as error:

@@ -8,6 +8,7 @@ import swagger_ui_bundle
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -17,6 +18,7 @@ from ...version import __version__
 from ..refusal import Error
 from ..ui.texts import TITLE
 from .routes import MEDIA_TYPES, RestApi
+from .schemas import NoOptions
 
 _ERRORS: dict[int | str, str] = {
     400: "invalid Host header, or incomplete upload",
@@ -77,7 +79,7 @@ def _router(rest: RestApi) -> APIRouter:
         if method == "GET":
             router.add_api_route(path, run, methods=["HEAD"], response_model=None, include_in_schema=False)
 
-    accepted = {"status_code": 202, "openapi_extra": _form(rest), "others": {202: _LOCATION}}
+    accepted = {"status_code": 202, "openapi_extra": _form(rest, "JobForm"), "others": {202: _LOCATION}}
     add("/enhance", rest.enhance, "POST", *_FORM, 503, 507, **accepted)
     add("/status/{job_id}", rest.status, "GET", 404)
     events = {"text/event-stream": {"schema": {"type": "string"}}}
@@ -93,7 +95,8 @@ def _router(rest: RestApi) -> APIRouter:
     part = {206: {"description": "the part that Range names", "content": images}}
     add("/processed/{job_id}/{index}/{name}", rest.processed, "GET", 404, 422, content=images, others=part)
     add("/jobs/{job_id}", rest.delete, "DELETE", 403, 404)
-    add("/quote", rest.quote, "POST", *_FORM, openapi_extra=_form(rest, one=True))
+    add("/quote", rest.quote, "POST", *_FORM, openapi_extra=_form(rest, "PhotoForm"))
+    add("/look", rest.look, "POST", *_FORM, openapi_extra=_form(rest, "LookForm", NoOptions))
     add("/models", rest.models, "GET")
     add("/health", rest.health, "GET", 503)
     add("/ready", rest.ready, "GET", 503)
@@ -101,14 +104,15 @@ def _router(rest: RestApi) -> APIRouter:
     return router
 
 
-def _form(rest: RestApi, *, one: bool = False) -> dict[str, Any]:
-    """Describe the form: the options, and one or more files."""
-    schema = rest.options_model.model_json_schema()
+def _form(rest: RestApi, title: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """Describe a form: the options of a model, or all, and one file; several and a mask for a job."""
+    one = title != "JobForm"
+    schema = (model or rest.options_model).model_json_schema()
     several = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": rest.settings.max_files_per_job}
     schema["properties"]["files"] = _BINARY if one else several
     if not one:
         schema["properties"]["mask"] = _BINARY | {"description": "of the only photo: what to fill, white"}
-    schema |= {"title": "PhotoForm" if one else "JobForm", "required": ["files"]}
+    schema |= {"title": title, "required": ["files"]}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from urllib.parse import quote
 from fastapi import Header, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, Response, StreamingResponse
+from pydantic import BaseModel
 
 from ... import atomic
 from ...errors import DiskFull, QueueFull, RestoreError
@@ -23,7 +24,18 @@ from ..job_runner import JobRunner
 from ..jobs import Job
 from ..refusal import Refusal, refuse_with
 from . import forms
-from .schemas import Accepted, Deleted, Estimate, Health, ModelInfo, Ready, Status, options_model
+from .schemas import (
+    Accepted,
+    Deleted,
+    Estimate,
+    Health,
+    Look,
+    ModelInfo,
+    NoOptions,
+    Ready,
+    Status,
+    options_model,
+)
 
 MEDIA_TYPES = {
     ".jpg": "image/jpeg",
@@ -98,15 +110,22 @@ class RestApi:
 
     async def quote(self, request: Request) -> Estimate:
         """Estimate size, time and cost of a photo."""
-        async with self._form(request, 1, self._admissions) as (files, options, _):
-            ((name, path),) = files
-            data = await asyncio.to_thread(path.read_bytes)
+        async with self._form(request, 1, self._admissions) as form:
+            return Estimate.model_validate(await self._examined(form, self.service.estimate))
+
+    async def look(self, request: Request) -> Look:
+        """Say what is wrong with a photo, and which options suit it."""
+        async with self._form(request, 1, self._admissions, model=NoOptions) as form:
+            return Look.model_validate(await self._examined(form, self.service.look))
+
+    async def _examined(self, form: forms.Form, examine: Callable[..., dict[str, object]]) -> object:
+        """Return what `examine` returns for the form's photo and options."""
+        ((name, path),), options, _ = form
         try:
-            estimate = await asyncio.to_thread(self.service.estimate, data, options)
+            return await asyncio.to_thread(lambda: examine(path.read_bytes(), options))
         except RestoreError as error:
             message = self.service.user_message(error)
             raise Refusal(422, message, index=0, original_filename=name) from error
-        return Estimate.model_validate(estimate)
 
     async def status(self, job_id: JobId, request: Request) -> Status:
         """Get a job's status, results and errors."""
@@ -214,12 +233,16 @@ class RestApi:
         admission: AbstractAsyncContextManager[None],
         *,
         mask: bool = False,
+        model: type[BaseModel] | None = None,
     ) -> AsyncIterator[forms.Form]:
-        """Read and validate a form."""
+        """Read and validate a form.
+
+        model  of its options; default: all options
+        """
         async with forms.read(
             request,
             self.settings.jobs_folder,
-            self.options_model,
+            model or self.options_model,
             max_files=max_files,
             max_megabytes=self.settings.max_file_size_mb,
             admission=admission,

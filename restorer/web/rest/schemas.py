@@ -127,6 +127,30 @@ class Estimate(BaseModel):
     warnings: list[str]
 
 
+class NoOptions(BaseModel):
+    """The options of a form that has none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Finding(BaseModel):
+    """Something about a photo."""
+
+    name: Literal["noise", "jpeg", "blur", "damage", "faded", "grey", "toned", "faces"]
+    text: str
+    reason: str = Field(description="the figure behind it")
+
+
+class Look(BaseModel):
+    """What is wrong with a photo, and which options suit it."""
+
+    width: int = Field(ge=1, description="in pixels")
+    height: int = Field(ge=1, description="in pixels")
+    findings: list[Finding]
+    options: dict[str, float | str] = Field(description="the suggested options by name")
+    line: str = Field(description="the findings and the suggestion in one line")
+
+
 class ModelInfo(BaseModel):
     """A model, and where its weights come from."""
 

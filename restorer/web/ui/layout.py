@@ -57,7 +57,7 @@ def build(runner: JobRunner) -> gr.Blocks:
         _connect_batch(batch, photo_tab, many_tab)
         inputs = [photo_tab.remembered, *photo_tab.options]
         blocks.load(page.resume, inputs, photo_tab.panels, js=_RECALL, **_QUIET).then(
-            page.look, [photo_tab.selected, photo_tab.job], photo_tab.suggestions, **_QUIET
+            page.show_look, [photo_tab.selected, photo_tab.job], photo_tab.suggestions, **_QUIET
         )
         blocks.load(batch.resume, photo_tab.remembered, many_tab.panels, js=_RECALL, **_QUIET)
         client_api.add_endpoints(runner.service)
@@ -90,7 +90,7 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
     looking = []
     for event in (partial(gr.on, [c.upload.upload, c.upload.clear]), sample.then):
         picked = event(page.pick, inputs, c.panels, cancels=previewing, **_LATEST)
-        looking.append(picked.then(page.look, [c.selected, c.job], c.suggestions, **_LATEST))
+        looking.append(picked.then(page.show_look, [c.selected, c.job], c.suggestions, **_LATEST))
         looking[-1].then(page.measure, [c.selected, *c.options], c.estimate, **_LATEST)
     suggested = [c.fields[name] for name in restore_tab.SUGGESTED_FIELDS]
     c.use.click(page.use_suggestions, c.suggestion, suggested, **_QUIET)

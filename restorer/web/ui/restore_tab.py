@@ -120,7 +120,7 @@ class RestoreTab:
         """Return the path of an upload as the browser remembers it. Raises UnsupportedImage."""
         return str(self.service.upload_path(path).relative_to(self.settings.upload_folder))
 
-    def look(self, photo: SelectedPhoto | None, job_id: str) -> Updates:
+    def show_look(self, photo: SelectedPhoto | None, job_id: str) -> Updates:
         """Show in one line what is wrong with a photo that waits, and what is suggested."""
         c = self.components
         if photo is None or job_id:
