@@ -464,13 +464,19 @@ def test_no_page_function_accepts_path_or_url_as_upload(hostile, tmp_path):
         "enhance",
         "enhance_batch",
         "quote",
+        "look",
     }
     assert not files_below(tmp_path / "processed")
 
 
 def test_no_api_endpoint_accepts_path_or_url_as_upload(hostile, tmp_path):
     client, _, forged = hostile
-    for name, field in (("enhance", "photo"), ("quote", "photo"), ("enhance_batch", "photos")):
+    for name, field in (
+        ("enhance", "photo"),
+        ("quote", "photo"),
+        ("look", "photo"),
+        ("enhance_batch", "photos"),
+    ):
         lists = [[item, item] for item in forged] if name == "enhance_batch" else []
         assert len(forged) > 50
         for value in sampled([*forged, *lists], 35):
@@ -488,7 +494,7 @@ def test_no_api_endpoint_accepts_path_or_url_as_upload(hostile, tmp_path):
 def test_rest_accepts_no_path_or_url_as_upload(hostile, tmp_path):
     client, secret, forged = hostile
     texts = sampled([item for item in forged if isinstance(item, str)], 6)
-    for target in ("/enhance", "/quote"):
+    for target in ("/enhance", "/quote", "/look"):
         for text in texts:
             for field in ("files", "file", "photo", "url", "path", "model", "face_model"):
                 answer = client.post(target, data={field: text}, files={"other": ("", b"")})
