@@ -124,9 +124,19 @@ def test_nan_is_detected_with_every_backend(backend):
         engine.Engine(parts, backends.build(backend, parts), scale=4)(np.zeros((8, 8, 3), np.uint8))
 
 
-@pytest.mark.parametrize(("machine", "expected"), [("x86_64", "cpu:ncnn"), ("aarch64", "cpu:openvino")])
-def test_backend_depends_on_the_processor_and_on_what_is_installed(monkeypatch, tmp_path, machine, expected):
+@pytest.mark.parametrize(
+    ("machine", "capabilities", "expected"),
+    [
+        ("x86_64", {"amx_tile": False}, "cpu:ncnn"),
+        ("x86_64", {"amx_tile": True}, "cpu:torch"),
+        ("aarch64", {}, "cpu:openvino"),
+    ],
+)
+def test_backend_depends_on_the_processor_and_on_what_is_installed(
+    monkeypatch, tmp_path, machine, capabilities, expected
+):
     monkeypatch.setattr(backends.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert {backends.choose(arch, tmp_path) for arch in backends.FAMILIES} == {expected}
     monkeypatch.setattr(backends, "_is_installed", lambda name: name == "cpu:torch")
     assert {backends.choose(arch, tmp_path) for arch in backends.FAMILIES} == {"cpu:torch"}

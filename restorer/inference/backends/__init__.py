@@ -16,9 +16,9 @@ from ...errors import InvalidOption
 from ...options import BFLOAT16, DEVICES, VULKAN
 from ..network import Compute, Segment
 
-# The fastest backend of both families of networks on x86 with AVX2 and with AVX-512, and the one elsewhere,
-# where nothing was measured (docs/performance.md)
-_ON_X86, _ELSEWHERE = "cpu:ncnn", "cpu:openvino"
+# The fastest backend of both families of networks on Intel processors with AMX, on other x86 with AVX2 or
+# AVX-512, and the one elsewhere, where nothing was measured (docs/performance.md)
+_WITH_AMX, _ON_X86, _ELSEWHERE = "cpu:torch", "cpu:ncnn", "cpu:openvino"
 _X86 = ("x86_64", "AMD64")
 _SAVED = "backends.json"  # in the weights folder: the fastest ones of this machine, see save()
 FAMILIES = ("RRDBNet", "SRVGGNetCompact")
@@ -84,7 +84,10 @@ def choose(arch: str, weights: Path) -> str:
 
     Raises InvalidOption if that file is damaged.
     """
-    name = _saved(weights).get(arch) or (_ON_X86 if platform.machine() in _X86 else _ELSEWHERE)
+    usual = _ON_X86 if platform.machine() in _X86 else _ELSEWHERE
+    if torch.cpu.get_capabilities().get("amx_tile"):
+        usual = _WITH_AMX
+    name = _saved(weights).get(arch, usual)
     return name if _is_installed(name) else "cpu:torch"
 
 
