@@ -25,7 +25,7 @@ test: setup
 
 stress: setup
 	@$(PYTHON) -m pytest tests/stress -o python_files='stress_*.py' -s
-	@SWEEP=all $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "slow or long"
+	@SWEEP=all $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder -m ""
 
 lint: setup
 	@$(PYTHON) -m ruff check .

@@ -85,6 +85,11 @@ class Look:
             if name != "outscale" and getattr(options, name) == default[name] != value
         }
 
+    def applied(self, options: Options) -> tuple[Options, str]:
+        """Return options as autopilot() changes them, and a note for the result's warnings."""
+        changed = self.autopilot(options)
+        return options.changed(changed), self.note(changed)
+
     def note(self, changed: dict[str, object]) -> str:
         """Return the findings, and the options that autopilot() changed, for the warnings of a result."""
         findings = ", ".join(one.text for one in self.findings)

@@ -13,6 +13,7 @@ from .errors import BadWeights, ImageTooLarge, InvalidOption, OutOfMemory, Weigh
 from .faces import detect, pipeline
 from .faces.paste import Face, without_faces
 from .images import colour, encode, photo
+from .images.colour import Fading
 from .images.formats import jpeg
 from .images.photo import Photo
 from .inference.throughput import ThroughputEstimator
@@ -100,6 +101,7 @@ class Restorer:
         data: bytes | Photo,
         *,
         mask: bytes | np.ndarray | None = None,
+        fading: Fading | None = None,
         progress: Progress | None = None,
         **options: object,
     ) -> Result:
@@ -107,6 +109,7 @@ class Restorer:
 
         mask      of the pixels to fill instead of detected damage, in the photo's size, upright: (h, w) bool,
                   or a picture's bytes, whose light pixels are filled
+        fading    that is corrected, as colour.measure() returns it; default: that of the photo
         options   see Options; default: the options of the Restorer
         progress  called with (steps done, total steps) before the first step and after each; a step is a
                   tile or a face. (0, 0) while damage is repaired and while a model is downloaded;
@@ -117,7 +120,7 @@ class Restorer:
         """
         try:
             with _translate_memory_errors():
-                return self._restore(data, progress, options, mask)
+                return self._restore(data, progress, options, mask, fading)
         finally:
             self.networks.downloading = None
 
@@ -136,6 +139,7 @@ class Restorer:
         progress: Progress | None,
         options: dict[str, object],
         mask: bytes | np.ndarray | None = None,
+        fading: Fading | None = None,
     ) -> Result:
         timer = StageTimer()
         chosen = self.options.changed(options)
@@ -150,10 +154,13 @@ class Restorer:
             lambda model: self.networks.upscaler(model, chosen.denoise, partial(on_download, model.name)),
         )
         timer.end_stage("load")
-        chosen, notes = self.autopilot(before, data, chosen)
+        notes: tuple[str, ...] = ()
+        if chosen.autopilot:
+            chosen, note = self._look(before, data).applied(chosen)
+            notes = (note,)
         repaired = self._repair(before, mask, chosen, progress)
         timer.end_stage("repair")
-        corrected = colour.apply(repaired.photo if repaired else before, chosen)
+        corrected = colour.apply(repaired.photo if repaired else before, chosen, fading)
         timer.end_stage("colour")
         faces, detection_note = self._detect_faces(corrected, chosen, on_download)
         timer.end_stage("faces")
@@ -270,19 +277,6 @@ class Restorer:
         """
         with _translate_memory_errors():
             return self._look(data if isinstance(data, Photo) else self.decode(data), data)
-
-    def autopilot(
-        self, before: Photo, data: bytes | Photo, chosen: Options
-    ) -> tuple[Options, tuple[str, ...]]:
-        """Return the options with the suggestions for a photo if autopilot is on, and what to say of them.
-
-        data  the bytes of the photo's file, or the photo
-        """
-        if not chosen.autopilot:
-            return chosen, ()
-        seen = self._look(before, data)
-        changed = seen.autopilot(chosen)
-        return chosen.changed(changed), (seen.note(changed),)
 
     def _look(self, before: Photo, data: bytes | Photo) -> Look:
         yunet = registry.find("yunet", self.weights, "detect")

@@ -15,7 +15,7 @@ from .images.photo import Photo
 from .options import ANIMATED_FORMATS, Options, Sequences
 from .pipeline import Restorer
 from .progress import PassProgress, Progress
-from .result import UNFADED, Result, encode_within
+from .result import Result, encode_within
 
 
 def restore(
@@ -38,7 +38,7 @@ def restore(
     have, in the file or in the result, and RestoreError for options that do not suit the size of a page.
     """
     if not any(sequences):
-        yield 0, restorer.restore(data, mask=mask, progress=progress, **options)
+        yield 0, restorer.restore(data, mask=mask, fading=None, progress=progress, **options)
         return
     if mask is not None:
         raise InvalidOption("a mask is for one picture, not for all pages or frames")
@@ -52,9 +52,9 @@ def restore(
         for number in range(pages, 0, -1):
             page = restorer.decode(data, page=number - 1)
             sized = asdict(_sized(restorer.options.changed(options), page))
-            yield number, restorer.restore(page, mask=None, progress=steps, **sized)
+            yield number, restorer.restore(page, mask=None, fading=None, progress=steps, **sized)
     else:
-        yield 0, restorer.restore(first, mask=None, progress=progress, **options)
+        yield 0, restorer.restore(first, mask=None, fading=None, progress=progress, **options)
 
 
 def _restore_frames(
@@ -69,19 +69,18 @@ def _restore_frames(
     keys = [_digest(frame) for frame in frames]
     distinct = dict(zip(keys, frames, strict=True))
     steps = PassProgress(progress, len(distinct))
-    # What a photo's own look decides is decided once, so that no frame differs from the next
+    # Measured once for all frames, or colours would change from frame to frame
     middle = frames[len(frames) // 2]
-    chosen, notes = restorer.autopilot(middle, middle, chosen)
-    fading = colour.measure(middle.pixels, middle.alpha)
+    notes = dict[str, None]()
+    if chosen.autopilot:
+        chosen, note = restorer.look(middle).applied(chosen)
+        notes[note] = None
+    fading = colour.measure(middle.pixels, middle.alpha) if colour.wanted(chosen) else None
     # Only the pixels of these files are used
-    each = asdict(chosen) | {"format": "png", "max_bytes": 0, "keep_metadata": False}
-    each |= {"autopilot": False, "colour": "off"}
-    first, restored, seconds, warnings = None, dict[bytes, Photo](), 0.0, dict.fromkeys(notes)
+    each = asdict(chosen) | {"format": "png", "max_bytes": 0, "keep_metadata": False, "autopilot": False}
+    first, restored, seconds, warnings = None, dict[bytes, Photo](), 0.0, notes
     for key, frame in distinct.items():
-        corrected = colour.apply(frame, chosen, fading)
-        result = restorer.restore(corrected, progress=steps, **each)
-        if colour.wanted(chosen) and corrected is frame:
-            warnings[UNFADED] = None
+        result = restorer.restore(frame, fading=fading, progress=steps, **each)
         first = first or result
         restored[key] = result.after
         seconds += result.seconds
@@ -101,7 +100,6 @@ def _restore_frames(
     )
     return replace(
         first,
-        before=frames[0],
         data=encoded.data,
         format=encoded.format,
         options=chosen,

@@ -85,7 +85,7 @@ def _serve(folder: Path, port: int, fault: Fault) -> None:
     torch.set_num_threads(1)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
-    layout.build = lambda service: gradio.Blocks()  # the page is not tested here
+    layout.build = lambda runner: gradio.Blocks()  # the page is not tested here
     settings = Settings(
         upload_folder=folder / "uploads",
         processed_folder=folder / "processed",

@@ -11,8 +11,15 @@ from PIL import Image
 
 import restorer
 from restorer import sequences
-from restorer.errors import Cancelled, DamagedImage, ImageTooLarge, InvalidOption, RestoreError
-from restorer.images import photo, sandbox
+from restorer.errors import (
+    Cancelled,
+    DamagedImage,
+    ImageTooLarge,
+    InvalidOption,
+    RestoreError,
+    WeightsUnavailable,
+)
+from restorer.images import fading, photo, sandbox
 from restorer.options import Limits, Sequences
 from restorer.result import UNFADED
 from tests import broken, pictures
@@ -222,10 +229,19 @@ def test_all_frames_get_the_same_colours(options, run, rng):
     before = cv2.imdecode(np.frombuffer(plain.data, np.uint8), cv2.IMREAD_COLOR)
     assert len(corners) == 1 and tuple(before[20, 4].tolist()) not in corners
     np.testing.assert_array_equal(result.before.pixels, frames[0])
-    assert not result.warnings or "autopilot" in result.warnings[0]
+    assert [warning[:9] for warning in result.warnings] == (["autopilot"] if "autopilot" in options else [])
 
 
-def test_frames_of_a_photo_that_has_not_faded_say_so_once(run, rng):
+def test_frames_need_no_estimator_unless_colours_are_corrected(run, rng, monkeypatch, tmp_path):
+    monkeypatch.setattr(fading, "FILE", tmp_path / "absent")
+    fading._weights.cache_clear()
+    data = animated(moving(rng), "png")
+    assert results(run, data)
+    with pytest.raises(WeightsUnavailable):
+        results(run, data, colour="auto")
+
+
+def test_frames_that_have_not_faded_say_so_once(run):
     full = np.repeat(np.linspace(0, 255, 256).astype(np.uint8)[None, :, None], 18, 0).repeat(3, 2)
     ((_, result),) = results(run, animated([full, full[:, ::-1]], "png", duration=50), colour="auto")
     assert result.warnings == (UNFADED,)

@@ -10,7 +10,7 @@ from .. import output_paths
 from ..atomic import check_writable
 from ..errors import BadWeights, InvalidOption, WeightsUnavailable
 from ..folders import NOT_A_PHOTO, LeftOut
-from ..images import file_types
+from ..images import colour, file_types
 from ..models import download, registry
 from ..options import BFLOAT16, FIRST, Limits, Options, Sequences
 from ..pipeline import Restorer
@@ -142,7 +142,7 @@ def present_networks(options: Options, folder: Path) -> tuple[str, ...]:
     Raises WeightsUnavailable and BadWeights.
     """
     kinds = () if options.repair == "off" else ("damage", "fill")
-    if options.colour != "off" or options.autopilot:
+    if colour.wanted(options) or options.autopilot:
         kinds = (*kinds, "colour")
     models = [model for model in registry.MODELS if model.kind in kinds]
     for model in models:

@@ -57,7 +57,7 @@ class Worker:
         if (networks := present_networks(job.options, self._restorer.weights)) != job.networks:
             expected, present = (", ".join(names) or "none" for names in (job.networks, networks))
             raise WeightsUnavailable(
-                f"networks of faces, repair and colours: {present}; the batch was started with {expected}"
+                f"networks of faces, repair and colours here: {present}; the batch began with {expected}"
             )
         self._stopped = False
 

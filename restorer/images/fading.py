@@ -94,7 +94,10 @@ def inverse(outputs: Array, black: Array, white: Array, xp: ModuleType = np) -> 
 
 @cache
 def _weights() -> dict[str, np.ndarray]:
-    data = FILE.read_bytes() if FILE.is_file() else b""
+    try:
+        data = FILE.read_bytes()
+    except OSError:
+        data = b""
     if hashlib.sha256(data).hexdigest() != SHA256:
         raise WeightsUnavailable(f"weights/{FILE.name}, a part of the app, is missing or damaged")
     return {name: value.astype(np.float32) for name, value in safetensors.numpy.load(data).items()}

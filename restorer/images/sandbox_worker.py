@@ -38,7 +38,7 @@ LENGTH = struct.Struct(">I")
 # Fields of RawMetadata that are sent as raw bytes
 BLOCKS = ("icc", "exif", "xmp", "iptc", "resources", "comment", "text")
 READY = b"r"
-# What photo.py opens with Pillow, PNG for animations only; the other formats have other readers
+# What readers.py opens with Pillow, PNG for animations only; the other formats have other readers
 _PLUGINS = ("JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PNG")
 # imagecodecs imports these on first use, when the worker may no longer open files
 _CODECS = (

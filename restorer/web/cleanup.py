@@ -1,4 +1,4 @@
-"""Delete what Gradio's delete_cache misses: results, ended REST jobs, and files of earlier processes."""
+"""Delete what Gradio's delete_cache misses: results, ended jobs, and files of earlier processes."""
 
 import os
 import re

@@ -1,6 +1,6 @@
 """The queue in front of the device: Gradio's own, which the page, gradio_client and the REST API share.
 
-REST jobs need a position, must be removable, and are queued again at start; and the limit must not apply to
+Jobs need a position, must be removable, and are queued again at start; and the limit must not apply to
 events that do not compute. Gradio has no public interface for that: its /call routes report no position, and
 the stream of /queue/data, which does, cannot be read in this process, as httpx.ASGITransport returns complete
 responses only. So this file, and no other, uses Blocks._queue, which requirements.txt pins to Gradio 6.
@@ -33,7 +33,7 @@ class GpuQueue:
     def __init__(self, worker: Worker, max_waiting: int) -> None:
         self.max_waiting = max_waiting
         self._worker, self._reserved = worker, 0
-        self._session = secrets.token_hex(16)  # of all REST jobs; clients do not know it
+        self._session = secrets.token_hex(16)  # of all jobs; clients do not know it
 
     def attach(self, blocks: gr.Blocks, run_job: Callable[[str], Awaitable[None]]) -> gr.Blocks:
         """Enable the queue of `blocks`, with an event that calls run_job(job_id); return `blocks`."""
@@ -139,7 +139,7 @@ class GpuQueue:
         return await self._push(body=body, request=request, username=username)
 
     def _keep_messages(self) -> None:
-        """Keep the messages to clients of unfinished events, and discard those to REST jobs.
+        """Keep the messages to clients of unfinished events, and discard those to jobs.
 
         Gradio drops those of the oldest of 2,000 sessions at a push, and its queue stops if they are missing.
         """

@@ -1,4 +1,4 @@
-"""Run the jobs of page and REST API: each is an event of the queue, and its record says how far it is."""
+"""Run the jobs of the page and the REST API: each is an event of the queue, its state is in its record."""
 
 import asyncio
 import logging

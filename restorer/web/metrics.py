@@ -47,7 +47,7 @@ class Metrics:
             "Tiles retried at a smaller size after running out of memory",
             registry=registry,
         )
-        self._jobs = Gauge("restorer_jobs", "REST jobs on disk by state", ["state"], registry=registry)
+        self._jobs = Gauge("restorer_jobs", "Jobs on disk by state", ["state"], registry=registry)
         for name, text, function in (
             ("restorer_queue_length", "Tasks waiting or running", lambda: queue.length),
             ("restorer_disk_free_bytes", "Free bytes of the disk with the results", free),

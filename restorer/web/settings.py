@@ -65,7 +65,7 @@ class Settings(BaseSettings):
 
     @property
     def jobs_folder(self) -> Path:
-        """The folder of REST jobs."""
+        """The folder of jobs."""
         return self.upload_folder / "jobs"
 
     @property

@@ -219,7 +219,7 @@ def test_worker_with_other_weights_of_the_same_name_restores_nothing(folder):
     with pytest.raises(WeightsUnavailable, match=f"another file here: .* not {job.models[0][1]}"):
         runner.run(job, plan.entries(job, plan.photos(job)[:1], []), pytest.fail)
     assert not result_names(folder)
-    with pytest.raises(WeightsUnavailable, match="faces and repair here: none; .* with GFPGANv1.3"):
+    with pytest.raises(WeightsUnavailable, match="repair and colours here: none; .* with GFPGANv1.3"):
         runner.Worker(replace(job, networks=("GFPGANv1.3",)))
 
 

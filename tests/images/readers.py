@@ -29,7 +29,7 @@ def tagged(path: Path, data: bytes, *assignments: str) -> bytes:
 
 
 def _run_exiftool(*arguments: str) -> bytes:
-    """Return what exiftool prints; one process of it, which takes long to start, serves all tests."""
+    """Return what exiftool prints. All tests share one process, as it starts slowly."""
     process = _exiftool()
     assert process.stdin and process.stdout
     process.stdin.write("\n".join([*arguments, "-echo3", "${status}", "-execute1", ""]).encode())

@@ -162,15 +162,11 @@ def test_levels_stay_in_order(rng):
     assert (np.diff(colour.correct(ramp, fading).astype(int), axis=0) >= 0).all()
 
 
-@pytest.mark.parametrize(
-    "contents",
-    [None, b"no weights", fading.FILE.read_bytes()[:-1] + b"\1"],
-    ids=("absent", "other", "damaged"),
-)
+@pytest.mark.parametrize("contents", [None, b"no weights", "damaged"])
 def test_absent_or_damaged_estimator_is_reported(rng, tmp_path, monkeypatch, contents):
     file = tmp_path / "fading-estimator.safetensors"
     if contents:
-        file.write_bytes(contents)
+        file.write_bytes(contents if contents != "damaged" else fading.FILE.read_bytes()[:-1] + b"\1")
     monkeypatch.setattr(fading, "FILE", file)
     fading._weights.cache_clear()
     with pytest.raises(WeightsUnavailable, match="missing or damaged"):

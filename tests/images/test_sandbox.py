@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from restorer import Restorer
-from restorer.batch import runner
+from restorer.batch import plan, runner
 from restorer.errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from restorer.images import photo, sandbox
 from restorer.images.formats.animation import Timing
@@ -427,7 +427,7 @@ def forbidden(*_: object, **__: object) -> None:
 def test_batch_decodes_its_photos_in_the_sandbox(tmp_path, monkeypatch, rng):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(png(pictures.noise(rng, 9, 9)))
-    batch = runner.Batch(
+    batch = plan.Batch(
         str(tmp_path / "in"),
         str(tmp_path / "out"),
         Options(),

@@ -427,7 +427,7 @@ def test_rest_job_continues_without_its_clients(serve, device):
     with served.client.stream("GET", f"/status/{job}/events") as events:
         next(events.iter_lines())
     wait_until(lambda: device.started == [10])
-    # another client may start the event of REST jobs by number, but it runs nothing and stops nothing
+    # another client may start the event of jobs by number, but it runs nothing and stops nothing
     session = uuid.uuid4().hex
     assert served.join("run_job", job, session).status_code == 200
     with stream(served, f"queue/data?session_hash={session}") as lines:
@@ -486,7 +486,7 @@ def test_clients_that_wait_survive_many_other_sessions(serve, device):
 
 
 def test_messages_to_rest_jobs_are_not_stored(serve, device):
-    """Nobody reads the event stream of REST jobs."""
+    """Nobody reads the event stream of jobs."""
     served = serve()
     device.released.set()
     for _ in range(3):

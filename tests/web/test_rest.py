@@ -406,6 +406,13 @@ def test_look_says_what_is_wrong_with_a_photo(client, rng):
     assert broken.status_code == 422 and broken.json()["original_filename"] == "a.png"
 
 
+def test_look_does_not_depend_on_the_limit_of_results(tmp_path, rng):
+    files = {"files": ("a.png", png(photo_like(rng, 60, 80)))}
+    with opened(settings_in(tmp_path, max_output_megapixels=0.01)) as client:
+        assert client.post("/quote", files=files).status_code == 422
+        assert client.post("/look", files=files).status_code == 200
+
+
 def test_each_photo_is_logged_without_its_name(tmp_path, rng, caplog):
     with opened(settings_in(tmp_path)) as client, caplog.at_level("INFO", "restorer"):
         files = [("my wedding.png", png(photo_like(rng, 20, 30))), ("broken wedding.png", b"no")]

@@ -112,6 +112,7 @@ def _form(rest: RestApi, title: str, model: type[BaseModel] | None = None) -> di
     schema["properties"]["files"] = _BINARY if one else several
     if not one:
         schema["properties"]["mask"] = _BINARY | {"description": "of the only photo: what to fill, white"}
+    schema.pop("description", None)  # that of the model, which does not know the files
     schema |= {"title": title, "required": ["files"]}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 

@@ -110,19 +110,25 @@ class RestApi:
 
     async def quote(self, request: Request) -> Estimate:
         """Estimate size, time and cost of a photo."""
-        async with self._form(request, 1, self._admissions) as form:
-            return Estimate.model_validate(await self._examined(form, self.service.estimate))
+        return Estimate.model_validate(await self._examined(request, self.service.estimate))
 
     async def look(self, request: Request) -> Look:
         """Say what is wrong with a photo, and which options suit it."""
-        async with self._form(request, 1, self._admissions, model=NoOptions) as form:
-            return Look.model_validate(await self._examined(form, self.service.look))
+        return Look.model_validate(await self._examined(request, self.service.look, model=NoOptions))
 
-    async def _examined(self, form: forms.Form, examine: Callable[..., dict[str, object]]) -> object:
-        """Return what `examine` returns for the form's photo and options."""
-        ((name, path),), options, _ = form
+    async def _examined(
+        self,
+        request: Request,
+        examine: Callable[..., dict[str, object]],
+        *,
+        model: type[BaseModel] | None = None,
+    ) -> object:
+        """Return what `examine` returns for the photo and the options of a form, see _form()."""
+        async with self._form(request, 1, self._admissions, model=model) as (files, options, _):
+            ((name, path),) = files
+            data = await asyncio.to_thread(path.read_bytes)
         try:
-            return await asyncio.to_thread(lambda: examine(path.read_bytes(), options))
+            return await asyncio.to_thread(examine, data, options)
         except RestoreError as error:
             message = self.service.user_message(error)
             raise Refusal(422, message, index=0, original_filename=name) from error
@@ -237,7 +243,7 @@ class RestApi:
     ) -> AsyncIterator[forms.Form]:
         """Read and validate a form.
 
-        model  of its options; default: all options
+        model  of its options; default: all, which are checked against the size of the photos
         """
         async with forms.read(
             request,
@@ -248,7 +254,8 @@ class RestApi:
             admission=admission,
             mask=mask,
         ) as form:
-            await asyncio.to_thread(forms.validate, self.service, *form)
+            if model is None:
+                await asyncio.to_thread(forms.validate, self.service, *form)
             yield form
 
     def _job(self, job_id: str) -> Job:
