@@ -111,7 +111,7 @@ def measure_filling(crops: list[tuple[np.ndarray, ...]], filler: Filler) -> bool
             continue
         filled = damage.fill(damaged, inside, filler)
         telea = cv2.inpaint(damaged, mask, 3, cv2.INPAINT_TELEA)
-        table.append([_psnr(image[inside], clean[inside]) for image in (filled, telea, damaged)])
+        table.append([cv2.PSNR(image[inside], clean[inside]) for image in (filled, telea, damaged)])
         deep = damaged.astype(np.uint16) * 257 + 13
         for before, after in ((damaged, filled), (deep, damage.fill(deep, inside, filler))):
             outside += int((before != after).any(-1)[~inside].sum())
@@ -153,11 +153,6 @@ def measure_undamaged(files: list[Path], detector: Detector, filler: Filler) -> 
     cores = torch.get_num_threads()
     text = f"{pace:.1f} s for a megapixel, {processor:.1f} s of processor time on {cores} cores"
     return all([*met, _show(text, f"{_SECONDS} s", pace <= _SECONDS)])
-
-
-def _psnr(image: np.ndarray, target: np.ndarray) -> float:
-    error = np.mean((image.astype(np.float64) - target) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-6)))
 
 
 def _show(text: str, target: str, met: bool) -> bool:

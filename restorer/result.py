@@ -73,9 +73,19 @@ class Result:
     @property
     def receipt(self) -> dict[str, object]:
         """Software, model, weights, device, options and repair; also stored in the file's metadata."""
-        return _receipt(
-            self.model, self.sha256, self.source, self.device, self.options, self.strengths, self.repair
-        )
+        receipt: dict[str, object] = {
+            "software": SOFTWARE,
+            "model": self.model,
+            "sha256": self.sha256,
+            "source": self.source,
+            "device": self.device,
+            "options": vars(self.options),
+        }
+        if changed := {str(index): strength for index, strength in self.strengths.items() if strength != 1}:
+            receipt["strengths"] = changed
+        if self.repair:
+            receipt["repair"] = self.repair.receipt
+        return receipt
 
 
 def finish(
@@ -117,19 +127,6 @@ def finish(
     switched_off = [index for index, strength in strengths.items() if strength == 0]
     face_note = pipeline.summary(faces, off=switched_off) or detection_note
     after = plain if options.strength == 1 else _blend(corrected, plain, options.strength)
-    encoded = encode_within(
-        options.max_bytes,
-        options.quality,
-        partial(
-            encode.encode,
-            after,
-            encode.output_format(before, options.format),
-            keep_metadata=options.keep_metadata,
-            remove_gps=options.remove_gps,
-            history=json.dumps(_receipt(model, sha256, source, device, options, strengths, repair)),
-        ),
-    )
-    timer.end_stage("encode")
     all_restored = faces and all(face.restored for face in faces)
     face_warnings = (face_note,) if face_note and not all_restored else ()
     in_parts = (
@@ -141,25 +138,17 @@ def finish(
     unchanged = corrected is (repair.photo if repair else before)
     unfaded = (UNFADED,) if unchanged and colour.wanted(options) else ()
     renamed = (f"{options.model} is now {model}",) if options.model in RENAMED else ()
-    return Result(
-        data=encoded.data,
-        format=encoded.format,
+    result = Result(
+        data=b"",
+        format=encode.output_format(before, options.format),
         width=plain.width,
         height=plain.height,
         model=model,
         sha256=sha256,
         source=source,
         device=device,
-        seconds=sum(timer.seconds.values()),
-        warnings=(
-            before.meta.warnings
-            + unrepaired
-            + renamed
-            + unfaded
-            + in_parts
-            + face_warnings
-            + encoded.warnings
-        ),
+        seconds=0,
+        warnings=before.meta.warnings + unrepaired + renamed + unfaded + in_parts + face_warnings,
         before=before,
         after=after,
         restored=plain,
@@ -168,10 +157,31 @@ def finish(
         options=options,
         strengths=strengths,
         paste_backup=backup,
-        stages=timer.seconds,
+        stages={},
         retries=retries,
         parts=parts,
         repair=repair,
+    )
+    encoded = encode_within(
+        options.max_bytes,
+        options.quality,
+        partial(
+            encode.encode,
+            after,
+            result.format,
+            keep_metadata=options.keep_metadata,
+            remove_gps=options.remove_gps,
+            history=json.dumps(result.receipt),
+        ),
+    )
+    timer.end_stage("encode")
+    return replace(
+        result,
+        data=encoded.data,
+        format=encoded.format,
+        seconds=sum(timer.seconds.values()),
+        warnings=result.warnings + encoded.warnings,
+        stages=timer.seconds,
     )
 
 
@@ -204,27 +214,3 @@ def encode_within(limit: int, quality: int, encode_with: Callable[..., encode.En
             "use another format or a smaller scale"
         )
     return fitting
-
-
-def _receipt(
-    model: str,
-    sha256: str,
-    source: str,
-    device: str,
-    options: Options,
-    strengths: dict[int, float],
-    repair: Repair | None,
-) -> dict[str, object]:
-    receipt: dict[str, object] = {
-        "software": SOFTWARE,
-        "model": model,
-        "sha256": sha256,
-        "source": source,
-        "device": device,
-        "options": vars(options),
-    }
-    if changed := {str(index): strength for index, strength in strengths.items() if strength != 1}:
-        receipt["strengths"] = changed
-    if repair:
-        receipt["repair"] = repair.receipt
-    return receipt

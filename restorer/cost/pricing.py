@@ -40,12 +40,6 @@ class Work:
     flops: float
     bytes: float
 
-    def __mul__(self, times: float) -> "Work":
-        return Work(self.flops * times, self.bytes * times)
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.flops + other.flops, self.bytes + other.bytes)
-
 
 def prices(overrides: Mapping[str, float] | None = None, table: Path = TABLE) -> dict[str, Price]:
     """Return the price table by name.

@@ -41,7 +41,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
     )
     seeds = parser.seeds(parsed.seeds or "0")
     variants = parser.variants(parsed)
-    photos = parser.photos(parsed.photos, parsed.output, parser.originals_folder(parsed.gt))
+    photos = parser.photos(parsed.photos, parsed.output, parsed.gt)
     for name in ("report.csv", "report.json", "report.html"):  # a stale report would pass for this run's
         (parsed.output / name).unlink(missing_ok=True)
     rows, failed = _compare_all(photos, variants, setup, seeds, parsed.output)

@@ -90,6 +90,8 @@ def photos(paths: list[Path], output: Path, gt: Path | None) -> list[NamedPhoto]
 
     Raises InvalidOption if a path does not exist, if there is no photo, or if two share an original.
     """
+    if gt is not None and not gt.is_dir():
+        raise InvalidOption(f"{gt} is not a folder; name the folder of originals")
     if missing := [str(path) for path in paths if not path.exists()]:
         raise InvalidOption(f"{missing[0]} does not exist; name photos or a folder of photos")
     output.mkdir(parents=True, exist_ok=True)
@@ -131,13 +133,6 @@ def _is_original(named: NamedPhoto) -> bool:
     except (RestoreError, OSError):
         return False  # reported when the photo is read
     return own.width * own.height > other.width * other.height
-
-
-def originals_folder(path: Path | None) -> Path | None:
-    """Return the path. Raises InvalidOption if it is not a folder."""
-    if path is not None and not path.is_dir():
-        raise InvalidOption(f"{path} is not a folder; name the folder of originals")
-    return path
 
 
 def seeds(text: str) -> list[int]:

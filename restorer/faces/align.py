@@ -44,11 +44,6 @@ def magnification(affine: np.ndarray) -> float:
     return float(np.sqrt(abs(np.linalg.det(affine[:, :2]))))
 
 
-def inverse(affine: np.ndarray) -> np.ndarray:
-    """Return the inverse affine."""
-    return cv2.invertAffineTransform(affine)
-
-
 def from_larger(affine: np.ndarray, outscale: float) -> np.ndarray:
     """Return the affine enlarged photo → crop, for a photo enlarged `outscale` times."""
     linear = affine[:, :2]
@@ -105,7 +100,7 @@ def _visible_part(
     OpenCV cannot warp planes of 32,768 pixels or more a side.
     """
     corners = np.array([(0, 0), (size[0], 0), (0, size[1]), size], float)
-    in_plane = apply(inverse(affine), corners)
+    in_plane = apply(cv2.invertAffineTransform(affine), corners)
     margin = 2 + 2 / magnification(affine)
     left, top = np.maximum(0, np.floor(in_plane.min(0) - margin)).astype(int)
     right, bottom = np.maximum((left + 1, top + 1), np.ceil(in_plane.max(0) + margin).astype(int))

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ..errors import BadWeights
-from ..images.resample import to_uint8
+from ..images.resample import shrunk, to_uint8
 
 # Long sides of the copies that are searched: a face that fills the photo may be detected only in a small
 # copy, faces in a crowd only in a large one; bench/recall.py compares choices
@@ -48,10 +48,7 @@ def detect_faces(pixels: np.ndarray, detector: Detector, *, caps: tuple[int, ...
     caps      long sides of the copies to search; a smaller photo is not enlarged
     """
     long = max(pixels.shape[:2])
-    outputs = [
-        _detect_at(pixels, min(1.0, side / long), detector)
-        for side in sorted({min(cap, long) for cap in caps})
-    ]
+    outputs = [_detect_at(pixels, side, detector) for side in sorted({min(cap, long) for cap in caps})]
     boxes, scores, landmarks = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     eye_distance = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=1)
     # of duplicates, the detection with the higher score is also the more precise
@@ -77,14 +74,11 @@ def draw(pixels: np.ndarray, faces: list[Detection]) -> np.ndarray:
     return image
 
 
-def _detect_at(pixels: np.ndarray, scale: float, detector: Detector) -> DetectorOutput:
+def _detect_at(pixels: np.ndarray, side: int, detector: Detector) -> DetectorOutput:
     """Detect in a shrunken copy; return coordinates of the photo."""
-    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
-    small = to_uint8(
-        pixels if scale == 1 else cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    )
+    small = to_uint8(shrunk(pixels, side))
     boxes, scores, landmarks = detector(small)
-    enlargement = np.array(pixels.shape[1::-1]) / (width, height)
+    enlargement = np.array(pixels.shape[1::-1]) / small.shape[1::-1]
     return (
         (boxes + 0.5) * np.tile(enlargement, 2) - 0.5,
         scores,
@@ -104,8 +98,8 @@ class YuNet:
     Raises BadWeights for a file that OpenCV cannot read.
     """
 
-    def __init__(self, file: Path, *, score: float = _MIN_SCORE) -> None:
-        self._model, self._score = file.read_bytes(), score
+    def __init__(self, file: Path) -> None:
+        self._model = file.read_bytes()
         self._create()
 
     def _create(self) -> cv2.FaceDetectorYN:
@@ -114,7 +108,7 @@ class YuNet:
         try:
             model = np.frombuffer(self._model, np.uint8)
             config = np.empty(0, np.uint8)
-            return cv2.FaceDetectorYN.create("onnx", model, config, (320, 320), self._score, _MAX_OVERLAP)
+            return cv2.FaceDetectorYN.create("onnx", model, config, (320, 320), _MIN_SCORE, _MAX_OVERLAP)
         except cv2.error as error:
             raise BadWeights("OpenCV cannot read the face detector's file") from error
         finally:

@@ -113,7 +113,7 @@ class _Layer:
         corners = np.array(
             [(x, y) for x in (xs.min() - 1, xs.max() + 1) for y in (ys.min() - 1, ys.max() + 1)], float
         )
-        in_photo = align.apply(align.inverse(self._to_crop), corners)
+        in_photo = align.apply(cv2.invertAffineTransform(self._to_crop), corners)
         left, top = np.clip(np.floor(in_photo.min(0)).astype(int), 0, size)
         right, bottom = np.clip(np.ceil(in_photo.max(0)).astype(int) + 1, 0, size)
         self.rows, self.columns = slice(top, bottom), slice(left, right)
@@ -140,7 +140,7 @@ class _Layer:
     def _render(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the warped crop, (h, w, 3), and its weight, (h, w, 1), as float32."""
         origin = align.apply(self._to_crop, np.array([(self.columns.start, self.rows.start)], float))[0]
-        to_part = align.inverse(np.column_stack([self._to_crop[:, :2], origin]))
+        to_part = cv2.invertAffineTransform(np.column_stack([self._to_crop[:, :2], origin]))
         shape = self.columns.stop - self.columns.start, self.rows.stop - self.rows.start
         matched = _match_colours(self._face, _inside_photo(self._to_crop, self._outscale, self._size))
         weight = align.warp(self._face.mask * np.float32(self._share), to_part, shape, cv2.INTER_LINEAR)
@@ -184,7 +184,7 @@ def _inside_photo(to_crop: np.ndarray, outscale: float, size: tuple[int, int]) -
     # grey is mixed in beyond the centres of the photo's outermost pixels, and interpolation reads two pixels
     first = (outscale - 1) / 2 + 1.5 / align.magnification(to_crop)
     last = np.maximum(first, np.array(size) - 1 - first)
-    to_photo, end = align.inverse(to_crop), float(align.SIDE - 1)
+    to_photo, end = cv2.invertAffineTransform(to_crop), float(align.SIDE - 1)
     corners = align.apply(to_photo, np.array([(0, 0), (end, 0), (0, end), (end, end)]))
     if (corners >= first).all() and (corners <= last).all():
         return None

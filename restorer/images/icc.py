@@ -103,11 +103,11 @@ def to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
     for CMYK with black point compensation: the darkest ink becomes black.
     """
     if image.mode == "LAB":
-        return _convert(image, _built_in("LAB"), _built_in("sRGB"), "RGB")
+        return _convert(image, b"", "sRGB")
     if not icc:
         return image.convert("RGB")
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION if image.mode == "CMYK" else ImageCms.Flags.NONE
-    return _convert(image, _open(icc), _built_in("sRGB"), "RGB", flags)
+    return _convert(image, icc, "sRGB", flags)
 
 
 def lab_to_srgb(samples: np.ndarray, *, signed: bool) -> np.ndarray:
@@ -167,33 +167,23 @@ def _middle(icc: bytes, space: str) -> float | None:
     middle = Image.new(_MODES[space], (1, 1), 128 if space == "GRAY" else (128,) * len(space))
     try:
         # NOOPTIMIZE skips a lookup table that costs more than the one pixel
-        lab = _convert(middle, _open(icc), _built_in("LAB"), "LAB", ImageCms.Flags.NOOPTIMIZE)
+        lab = _convert(middle, icc, "LAB", ImageCms.Flags.NOOPTIMIZE)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
     return int(np.asarray(lab)[0, 0, 0]) * 100 / 255
 
 
-def _open(icc: bytes) -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(io.BytesIO(icc))
-
-
-def _built_in(name: Literal["LAB", "sRGB"]) -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile(name))
-
-
 def _convert(
     image: Image.Image,
-    source: ImageCms.ImageCmsProfile,
-    target: ImageCms.ImageCmsProfile,
-    mode: str,
+    source: bytes,
+    target: Literal["sRGB", "LAB"],
     flags: ImageCms.Flags = ImageCms.Flags.NONE,
 ) -> Image.Image:
-    transform = ImageCms.buildTransform(
-        source,
-        target,
-        image.mode,
-        mode,
-        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        flags=flags,
+    """Convert an image through a profile, b"" for that of Lab, to Lab or sRGB."""
+    profile = io.BytesIO(source) if source else ImageCms.createProfile("LAB")
+    intent, mode = ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB" if target == "sRGB" else target
+    converted = ImageCms.profileToProfile(
+        image, profile, ImageCms.createProfile(target), intent, mode, flags=flags
     )
-    return transform.apply(image)
+    assert converted  # None only in place
+    return converted

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -39,15 +39,7 @@ class _WorkerDied(Exception):
     """A worker ended without a valid response."""
 
 
-class Closeable(Protocol):
-    def close(self) -> None: ...
-
-
-class Stream(NamedTuple):
-    """Both directions of the connection to a worker."""
-
-    source: Source
-    sink: Sink
+Stream = tuple[Source, Sink]  # both directions of the connection to a worker
 
 
 def decode(
@@ -258,9 +250,10 @@ def _forked() -> Iterator[Stream]:
     with _forker.child() as connection, _deadline(connection.shutdown, socket.SHUT_RDWR):
         stream = connection.makefile("rwb")
         try:
-            yield Stream(stream, stream)
+            yield stream, stream
         finally:
-            _close(stream)
+            with suppress(OSError):  # flushing to a worker that has ended
+                stream.close()
 
 
 @contextmanager
@@ -270,15 +263,11 @@ def _spawned() -> Iterator[Stream]:
         assert process.stdin and process.stdout
         try:
             with _deadline(process.kill, grace=_START_TIMEOUT):
-                yield Stream(cast(Source, process.stdout), cast(Sink, process.stdin))
+                yield cast(Source, process.stdout), cast(Sink, process.stdin)
         finally:
             process.kill()
-            _close(process.stdin)
-
-
-def _close(stream: Closeable) -> None:
-    with suppress(OSError):  # flushing to a worker that has ended
-        stream.close()
+            with suppress(OSError):
+                process.stdin.close()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from ..images.resample import (
 )
 from ..progress import PassProgress, Progress
 
+if TYPE_CHECKING:
+    from .engine import Engine
+
 
 @dataclass
 class Stats:
@@ -34,19 +37,6 @@ class Stats:
 
     retries: int = 0
     parts: int = 1
-
-
-class BandEngine(Protocol):
-    """What upscale() needs of a network; engine.Engine is one."""
-
-    scale: int
-    align: int
-
-    def bands(
-        self, image: np.ndarray, *, tile: int, progress: Progress | None = None, stats: Stats | None = None
-    ) -> Iterator[np.ndarray]: ...
-
-    def count_tiles(self, height: int, width: int, tile: int) -> int: ...
 
 
 def network_passes(outscale: float, scale: int) -> int:
@@ -66,12 +56,12 @@ def output_size(width: int, height: int, outscale: float) -> tuple[int, int]:
     return max(1, math.floor(width * outscale + 0.5)), max(1, math.floor(height * outscale + 0.5))
 
 
-def network_pixels(photo: Photo, engine: BandEngine, outscale: float) -> int:
+def network_pixels(photo: Photo, engine: "Engine", outscale: float) -> int:
     """Return how many pixels networks read to enlarge a photo, in all passes and for its alpha."""
     return _planes(photo) * sum(math.prod(size) for size in _pass_sizes(photo, engine, outscale))
 
 
-def tiles_needed(photo: Photo, engine: BandEngine, *, outscale: float, tile: int) -> int:
+def tiles_needed(photo: Photo, engine: "Engine", *, outscale: float, tile: int) -> int:
     """Return the number of tiles to enlarge a photo, which progress counts."""
     return _planes(photo) * sum(
         engine.count_tiles(*size, tile) for size in _pass_sizes(photo, engine, outscale)
@@ -82,7 +72,7 @@ def _planes(photo: Photo) -> int:
     return 1 if photo.alpha is None or is_opaque(photo.alpha) else 2
 
 
-def _pass_sizes(photo: Photo, engine: BandEngine, outscale: float) -> list[tuple[int, int]]:
+def _pass_sizes(photo: Photo, engine: "Engine", outscale: float) -> list[tuple[int, int]]:
     """Return the height and width that each pass reads, multiples of `align`."""
     sizes = []
     for number in range(network_passes(outscale, engine.scale)):
@@ -94,7 +84,7 @@ def _pass_sizes(photo: Photo, engine: BandEngine, outscale: float) -> list[tuple
 
 def upscale(
     photo: Photo,
-    engine: BandEngine,
+    engine: "Engine",
     *,
     outscale: float,
     tile: int,
@@ -130,7 +120,7 @@ def upscale(
     return replace(photo, pixels=larger, alpha=alpha)
 
 
-def upscale_matched(photo: Photo, engine: BandEngine, **options: Any) -> Photo:  # noqa: ANN401  of upscale()
+def upscale_matched(photo: Photo, engine: "Engine", **options: Any) -> Photo:  # noqa: ANN401  of upscale()
     """Upscale a Photo and give the result the photo's low frequencies, see images/low_frequencies.py.
 
     In between, samples have 16 bits, so that they are rounded once and backends differ by one level at most.
@@ -153,7 +143,7 @@ def upscale_matched(photo: Photo, engine: BandEngine, **options: Any) -> Photo: 
 
 
 def _enlarge(
-    plane: np.ndarray, engine: BandEngine, passes: int, tile: int, progress: Progress, stats: Stats | None
+    plane: np.ndarray, engine: "Engine", passes: int, tile: int, progress: Progress, stats: Stats | None
 ) -> RowReader:
     height, width = (engine.scale * side for side in plane.shape[:2])
     padded = _pad_to_multiple(plane, engine.align)

@@ -4,7 +4,6 @@ import io
 import itertools
 import math
 import pickle
-import shutil
 import uuid
 import zipfile
 from collections.abc import Sequence
@@ -95,7 +94,7 @@ def write_files(result: Result, name: str, file: Path, root: Path) -> ResultFile
     if result.repair and mask_name(result):
         pixels = np.where(result.repair.mask[..., None], _marks(result.before.pixels), result.before.pixels)
         marked, size = replace(result.before, pixels=pixels), _preview_size(result.width, result.height)
-        _save_jpeg(marked, _full_box(marked), size, file.with_name("marked.jpg"))
+        _save_jpeg(marked, size, file.with_name("marked.jpg"))
     for index, (path, face) in enumerate(zip(_face_paths(result, file), result.faces, strict=True)):
         share = result.options.strength * result.options.face_strength * result.strengths.get(index, 1)
         _save_pair(face, path, share)
@@ -104,7 +103,7 @@ def write_files(result: Result, name: str, file: Path, root: Path) -> ResultFile
 
 def written_files(name: str, file: Path, root: Path) -> ResultFiles:
     """Return what write_files() and cache_result() wrote. Raises UnsupportedImage if it has expired."""
-    return _files(_read_cache(_cache_folder(file, root)), name, file, root)
+    return _files(cached_result(_cache_folder(file, root)), name, file, root)
 
 
 def preview_paths(file: Path) -> tuple[Path, Path]:
@@ -136,8 +135,8 @@ def previews(result: Result, folder: Path) -> tuple[Path, Path]:
     """Write previews of before and after, of one size, into `folder`."""
     size = _preview_size(result.width, result.height)
     return (
-        _save_jpeg(result.before, _full_box(result.before), size, folder / "before.jpg"),
-        _save_jpeg(result.after, _full_box(result.after), size, folder / "after.jpg"),
+        _save_jpeg(result.before, size, folder / "before.jpg"),
+        _save_jpeg(result.after, size, folder / "after.jpg"),
     )
 
 
@@ -158,7 +157,7 @@ def write_damage(probability: np.ndarray, folder: Path) -> Path:
 def preview(photo: Photo, folder: Path) -> Path:
     """Write a preview of a photo into a new folder below `folder`."""
     path = folder / uuid.uuid4().hex / "photo.jpg"
-    return _save_jpeg(photo, _full_box(photo), _preview_size(photo.width, photo.height), path)
+    return _save_jpeg(photo, _preview_size(photo.width, photo.height), path)
 
 
 def cache_result(result: Result, shown: ResultFiles) -> None:
@@ -176,20 +175,11 @@ def cache_result(result: Result, shown: ResultFiles) -> None:
     write_atomic(folder / "pickle", pickle.dumps(([part.nbytes for part in parts], head)))
 
 
-def drop_result(shown: ResultFiles) -> None:
-    """Delete what cache_result() wrote."""
-    shutil.rmtree(shown.cache, ignore_errors=True)
-
-
-def cached_result(shown: ResultFiles) -> Result:
-    """Return a result from the cache. Its arrays are read-only and memory-mapped.
+def cached_result(folder: Path) -> Result:
+    """Return the result in a ResultFiles.cache. Its arrays are read-only and memory-mapped.
 
     Raises UnsupportedImage if it has expired.
     """
-    return _read_cache(shown.cache)
-
-
-def _read_cache(folder: Path) -> Result:
     try:
         sizes, head = pickle.loads((folder / "pickle").read_bytes())  # noqa: S301  our own file
         samples = np.memmap(folder / "samples", np.uint8, "r")
@@ -218,8 +208,8 @@ def zoomed_pair(result: Result, spot: tuple[float, float], shown: ResultFiles) -
     before = box[0] * x_scale, box[1] * y_scale, box[2] * x_scale, box[3] * y_scale
     name = f"view-{left}-{top}"
     return (
-        _save_jpeg(result.before, before, size, shown.file.with_name(f"{name}-before.jpg")),
-        _save_jpeg(result.after, box, size, shown.file.with_name(f"{name}-after.jpg")),
+        _save_jpeg(result.before, size, shown.file.with_name(f"{name}-before.jpg"), before),
+        _save_jpeg(result.after, size, shown.file.with_name(f"{name}-after.jpg"), box),
     )
 
 
@@ -254,18 +244,14 @@ def _preview_size(width: int, height: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _full_box(photo: Photo) -> tuple[float, float, float, float]:
-    return 0, 0, photo.width, photo.height
-
-
 def _save_jpeg(
-    photo: Photo, box: tuple[float, float, float, float], size: tuple[int, int], path: Path
+    photo: Photo, size: tuple[int, int], path: Path, box: tuple[float, float, float, float] | None = None
 ) -> Path:
-    """Save a box (left, top, right, bottom) of a photo as a JPEG of exactly `size` pixels.
+    """Save a photo, or a box (left, top, right, bottom) of it, as a JPEG of exactly `size` pixels.
 
     Transparent pixels are composited on white, in the photo's own colour space.
     """
-    left, top, right, bottom = box
+    left, top, right, bottom = box or (0, 0, photo.width, photo.height)
     x0, y0 = max(0, math.floor(left) - _MARGIN), max(0, math.floor(top) - _MARGIN)
     rows, columns = slice(y0, math.ceil(bottom) + _MARGIN), slice(x0, math.ceil(right) + _MARGIN)
     inner_box = left - x0, top - y0, right - x0, bottom - y0

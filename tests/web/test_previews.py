@@ -1,5 +1,6 @@
 import asyncio
 import json
+import shutil
 import uuid
 import zipfile
 
@@ -69,7 +70,7 @@ def test_cached_result_round_trips_and_zoom_shows_its_pixels(tmp_path, rng):
     small = cv2.resize(noise, (500, 300), interpolation=cv2.INTER_CUBIC)
     large = cv2.resize(small, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
     files = written(tmp_path, Photo(small, None, Meta("png")), Photo(large, None, Meta("png")))
-    result = previews.cached_result(files)
+    result = previews.cached_result(files.cache)
     assert np.array_equal(result.after.pixels, large) and np.array_equal(result.before.pixels, small)
     assert result.warnings == ("w",) and result.before.meta == Meta("png")
     corners = {(0.5, 0.5): (400, 240), (0, 0): (0, 0), (1, 1): (800, 480), (0.6, 0.3): (600, 0)}
@@ -80,9 +81,9 @@ def test_cached_result_round_trips_and_zoom_shows_its_pixels(tmp_path, rng):
         assert before.shape == after.shape == (720, 1200, 3)
         assert np.abs(after - expected).mean() < 2
         assert np.abs(before - expected).mean() < 3, "not the same position"
-    previews.drop_result(files)
+    shutil.rmtree(files.cache)
     with pytest.raises(UnsupportedImage, match="restore the photo again"):
-        previews.cached_result(files)
+        previews.cached_result(files.cache)
 
 
 def test_zip_numbers_files_of_the_same_name(tmp_path):

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 _MAX_BOXES = 10_000
 
 
-def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, bytes]]:
-    """Yield type and contents of each box between two offsets, up to one that is truncated.
+def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield type and contents of each box, up to one that is truncated.
 
     Raises ValueError for too many boxes.
     """
-    at, end = start, len(data) if end is None else end
+    at, end = 0, len(data)
     for _ in range(_MAX_BOXES):
         if at + 8 > end:
             return

@@ -24,7 +24,6 @@ from .metadata import RawMetadata
 MAX_SIZE = 4_000_000_000  # bytes of samples: offsets have 32 bits
 _MAX_STRIP_ROWS = 256
 _MAX_STRIP_SIZE = 4 << 20  # bytes of samples
-_ROWS = 256  # converted at a time
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIPS, _CHANNELS, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _SAMPLE_FORMAT = 322, 323, 324, 325, 338, 339
@@ -289,8 +288,7 @@ def unpremultiply(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """
     top = np.iinfo(colour.dtype).max
     out = np.empty_like(colour)
-    for start in range(0, len(out), _ROWS):
-        rows = slice(start, start + _ROWS)
+    for rows in bands(len(out)):
         divisor = np.maximum(alpha[rows], 1).astype(np.uint32)
         out[rows] = np.minimum((colour[rows].astype(np.uint32) * top + divisor // 2) // divisor, top)
     return out

@@ -133,8 +133,6 @@ def _documentation(described: list[BaseRoute], root_path: str) -> list[BaseRoute
         routes=described,
         servers=[{"url": root_path or "/"}],
     )
-    if "components" not in schema:
-        schema["components"] = {}
     schema["components"]["securitySchemes"] = {
         "key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"},
         "bearer": {"type": "http", "scheme": "bearer"},

@@ -161,7 +161,7 @@ def build_hidden_fields() -> dict[str, gr.Textbox]:
     }
 
 
-def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Textbox]) -> PhotoTab:
+def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, Any]) -> PhotoTab:
     """Build the first tab.
 
     retention  how long results are kept, in words
@@ -262,15 +262,7 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, gr.Tex
         restored=gr.State(),
         shown=gr.State(),
         model_names=gr.State(()),
-        zoom_position=hidden["zoom-position"],
-        crop_position=hidden["crop-position"],
-        damage_photo=hidden["damage-photo"],
-        damage_map=hidden["damage-map"],
-        own_mask=hidden["own-mask"],
-        view_size=hidden["view-size"],
-        job=hidden["job"],
-        ended=hidden["ended"],
-        remembered=hidden["remembered"],
+        **{name.replace("-", "_"): box for name, box in hidden.items() if "batch" not in name},
     )
 
 

@@ -75,7 +75,7 @@ class CropPreview:
 
     def _crops(self, position: str, photo: SelectedPhoto, options: Options) -> tuple[Photo, Photo]:
         """Return the detail as it is, and with the colours that the whole photo is corrected to."""
-        whole, spot = self.page.service.decode(self.page.service.upload(photo.path)), parse_position(position)
+        whole, spot = self.page.service.decode_upload(photo.path), parse_position(position)
         return previews.detail(whole, spot), previews.detail(colour.apply(whole, options), spot)
 
     def _restore_crops(self, crops: tuple[Photo, Photo], options: Options, progress: Progress) -> Result:

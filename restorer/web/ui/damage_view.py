@@ -44,11 +44,8 @@ class DamageView:
         }
 
     def _detect(self, photo: SelectedPhoto, progress: Progress) -> np.ndarray:
-        preview = _reduced(self._decode(photo), previews.PREVIEW_SIDE)
+        preview = _reduced(self.service.decode_upload(photo.path), previews.PREVIEW_SIDE)
         return self.page.restorer.find_damage(preview, progress)
-
-    def _decode(self, photo: SelectedPhoto) -> Photo:
-        return self.service.decode(self.service.upload(photo.path))
 
     def mark(self, shown: previews.ResultFiles | None, marked: bool) -> Any:  # noqa: ANN401  images or nothing
         """Show the photo with or without marks beside its result."""

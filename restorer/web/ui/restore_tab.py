@@ -84,12 +84,12 @@ class RestoreTab:
             await self.runner.cancel(job)
         return self._show_upload(path, values)
 
-    def _show_upload(self, path: str | None, values: tuple[object, ...], message: str = "") -> Updates:
-        """Show an upload, or the example and `message`."""
-        c, photo, preview, message = self.components, None, None, message or texts.START
+    def _show_upload(self, path: str | None, values: tuple[object, ...]) -> Updates:
+        """Show an upload, or the example and what to do."""
+        c, photo, preview, message = self.components, None, None, texts.START
         if path:
             try:
-                decoded = self.service.decode(self.service.upload(path))
+                decoded = self.service.decode_upload(path)
                 preview = previews.preview(decoded, self.settings.processed_folder)
                 photo = SelectedPhoto(path, _outline(decoded))
             except RestoreError as error:
@@ -254,7 +254,7 @@ class RestoreTab:
 
     def _full_size_mask(self, own_mask: str, photo: Photo) -> Path:
         """Write an uploaded mask, enlarged to the photo's size. Raises RestoreError."""
-        mask = mask_of(self.service.decode(self.service.upload(own_mask))).astype(np.uint8) * 255
+        mask = mask_of(self.service.decode_upload(own_mask)).astype(np.uint8) * 255
         mask = cv2.resize(mask, (photo.width, photo.height), interpolation=cv2.INTER_LINEAR)
         file = self.settings.upload_folder / uuid.uuid4().hex / previews.MASK
         write_atomic(file, mask_png(mask > 127))

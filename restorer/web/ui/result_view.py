@@ -1,5 +1,6 @@
 """Event handlers of a result: show it, view it at 100 %, and change its strength and its faces."""
 
+import shutil
 from typing import Any
 
 import gradio as gr
@@ -20,7 +21,7 @@ class ResultView:
 
     def show(self, files: previews.ResultFiles) -> dict[Any, Any]:
         """Replace the photo by its result. Raises UnsupportedImage if the result has expired."""
-        c, result = self.components, previews.cached_result(files)
+        c, result = self.components, previews.cached_result(files.cache)
         x = y = 0.5
         if result.faces:
             left, top, right, bottom = result.faces[0].box
@@ -69,7 +70,7 @@ class ResultView:
         }
         with self.service.user_errors():
             result = self.service.restorer.recompose(
-                previews.cached_result(restored), strengths=chosen, strength=strength / 100
+                previews.cached_result(restored.cache), strengths=chosen, strength=strength / 100
             )
             file = self.service.new_folder() / restored.file.name
             write_atomic(file, result.data)
@@ -78,7 +79,7 @@ class ResultView:
             )
             previews.cache_result(result, recomposed)
         if shown and shown != restored:  # the previous recomposition
-            previews.drop_result(shown)
+            shutil.rmtree(shown.cache, ignore_errors=True)
         return self._describe(recomposed, result, seconds=False)  # recomposing takes hardly any time
 
     def zoom(self, position: str, shown: previews.ResultFiles | None) -> Any:  # noqa: ANN401  images or nothing
@@ -86,7 +87,7 @@ class ResultView:
         if shown is None or not position:
             return gr.skip()
         with self.service.user_errors():
-            result = previews.cached_result(shown)
+            result = previews.cached_result(shown.cache)
             before, after = previews.zoomed_pair(result, parse_position(position), shown)
         return str(before), str(after)
 
@@ -101,7 +102,7 @@ class ResultView:
         if shown is None or not position:
             return gr.skip()
         with self.service.user_errors():
-            result = previews.cached_result(shown)
+            result = previews.cached_result(shown.cache)
         return ",".join(
             f"{_moved(centre, direction, min(visible / length, 1)):.4f}"
             for centre, direction, visible, length in zip(
