@@ -103,7 +103,7 @@ def sequences(parsed: argparse.Namespace) -> Sequences:
 
 def _weights_options() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(add_help=False)
-    command.add_argument("--weights-dir", metavar="DIR", help="folder of the model files (weights/)")
+    command.add_argument("--weights-dir", metavar="DIR", help="model files (RESTORER_WEIGHTS, else weights/)")
     return command
 
 
@@ -150,7 +150,7 @@ def _restore_options() -> argparse.ArgumentParser:
     _add_option(
         command,
         "dpi",
-        help=f"resolution to store, and of --print-size ({PRINT_DPI} for it, else the photo's, scaled)",
+        help=f"resolution to store and to print at ({PRINT_DPI} with --print-size, else the photo's, scaled)",
     )
     _add_option(command, "format", choices=FORMATS, help="(%(default)s)")
     _add_option(command, "quality", help="1 to 100, for JPEG, WebP, AVIF and JPEG XL (%(default)s)")
@@ -240,7 +240,7 @@ def _restore_options() -> argparse.ArgumentParser:
     _add_option(
         command,
         "tile",
-        help="side in pixels, without effect on the result and with ncnn; 0: by free memory (%(default)s)",
+        help="side of a tile; changes nothing in the result on a CPU; 0: by free memory (%(default)s)",
     )
     command.add_argument("--fp32", action="store_true", help="use full precision on a GPU too")
     return command

@@ -72,7 +72,7 @@ def has_bfloat16_kernels() -> bool:
     """Return whether oneDNN has bfloat16 convolutions for this processor, by PyTorch's own check.
 
     Elsewhere, such as on x86 without AVX-512, PyTorch unfolds the input of every convolution: with RRDBNet
-    that takes 4 times as long as float32, and 5 times the memory (measured).
+    that takes 4 times as long as float32 (measured).
     """
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
