@@ -121,7 +121,7 @@ def test_resume_equals_an_uninterrupted_run(photos, damage, content, tmp_path):
     assert second.step == 1
     steps(second, photos, damage, content, 2)
     for part in ("detector", "filler"):
-        expected, resumed = getattr(whole, part).averaged(), getattr(second, part).averaged()
+        expected, resumed = (run.learners[part].averaged() for run in (whole, second))
         assert all(torch.equal(value, expected[name]) for name, value in resumed.items())
     second.export(tmp_path)
     for name, network in (("detector", networks.Detector()), ("filler", networks.Filler())):
@@ -131,24 +131,54 @@ def test_resume_equals_an_uninterrupted_run(photos, damage, content, tmp_path):
     again = learn.Run(CPU, tmp_path / "none.pt", seed=1)
     again.load_weights(tmp_path)
     for part in ("detector", "filler"):
-        for name, value in getattr(again, part).averaged().items():
-            assert torch.equal(value, getattr(second, part).averaged()[name].half().float())
+        for name, value in again.learners[part].averaged().items():
+            assert torch.equal(value, second.learners[part].averaged()[name].half().float())
 
 
 def test_a_step_trains_every_parameter(photos, damage, content, tmp_path):
     run = learn.Run(CPU, tmp_path / "none.pt")
-    learners = run.detector, run.filler
+    learners = run.learners.values()
     before = [[parameter.detach().clone() for parameter in learner.parameters] for learner in learners]
     steps(run, photos, damage, content, 2)
     for learner, old in zip(learners, before, strict=True):
         assert not any(torch.equal(a, b) for a, b in zip(learner.parameters, old, strict=True))
 
 
+def test_one_network_is_trained_and_written_alone(photos, damage, content, tmp_path):
+    run = learn.Run(CPU, tmp_path / "checkpoint.pt", only="filler")
+    steps(run, photos, damage, content, 1)
+    run.save()
+    run.export(tmp_path)
+    assert [file.name for file in tmp_path.glob("*.safetensors")] == ["damage-filler.safetensors"]
+    assert learn.Run(CPU, tmp_path / "checkpoint.pt", only="filler").step == 1
+
+
+def test_widened_network_computes_what_the_narrow_one_did(tmp_path):
+    narrow, wide = networks.UNet(3, 1, (8, 12, 16)), networks.UNet(3, 1, (8, 16, 24))
+    torch.nn.init.normal_(narrow.head.weight)
+    for parameter, saved in zip(wide.parameters(), narrow.parameters(), strict=True):
+        learn.widen(parameter, saved)
+    image = torch.rand(1, 3, 64, 64, generator=rng())
+    with torch.inference_mode():
+        torch.testing.assert_close(wide(image), narrow(image))
+    assert sum(p.count_nonzero() for p in wide.parameters()) > sum(p.numel() for p in narrow.parameters())
+
+
+def test_composed_crops_are_used_again_turned(photos, damage, content, monkeypatch):
+    monkeypatch.setattr(__main__.Composer, "POOL", 3)
+    composed = __main__.Composer(photos, damage, content, 4)
+    *new, again = (composed.next(step, rng(step)) for step in (0, 1, 2, 5))
+    assert len({float(batch.photo.sum()) for batch in new}) == 3
+    (source,) = [batch for batch in new if torch.equal(torch.rot90(batch.photo, 1, (2, 3)), again.photo)]
+    for before, after in zip(source, again, strict=True):
+        assert torch.equal(torch.rot90(before, 1, (2, 3)), after)
+
+
 def test_a_bad_batch_does_not_end_the_run(photos, damage, content, tmp_path):
     run = learn.Run(CPU, tmp_path / "none.pt")
     batch = compose.compose(photos, damage, content, 2, rng())
     run.train_step(batch._replace(photo=batch.photo * float("nan")), rng())
-    for learner in (run.detector, run.filler):
+    for learner in run.learners.values():
         assert all(parameter.isfinite().all() for parameter in (*learner.parameters, *learner.mean))
 
 

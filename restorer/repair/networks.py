@@ -80,7 +80,7 @@ class Detector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unet = UNet(3, 1, (32, 48, 64, 80))
+        self.unet = UNet(3, 1, (32, 56, 96, 144))
         nn.init.constant_(self.unet.head.get_parameter("bias"), _PRIOR)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

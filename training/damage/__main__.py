@@ -30,7 +30,7 @@ from .validate import Validation  # noqa: E402
 
 _HELD_OUT_PHOTOS = 8
 _DRAW_SEED = 5
-_SAVE_SECONDS, _PRINT_SECONDS, _REPORT_SECONDS = 30, 10, 60
+_SAVE_SECONDS, _PRINT_SECONDS, _REPORT_SECONDS = 30, 30, 300
 _stopped = []  # signals received
 
 
@@ -44,7 +44,8 @@ def main() -> int:
     )
     parser.add_argument("--device", help="cuda or cpu (the fastest available)")
     parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 12), help="threads that load")
-    parser.add_argument("--batch", type=int, default=48, help="crops per step (%(default)s)")
+    parser.add_argument("--batch", type=int, help="crops per step (48; 16 on the CPU)")
+    parser.add_argument("--only", choices=("detector", "filler"), help="train one of the networks")
     parser.add_argument("--side", type=int, default=256, help="of a crop, a multiple of 64 (%(default)s)")
     parser.add_argument("--drawn", type=int, default=3000, help="number of drawn masks (%(default)s)")
     parser.add_argument("--start", type=Path, help="folder with exported weights to start from")
@@ -57,7 +58,8 @@ def main() -> int:
         signal.signal(number, lambda received, _: _stopped.append(received))
     torch.backends.cudnn.benchmark = True
     arguments.out.mkdir(parents=True, exist_ok=True)
-    run = Run(device, arguments.out / "damage-checkpoint.pt")
+    arguments.batch = arguments.batch or (16 if device.type == "cpu" else 48)
+    run = Run(device, arguments.out / "damage-checkpoint.pt", only=arguments.only)
     if arguments.start and not run.step:
         run.load_weights(arguments.start)
     if arguments.share is not None:
@@ -72,21 +74,22 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
     begin, first_step, first_share = time.monotonic(), run.step, run.share
     end = _START + 60 * arguments.minutes - _reserve(run, validation)
     saved = printed = reported = begin
-    losses = torch.zeros(2, device=run.device)
-    since = 0
+    losses = torch.zeros(len(run.learners), device=run.device)
+    since, composed = 0, Composer(photos, damage, content, arguments.batch)
     _say(f"step {run.step}, share {run.share:.3f}: {end - begin:.0f} s of training ahead")
     while not _stopped and run.share < 1:
         rng = run.generator()
         with torch.no_grad():
-            batch = compose.compose(photos, damage, content, arguments.batch, rng)
+            batch = composed.next(run.step, rng)
         losses += run.train_step(batch, rng)
         since += 1
         now = time.monotonic()
         run.share = min(first_share + (1 - first_share) * max(now - begin, 0) / max(end - begin, 1), 1.0)
         if now - printed >= _PRINT_SECONDS or run.step == first_step + 1:
-            detector, filler = (losses / since).tolist()  # waits for the device
+            means = zip(run.learners, (losses / since).tolist(), strict=True)  # waits for the device
             speed = (run.step - first_step) / (time.monotonic() - begin)
-            _say(f"step {run.step}  {speed:.2f} steps/s  detector {detector:.4f}  filler {filler:.4f}")
+            text = "".join(f"  {name} {mean:.4f}" for name, mean in means)
+            _say(f"step {run.step}  {speed:.2f} steps/s{text}")
             losses.zero_()
             since, printed = 0, time.monotonic()
         if now - saved >= _SAVE_SECONDS:
@@ -101,6 +104,35 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
     _say(f"step {run.step}, share {run.share:.3f}: saved")
     if not _stopped:
         _say(f"step {run.step}  {validation.report(run)}")
+
+
+class Composer:
+    """Compose batches of `size` crops; on the CPU, where that takes as long as training, use each four times.
+
+    PART  crops composed at once, few enough to stay in the cache
+    POOL  batches to choose from
+    """
+
+    PART, USES, POOL = 4, 4, 64
+
+    def __init__(self, photos: Bank, damage: compose.Atlas, content: compose.Atlas, size: int) -> None:
+        self._sources, self._size = (photos, damage, content), size
+        self._on_cpu = photos.device.type == "cpu"
+        self._pool: list[compose.Batch] = []
+
+    def next(self, step: int, rng: torch.Generator) -> compose.Batch:
+        """Return the batch of a step: a new one, or an earlier one turned by 90 degrees."""
+        if not self._on_cpu:
+            return compose.compose(*self._sources, self._size, rng)
+        if step % self.USES and len(self._pool) == self.POOL:
+            chosen = int(torch.randint(self.POOL, (), generator=rng))
+            batch = compose.Batch(*(part.transpose(2, 3).flip(2) for part in self._pool[chosen]))
+            self._pool[chosen] = batch
+            return batch
+        parts = [compose.compose(*self._sources, self.PART, rng) for _ in range(self._size // self.PART)]
+        batch = compose.Batch(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        self._pool = [*self._pool[1 - self.POOL :], batch]
+        return batch
 
 
 def _load(
@@ -123,7 +155,7 @@ def _load(
     atlases = [compose.Atlas(*part, device) for pair in (damage, content) for part in hold_out(*pair)]
     small = device.type == "cpu"
     validation = Validation(
-        judged_photos, atlases[1], atlases[3], batches=2 if small else 6, size=8 if small else 48
+        judged_photos, atlases[1], atlases[3], batches=4 if small else 6, size=24 if small else 48
     )
     _say("validation crops composed")
     return photos, validation, atlases[0], atlases[2]

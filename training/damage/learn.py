@@ -1,4 +1,4 @@
-"""Train the detector and the filler on the same batches; a run resumes from its checkpoint."""
+"""Train the detector, the filler or both on the same batches; a run resumes from its checkpoint."""
 
 import os
 from pathlib import Path
@@ -77,69 +77,94 @@ class Learner:
 
 
 class Run:
-    """Both networks, the step and the share of the training that is done.
+    """The networks in training, the step and the share of the training that is done.
 
     file  checkpoint; loaded if it exists
+    only  "detector" or "filler", the one network to train; None: both
     """
 
-    def __init__(self, device: torch.device, file: Path, seed: int = 0) -> None:
+    def __init__(self, device: torch.device, file: Path, seed: int = 0, only: str | None = None) -> None:
         torch.manual_seed(seed)
         self.device, self.file, self.seed = device, file, seed
         self.step, self.share = 0, 0.0
-        self.detector, self.filler = Learner(Detector(), device), Learner(Filler(), device)
+        kinds: dict[str, type[Detector | Filler]] = {"detector": Detector, "filler": Filler}
+        self.learners = {
+            name: Learner(kind(), device) for name, kind in kinds.items() if only in (None, name)
+        }
         if file.is_file():
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
             self.step, self.share = checkpoint["step"], checkpoint["share"]
-            self.detector.load(checkpoint["detector"])
-            self.filler.load(checkpoint["filler"])
+            for name, learner in self.learners.items():
+                learner.load(checkpoint[name])
 
     def load_weights(self, folder: Path) -> None:
-        """Start from the weights that export() wrote, with new optimizers."""
-        for name, learner in (("detector", self.detector), ("filler", self.filler)):
+        """Start from the weights that export() wrote, of this or a narrower network, with new optimizers."""
+        for name, learner in self.learners.items():
             state = safetensors.torch.load_file(folder / f"damage-{name}.safetensors")
             with torch.no_grad():
                 names = [key for key, _ in learner.network.named_parameters()]
                 for key, parameter, mean in zip(names, learner.parameters, learner.mean, strict=True):
-                    parameter.copy_(state[key])
-                    mean.copy_(state[key])
+                    mean.copy_(widen(parameter, state[key]))
 
     def generator(self) -> torch.Generator:
         """Return the random numbers of this step, which depend only on its number and the seed."""
         return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.step)
 
     def train_step(self, batch: Batch, rng: torch.Generator) -> torch.Tensor:
-        """Train both networks on a batch; return their losses, (2,) on the device."""
-        rate = rate_factor(self.share)
+        """Train on a batch; return the loss of each network in self.learners, on the device."""
+        rate, losses = rate_factor(self.share), []
+        for name, learner in self.learners.items():
+            loss = self._detection(batch) if name == "detector" else self._filling(batch, rng)
+            learner.minimise(loss, rate, self.step)
+            losses.append(loss.detach())
+        self.step += 1
+        return torch.stack(losses)
+
+    def _detection(self, batch: Batch) -> torch.Tensor:
         with self.precision():
-            logits = self.detector.network(batch.photo)
-        detector_loss = detection_loss(logits.float(), batch)
-        self.detector.minimise(detector_loss, rate, self.step)
+            logits = self.learners["detector"].network(batch.photo)
+        return detection_loss(logits.float(), batch)
+
+    def _filling(self, batch: Batch, rng: torch.Generator) -> torch.Tensor:
         mask = holes(batch, rng)
         with self.precision():
-            output = self.filler.network.predict(batch.photo, mask)
-        filler_loss = filling_loss(output, batch, mask)
-        self.filler.minimise(filler_loss, rate, self.step)
-        self.step += 1
-        return torch.stack((detector_loss.detach(), filler_loss.detach()))
+            output = self.learners["filler"].network.predict(batch.photo, mask)
+        return filling_loss(output, batch, mask)
 
     def precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        fast = self.device.type == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
 
     def save(self) -> None:
         """Write the checkpoint."""
         checkpoint = {"step": self.step, "share": self.share}
-        checkpoint |= {"detector": self.detector.state(), "filler": self.filler.state()}
+        checkpoint |= {name: learner.state() for name, learner in self.learners.items()}
         part = self.file.with_suffix(".part")
         torch.save(checkpoint, part)
         os.replace(part, self.file)
 
     def export(self, folder: Path) -> None:
         """Write the averaged weights as float16: damage-detector.safetensors, damage-filler.safetensors."""
-        for name, learner in (("detector", self.detector), ("filler", self.filler)):
+        for name, learner in self.learners.items():
             state = {key: value.half().cpu().contiguous() for key, value in learner.averaged().items()}
             part = folder / f"damage-{name}.part"
             safetensors.torch.save_file(state, part)
             os.replace(part, folder / f"damage-{name}.safetensors")
+
+
+@torch.no_grad()
+def widen(parameter: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
+    """Copy a narrower network's parameter into this one, which keeps its values for the added channels.
+
+    What the saved channels read of the added ones becomes zero, so that the network computes what it did.
+    """
+    outputs = len(saved)
+    if parameter.ndim == 1:
+        parameter[:outputs] = saved
+    else:
+        parameter[:outputs] = 0
+        parameter[:outputs, : saved.shape[1]] = saved
+    return parameter
 
 
 def rate_factor(share: float) -> float:

@@ -38,10 +38,9 @@ class Validation:
     def report(self, run: Run) -> str:
         """Return one line of figures; see the module."""
         counts = torch.zeros(3, _BINS, dtype=torch.float64, device=run.device)
-        gains = ""
-        for number, (batch, mask) in enumerate(self._batches):
-            with torch.no_grad(), run.precision():
-                logits = functional_call(run.detector.network, run.detector.averaged(), (batch.photo,))
+        parts = []
+        for batch, _ in self._batches if "detector" in run.learners else ():
+            logits = _outputs(run, "detector", batch.photo)
             probability = logits.float().sigmoid()
             clean = (batch.damage.amax((1, 2, 3), keepdim=True) == 0).expand_as(probability)
             counted = (batch.weight > 0) & ~clean
@@ -49,12 +48,13 @@ class Validation:
             for row, chosen in enumerate((counted & hit, counted & ~hit, clean)):
                 bins = (probability * _BINS).long().clamp(max=_BINS - 1)
                 counts[row] += torch.bincount(bins.flatten(), chosen.flatten().double(), _BINS)
-            with torch.no_grad(), run.precision():
-                arguments = (batch.photo, mask)
-                filled = functional_call(run.filler.network, run.filler.averaged(), arguments)
-            if number == 0:
-                gains = self._gains(filled.float().clamp(0, 1), batch, mask)
-        return f"{_detection(counts.flip(1).cumsum(1).cpu().numpy())}  {gains}"
+        if "detector" in run.learners:
+            parts.append(_detection(counts.flip(1).cumsum(1).cpu().numpy()))
+        if "filler" in run.learners:
+            batch, mask = self._batches[0]
+            filled = _outputs(run, "filler", batch.photo, mask)
+            parts.append(self._gains(filled.float().clamp(0, 1), batch, mask))
+        return "  ".join(parts)
 
     def _gains(self, filled: torch.Tensor, batch: Batch, mask: torch.Tensor) -> str:
         filler = [_psnr_in_mask(*item) for item in zip(filled, batch.clean, mask, strict=True)]
@@ -62,6 +62,13 @@ class Validation:
         table = np.array([filler, self._baselines, nothing])
         own, telea, damaged = table[:, ~np.isnan(table).any(0)].mean(1)
         return f"filler {own:.2f} dB, {own - telea:+.2f} over Telea, {own - damaged:+.2f} over no repair"
+
+
+def _outputs(run: Run, name: str, *inputs: torch.Tensor) -> torch.Tensor:
+    """Return what a network with its averaged weights makes of the inputs."""
+    learner = run.learners[name]
+    with torch.no_grad(), run.precision():
+        return functional_call(learner.network, learner.averaged(), inputs)
 
 
 def _detection(totals: np.ndarray) -> str:
