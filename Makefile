@@ -13,6 +13,9 @@
 PYTHON := .venv/bin/python
 UV := $(PYTHON) -m uv
 
+# Tests start many processes, each of which would compile the package again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run setup test stress lint fix shots bench quality train lock
 
 run: setup

@@ -150,6 +150,7 @@ def test_waiting_pages_show_their_position_and_leave_the_queue(browser, address,
         one.close()
 
 
+@pytest.mark.long
 def test_reload_and_new_tab_show_photo_job_and_result_again(browser, address, rng):
     context = browser.new_context()
     context.set_default_timeout(TIMEOUT)

@@ -52,6 +52,7 @@ def test_click_zooms_to_position_and_arrows_pan(page, rng):
     assert next_source() == corner
 
 
+@pytest.mark.long
 def test_page_can_be_used_with_keyboard_only(page, rng):
     pixels = photo_like(rng, 300, 400)
     pixels[:90, :120] = (250, 20, 20)
