@@ -71,14 +71,14 @@ def _restore_frames(
     steps = PassProgress(progress, len(distinct))
     # Measured once for all frames, or colours would change from frame to frame
     middle = frames[len(frames) // 2]
-    notes = dict[str, None]()
+    warnings = dict[str, None]()
     if chosen.autopilot:
         chosen, note = restorer.look(middle).applied(chosen)
-        notes[note] = None
+        warnings[note] = None
     fading = colour.measure(middle.pixels, middle.alpha) if colour.wanted(chosen) else None
     # Only the pixels of these files are used
     each = asdict(chosen) | {"format": "png", "max_bytes": 0, "keep_metadata": False, "autopilot": False}
-    first, restored, seconds, warnings = None, dict[bytes, Photo](), 0.0, notes
+    first, restored, seconds = None, dict[bytes, Photo](), 0.0
     for key, frame in distinct.items():
         result = restorer.restore(frame, fading=fading, progress=steps, **each)
         first = first or result

@@ -153,7 +153,7 @@ def test_one_network_is_trained_and_written_alone(photos, damage, content, tmp_p
     assert learn.Run(CPU, tmp_path / "checkpoint.pt", only="filler").step == 1
 
 
-def test_widened_network_computes_what_the_narrow_one_did(tmp_path):
+def test_widened_network_computes_what_the_narrow_one_did():
     narrow, wide = networks.UNet(3, 1, (8, 12, 16)), networks.UNet(3, 1, (8, 16, 24))
     torch.nn.init.normal_(narrow.head.weight)
     for parameter, saved in zip(wide.parameters(), narrow.parameters(), strict=True):
@@ -166,9 +166,10 @@ def test_widened_network_computes_what_the_narrow_one_did(tmp_path):
 
 def test_composed_crops_are_used_again_turned(photos, damage, content, monkeypatch):
     monkeypatch.setattr(__main__.Composer, "POOL", 3)
-    composed = __main__.Composer(photos, damage, content, 4)
+    composed = __main__.Composer(photos, damage, content, 6)
     *new, again = (composed.next(step, rng(step)) for step in (0, 1, 2, 5))
     assert len({float(batch.photo.sum()) for batch in new}) == 3
+    assert {len(part) for batch in (*new, again) for part in batch} == {6}
     (source,) = [batch for batch in new if torch.equal(torch.rot90(batch.photo, 1, (2, 3)), again.photo)]
     for before, after in zip(source, again, strict=True):
         assert torch.equal(torch.rot90(before, 1, (2, 3)), after)

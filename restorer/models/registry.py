@@ -24,7 +24,7 @@ class Model:
 
     name      unique name, as in Options.model
     kind      "upscale", "face" (restores a face crop), "detect" or "parse" (both of faces), "damage"
-              (detects it), "fill" or "colour"
+              (detects it), "fill" or "colour" (estimates fading)
     scale     upscaling factor of the network; 0 if not applicable or known only from the file
     bytes     size of the file
     sha256    of the file; "" for a custom file, which is not verified

@@ -143,7 +143,7 @@ class Service:
         }
 
     def look(self, data: bytes, _values: dict[str, object]) -> dict[str, object]:
-        """Say what is wrong with a photo and suggest options. Raises what decode() raises."""
+        """Say what is wrong with a photo and suggest options. Raises what Restorer.decode() raises."""
         return self.restorer.look(data).as_dict()
 
     def models(self) -> list[dict[str, object]]:

@@ -129,7 +129,8 @@ class Composer:
             batch = compose.Batch(*(part.transpose(2, 3).flip(2) for part in self._pool[chosen]))
             self._pool[chosen] = batch
             return batch
-        parts = [compose.compose(*self._sources, self.PART, rng) for _ in range(self._size // self.PART)]
+        sizes = [min(self.PART, self._size - start) for start in range(0, self._size, self.PART)]
+        parts = [compose.compose(*self._sources, size, rng) for size in sizes]
         batch = compose.Batch(*(torch.cat(part) for part in zip(*parts, strict=True)))
         self._pool = [*self._pool[1 - self.POOL :], batch]
         return batch

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from restorer.inference.engine import without_tf32
+
 from . import draw, jpeg
 from .cutouts import SIDE
 from .photos import Bank
@@ -155,8 +157,9 @@ def blur(image: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     kernels = torch.exp(-taps.square() / (2 * sigma.clamp(min=0.05)[:, None].square()))
     kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
     planes = functional.pad(image, (5, 5, 5, 5), mode="replicate").view(1, count * channels, height + 10, -1)
-    for kernel in (kernels[..., None], kernels[:, :, None]):
-        planes = functional.conv2d(planes, kernel, groups=count * channels)
+    with without_tf32():
+        for kernel in (kernels[..., None], kernels[:, :, None]):
+            planes = functional.conv2d(planes, kernel, groups=count * channels)
     return planes.view(image.shape)
 
 

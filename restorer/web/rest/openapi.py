@@ -79,7 +79,11 @@ def _router(rest: RestApi) -> APIRouter:
         if method == "GET":
             router.add_api_route(path, run, methods=["HEAD"], response_model=None, include_in_schema=False)
 
-    accepted = {"status_code": 202, "openapi_extra": _form(rest, "JobForm"), "others": {202: _LOCATION}}
+    accepted = {
+        "status_code": 202,
+        "openapi_extra": _form(rest, "JobForm", several=True),
+        "others": {202: _LOCATION},
+    }
     add("/enhance", rest.enhance, "POST", *_FORM, 503, 507, **accepted)
     add("/status/{job_id}", rest.status, "GET", 404)
     events = {"text/event-stream": {"schema": {"type": "string"}}}
@@ -104,13 +108,19 @@ def _router(rest: RestApi) -> APIRouter:
     return router
 
 
-def _form(rest: RestApi, title: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Describe a form: the options of a model, or all, and one file; several and a mask for a job."""
-    one = title != "JobForm"
+def _form(
+    rest: RestApi, title: str, model: type[BaseModel] | None = None, *, several: bool = False
+) -> dict[str, Any]:
+    """Describe a form.
+
+    model    of its options; default: all options
+    several  photos, and a mask if there is one; else one photo
+    """
     schema = (model or rest.options_model).model_json_schema()
-    several = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": rest.settings.max_files_per_job}
-    schema["properties"]["files"] = _BINARY if one else several
-    if not one:
+    schema["properties"]["files"] = _BINARY
+    if several:
+        most = rest.settings.max_files_per_job
+        schema["properties"]["files"] = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": most}
         schema["properties"]["mask"] = _BINARY | {"description": "of the only photo: what to fill, white"}
     schema.pop("description", None)  # that of the model, which does not know the files
     schema |= {"title": title, "required": ["files"]}
