@@ -39,7 +39,7 @@ def watched(browser: Browser, address: str, **options):
     except Exception as error:
         raise AssertionError(f"{error}\nErrors of the page: {errors}") from error
     page.close()
-    assert errors == []
+    assert not errors, errors
 
 
 def is_icon(message: ConsoleMessage) -> bool:

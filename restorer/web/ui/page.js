@@ -203,7 +203,8 @@
       button.ariaLabel = button.closest("#upload") ? "Drop, paste or choose a photo" : "Drop, paste or choose photos";
     });
     document.querySelectorAll("[data-testid=slider]").forEach((handle) => {
-      if (handle.getAttribute("role") === "slider") return;
+      const image = handle.parentElement.querySelector("img");
+      if (handle.role === "slider" || !image?.naturalWidth) return;  // the handle comes before its image
       Object.assign(handle, {
         tabIndex: 0, role: "slider", ariaLabel: "Before and after", ariaValueMin: 0, ariaValueMax: 100, ariaValueNow: 50,
       });
@@ -235,11 +236,15 @@
     lastResult = result;
   };
   let scheduled = false;
-  new MutationObserver(() => {
+  const scheduleUpdate = () => {
     if (scheduled) return;
     scheduled = true;
     setTimeout(() => { scheduled = false; update(); }, 100);
-  }).observe(document.body, { subtree: true, childList: true, attributes: true, attributeFilter: ["class", "src"] });
+  };
+  document.addEventListener("load", scheduleUpdate, true);
+  new MutationObserver(scheduleUpdate).observe(document.body, {
+    subtree: true, childList: true, attributes: true, attributeFilter: ["class", "src"],
+  });
   update();
   document.addEventListener("click", (event) => {
     if (event.target.closest?.("#start")) setTimeout(() => scrollTo(one("#before")?.offsetParent ? "#before" : "#slider"), 400);
