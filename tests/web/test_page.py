@@ -16,6 +16,7 @@ from tests.web.browsing import (
     choose,
     choose_model,
     download,
+    new_page,
     sizes,
     upload,
     wait_for_other_result,
@@ -69,6 +70,31 @@ def test_unreadable_upload_shows_its_error(page, rng, name, data, message):
     expect(page.locator("#start")).to_be_disabled()
     choose(page, photo_like(rng, 30, 30))
     expect(page.locator("#start")).to_be_enabled()
+
+
+# The stream of answers to submissions is a second behind everything else
+LATE = """const real = window.fetch;
+window.fetch = async (...request) => {
+  const answer = await real(...request);
+  if (!request[0].url?.includes("/queue/data")) return answer;
+  const late = new TransformStream({ async transform(part, output) {
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    output.enqueue(part);
+  } });
+  return new Response(answer.body.pipeThrough(late), answer);
+};"""
+
+
+def test_photo_chosen_before_the_page_reads_that_its_stream_ended(browser, address, rng):
+    page = new_page(browser)
+    page.add_init_script(LATE)
+    page.goto(address)
+    upload(page, "notes.png", b"just text")
+    expect(page.locator("#summary")).to_contain_text("not an image")
+    page.wait_for_timeout(1500)  # the server has answered all and ended the stream
+    choose(page, photo_like(rng, 30, 30))
+    expect(page.locator("#start")).to_be_enabled()
+    page.close()
 
 
 @pytest.mark.long

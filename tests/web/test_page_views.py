@@ -178,7 +178,8 @@ def test_example_is_compared_until_a_photo_is_chosen(page, rng):
 
 def test_comparison_by_keyboard_and_by_holding(page, rng):
     choose(page, photo_like(rng, 20, 80))  # as wide as the page
-    page.route("**/file=**", lambda route: (time.sleep(0.5), route.continue_()))  # the handle comes before the image
+    # The handle comes before the image
+    page.route("**/file=**", lambda route: (time.sleep(0.5), route.continue_()))
     page.click("#start")
     expect(page.locator("#download")).to_be_visible()
     after, handle = page.locator("#slider img").nth(1), page.locator("#slider [role=slider]")

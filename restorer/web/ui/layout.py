@@ -19,7 +19,7 @@ from .result_view import ResultView
 
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js")
-HEAD_SCRIPTS = [Path(__file__).with_name(name) for name in ("jobs.js", "mask.js")]
+HEAD_SCRIPTS = [Path(__file__).with_name(name) for name in ("submissions.js", "jobs.js", "mask.js")]
 _COMPUTE: dict[str, Any] = {**GPU, "api_visibility": "private"}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _LATEST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
