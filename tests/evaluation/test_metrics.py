@@ -131,7 +131,7 @@ def test_drift_rises_with_movement_and_ignores_brightness_and_sharpness():
     assert metrics.drift(flat, flat, mask) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lpips_with_its_own_network(tmp_path):
     """With seeded weights in place of torchvision's, which lpips would download."""
     script = """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect
 
 TIMEOUT = 180_000  # milliseconds, long enough for a busy machine
 expect.set_options(timeout=TIMEOUT)
@@ -17,14 +17,14 @@ _BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-
 CHROMIUM = next(filter(None, map(shutil.which, _BROWSERS)), None)
 
 
-def new_page(browser: Browser, **options) -> Page:
+def new_page(browser: Browser | BrowserContext, **options) -> Page:
     page = browser.new_page(**options)
     page.set_default_timeout(TIMEOUT)
     return page
 
 
 @contextmanager
-def watched(browser: Browser, address: str, **options):
+def watched(browser: Browser | BrowserContext, address: str, **options):
     """Open the page and fail on console errors, failed requests and requests to other hosts."""
     page, errors = new_page(browser, **options), []
     page.on("console", lambda m: m.type == "error" and not is_icon(m) and errors.append(m.text))

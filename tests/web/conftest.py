@@ -33,7 +33,16 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def tabs(browser):
+    """A browser context that keeps Gradio's files, but nothing that a closed tab remembered."""
+    context = browser.new_context()
+    context.add_init_script("if (!sessionStorage.length) localStorage.clear()")  # a new tab, not a reload
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def page(browser, address):
-    with watched(browser, address) as page:
+def page(tabs, address):
+    with watched(tabs, address) as page:
         yield page

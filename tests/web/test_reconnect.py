@@ -190,7 +190,7 @@ def test_page_says_that_an_upload_stopped(browser, server):
 
 @pytest.mark.parametrize(
     ("number", "state"),
-    sampled([*product([signal.SIGTERM, signal.SIGKILL], ["restoring", "idle", "result on display"])], 2),
+    sampled([*product([signal.SIGTERM, signal.SIGKILL], ["restoring", "idle", "result on display"])], 1),
 )
 def test_page_comes_back_after_a_restart(browser, server, number, state):
     with server() as (process, address), opened(browser, address) as page:

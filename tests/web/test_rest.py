@@ -335,7 +335,7 @@ def test_queue_is_limited_and_jobs_run_in_order(tmp_path, rng, monkeypatch):
 def test_events_stream_until_the_job_ends(client, rng, monkeypatch):
     monkeypatch.setattr(routes, "_EVENT_SECONDS", 0.05)
     wait_after_slow_tiles(monkeypatch, lambda: time.sleep(0.05))
-    photo = png(photo_like(rng, 200, 200))
+    photo = png(photo_like(rng, 100, 100))
     job = posted(client, ("a.png", photo), ("b.png", photo), model="custom/slow", tile="32")
     statuses = []
     with client.stream("GET", f"/status/{job['job_id']}/events") as stream:
