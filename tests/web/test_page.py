@@ -85,7 +85,7 @@ window.fetch = async (...request) => {
 };"""
 
 
-def test_photo_chosen_before_the_page_reads_that_its_stream_ended(browser, address, rng):
+def test_nothing_is_lost_when_the_stream_of_answers_is_late(browser, address, rng):
     page = new_page(browser)
     page.add_init_script(LATE)
     page.goto(address)
@@ -95,6 +95,18 @@ def test_photo_chosen_before_the_page_reads_that_its_stream_ended(browser, addre
     choose(page, photo_like(rng, 30, 30))
     expect(page.locator("#start")).to_be_enabled()
     page.close()
+
+
+def test_submission_is_cancelled_before_its_id_is_known(page):
+    statuses = page.evaluate("""() => {
+        const { id } = window.gradio_config.dependencies.find((one) => one.api_name === "show_look");
+        const post = async (path, data) => (await fetch(`gradio_api/${path}`, {
+            method: "POST", headers: { "Content-Type": "application/json" },
+            body: JSON.stringify({ ...data, fn_index: id, session_hash: "another" }),
+        })).status;
+        return Promise.all([post("queue/join", { data: [null, ""] }), post("cancel"), post("reset")]);
+    }""")
+    assert statuses == [200, 200, 200]
 
 
 @pytest.mark.long
@@ -291,6 +303,7 @@ def test_strength_blends_with_the_enlarged_photo(page, rng):
     expect(page.locator("#download")).to_be_visible()
     full = np.asarray(Image.open(io.BytesIO(download(page)[1]))).astype(int)
     old = page.locator("#slider img").nth(1).get_attribute("src")
+    expect(page.locator("#strength input[type=range]")).to_be_visible()
     page.locator("#strength input[type=range]").focus()
     page.keyboard.press("Home")
     wait_for_other_result(page, old)

@@ -1,8 +1,10 @@
-// Answer each submission to Gradio's queue. The server ends the stream of answers as soon as none is due, and Gradio's
-// client counts on the stream until it has read that it ended. What is submitted in between would never be answered, so
-// a submission counts as accepted only once the stream names it or has ended. This runs before Gradio's scripts.
+// Keep Gradio's client from losing submissions to its queue. This runs before Gradio's scripts.
+//
+// The server ends the stream of answers as soon as none is due, and the client counts on the stream until it has read
+// that it ended: what it submits in between would never be answered. So a submission counts as accepted only once the
+// stream names it or has ended. The client cancels a submission by its id, which it does not know until then.
 (() => {
-  const request = window.fetch;
+  const request = window.fetch, submitted = new Map();  // the id of each function's last submission, as a promise
   let stream = null;  // the one that the client counts on
 
   class Stream extends EventTarget {
@@ -47,13 +49,25 @@
     }
   };
 
-  window.fetch = async (resource, options) => {
-    const { pathname } = new URL(resource.url ?? resource, location);
-    if (pathname.endsWith("/queue/data")) return openStream(resource, options);
-    const answer = await request(resource, options);
-    if (stream && answer.ok && pathname.endsWith("/queue/join")) {
-      await stream.names((await answer.clone().json()).event_id);
-    }
+  const submit = async (resource, options) => {
+    const answering = request(resource, options);
+    const id = answering.then((answer) => answer.clone().json()).then((body) => body.event_id).catch(() => "");
+    submitted.set(JSON.parse(options.body).fn_index, id);
+    const answer = await answering;
+    if (stream && answer.ok) await stream.names(await id);
     return answer;
+  };
+
+  const cancel = async (resource, options) => {
+    const body = JSON.parse(options.body);
+    body.event_id ??= await submitted.get(body.fn_index) ?? "";
+    return request(resource, { ...options, body: JSON.stringify(body) });
+  };
+
+  const routes = { "/queue/data": openStream, "/queue/join": submit, "/cancel": cancel, "/reset": cancel };
+  window.fetch = (resource, options) => {
+    const { pathname } = new URL(resource.url ?? resource, location);
+    const route = Object.keys(routes).find((end) => pathname.endsWith(end));
+    return (routes[route] ?? request)(resource, options);
   };
 })();
