@@ -407,7 +407,7 @@ def test_server_decodes_uploads_in_the_sandbox(server, tmp_path, monkeypatch, rn
         False,
         0.5,
     ]
-    shown = asyncio.run(page.pick(str(upload), "", *values))
+    shown = asyncio.run(page.pick(str(upload), None, "", *values))
     assert shown[page.components.selected].outline.width == 7
 
 

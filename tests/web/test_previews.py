@@ -117,11 +117,11 @@ def test_only_uploads_are_read(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     page = page_of(tmp_path)
     c, values = page.components, VALUES
-    shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), "", *values))
+    shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), None, "", *values))
     assert "8 × 8" in shown[c.message]
     for name in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
         path = str(tmp_path / name)
-        assert "⚠" in asyncio.run(page.pick(path, "", *values))[c.message]
+        assert "⚠" in asyncio.run(page.pick(path, None, "", *values))[c.message]
         photo = restore_tab.SelectedPhoto(path, shown[c.selected].outline)
         message = asyncio.run(page.start(photo, "", *values))[c.message]
         assert message.startswith("⚠") and str(tmp_path) not in message
@@ -131,12 +131,22 @@ def test_only_uploads_are_read(tmp_path):
         assert c.photo not in page.resume(remembered, *values)
 
 
+def test_upload_that_is_shown_already_keeps_its_job(tmp_path, monkeypatch):
+    path = tmp_path / "uploads/mine.png"
+    path.parent.mkdir()
+    Image.new("RGB", (8, 8)).save(path)
+    page = page_of(tmp_path)
+    shown = asyncio.run(page.pick(str(path), None, "", *VALUES))[page.components.selected]
+    monkeypatch.setattr(page.runner.jobs, "get", lambda job: pytest.fail("its job would be cancelled"))
+    assert asyncio.run(page.pick(str(path), shown, "a job", *VALUES)) == page.unchanged
+
+
 def test_the_page_shows_a_look_and_uses_its_suggestions(tmp_path, monkeypatch):
     (tmp_path / "uploads").mkdir()
     Image.new("RGB", (8, 8), (90, 90, 90)).save(tmp_path / "uploads/mine.png")
     page = page_of(tmp_path)
     c = page.components
-    shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), "", *VALUES))
+    shown = asyncio.run(page.pick(str(tmp_path / "uploads/mine.png"), None, "", *VALUES))
     data = (tmp_path / "uploads/mine.png").read_bytes()
     assert page.show_look(shown[c.selected], "")[c.look].value == page.restorer.look(data).line
     assert page.show_look(shown[c.selected], "a job") == page.unchanged_suggestion == page.show_look(None, "")

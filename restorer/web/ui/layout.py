@@ -85,7 +85,7 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
     c.damage_map.change(
         None, [c.damage_map, c.remembered], None, js="(...values) => window.restorer.markDamage(...values)"
     )
-    inputs = [c.upload, c.job, *c.options]
+    inputs = [c.upload, c.selected, c.job, *c.options]
     sample = c.samples.select(page.copy_sample, None, c.upload, **_QUIET)
     looking = []
     for event in (partial(gr.on, [c.upload.upload, c.upload.clear]), sample.then):

@@ -78,8 +78,16 @@ class RestoreTab:
         copy.parent.mkdir(parents=True)
         return str(shutil.copyfile(path, copy))
 
-    async def pick(self, path: str | None, job_id: str, *values: object) -> Updates:
-        """Show an upload and the estimate of its result; cancel the job of the previous one."""
+    async def pick(
+        self, path: str | None, shown: SelectedPhoto | None, job_id: str, *values: object
+    ) -> Updates:
+        """Show an upload and the estimate of its result; cancel the job of the previous one.
+
+        If an upload follows another before its answer, the first event already sees the second upload, and
+        the event of that must not cancel the job that was started meanwhile.
+        """
+        if path and shown and path == shown.path:
+            return self.unchanged
         if job := self.runner.jobs.get(job_id):
             await self.runner.cancel(job)
         return self._show_upload(path, values)
