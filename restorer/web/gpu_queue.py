@@ -21,11 +21,12 @@ from gradio.data_classes import PredictBodyInternal
 from ..errors import QueueFull
 from .worker import Worker
 
-GPU: dict[str, Any] = {"concurrency_id": "gpu", "concurrency_limit": 1}  # of every event that computes
+# Of every event that restores, previews or maps damage
+GPU: dict[str, Any] = {"concurrency_id": "gpu", "concurrency_limit": 1}
 
 
 class GpuQueue:
-    """Events that compute: waiting, first in, first out, and at most one running.
+    """Events with the options GPU: waiting, first in, first out, and at most one running.
 
     max_waiting  how many events may wait while one runs
     """
@@ -39,7 +40,7 @@ class GpuQueue:
         """Enable the queue of `blocks`, with an event that calls run_job(job_id); return `blocks`."""
         with blocks:
             events.api(run_job, api_name="run_job", api_visibility="private", **GPU)
-        # Events that do not compute are not limited; without a max_size, Gradio allows one event on ZeroGPU.
+        # Other events are not limited; without a max_size, Gradio allows one event on ZeroGPU.
         # api_open would let programs bypass the queue
         blocks.queue(max_size=sys.maxsize, default_concurrency_limit=8, api_open=False)
         job_event = next(event for event in blocks.fns.values() if event.api_name == "run_job")

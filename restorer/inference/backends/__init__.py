@@ -25,7 +25,7 @@ FAMILIES = ("RRDBNet", "SRVGGNetCompact")
 _PACKAGES = {"cpu:openvino": "openvino", "cpu:ncnn": "ncnn", VULKAN: "ncnn"}
 # bfloat16, which visibly changes the result, and Vulkan are used only on request
 NAMES = ("cpu:openvino", "cpu:ncnn", "cpu:torch", BFLOAT16, VULKAN)
-CHOICES = NAMES[:3]  # in float32
+CHOICES = tuple(name for name in NAMES if name not in (BFLOAT16, VULKAN))  # in float32
 _NCNN_TILE = 256
 
 
