@@ -38,7 +38,8 @@ def watched(browser: Browser | BrowserContext, address: str, **options):
         yield page
     except Exception as error:
         raise AssertionError(f"{error}\nErrors of the page: {errors}") from error
-    page.close()
+    finally:
+        page.close()
     assert not errors, errors
 
 

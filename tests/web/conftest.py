@@ -35,7 +35,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def tabs(browser):
-    """A browser context that keeps Gradio's files, but nothing that a closed tab remembered."""
+    """A browser context shared for its HTTP cache; each new tab starts with empty storage."""
     context = browser.new_context()
     context.add_init_script("if (!sessionStorage.length) localStorage.clear()")  # a new tab, not a reload
     yield context

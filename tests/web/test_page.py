@@ -76,7 +76,7 @@ def test_unreadable_upload_shows_its_error(page, rng, name, data, message):
 LATE = """const real = window.fetch;
 window.fetch = async (...request) => {
   const answer = await real(...request);
-  if (!request[0].url?.includes("/queue/data")) return answer;
+  if (!String(request[0].url ?? request[0]).includes("/queue/data")) return answer;
   const late = new TransformStream({ async transform(part, output) {
     await new Promise((resolve) => setTimeout(resolve, 1000));
     output.enqueue(part);

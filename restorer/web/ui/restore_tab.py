@@ -84,7 +84,7 @@ class RestoreTab:
         """Show an upload and the estimate of its result; cancel the job of the previous one.
 
         If an upload follows another before its answer, the first event already sees the second upload, and
-        the event of that must not cancel the job that was started meanwhile.
+        the second event must not cancel the job that was started meanwhile.
         """
         if path and shown and path == shown.path:
             return self.unchanged

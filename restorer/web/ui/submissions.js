@@ -1,61 +1,80 @@
-// Keep Gradio's client from losing submissions to its queue. This runs before Gradio's scripts.
+// Keep Gradio's client from losing answers of its queue. This runs before Gradio's scripts.
 //
-// The server ends the stream of answers as soon as none is due, and the client counts on the stream until it has read
-// that it ended: what it submits in between would never be answered. So a submission counts as accepted only once the
-// stream names it or has ended. The client cancels a submission by its id, which it does not know until then.
+// The server closes its event stream when no event is pending. Until the client has read that, it opens no new stream,
+// so an event that is submitted in between would get no answer. The client therefore reads one stream that never ends,
+// fed by as many streams of the server as the pending events need. It cancels an event by its id, which it knows only
+// once the submission is answered; requests to cancel wait for that here.
 (() => {
-  const request = window.fetch, submitted = new Map();  // the id of each function's last submission, as a promise
-  let stream = null;  // the one that the client counts on
+  const request = window.fetch;
+  const pending = new Set(), completed = new Set();  // ids of events; completed before the submission was answered
+  const submitted = new Map();  // the id of each function's last event, as a promise
+  let output = null;  // the client's stream
+  let source = null, connected = false;  // the arguments of a request for a stream of the server; whether one is open
 
-  class Stream extends EventTarget {
-    ids = new Set();
-
-    end() {
-      if (stream === this) stream = null;
-      this.dispatchEvent(new Event("end"));
-    }
-
-    async read(body) {
-      const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-      for (let text = ""; ;) {
-        const { value, done } = await reader.read();
-        if (done) return;
-        const lines = (text + value).split("\n");
-        text = lines.pop();
-        for (const id of lines.map((line) => /"event_id":"(\w+)"/.exec(line)?.[1]).filter(Boolean)) {
-          this.ids.add(id);
-          this.dispatchEvent(new Event(id));
-        }
+  // Pass on the lines of one stream of the server, but the one that says that it ends
+  const pass = async (body) => {
+    const reader = body.pipeThrough(new TextDecoderStream()).getReader(), encoder = new TextEncoder();
+    for (let text = ""; ;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (text + value).split("\n");
+      text = lines.pop();
+      const passed = lines.filter((line) => !line.includes('"msg":"close_stream"'));
+      for (const line of passed.filter((one) => one.includes('"msg":"process_completed"'))) {
+        const id = /"event_id":"(\w+)"/.exec(line)?.[1];
+        if (!pending.delete(id)) completed.add(id);
       }
+      output.enqueue(encoder.encode(passed.map((line) => `${line}\n`).join("")));
     }
+  };
 
-    names(id) {
-      return this.ids.has(id) || new Promise((resolve) => {
-        for (const type of [id, "end"]) this.addEventListener(type, resolve);
-      });
-    }
-  }
-
-  const openStream = async (resource, options) => {
-    const opened = stream = new Stream();
-    (resource.signal ?? options?.signal)?.addEventListener("abort", () => opened.end());  // the client has read the end
+  const connect = async () => {
+    connected = true;
     try {
-      const answer = await request(resource, options), [gradios, ours] = answer.body.tee();
-      opened.read(ours).catch(() => {}).then(() => setTimeout(() => opened.end(), 1000));
-      return new Response(gradios, answer);
+      const answer = await request(...source);
+      if (!answer.ok) throw answer;
+      feed(answer.body);
     } catch (error) {
-      opened.end();
+      connected = false;
       throw error;
     }
   };
 
-  const submit = async (resource, options) => {
+  const feed = async (body) => {
+    try {
+      await pass(body);
+      connected = false;
+      if (pending.size) await connect();
+    } catch (error) {
+      connected = false;
+      output.error(error);  // Gradio's client reloads the page
+    }
+  };
+
+  const openStream = async ({ url, headers, credentials }) => {
+    const body = new ReadableStream({ start: (controller) => { output = controller; } });
+    source = [url, { headers, credentials }];
+    try {
+      if (!connected) await connect();
+    } catch (error) {
+      if (error instanceof Response) return error;
+      throw error;
+    }
+    return new Response(body, { headers: { "Content-Type": "text/event-stream" } });
+  };
+
+  const expect = (id) => {
+    if (!id || completed.delete(id)) return;
+    pending.add(id);
+    if (source && !connected) connect().catch((error) => output.error(error));
+  };
+
+  const submit = (resource, options) => {
     const answering = request(resource, options);
     const id = answering.then((answer) => answer.clone().json()).then((body) => body.event_id).catch(() => "");
     submitted.set(JSON.parse(options.body).fn_index, id);
-    const answer = await answering;
-    if (stream && answer.ok) await stream.names(await id);
-    return answer;
+    id.then(expect);
+    return answering;
   };
 
   const cancel = async (resource, options) => {
@@ -65,9 +84,9 @@
   };
 
   const routes = { "/queue/data": openStream, "/queue/join": submit, "/cancel": cancel, "/reset": cancel };
-  window.fetch = (resource, options) => {
-    const { pathname } = new URL(resource.url ?? resource, location);
-    const route = Object.keys(routes).find((end) => pathname.endsWith(end));
+  window.fetch = async (resource, options) => {
+    const path = String(resource.url ?? resource).split("?")[0];
+    const route = Object.keys(routes).find((end) => path.endsWith(end));
     return (routes[route] ?? request)(resource, options);
   };
 })();
