@@ -72,13 +72,13 @@ def test_unreadable_upload_shows_its_error(page, rng, name, data, message):
     expect(page.locator("#start")).to_be_enabled()
 
 
-# The stream of answers to submissions is a second behind everything else
+# The stream of answers to submissions is half a second behind everything else
 LATE = """const real = window.fetch;
 window.fetch = async (...request) => {
   const answer = await real(...request);
   if (!String(request[0].url ?? request[0]).includes("/queue/data")) return answer;
   const late = new TransformStream({ async transform(part, output) {
-    await new Promise((resolve) => setTimeout(resolve, 1000));
+    await new Promise((resolve) => setTimeout(resolve, 500));
     output.enqueue(part);
   } });
   return new Response(answer.body.pipeThrough(late), answer);
@@ -91,7 +91,7 @@ def test_nothing_is_lost_when_the_stream_of_answers_is_late(browser, address, rn
     page.goto(address)
     upload(page, "notes.png", b"just text")
     expect(page.locator("#summary")).to_contain_text("not an image")
-    page.wait_for_timeout(1500)  # the server has answered all and ended the stream
+    page.wait_for_timeout(750)  # the server has answered all and ended the stream
     choose(page, photo_like(rng, 30, 30))
     expect(page.locator("#start")).to_be_enabled()
     page.close()
