@@ -177,7 +177,7 @@ def test_every_route_requires_key_in_any_spelling(tmp_path, monkeypatch):
                 else:
                     assert answer.status == 401, (request, answer.status)
                 assert KEY not in answer.text and not leaks(answer, tmp_path), request
-    assert count > 6_000
+    assert count > (20_000 if spelled == paths else 6_000)
 
 
 def leaks(answer, folder: Path) -> list[str]:
@@ -234,7 +234,7 @@ def test_no_route_fails_for_caller_with_key(tmp_path):
         assert answer.status == 200, "the server stopped answering"
     assert {"/", "/config", "/models", "/ready", "/metrics", "/docs", "/gradio_api/info"} <= answered
     assert "/gradio_api/queue/status" not in answered and "/gradio_api/token" not in answered
-    assert len(requests) > 6_000
+    assert len(requests) > (20_000 if len(spelled) == len(paths) else 6_000)
 
 
 # Another caller

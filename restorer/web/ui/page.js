@@ -241,7 +241,7 @@
     scheduled = true;
     setTimeout(() => { scheduled = false; update(); }, 100);
   };
-  document.addEventListener("load", scheduleUpdate, true);
+  document.addEventListener("load", scheduleUpdate, true);  // an image that has loaded is no mutation
   new MutationObserver(scheduleUpdate).observe(document.body, {
     subtree: true, childList: true, attributes: true, attributeFilter: ["class", "src"],
   });

@@ -2,11 +2,13 @@
 //
 // The server closes its event stream when no event is pending. Until the client has read that, it opens no new stream,
 // so an event that is submitted in between would get no answer. The client therefore reads one stream that never ends,
-// fed by as many streams of the server as the pending events need. It cancels an event by its id, which it knows only
-// once the submission is answered; requests to cancel wait for that here.
+// fed by as many streams of the server as the pending events need.
+//
+// The client cancels an event by its id. A request that is sent before the id is known waits for it here.
 (() => {
   const request = window.fetch;
-  const pending = new Set(), completed = new Set();  // ids of events; completed before the submission was answered
+  const pending = new Set();  // ids of events that have not completed
+  const completed = new Set();  // ids of events that completed before the answer to their submission arrived
   const submitted = new Map();  // the id of each function's last event, as a promise
   let output = null;  // the client's stream
   let source = null, connected = false;  // the arguments of a request for a stream of the server; whether one is open
