@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -163,7 +164,7 @@ def test_crops_and_targets_cover_the_same_area(samples):
     samples.truth = 255 - samples.teacher
     kinds = []
     for step in range(12):
-        small, target = learn.draw(samples, replace(PLAN, batch=4), step)
+        small, target, _ = learn.draw(samples, replace(PLAN, batch=4), step)
         assert small.shape == (4, 3, 8, 8) and target.shape == (4, 3, 32, 32)
         expected = functional.interpolate(small, scale_factor=4, mode="nearest")
         for image, crop in zip(target, expected, strict=True):
@@ -173,6 +174,26 @@ def test_crops_and_targets_cover_the_same_area(samples):
     assert 0.25 < np.mean(kinds) < 0.75
     again = learn.draw(samples, replace(PLAN, batch=4), 11)
     assert torch.equal(again[0], small) and torch.equal(again[1], target)
+
+
+def test_borders_are_where_blocks_of_the_input_meet():
+    """Pixels hold the number of their block: gradients are near a border within 3 pixels of a change."""
+    pairs = pool.Pool(8, 32, CPU, None, "")
+    block = torch.arange(128) // 32
+    pairs.teacher[..., 0], pairs.teacher[..., 1] = 60 * block, 60 * block[:, None]
+    pairs.truth[:], pairs.size = pairs.teacher, 8
+    for step in range(6):
+        _, target, borders = learn.draw(pairs, PLAN, step)
+        for image, across, down in zip(target, *borders, strict=True):
+            for near, gradient in (
+                (across.flatten(), image.diff(dim=-1)),
+                (down.flatten(), image.diff(dim=-2)),
+            ):
+                changes = (
+                    gradient.abs().amax((0, 1)) if gradient.shape[-1] == 63 else gradient.abs().amax((0, 2))
+                )
+                wide = functional.max_pool1d((changes > 0).float()[None], 7, 1, 3)[0] > 0
+                assert wide.any() and torch.equal(near[4:-4], wide[4:-4])
 
 
 def test_orthogonalisation_equals_torch_muon():
@@ -202,6 +223,10 @@ def test_exported_weights_are_the_trained_network(samples):
     with torch.inference_mode():
         expected = architectures.build(spec, state, "test")(image)
         assert torch.allclose(student.forward(image, student.mean), expected, atol=4e-3)
+        copy = Student("8x2", CPU, 1)
+        copy.start_from(state)
+        exported = copy.export()
+        assert all(torch.equal(exported[name], tensor.half()) for name, tensor in state.items())
         student.dtype = torch.bfloat16  # as on a GPU
         assert torch.allclose(student.forward(image, student.mean), expected, atol=0.03)
 
@@ -232,9 +257,10 @@ def test_strength_term_prefers_texture_where_l1_prefers_blur(monkeypatch):
     grey = torch.full_like(target, 0.5)
     for term in ("GRADIENT", "SPECTRUM", "ARTEFACTS"):
         monkeypatch.setattr(losses, term, 0)
-    assert losses.total(grey, target, grey, strength=0) < losses.total(other, target, other, strength=0)
-    assert losses.total(grey, target, grey, strength=5) > losses.total(other, target, other, strength=5)
-    assert losses.total(target, target, grey, strength=5) == 0
+    total = partial(losses.total, borders=(torch.tensor(False), torch.tensor(False)))
+    assert total(grey, target, grey, strength=0) < total(other, target, other, strength=0)
+    assert total(grey, target, grey, strength=5) > total(other, target, other, strength=5)
+    assert total(target, target, grey, strength=5) == 0
 
 
 @pytest.mark.slow
@@ -313,7 +339,7 @@ def test_training_reduces_the_loss(samples, tmp_path):
 
     def current_loss() -> float:
         with torch.no_grad():
-            small, target = learn.draw(samples, replace(plan, batch=16), 1000)
+            small, target, _ = learn.draw(samples, replace(plan, batch=16), 1000)
             return float((student.forward(small, student.weights) - target).abs().mean())
 
     before = current_loss()

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from restorer.models import registry
@@ -68,6 +69,9 @@ def _train(
         seed=arguments.seed,
     )
     trainer = learn.Trainer(plan, arguments.students, device, arguments.out, STARTED)
+    if arguments.start and not trainer.step:
+        for student in trainer.students:
+            student.start_from(safetensors.torch.load_file(arguments.start))
     teacher, present = pool.load_network(arguments.teacher, device), _present(device)
     for target, source in ((held_out, waiting), (samples, blocks)):
         # A plan in steps is deterministic, which needs the whole pool before the first step
@@ -109,6 +113,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, help="processes that degrade photographs (CPUs, at most 12)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and all draws (%(default)s)")
+    parser.add_argument(
+        "--start", type=Path, help="weights of this size to start from, instead of random ones"
+    )
     parser.add_argument("--teacher", default="RealESRGAN_x4plus", help="a model by its name (%(default)s)")
     arguments = parser.parse_args()
     arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -49,7 +49,7 @@ def seed(*numbers: int) -> None:
 
 def sample(photo: np.ndarray, side: int) -> Sample:
     """Return a training sample from a uint8 photograph; the original is sharpened, as Real-ESRGAN does."""
-    recipe = random.choices((light, clean, old, heavy, native, screen), (44, 8, 12, 12, 14, 10))[0]
+    recipe = random.choices((light, clean, old, heavy, native, screen), (40, 8, 20, 12, 12, 8))[0]
     small, truth = recipe(photo, side)
     if truth is not None and recipe is not screen:
         truth = _usm_sharp(truth)

@@ -16,7 +16,10 @@ from .student import Student
 _SAVE_SECONDS = 20
 _TABLES = 20  # in a run
 _WARM_UP = 100  # steps
-_STRENGTH = (0.5, 2)  # weight of the texture at the start and the end: with 2, early steps gain half as much
+_STRENGTH = (
+    0.5,
+    2.5,
+)  # weight of the texture at the start and the end: with 2, early steps gain half as much
 _ADVERSARIAL_SHARE = 2 / 3  # of the run, after which the discriminator takes part
 _TEACHER_SHARE = 0.6  # time for the teacher relative to that for the students, until the pool is full
 
@@ -71,12 +74,12 @@ class Trainer:
         rate = self.plan.rate * min((self.step + 1) / _WARM_UP, 1, (1 - share) / 0.7)
         strength = _STRENGTH[0] * (1 - share) + _STRENGTH[1] * share
         adversarial = self.plan.adversarial * _ramp(share)
-        small, target = draw(pool, self.plan, self.step)
+        small, target, borders = draw(pool, self.plan, self.step)
         for i, (student, critic) in enumerate(zip(self.students, self.critics, strict=True)):
             output = student.forward(small, student.weights)
             with torch.no_grad():
                 reference = student.forward(small, student.mean)
-            loss = losses.total(output, target, reference, strength=strength)
+            loss = losses.total(output, target, reference, borders, strength=strength)
             if adversarial:
                 (loss + adversarial * critic.generator_loss(output)).backward()
             else:
@@ -125,8 +128,10 @@ def _ramp(share: float) -> float:
     return min(1.0, max(0.0, (share - _ADVERSARIAL_SHARE) / 0.08 - 0.25))
 
 
-def draw(pool: Pool, plan: Plan, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return random crops of the inputs and 4x targets, (n, 3, h, w) float32 in 0..1.
+def draw(
+    pool: Pool, plan: Plan, step: int
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Return random crops of the inputs and 4x targets, (n, 3, h, w) float32 in 0..1, and losses' `borders`.
 
     Each target is the teacher's output or the original, with equal probability: their average would have less
     texture than either. Depends only on the pool, the plan and the number of the step.
@@ -152,7 +157,19 @@ def draw(pool: Pool, plan: Plan, step: int) -> tuple[torch.Tensor, torch.Tensor]
     for image in (small, target):
         image = image.transpose(1, 2) if transposed else image
         images.append(image.permute(0, 3, 1, 2).float() / 255)
-    return images[0].contiguous(memory_format=torch.channels_last), images[1].contiguous()
+    across = [
+        _near_border(_line(4 * corner, flip, 4 * crop)) for corner, flip in ((left, flip_x), (top, flip_y))
+    ]
+    across = across[::-1] if transposed else across
+    borders = across[0][:, None, None], across[1][:, None, :, None]
+    return images[0].contiguous(memory_format=torch.channels_last), images[1].contiguous(), borders
+
+
+def _near_border(line: torch.Tensor) -> torch.Tensor:
+    """Return which gradients between neighbours of (n, side) positions are within a pixel of the input of a
+    border of its 8 x 8 blocks, (n, side - 1) bool."""
+    middle = torch.maximum(line[:, :-1], line[:, 1:]) % report.BORDER
+    return torch.minimum(middle, report.BORDER - middle) < 4
 
 
 def _gather(
@@ -165,12 +182,14 @@ def _gather(
     side: int,
 ) -> torch.Tensor:
     """Return (n, side, side, 3) crops at these corners, mirrored where a flip is 1."""
-    line = torch.arange(side, device=images.device)
-    rows, columns = (
-        corner[:, None] + torch.where(flip[:, None].bool(), side - 1 - line, line)
-        for corner, flip in ((top, flip_y), (left, flip_x))
-    )
+    rows, columns = _line(top, flip_y, side), _line(left, flip_x, side)
     return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _line(corner: torch.Tensor, flip: torch.Tensor, side: int) -> torch.Tensor:
+    """Return the positions (n, side) along one axis of crops, from the end where a flip is 1."""
+    line = torch.arange(side, device=corner.device)
+    return corner[:, None] + torch.where(flip[:, None].bool(), side - 1 - line, line)
 
 
 def run(

@@ -7,24 +7,33 @@ from torch.nn import functional
 from restorer.models import compat
 
 GRADIENT, SPECTRUM, ARTEFACTS = 1.0, 0.05, 0.5  # weights; that of the pixels is 1
+_BORDER = 6.0  # weight of a gradient near a border of JPEG's blocks, relative to the others
 _CROP = 128  # side of the discriminator's crops: it costs more than the student
 _BATCH = 24
 
 
 def total(
-    output: torch.Tensor, target: torch.Tensor, reference: torch.Tensor, *, strength: float
+    output: torch.Tensor,
+    target: torch.Tensor,
+    reference: torch.Tensor,
+    borders: tuple[torch.Tensor, torch.Tensor],
+    *,
+    strength: float,
 ) -> torch.Tensor:
     """Return the weighted sum of the terms that need no discriminator.
 
     reference  output of the averaged weights, see artefacts()
+    borders    where horizontal and vertical gradients are near a border of JPEG's blocks, (n, 1, 1, w-1) and
+               (n, 1, h-1, 1) bool
     strength   weight of local_rms()
     """
     difference = output - target
     loss = difference.abs().mean() + SPECTRUM * spectrum(difference)
     loss = loss + ARTEFACTS * artefacts(difference, reference - target)
-    for axis in (-1, -2):
+    for axis, border in zip((-1, -2), borders, strict=True):
         slope, target_slope = output.diff(dim=axis), target.diff(dim=axis)
-        loss = loss + GRADIENT / 2 * (slope - target_slope).abs().mean()
+        weight = torch.where(border, _BORDER, 1.0)
+        loss = loss + GRADIENT / 2 * ((slope - target_slope).abs() * weight).mean()
         loss = loss + strength / 2 * (local_rms(slope) - local_rms(target_slope)).abs().mean()
     return loss
 

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from .pool import BLOCK, Pool
 
-_BORDER = 32  # output pixels between the borders of JPEG's 8 x 8 blocks at scale 4
+BORDER = 32  # output pixels between the borders of JPEG's 8 x 8 blocks at scale 4
 _HEADER = f"{'':24}{'truth dB':>10}{'teacher dB':>12}{'blocks':>8}{'energy':>8}"
 
 Upscale = Callable[[torch.Tensor], torch.Tensor]
@@ -54,7 +54,7 @@ def blockiness(output: torch.Tensor) -> torch.Tensor:
     ratios = []
     for image in (output, output.mT):
         gradient = image.diff(dim=-1).abs().mean((1, 2))
-        border = torch.arange(1, gradient.shape[-1] + 1, device=output.device) % _BORDER == 0
+        border = torch.arange(1, gradient.shape[-1] + 1, device=output.device) % BORDER == 0
         ratios.append(gradient[:, border].mean(1) / gradient[:, ~border].mean(1).clamp_min(1e-6))
     return (ratios[0] + ratios[1]) / 2
 

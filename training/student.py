@@ -88,6 +88,26 @@ class Student:
         self._adam.load_state_dict(state["adam"])
         self.steps = state["steps"]
 
+    def start_from(self, tensors: Weights) -> None:
+        """Copy weights of the same size, by SRVGGNetCompact's names."""
+        count = self.convs + 2
+        kernels, biases = (
+            [tensors[f"body.{2 * i}.{part}"] for i in range(count)] for part in ("weight", "bias")
+        )
+        initial = {
+            "first": kernels[0].flatten(1),
+            "body": torch.stack(kernels[1:-1]).flatten(2),
+            "last": kernels[-1].flatten(1),
+            "first_bias": biases[0],
+            "body_bias": torch.stack(biases[1:-1]),
+            "last_bias": biases[-1],
+            "slopes": torch.stack([tensors[f"body.{2 * i + 1}.weight"] for i in range(count - 1)]),
+        }
+        with torch.no_grad():
+            for key, tensor in initial.items():
+                self.weights[key].copy_(tensor)
+                self.mean[key].copy_(tensor)
+
     def export(self) -> Weights:
         """Return the averaged weights by SRVGGNetCompact's names, float16 on the CPU."""
         mean, kernels, biases = self.mean, [self.mean["first"]], [self.mean["first_bias"]]

@@ -316,7 +316,7 @@ def load(
     module = architectures.build(spec, state, model.name).eval().requires_grad_(False)
     segments = network.segments(module.to(target, memory_format=torch.channels_last))  # type: ignore[call-overload]
     if use_half:
-        name, backend = str(target), backends.modules(segments, torch.float16)
+        name, backend = str(target), backends.half(segments, target)
     elif target.type != "cpu":
         name, backend = str(target), backends.modules(segments)
     else:

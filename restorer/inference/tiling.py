@@ -171,11 +171,13 @@ class Run:
         """
         maps, last = {IMAGE: image}, len(self._segments) - 1
         for index, segment in enumerate(self._segments[:-1]):
-            if segment.writes not in maps:
-                maps[segment.writes] = _empty_map(segment, image)
-            target = maps[segment.writes]
             for core, output in self._outputs(index, maps, self._tiles(index, maps)):
-                target[(..., *core.slices)] = output
+                if output.is_cuda and core.shape == image.shape[-2:]:
+                    maps[segment.writes] = output
+                    continue
+                if segment.writes not in maps:
+                    maps[segment.writes] = _empty_map(segment, image)
+                maps[segment.writes][(..., *core.slices)] = output
             for name in unused(self._segments, index, maps):
                 del maps[name]
         scale, previous = self._segments[-1].scale, None

@@ -16,11 +16,14 @@ from tests.reference import photos
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
+def load(name, device, half):
+    weights = Path(__file__).parents[2] / "weights"
+    return engine.load(registry.find(name, weights), weights, device=device, half=half, lock=threading.Lock())
+
+
 def enlarge(device, image, *, half=None, tile=2048, fail=()):
     """Return the result of the built-in model, with out-of-memory errors at some calls."""
-    weights = Path(__file__).parents[2] / "weights"
-    model = registry.find(registry.BUILT_IN, weights)
-    run = engine.load(model, weights, device=device, half=half, lock=threading.Lock())
+    run = load(registry.BUILT_IN, device, half)
     calls = []
 
     def failing(compute):
@@ -54,3 +57,14 @@ def test_tiles_and_errors_change_at_most_one_level():
     for options in ({"tile": 64}, {"fail": (0,)}, {"fail": (2, 5)}):
         assert np.abs(enlarge("cuda", image, **options) - expected).max() <= 1
     assert cv2.PSNR(enlarge("cuda", image), expected.astype(np.uint8)) > 100
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0), reason="no Hopper"
+)
+def test_triton_computes_rrdbnet_on_hopper():
+    image, exact = photos()["chelsea"], load("RealESRGAN_x4plus", "cuda", False)
+    run = load("RealESRGAN_x4plus", "cuda", None)
+    assert type(run._backend.compute[1]).__name__ == "DenseBlock"
+    assert type(run._backend.compute[-1]).__name__ == "Tail"
+    assert cv2.PSNR(run(image), exact(image)) > 50
