@@ -178,3 +178,10 @@ def test_blocks_and_blotches_are_measured(rng):
     assert same.blocks == 1 and blocks.blocks > 1.2
     assert same.blotches < 1 and blotches.blotches > 3 and blocks.blotches < 1
     assert same.energy == 1 and np.isnan(same.truth) and np.isnan(same.niqe)
+
+
+def test_a_grid_is_measured(rng):
+    noise = rng.integers(120, 136, (256, 256, 3), np.uint8)
+    dots, texture = noise.copy(), np.tile(noise[:8, :8], (32, 32, 1))
+    dots[3::8, 5::8] = 160
+    assert quality.grid(noise) < 1.2 < 2 < min(quality.grid(dots), quality.grid(texture))

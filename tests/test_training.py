@@ -185,15 +185,10 @@ def test_borders_are_where_blocks_of_the_input_meet():
     for step in range(6):
         _, target, borders = learn.draw(pairs, PLAN, step)
         for image, across, down in zip(target, *borders, strict=True):
-            for near, gradient in (
-                (across.flatten(), image.diff(dim=-1)),
-                (down.flatten(), image.diff(dim=-2)),
-            ):
-                changes = (
-                    gradient.abs().amax((0, 1)) if gradient.shape[-1] == 63 else gradient.abs().amax((0, 2))
-                )
-                wide = functional.max_pool1d((changes > 0).float()[None], 7, 1, 3)[0] > 0
-                assert wide.any() and torch.equal(near[4:-4], wide[4:-4])
+            for near, axis in ((across, 2), (down, 1)):
+                change = (image.diff(dim=axis) != 0).any(0).any(2 - axis)
+                wide = functional.max_pool1d(change.float()[None], 7, 1, 3)[0] > 0
+                assert wide.any() and torch.equal(near.flatten()[4:-4], wide[4:-4])
 
 
 def test_orthogonalisation_equals_torch_muon():
@@ -213,6 +208,7 @@ def test_orthogonalisation_equals_torch_muon():
 
 def test_exported_weights_are_the_trained_network(samples):
     student = Student("8x2", CPU, 0)
+    student.dtype = torch.float32
     with torch.no_grad():
         for tensor in student.mean.values():
             tensor.add_(0.05 * torch.randn_like(tensor))
@@ -227,6 +223,7 @@ def test_exported_weights_are_the_trained_network(samples):
         copy.start_from(state)
         exported = copy.export()
         assert all(torch.equal(exported[name], tensor.half()) for name, tensor in state.items())
+        assert all(torch.equal(copy.weights[name], tensor) for name, tensor in copy.mean.items())
         student.dtype = torch.bfloat16  # as on a GPU
         assert torch.allclose(student.forward(image, student.mean), expected, atol=0.03)
 
@@ -261,6 +258,33 @@ def test_strength_term_prefers_texture_where_l1_prefers_blur(monkeypatch):
     assert total(grey, target, grey, strength=0) < total(other, target, other, strength=0)
     assert total(grey, target, grey, strength=5) > total(other, target, other, strength=5)
     assert total(target, target, grey, strength=5) == 0
+
+
+def test_gradients_at_borders_of_blocks_count_more(monkeypatch):
+    for term in ("SPECTRUM", "ARTEFACTS"):
+        monkeypatch.setattr(losses, term, 0)
+    target = torch.zeros(1, 3, 16, 16)
+    step = torch.cat((target[..., :8], target[..., 8:] + 0.5), 3)
+    across = torch.zeros(1, 1, 1, 15, dtype=torch.bool)
+    down, marked = torch.zeros(1, 1, 15, 1, dtype=torch.bool), across.clone()
+    marked[..., 7] = True
+    plain, weighted = (
+        losses.total(step, target, step, (where, down), strength=0) for where in (across, marked)
+    )
+    assert weighted > 1.2 * plain
+    marked = marked.roll(1, 3)
+    assert losses.total(step, target, step, (marked, down), strength=0) == plain
+
+
+def test_dots_of_a_period_have_the_strength_of_texture_but_not_in_every_phase():
+    torch.manual_seed(0)
+    dots, texture = torch.zeros(1, 1, 64, 64), torch.randn(1, 1, 64, 64)
+    dots[..., 3::8, 5::8] = 1
+    texture *= losses.local_rms(dots).mean() / losses.local_rms(texture).mean()
+    again = texture[..., torch.randperm(64)]
+    for rms, ratio in ((losses.local_rms, 1.5), (losses.periodic_rms, 3)):
+        difference = (rms(dots) - rms(texture)).abs().mean() / (rms(again) - rms(texture)).abs().mean()
+        assert (difference < ratio) == (rms is losses.local_rms)
 
 
 @pytest.mark.slow
@@ -355,10 +379,26 @@ def test_command_creates_weights_from_photographs(photos, tmp_path, monkeypatch)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "training", str(photos), "--teacher", "custom/teacher"]
     command += ["--out", str(out), "--device", "cpu", "--side", "24", "--batch", "1", "--pool", "8"]
-    command += ["--students", "8x1,4x2", "--workers", "1", "--steps", "3"]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command += ["--workers", "1", "--steps"]
+
+    def run(*options):
+        return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+
+    process = run("3", "--students", "8x1,4x2")
     assert process.returncode == 0, process.stderr
     assert "step 3 " in process.stdout and "heavy 4x2" in process.stdout
-    state = architectures.read_state(out / "restore-lite-2-8x1.safetensors")
+    result, checkpoint = out / "restore-lite-2-8x1.safetensors", out / "checkpoint-8x1.pt"
+    state = architectures.read_state(result)
     assert architectures.detect(state, "trained").parameters["num_feat"] == 8
     assert (out / "checkpoint-4x2.pt").is_file()
+
+    start = result.rename(tmp_path / "start.safetensors")
+    critic = checkpoint.rename(tmp_path / "critic.pt")
+    again = ("1", "--start", str(start), "--critic", str(critic), "--share", "0.99")
+    process = run(*again, "--students", "8x1")
+    assert process.returncode == 0 and "100 %  step 1 " in process.stdout, process.stderr
+    changed = architectures.read_state(result)
+    assert all((changed[name] - tensor).abs().max() < 1e-3 for name, tensor in state.items())
+    for students, message in (("8x1,4x2", "needs one student"), ("4x2", "not of a network of 4x2")):
+        process = run(*again, "--students", students, "--out", str(tmp_path / "other"))
+        assert process.returncode and message in process.stderr

@@ -3,3 +3,5 @@
 import time
 
 STARTED = time.monotonic()  # the time limit includes importing torch
+
+import restorer  # noqa: E402, F401  # configures OpenMP, before torch is imported

@@ -67,11 +67,14 @@ def _train(
         arguments.batch or (48 if device.type == "cuda" else 8),
         arguments.adversarial,
         seed=arguments.seed,
+        first=arguments.share,
     )
     trainer = learn.Trainer(plan, arguments.students, device, arguments.out, STARTED)
     if arguments.start and not trainer.step:
-        for student in trainer.students:
-            student.start_from(safetensors.torch.load_file(arguments.start))
+        trainer.students[0].start_from(safetensors.torch.load_file(arguments.start))
+    if arguments.critic and not trainer.step:
+        checkpoint = torch.load(arguments.critic, map_location="cpu", weights_only=True)
+        trainer.critics[0].load(checkpoint["critic"])
     teacher, present = pool.load_network(arguments.teacher, device), _present(device)
     for target, source in ((held_out, waiting), (samples, blocks)):
         # A plan in steps is deterministic, which needs the whole pool before the first step
@@ -113,11 +116,13 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, help="processes that degrade photographs (CPUs, at most 12)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and all draws (%(default)s)")
-    parser.add_argument(
-        "--start", type=Path, help="weights of this size to start from, instead of random ones"
-    )
+    parser.add_argument("--start", type=Path, help="weights to start from; needs one student, of their size")
+    parser.add_argument("--critic", type=Path, help="checkpoint whose discriminator to start from")
+    parser.add_argument("--share", type=float, default=0, help="place in the schedules to start at, 0 to 1")
     parser.add_argument("--teacher", default="RealESRGAN_x4plus", help="a model by its name (%(default)s)")
     arguments = parser.parse_args()
+    if arguments.start and len(arguments.students) > 1:
+        parser.error("--start needs one student, of the size of its weights")
     arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     arguments.minutes = arguments.minutes or (6.5 if arguments.device == "cuda" else 600)
     arguments.workers = arguments.workers or min(12, os.cpu_count() or 1)

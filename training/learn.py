@@ -15,12 +15,9 @@ from .student import Student
 
 _SAVE_SECONDS = 20
 _TABLES = 20  # in a run
-_WARM_UP = 100  # steps
-_STRENGTH = (
-    0.5,
-    2.5,
-)  # weight of the texture at the start and the end: with 2, early steps gain half as much
+_WARM_UP = 100  # steps, or a tenth of a shorter run
 _ADVERSARIAL_SHARE = 2 / 3  # of the run, after which the discriminator takes part
+_STRENGTH = (0.5, 2)  # weight of the texture at the start and then: with 2, early steps gain half as much
 _TEACHER_SHARE = 0.6  # time for the teacher relative to that for the students, until the pool is full
 
 
@@ -32,6 +29,7 @@ class Plan:
     seconds      of all runs together, including the time before training
     batch        crops per step; half a training input wide
     adversarial  weight of the discriminator's loss; 0 trains without it
+    first        share of the schedules of rate and losses at which the run starts, 0 to 1
     """
 
     steps: int
@@ -40,6 +38,7 @@ class Plan:
     adversarial: float = 0.05
     rate: float = 2e-3
     seed: int = 0
+    first: float = 0
 
 
 class Trainer:
@@ -63,16 +62,19 @@ class Trainer:
         return self.spent + time.monotonic() - self.started
 
     def share(self) -> float:
-        """Return how much of the run is done; at 1 it ends. Time for the last table and files is reserved."""
+        """Return the place in the schedules; the run ends at 1. Time for the last table is reserved."""
         if self.plan.steps:
-            return self.step / self.plan.steps
-        return (self.elapsed() + self.reserve) / self.plan.seconds
+            done = self.step / self.plan.steps
+        else:
+            done = (self.elapsed() + self.reserve) / self.plan.seconds
+        return self.plan.first + (1 - self.plan.first) * done
 
     def train_step(self, pool: Pool) -> None:
         """Train every student on one batch."""
         share = min(1.0, self.share())
-        rate = self.plan.rate * min((self.step + 1) / _WARM_UP, 1, (1 - share) / 0.7)
-        strength = _STRENGTH[0] * (1 - share) + _STRENGTH[1] * share
+        warm_up = min(_WARM_UP, self.plan.steps // 10 or _WARM_UP)
+        rate = self.plan.rate * min((self.step + 1) / warm_up, 1, (1 - share) / 0.7)
+        strength = float(np.interp(share, (0, _ADVERSARIAL_SHARE), _STRENGTH))
         adversarial = self.plan.adversarial * _ramp(share)
         small, target, borders = draw(pool, self.plan, self.step)
         for i, (student, critic) in enumerate(zip(self.students, self.critics, strict=True)):

@@ -20,6 +20,7 @@ from torch import nn
 from restorer.models import architectures, loader, registry, sources
 
 from . import degrade
+from .losses import has_bfloat16
 
 BLOCK = 8  # samples of one photograph: decoding it takes longer than degrading a crop
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
@@ -170,7 +171,7 @@ def _open(path: Path, shape: tuple[int, ...], *, existing: bool) -> np.ndarray:
 
 
 def load_network(name: str, device: torch.device) -> nn.Module:
-    """Return a model that needs no download, in float16 on a GPU. Raises SystemExit if it is absent."""
+    """Return a model that needs no download, in 16 bits where they are fast. Raises SystemExit if absent."""
     folder = registry.weights_folder()
     source = sources.locate(registry.find(name, folder), folder)
     if source is None:
@@ -178,7 +179,9 @@ def load_network(name: str, device: torch.device) -> nn.Module:
     state = loader.load(source).state
     network = architectures.build(architectures.detect(state, name), state, name)
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    return network.half() if device.type == "cuda" else network
+    if device.type == "cuda":
+        return network.half()
+    return network.bfloat16() if has_bfloat16(device) else network
 
 
 @torch.no_grad()

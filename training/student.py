@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from restorer.models import compat
 
+from . import losses
+
 _DECAY = 0.999  # of the moving average of the weights, which is the result
 _MOMENTUM = 0.95
 _NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Keller Jordan's coefficients, as in torch.optim.Muon
@@ -25,7 +27,7 @@ class Student:
     def __init__(self, name: str, device: torch.device, seed: int) -> None:
         self.name = name
         self.features, self.convs = parse(name)
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.dtype = torch.bfloat16 if losses.has_bfloat16(device) else torch.float32
         self.steps = 0
         initial = _initial(self.features, self.convs, seed)
         self.weights = {key: tensor.to(device).requires_grad_() for key, tensor in initial.items()}
@@ -36,7 +38,7 @@ class Student:
         self._adam = torch.optim.Adam(others, betas=(0.9, 0.99))
 
     def forward(self, image: torch.Tensor, weights: Weights) -> torch.Tensor:
-        """Upscale (n, 3, h, w) float32 in 0..1 to (n, 3, 4h, 4w) float32, on a GPU mostly in bfloat16.
+        """Upscale (n, 3, h, w) float32 in 0..1 to (n, 3, 4h, 4w) float32, mostly in the student's dtype.
 
         The first layer, the skip connection and the result are float32: bfloat16 has too few levels.
         """
@@ -89,7 +91,10 @@ class Student:
         self.steps = state["steps"]
 
     def start_from(self, tensors: Weights) -> None:
-        """Copy weights of the same size, by SRVGGNetCompact's names."""
+        """Copy weights by SRVGGNetCompact's names. Raises SystemExit unless they are of this size."""
+        shapes, own = ({name: part.shape for name, part in w.items()} for w in (tensors, self.export()))
+        if shapes != own:
+            raise SystemExit(f"training: the weights to start from are not of a network of {self.name}")
         count = self.convs + 2
         kernels, biases = (
             [tensors[f"body.{2 * i}.{part}"] for i in range(count)] for part in ("weight", "bias")

@@ -173,7 +173,7 @@ class Run:
         for index, segment in enumerate(self._segments[:-1]):
             for core, output in self._outputs(index, maps, self._tiles(index, maps)):
                 if output.is_cuda and core.shape == image.shape[-2:]:
-                    maps[segment.writes] = output
+                    maps[segment.writes] = output  # whose memory, unlike the system's, is not new
                     continue
                 if segment.writes not in maps:
                     maps[segment.writes] = _empty_map(segment, image)

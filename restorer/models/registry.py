@@ -137,7 +137,7 @@ MODELS = (
         "upscale",
         4,
         727_448,
-        "90c0bcbfdb3054d201c2556bd70e25a172372cac265392f1e8ac19c3361ab389",
+        "1a1fe344696c152712aec41dbe34cf03a42c8b25b58a8b90a996435e89798bcb",
         "",
         "Apache-2.0",
         "any picture, three times as fast as realesr-general-x4v3",

@@ -26,20 +26,26 @@ def main() -> None:
     modules = backends.modules(parts, torch.float16).compute
     functions = triton.replace(parts, modules, torch.device("cpu"))
     errors = {}
-    for part, function in zip(parts, functions, strict=True):
+    for index, (part, function) in enumerate(zip(parts, functions, strict=True)):
         if isinstance(function, torch.nn.Module):
             continue
-        for height, width in ((1, 1), (3, 19), (6, 1)) if part.scale == 1 else ((1, 1), (2, 5)):
+        for height, width in ((1, 1), (2, 17), (4, 1)) if part.scale == 1 else ((1, 1), (1, 5)):
             windows = [torch.randn(1, channels, height, width).half() for channels in part.inputs]
             windows = [window.contiguous(memory_format=torch.channels_last) for window in windows]
             actual = function(*windows).float()
             expected = part.module(*(window.float() for window in windows))
-            kind = f"{type(part.module).__name__} {height} x {width}"
-            errors[kind] = float((actual - expected).norm() / expected.norm())
-    try:  # a device that computes wrong features
-        triton.replace(parts, [lambda *maps, f=f: 1.02 * f(*maps) for f in modules], torch.device("cpu"))
-    except InvalidOutput:
-        json.dump(errors, sys.stdout)
+            errors[f"{type(part.module).__name__} {index}: {height} x {width}"] = float(
+                (actual - expected).norm() / expected.norm()
+            )
+    wrong = [lambda *maps, module=module: 1.02 * module(*maps) for module in modules]
+    for part, module, function in zip(parts, wrong, functions, strict=True):
+        if not isinstance(function, torch.nn.Module):  # and a device that computes something else is found
+            try:
+                triton._compare(part, module, function, torch.device("cpu"))
+            except InvalidOutput:
+                continue
+            raise AssertionError(f"{part.module} was not compared")
+    json.dump(errors, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ def load(name, device, half):
     return engine.load(registry.find(name, weights), weights, device=device, half=half, lock=threading.Lock())
 
 
-def enlarge(device, image, *, half=None, tile=2048, fail=()):
-    """Return the result of the built-in model, with out-of-memory errors at some calls."""
-    run = load(registry.BUILT_IN, device, half)
+def enlarge(device, image, *, name=registry.BUILT_IN, half=None, tile=2048, fail=()):
+    """Return the result of a model, with out-of-memory errors at some calls."""
+    run = load(name, device, half)
     calls = []
 
     def failing(compute):
@@ -51,12 +51,14 @@ def test_gpu_and_cpu_results_agree(dtype):
         assert 10 * np.log10(white**2 / error) > decibels
 
 
-def test_tiles_and_errors_change_at_most_one_level():
-    image = photos()["chelsea"]
-    expected = enlarge("cuda", image).astype(int)
+@pytest.mark.parametrize("name", [registry.BUILT_IN, "RealESRGAN_x4plus"])
+def test_tiles_and_errors_change_little(name):
+    """cuDNN chooses other kernels for other sizes, and the difference grows with the number of layers."""
+    image, levels = photos()["chelsea"], 1 if name == registry.BUILT_IN else 8
+    expected = enlarge("cuda", image, name=name).astype(int)
     for options in ({"tile": 64}, {"fail": (0,)}, {"fail": (2, 5)}):
-        assert np.abs(enlarge("cuda", image, **options) - expected).max() <= 1
-    assert cv2.PSNR(enlarge("cuda", image), expected.astype(np.uint8)) > 100
+        assert np.abs(enlarge("cuda", image, name=name, **options) - expected).max() <= levels
+    assert cv2.PSNR(enlarge("cuda", image, name=name), expected.astype(np.uint8)) > 100
 
 
 @pytest.mark.skipif(
@@ -67,4 +69,6 @@ def test_triton_computes_rrdbnet_on_hopper():
     run = load("RealESRGAN_x4plus", "cuda", None)
     assert type(run._backend.compute[1]).__name__ == "DenseBlock"
     assert type(run._backend.compute[-1]).__name__ == "Tail"
-    assert cv2.PSNR(run(image), exact(image)) > 50
+    for size in ((45, 57), (8, 20_000)):  # the tail's tile of the second has 80,000 rows
+        photo = np.resize(image, (*size, 3))
+        assert cv2.PSNR(run(photo), exact(photo)) > 50

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ... import atomic
-from ...errors import InvalidOption
+from ...errors import InvalidOption, InvalidOutput
 from ...options import BFLOAT16, DEVICES, VULKAN
 from ..network import Compute, RrdbTail, Segment
 
@@ -28,13 +28,14 @@ _PACKAGES = {"cpu:openvino": "openvino", "cpu:ncnn": "ncnn", VULKAN: "ncnn"}
 NAMES = ("cpu:openvino", "cpu:ncnn", "cpu:torch", BFLOAT16, VULKAN)
 CHOICES = tuple(name for name in NAMES if name not in (BFLOAT16, VULKAN))  # in float32
 _NCNN_TILE = 256
-_HOPPER = (9, 0)  # compute capability of the GPUs on which Triton was measured
+_HOPPER = (9, 0)  # compute capability of the GPUs on which prototypes in Triton were measured
 
 
 class Backend(NamedTuple):
     """How the segments of a network are computed.
 
-    compute  one function for each segment: windows of maps to its output, all of this dtype and layout
+    compute  one function for each segment: windows of maps to its output, a new tensor, all of this dtype and
+             layout
     tile     side of the tiles, whatever is requested: ncnn's Winograd transforms start at a tile's corner, so
              that another size would change the last bits; None: any size gives the same result
     """
@@ -129,20 +130,24 @@ def modules(parts: Sequence[Segment], dtype: torch.dtype = torch.float32) -> Bac
 
 
 def half(parts: Sequence[Segment], device: torch.device) -> Backend:
-    """Return a backend of a GPU in float16: PyTorch's modules, on Hopper with RRDBNet's blocks by Triton.
+    """Return a float16 backend: PyTorch's modules, or on Hopper GPUs Triton's kernels for parts of RRDBNet.
 
-    Triton compiles for seconds, or reads what it compiled before from its cache. Where it fails, as without a
-    C compiler, PyTorch computes the blocks, which takes 2.3 times as long.
+    The first load on a machine compiles the kernels for a few seconds; later ones read Triton's cache. Falls
+    back to PyTorch, with a warning, where Triton fails, for example without a C compiler.
     """
     backend = modules(parts, torch.float16)
-    if not isinstance(parts[-1].module, RrdbTail) or torch.cuda.get_device_capability(device) != _HOPPER:
+    if device.type != "cuda" or not isinstance(parts[-1].module, RrdbTail):
+        return backend
+    if torch.cuda.get_device_capability(device) != _HOPPER:
         return backend
     try:
         from . import triton
 
         return backend._replace(compute=triton.replace(parts, backend.compute, device))
-    except Exception as error:  # noqa: BLE001  a compiler fails in many ways
-        logging.getLogger(__name__).warning("Triton failed, PyTorch computes instead: %s", error)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (ImportError, OSError, RuntimeError, InvalidOutput) as error:
+        logging.getLogger(__name__).warning("Triton failed; using PyTorch instead: %s", error)
         return backend
 
 

@@ -1,34 +1,35 @@
-"""RRDBNet's dense blocks and last convolutions on an NVIDIA GPU, in float16, by one kernel in Triton.
+"""RRDBNet's dense blocks and last convolutions on an NVIDIA GPU, in float16, as one kernel in Triton.
 
 PyTorch concatenates features before each convolution of a dense block and applies bias and activation after
 it, which takes longer than the convolutions. Here a convolution reads features where they are, and adds what
 it contributes to later ones: the first of a block maps its input to the first features and to partial sums of
 those of the next three convolutions, which these complete in place.
 
-Maps are (h, w, channels) float16, contiguous, on one device.
+Prototypes were timed on an H200 (docs/performance.md); this kernel has only run in Triton's interpreter. Maps
+are (h, w, channels) float16 on one device.
 """
 
-import copy
+import subprocess
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.errors import TritonError
 
 from ...errors import InvalidOutput
 from ..network import Compute, LastDense, RrdbTail, Segment
 
-_TILE = 128  # pixels of a row that a program computes; this and the following measured on an H200
-_WARPS = 4
+# Pixels of a row that a program computes, warps, and stages of its pipeline: the fastest of the prototypes
+_TILE, _WARPS, _STAGES = 128, 4, tl.constexpr(3)
 _TOLERANCE = 0.01  # of float16 features, relative to their size; a wrong tap or channel changes them by more
 _WIDTH, _GROWTH = 64, 32  # features of a block, and of each of its first four convolutions
 _SLOPE, _SCALE = tl.constexpr(0.2), tl.constexpr(0.2)  # of the activation; of what is added to a residual
-_STAGES = tl.constexpr(3)
 _CHUNK = tl.constexpr(_WIDTH)  # distance of the groups of channels that are read from one map
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])  # one binary for photos of any size
 def _convolve(
     first,
     second,
@@ -53,14 +54,17 @@ def _convolve(
 ):
     """Convolve groups of DEPTH channels of two maps by 3x3 kernels; write COLUMNS channels of the output.
 
-    FIRST, SECOND  number of groups of each map; a pitch is the number of channels of a map
+    FIRST, SECOND  number of groups of each map
     weight         see _matrices()
+    skip, other    contiguous, of COLUMNS channels
+    pitch          elements between neighbouring pixels of a row
     BIAS           start from the bias, else from the values of the output
     ACTIVE         number of channels with an activation
     SKIPS          scale the result and add `skip`; if 2, do so again with `other`
     """
-    y = tl.program_id(1)
-    x = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    tiles = tl.cdiv(width, TILE)
+    y = tl.program_id(0) // tiles
+    x = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
     column = tl.arange(0, COLUMNS)
     inside = (x < width)[:, None]
     here = output + y.to(tl.int64) * width * pitch + (x * pitch)[:, None] + column[None, :]
@@ -109,30 +113,38 @@ def _add(
 
 
 def replace(parts: Sequence[Segment], compute: Sequence[Compute], device: torch.device) -> list[Compute]:
-    """Return these functions of segments with this module's where there are any, compiled and compared.
+    """Replace the modules of dense blocks and of the tail; compile the kernels and compare their results.
 
-    compute  functions in float16 on the device
-    device   a GPU
+    compute  modules of the segments, in float16 on the device
 
-    Raises what Triton and its C compiler raise, and InvalidOutput if a result differs from PyTorch's.
+    Raises RuntimeError or OSError where Triton or its C compiler fails, and InvalidOutput if a result differs
+    from PyTorch's.
     """
-    replaced = [_replacement(part.module) or function for part, function in zip(parts, compute, strict=True)]
-    with torch.inference_mode():
-        for part, expected, actual in zip(parts, compute, replaced, strict=True):
-            if actual is not expected:  # compiled at the first launch of its kind
-                _compare(part, expected, actual, device)
+    replaced = [_replacement(module) or module for module in compute]
+    compared = set()
+    try:
+        for part, module, function in zip(parts, compute, replaced, strict=True):
+            if function is not module and type(module) not in compared:
+                _compare(part, module, function, device)
+                compared.add(type(module))
+    except (TritonError, subprocess.SubprocessError) as error:
+        raise RuntimeError(f"Triton cannot compile: {error}") from error
     return replaced
 
 
-def _compare(part: Segment, expected: Compute, actual: Compute, device: torch.device) -> None:
-    """Compare the results on random maps of more than a program's tile. Raises InvalidOutput."""
+@torch.inference_mode()
+def _compare(part: Segment, module: Compute, function: Compute, device: torch.device) -> None:
+    """Compare the results on random maps wider than a program's tile. Raises InvalidOutput."""
     random = torch.Generator(device).manual_seed(0)
     shape = 1, _WIDTH, 5, _TILE + 7
     maps = [torch.rand(shape, generator=random, dtype=torch.float16, device=device) for _ in part.reads]
     maps = [values.contiguous(memory_format=torch.channels_last) for values in maps]
-    want, got = expected(*maps).float(), actual(*maps).float()
-    if not (want - got).norm() <= _TOLERANCE * want.norm():
-        raise InvalidOutput("a kernel returned wrong features")
+    expected, actual = module(*maps).float(), function(*maps).float()
+    error = float((actual - expected).norm() / expected.norm())
+    if not error <= _TOLERANCE:
+        raise InvalidOutput(
+            f"{type(function).__name__} differs by {error:.2g} from PyTorch; at most {_TOLERANCE}"
+        )
 
 
 def _replacement(module: Any) -> Compute | None:  # noqa: ANN401  of basicsr, which has no types
@@ -155,19 +167,19 @@ class DenseBlock:
         self._third = _matrices([96], _GROWTH, three, four)
         self._fourth = _matrices([64, 128], _GROWTH, four)
         self._fifth = _matrices([0, 64, 128], _WIDTH, five)
-        self._bias = torch.cat([layer.bias for layer in layers[:4]]).half()
-        self._last_bias = layers[4].bias.half()
+        self._bias = torch.cat([layer.bias for layer in layers[:4]])
+        self._last_bias = layers[4].bias
 
     def __call__(self, window: torch.Tensor, *block_input: torch.Tensor) -> torch.Tensor:
         x = _pixels(window)
-        grown = x.new_empty((*x.shape[:2], 4 * _GROWTH))
-        _launch(grown, self._first, [x], bias=self._bias, active=_GROWTH)
-        _launch(grown[..., 32:], self._second, [grown], active=_GROWTH)
-        _launch(grown[..., 64:], self._third, [grown[..., 32:]], active=_GROWTH)
-        _launch(grown[..., 96:], self._fourth, [grown], active=_GROWTH)
+        features = x.new_empty((*x.shape[:2], 4 * _GROWTH))
+        _launch(features, self._first, [x], bias=self._bias, active=_GROWTH)
+        _launch(features[..., 32:], self._second, [features], active=_GROWTH)
+        _launch(features[..., 64:], self._third, [features[..., 32:]], active=_GROWTH)
+        _launch(features[..., 96:], self._fourth, [features], active=_GROWTH)
         output = torch.empty_like(x)
         skips = [x, *map(_pixels, block_input)]
-        _launch(output, self._fifth, [x, grown], bias=self._last_bias, skips=skips)
+        _launch(output, self._fifth, [x, features], bias=self._last_bias, skips=skips)
         return _planes(output)
 
 
@@ -176,8 +188,8 @@ class Tail:
 
     def __init__(self, tail: Any) -> None:  # noqa: ANN401  a network.RrdbTail
         layers = (tail.up1, tail.up2, tail.hr)
-        self._layers = [(_matrices([0], _WIDTH, layer.weight), layer.bias.half()) for layer in layers]
-        self._last = copy.deepcopy(tail.last).half()
+        self._layers = [(_matrices([0], _WIDTH, layer.weight), layer.bias) for layer in layers]
+        self._last = tail.last
 
     def __call__(self, window: torch.Tensor) -> torch.Tensor:
         features = _pixels(window)
@@ -191,9 +203,8 @@ class Tail:
 
 def _matrices(starts: Sequence[int], depth: int, *weights: torch.Tensor) -> torch.Tensor:
     """Return the parts of kernels (out, in, 3, 3) for groups of channels, as (groups, 9, depth, outs)."""
-    sides = [weight.float().permute(2, 3, 1, 0).flatten(0, 1) for weight in weights]  # (9, in, out)
-    groups = [torch.cat([side[:, start : start + depth] for side in sides], 2) for start in starts]
-    return torch.stack(groups).half().contiguous()
+    taps = [weight.permute(2, 3, 1, 0).flatten(0, 1) for weight in weights]  # (9, in, out)
+    return torch.stack([torch.cat([tap[:, start : start + depth] for tap in taps], 2) for start in starts])
 
 
 def _launch(
@@ -213,7 +224,7 @@ def _launch(
     groups, _, depth, columns = matrices.shape
     others = groups - 1 if len(maps) == 2 else 0
     with torch.cuda.device_of(output):
-        _convolve[triton.cdiv(width, _TILE), height](
+        _convolve[(triton.cdiv(width, _TILE) * height,)](
             maps[0],
             maps[-1],
             matrices,
@@ -247,7 +258,7 @@ def _enlarge(features: torch.Tensor) -> torch.Tensor:
 
 
 def _pixels(window: torch.Tensor) -> torch.Tensor:
-    """Return (1, c, h, w) as (h, w, c), with the usual strides even of sides of one pixel."""
+    """Return (1, c, h, w) as (h, w, c), with the usual strides even where a side is 1."""
     pixels = window[0].permute(1, 2, 0)
     return pixels.reshape(-1).view(pixels.shape)
 
