@@ -107,9 +107,10 @@ def save_network(path: Path, *, seed: int, scale: int = 4, features: int = 8, co
 
     from restorer.models import compat
 
-    network = compat.load_attribute("basicsr.archs.srvgg_arch", "SRVGGNetCompact")(
-        num_feat=features, num_conv=convs, upscale=scale
-    )
+    architecture = compat.load_attribute("basicsr.archs.srvgg_arch", "SRVGGNetCompact")
+    with torch.random.fork_rng(devices=[]):  # the architecture draws biases
+        torch.manual_seed(seed)
+        network = architecture(num_feat=features, num_conv=convs, upscale=scale)
     generator = torch.Generator().manual_seed(seed)
     state = {
         key: torch.randn(tensor.shape, generator=generator) * 0.1 if tensor.ndim > 1 else tensor.abs()
