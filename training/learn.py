@@ -17,7 +17,10 @@ _SAVE_SECONDS = 20
 _TABLES = 20  # in a run
 _WARM_UP = 100  # steps, or a tenth of a shorter run
 _ADVERSARIAL_SHARE = 2 / 3  # of the run, after which the discriminator takes part
-_STRENGTH = (0.5, 2)  # weight of the texture at the start and then: with 2, early steps gain half as much
+_STRENGTH = (
+    0.5,
+    2,
+)  # weight of the texture, first and from that share on: with 2, early steps gain half as much
 _TEACHER_SHARE = 0.6  # time for the teacher relative to that for the students, until the pool is full
 
 
@@ -159,17 +162,19 @@ def draw(
     for image in (small, target):
         image = image.transpose(1, 2) if transposed else image
         images.append(image.permute(0, 3, 1, 2).float() / 255)
-    across = [
+    near = [
         _near_border(_line(4 * corner, flip, 4 * crop)) for corner, flip in ((left, flip_x), (top, flip_y))
     ]
-    across = across[::-1] if transposed else across
-    borders = across[0][:, None, None], across[1][:, None, :, None]
+    near = near[::-1] if transposed else near
+    borders = near[0][:, None, None], near[1][:, None, :, None]
     return images[0].contiguous(memory_format=torch.channels_last), images[1].contiguous(), borders
 
 
 def _near_border(line: torch.Tensor) -> torch.Tensor:
-    """Return which gradients between neighbours of (n, side) positions are within a pixel of the input of a
-    border of its 8 x 8 blocks, (n, side - 1) bool."""
+    """Return where gradients along (n, side) positions are near a border of blocks, (n, side - 1) bool.
+
+    Near is within 3 positions, less than a pixel of the input, of a multiple of the blocks' side.
+    """
     middle = torch.maximum(line[:, :-1], line[:, 1:]) % report.BORDER
     return torch.minimum(middle, report.BORDER - middle) < 4
 

@@ -6,15 +6,12 @@ from torch.nn import functional
 
 from restorer.models import compat
 
+from .precision import has_bfloat16
+
 GRADIENT, SPECTRUM, ARTEFACTS = 1.0, 0.05, 0.5  # weights; that of the pixels is 1
 _BORDER = 10.0  # weight of a gradient near a border of JPEG's blocks, relative to the others
 _CROP = 128  # side of the discriminator's crops: it costs more than the student
 _BATCH = 24
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Return whether convolutions in bfloat16 are faster than in float32: on GPUs and on CPUs with AMX."""
-    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def total(
@@ -30,7 +27,7 @@ def total(
     reference  output of the averaged weights, see artefacts()
     borders    where horizontal and vertical gradients are near a border of JPEG's blocks, (n, 1, 1, w-1) and
                (n, 1, h-1, 1) bool
-    strength   weight of local_rms()
+    strength   weight of local_rms() and of periodic_rms()
     """
     difference = output - target
     loss = difference.abs().mean() + SPECTRUM * spectrum(difference)

@@ -20,7 +20,7 @@ from torch import nn
 from restorer.models import architectures, loader, registry, sources
 
 from . import degrade
-from .losses import has_bfloat16
+from .precision import has_bfloat16
 
 BLOCK = 8  # samples of one photograph: decoding it takes longer than degrading a crop
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from restorer.models import compat
 
-from . import losses
+from .precision import has_bfloat16
 
 _DECAY = 0.999  # of the moving average of the weights, which is the result
 _MOMENTUM = 0.95
@@ -27,7 +27,7 @@ class Student:
     def __init__(self, name: str, device: torch.device, seed: int) -> None:
         self.name = name
         self.features, self.convs = parse(name)
-        self.dtype = torch.bfloat16 if losses.has_bfloat16(device) else torch.float32
+        self.dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
         self.steps = 0
         initial = _initial(self.features, self.convs, seed)
         self.weights = {key: tensor.to(device).requires_grad_() for key, tensor in initial.items()}

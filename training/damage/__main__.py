@@ -12,8 +12,6 @@ import signal
 import sys
 import time
 
-import restorer  # noqa: F401  # configures OpenMP, before torch is imported
-
 _START = time.monotonic()
 
 from pathlib import Path  # noqa: E402

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from restorer.repair.networks import Detector, Filler
 
+from ..precision import has_bfloat16
 from .compose import Batch
 
 _DECAY = 0.998  # of the moving average of the weights, which is the result
@@ -132,8 +133,7 @@ class Run:
         return filling_loss(output, batch, mask)
 
     def precision(self) -> torch.autocast:
-        fast = self.device.type == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=fast)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device))
 
     def save(self) -> None:
         """Write the checkpoint."""
