@@ -17,10 +17,8 @@ _SAVE_SECONDS = 20
 _TABLES = 20  # in a run
 _WARM_UP = 100  # steps, or a tenth of a shorter run
 _ADVERSARIAL_SHARE = 2 / 3  # of the run, after which the discriminator takes part
-_STRENGTH = (
-    0.5,
-    2,
-)  # weight of the texture, first and from that share on: with 2, early steps gain half as much
+# Weight of the texture, first and from that share on: with 2, early steps gain half as much
+_STRENGTH = (0.5, 2)
 _TEACHER_SHARE = 0.6  # time for the teacher relative to that for the students, until the pool is full
 
 
