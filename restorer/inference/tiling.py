@@ -159,6 +159,7 @@ class Run:
         self._progress, self._lock, self._check_all = progress, lock or nullcontext(), check_all
         self._fixed, self._attempts_left = fixed, _FIXED_ATTEMPTS
         self._done = self._total = self.retries = 0
+        self._counted = 0  # tile size with which the total was counted
 
     def bands(self, image: torch.Tensor, sink: Sink[Buffer]) -> Iterator[np.ndarray]:
         """Yield the output of a (1, C, h, w) image from top to bottom, in bands of rows.
@@ -194,10 +195,12 @@ class Run:
             yield sink.samples(previous)
 
     def _tiles(self, index: int, maps: dict[str, torch.Tensor]) -> list[Tile]:
-        """Cut a segment's map, and count the tiles to come, which a smaller tile size may have changed."""
+        """Cut a segment's map; count the tiles to come, at first and after the tile size has changed."""
         segment = self._segments[index]
         height, width = maps[segment.reads[0]].shape[-2:]
-        self._total = self._done + count_tiles(self._segments[index:], height, width, self._tile)
+        if self._tile != self._counted:
+            self._total = self._done + count_tiles(self._segments[index:], height, width, self._tile)
+            self._counted = self._tile
         self._report()
         return tiles(height, width, tile=segment_tile(segment, self._tile), pad=segment.halo)
 

@@ -15,7 +15,7 @@ import torch
 from ... import atomic
 from ...errors import InvalidOption, InvalidOutput
 from ...options import BFLOAT16, DEVICES, VULKAN
-from ..network import Compute, RrdbTail, Segment
+from ..network import Compute, Segment
 
 # The fastest backend of both families of networks on Intel processors with AMX, on other x86 with AVX2 or
 # AVX-512, and the one elsewhere, where nothing was measured (docs/performance.md)
@@ -28,7 +28,7 @@ _PACKAGES = {"cpu:openvino": "openvino", "cpu:ncnn": "ncnn", VULKAN: "ncnn"}
 NAMES = ("cpu:openvino", "cpu:ncnn", "cpu:torch", BFLOAT16, VULKAN)
 CHOICES = tuple(name for name in NAMES if name not in (BFLOAT16, VULKAN))  # in float32
 _NCNN_TILE = 256
-_HOPPER = (9, 0)  # compute capability of the GPUs on which prototypes in Triton were measured
+_HOPPER = (9, 0)  # compute capability of the GPUs on which Triton was measured
 
 
 class Backend(NamedTuple):
@@ -130,13 +130,13 @@ def modules(parts: Sequence[Segment], dtype: torch.dtype = torch.float32) -> Bac
 
 
 def half(parts: Sequence[Segment], device: torch.device) -> Backend:
-    """Return a float16 backend: PyTorch's modules, or on Hopper GPUs Triton's kernels for parts of RRDBNet.
+    """Return a float16 backend: PyTorch's modules, or Triton's kernel on Hopper GPUs.
 
     The first load on a machine compiles the kernels for a few seconds; later ones read Triton's cache. Falls
     back to PyTorch, with a warning, where Triton fails, for example without a C compiler.
     """
     backend = modules(parts, torch.float16)
-    if device.type != "cuda" or not isinstance(parts[-1].module, RrdbTail):
+    if device.type != "cuda":
         return backend
     if torch.cuda.get_device_capability(device) != _HOPPER:
         return backend
