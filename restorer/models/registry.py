@@ -222,7 +222,7 @@ MODELS = (
         "damage",
         0,
         2_893_176,
-        "24048cb202a15f3939c8e91595187dbcfaaf8adfda0840ef090a4dbc1662edde",
+        "65f3f6d296f9489f8f9c8af8fd8e4d6ffa8d554c85a59f5755a4285731be2860",
         "",
         "Apache-2.0",
         "detects dust, hairs, scratches and stains",
