@@ -171,7 +171,7 @@ def test_crops_and_targets_cover_the_same_area(samples):
             from_truth = not torch.equal(image, crop)
             assert not from_truth or torch.allclose(image, 1 - crop)
             kinds.append(from_truth)
-    assert 0.25 < np.mean(kinds) < 0.75
+    assert 0.15 < np.mean(kinds) < 0.45, "three of ten targets are originals"
     again = learn.draw(samples, replace(PLAN, batch=4), 11)
     assert torch.equal(again[0], small) and torch.equal(again[1], target)
 

@@ -112,7 +112,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=128, help="side of an input in pixels (%(default)s)")
     parser.add_argument("--batch", type=int, help="crops per step (GPU 48, CPU 8)")
     parser.add_argument(
-        "--adversarial", type=float, default=0.05, help="weight of the discriminator (%(default)s)"
+        "--adversarial", type=float, default=0.1, help="weight of the discriminator (%(default)s)"
     )
     parser.add_argument("--workers", type=int, help="processes that degrade photographs (CPUs, at most 12)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and all draws (%(default)s)")

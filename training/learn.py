@@ -16,9 +16,10 @@ from .student import Student
 _SAVE_SECONDS = 20
 _TABLES = 20  # in a run
 _WARM_UP = 100  # steps, or a tenth of a shorter run
-_ADVERSARIAL_SHARE = 2 / 3  # of the run, after which the discriminator takes part
+_ADVERSARIAL_SHARE = 0.5  # of the run, after which the discriminator takes part
 # Weight of the texture, first and from that share on: with 2, early steps gain half as much
-_STRENGTH = (0.5, 2)
+_STRENGTH = (0.5, 4)
+_FROM_TEACHER = 0.7  # share of the targets
 _TEACHER_SHARE = 0.6  # time for the teacher relative to that for the students, until the pool is full
 
 
@@ -36,7 +37,7 @@ class Plan:
     steps: int
     seconds: float
     batch: int
-    adversarial: float = 0.05
+    adversarial: float = 0.1
     rate: float = 2e-3
     seed: int = 0
     first: float = 0
@@ -136,15 +137,15 @@ def draw(
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """Return random crops of the inputs and 4x targets, (n, 3, h, w) float32 in 0..1, and losses' `borders`.
 
-    Each target is the teacher's output or the original, with equal probability: their average would have less
-    texture than either. Depends only on the pool, the plan and the number of the step.
+    Each target is the teacher's output or the original: their average would have less texture than either.
+    Depends only on the pool, the plan and the number of the step.
     """
     rng = np.random.default_rng((plan.seed, step))
     device, side = pool.small.device, pool.small.shape[1]
     crop, n = side // 2, plan.batch
     index = rng.integers(pool.size, size=n)
     corners = rng.integers(side - crop + 1, size=(2, n))
-    flips, from_truth = rng.random((2, n)) < 0.5, rng.random(n) < 0.5
+    flips, from_truth = rng.random((2, n)) < 0.5, rng.random(n) >= _FROM_TEACHER
     transposed = rng.random() < 0.5
     numbers = torch.from_numpy(np.concatenate([index[None], corners, flips, from_truth[None]]))
     if device.type == "cuda":  # a copy from pageable memory would wait for all kernels

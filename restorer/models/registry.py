@@ -137,7 +137,7 @@ MODELS = (
         "upscale",
         4,
         727_448,
-        "1a1fe344696c152712aec41dbe34cf03a42c8b25b58a8b90a996435e89798bcb",
+        "16d5ac946b49aaf53e10f4d1de4f6711d4f629bc060b0b5b3e48cc07f1f44532",
         "",
         "Apache-2.0",
         "any picture, three times as fast as realesr-general-x4v3",

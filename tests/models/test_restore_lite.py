@@ -93,7 +93,7 @@ def test_noise_is_removed(lite, rng):
     assert cv2.PSNR(result, truth) > cv2.PSNR(bicubic, truth) + 0.5
 
 
-@pytest.mark.xfail(strict=True, reason="1.86 times as steep; restore-lite-x4 reached 3")
+@pytest.mark.xfail(strict=True, reason="1.49 times as steep; restore-lite-x4 reached 3")
 def test_weak_edges_in_noise_are_sharpened(lite, rng):
     _, small = noisy_scene(rng)
     result, bicubic = lite(small), degradation.bicubic(small, 256, 256)
@@ -119,4 +119,4 @@ def test_output_is_closer_to_teacher_and_original_than_bicubic(lite, shared, rec
         return
     mean = quality.Figures(*np.mean(rows, axis=0))
     assert mean.nearer > 2 and mean.truth > 0.3 and mean.energy > 0.6
-    assert mean.blocks < 1.7 and mean.blotches < 1.5
+    assert mean.blocks < 1.2 and mean.blotches < 1.5
