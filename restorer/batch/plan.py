@@ -14,6 +14,7 @@ from ..images import colour, file_types
 from ..models import download, registry
 from ..options import BFLOAT16, FIRST, Limits, Options, Sequences
 from ..pipeline import Restorer
+from ..repair.pipeline import LARGE_FILLER
 from .storage import Storage, StoredFile
 
 
@@ -144,10 +145,18 @@ def present_networks(options: Options, folder: Path) -> tuple[str, ...]:
     kinds = () if options.repair == "off" else ("damage", "fill")
     if colour.wanted(options) or options.autopilot:
         kinds = (*kinds, "colour")
-    models = [model for model in registry.MODELS if model.kind in kinds]
-    for model in models:
-        download.ensure(model, folder)
-    return (*_face_networks(options, folder), *(f"{model.name} {model.sha256[:12]}" for model in models))
+    present = []
+    for model in registry.MODELS:
+        optional = model.name == LARGE_FILLER
+        if model.kind not in kinds or (optional and options.repair == "auto"):  # auto fills narrow areas only
+            continue
+        try:
+            download.ensure(model, folder)
+            present.append(f"{model.name} {model.sha256[:12]}")
+        except (WeightsUnavailable, BadWeights):
+            if not optional:
+                raise
+    return (*_face_networks(options, folder), *present)
 
 
 def _face_networks(options: Options, folder: Path) -> tuple[str, ...]:

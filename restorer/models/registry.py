@@ -240,6 +240,16 @@ MODELS = (
         local="damage-filler.safetensors",
     ),
     Model(
+        "big-lama",
+        "fill",
+        0,
+        205_669_692,
+        "344c77bbcb158f17dd143070d1e789f38a66c04202311ae3a258ef66667a9ea9",
+        "https://github.com/Sanster/models/releases/download/add_big_lama/big-lama.pt",
+        "Apache-2.0",
+        "fills damage wider than 60 pixels",
+    ),
+    Model(
         "fading-estimator",
         "colour",
         0,

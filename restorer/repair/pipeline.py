@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import InvalidOption
+from ..errors import BadWeights, InvalidOption, WeightsUnavailable
 from ..images.photo import Photo
 from ..images.resample import luma
 from ..models import download, registry
 from ..models.registry import Model
 from ..options import Options
+from ..progress import Progress
 
-DETECTOR, FILLER = "damage-detector", "damage-filler"
+DETECTOR, FILLER, LARGE_FILLER = "damage-detector", "damage-filler", "big-lama"
 OWN = "own"  # Repair.source of a mask that the user supplied
 
 
@@ -29,6 +30,7 @@ class Repair:
     source  of the mask: "auto" or "on" as in Options.repair, or OWN
     sensitivity  of the detection; None for a mask of the user's own
     models  SHA-256 of the weights by name of each network that was used
+    note    why wide holes were filled with a blur; "" if they were not
     """
 
     photo: Photo
@@ -36,6 +38,7 @@ class Repair:
     source: str
     sensitivity: float | None
     models: dict[str, str]
+    note: str = ""
 
     @property
     def share(self) -> float:
@@ -54,9 +57,9 @@ class Repair:
 
     @property
     def warning(self) -> str:
-        """Why nothing was repaired, for the user; "" if something was."""
+        """Why nothing was repaired, or not as well as possible, for the user; "" if neither."""
         if self.mask.any():
-            return ""
+            return self.note
         reasons = {
             "auto": "no damage was seen with confidence",
             "on": f"no damage was found at sensitivity {self.sensitivity}",
@@ -65,16 +68,21 @@ class Repair:
         return f"{reasons[self.source]}; nothing was repaired"
 
 
-def load(model: Model, weights: Path, device: str | None) -> Any:  # noqa: ANN401  a Detector or a Filler
-    """Load the detector or a filler. Raises WeightsUnavailable and BadWeights."""
-    source = download.ensure(model, weights)
+def load(model: Model, weights: Path, device: str | None, progress: Progress | None = None) -> Any:  # noqa: ANN401  a torch module
+    """Load the detector or a filler. Raises WeightsUnavailable and BadWeights.
+
+    progress  called with the bytes of a download so far and the total
+    """
+    file = download.ensure(model, weights, progress).path
     from ..inference import backends
-    from . import damage, networks
+    from . import damage, large_holes, networks
 
     target = backends.pick_device(device)
-    if model.kind == "damage":
-        return damage.load(networks.Detector(), source.path, target)
-    return damage.load(networks.Filler(), source.path, target)
+    if model.name == LARGE_FILLER:
+        return large_holes.load(file, target)
+    if model.name == FILLER:
+        return damage.load(networks.Filler(), file, target)
+    return damage.load(networks.Detector(), file, target)
 
 
 def mask_png(mask: np.ndarray) -> bytes:
@@ -119,23 +127,47 @@ def run(
     """Fill the mask's pixels of a photo; without a mask, those that are detected.
 
     visible  the photo's pixels, with transparent areas filled in
-    network  returns the loaded DETECTOR or FILLER
+    network  returns the loaded network of that name
 
-    Raises InvalidOption for a mask of another size, and OutOfMemory.
+    Raises InvalidOption for a mask of another size, OutOfMemory and InvalidOutput.
     """
     from . import damage
 
-    names, source, sensitivity = [], OWN, None
+    names, source, sensitivity, note = [], OWN, None, ""
     if mask is None:
         names, source, sensitivity = [DETECTOR], options.repair, options.repair_sensitivity
         probability = damage.detect(visible, network(DETECTOR), **computing)
         mask = damage.mask(probability, sensitivity, confident=source == "auto")
     mask, repaired = _check_mask(mask, photo), photo
     if mask.any():
-        names.append(FILLER)
-        repaired = _filled(photo, mask, damage.fill(visible, mask, network(FILLER), **computing))
+        filled, unfilled, note = _fill_large(visible, mask, network, **computing)
+        names += [LARGE_FILLER] * bool((unfilled != mask).any())
+        if unfilled.any():
+            names.append(FILLER)
+            filled = damage.fill(filled, unfilled, network(FILLER), **computing)
+        repaired = _filled(photo, mask, filled)
     models = {model.name: model.sha256 for model in registry.MODELS if model.name in names}
-    return Repair(repaired, mask, source, sensitivity, models)
+    return Repair(repaired, mask, source, sensitivity, models, note)
+
+
+def _fill_large(
+    visible: np.ndarray,
+    mask: np.ndarray,
+    network: Callable[[str], Any],
+    **computing: Any,  # noqa: ANN401  lock and progress
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return the pixels with wide holes filled, the mask that remains, and why it is all of it, if it is."""
+    from . import large_holes
+
+    holes = large_holes.select(mask)
+    if not holes.any():
+        return visible, mask, ""
+    try:
+        lama = network(LARGE_FILLER)
+    except (WeightsUnavailable, BadWeights) as error:
+        note = f"holes wider than {large_holes.WIDTH} pixels are filled with a blur: {error.args[0]}"
+        return visible, mask, note
+    return large_holes.fill(visible, holes, mask, lama, **computing), mask & ~holes, ""
 
 
 def _filled(photo: Photo, mask: np.ndarray, filled: np.ndarray) -> Photo:

@@ -238,6 +238,18 @@ def test_options_and_weights_of_repair_and_colours_are_part_of_the_digest(folder
         assert [name.partition(" ")[0] for name in digest(**options)[0].networks] == ["fading-estimator"]
 
 
+def test_what_fills_wide_holes_belongs_to_a_batch_that_may_have_some(folder, monkeypatch):
+    monkeypatch.setattr(plan.download, "ensure", lambda *_: None)
+    names = {
+        repair: [
+            name.partition(" ")[0]
+            for name in plan.present_networks(Options(face_enhance="off", repair=repair), folder)
+        ]
+        for repair in ("off", "auto", "on")
+    }
+    assert names["off"] == [] and names["on"] == [*names["auto"], "big-lama"]
+
+
 def test_results_inside_the_photo_folder_are_not_restored_again(folder):
     inside = folder / "in/restored"
     command = arguments(folder)

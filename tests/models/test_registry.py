@@ -66,7 +66,7 @@ def test_table_is_consistent():
         assert re.fullmatch("[0-9a-f]{64}", model.sha256), model.name
         built_in = model.name in (registry.BUILT_IN, "damage-detector", "damage-filler", fading.FILE.stem)
         assert built_in or model.url.startswith("https://") and model.url.endswith(model.file)
-        assert built_in or model.file.endswith((".pth", ".onnx")) and "/" not in model.file
+        assert built_in or model.file.endswith((".pth", ".onnx", ".pt")) and "/" not in model.file
         assert model.bytes > (30_000 if model.kind == "colour" else 100_000) and model.licence and model.about
         assert not model.revision or re.fullmatch("[0-9a-f]{40}", model.revision)
         assert model.scale in (1, 2, 4) if model.kind in ("upscale", "face") else model.scale == 0
