@@ -172,7 +172,8 @@ class Run:
         """
         maps, last = {IMAGE: image}, len(self._segments) - 1
         for index, segment in enumerate(self._segments[:-1]):
-            for core, output in self._outputs(index, maps, self._tiles(index, maps)):
+            tasks = self._tiles(index, maps)
+            for core, output in self._outputs(index, maps, tasks, self._tile):
                 if output.is_cuda and core.shape == image.shape[-2:]:
                     maps[segment.writes] = output  # whose memory, unlike the system's, is not new
                     continue
@@ -182,11 +183,12 @@ class Run:
             for name in unused(self._segments, index, maps):
                 del maps[name]
         scale, previous = self._segments[-1].scale, None
-        for _, row in groupby(self._tiles(last, maps), key=lambda tile: tile.core.top):
+        cut, size = self._tiles(last, maps), self._tile
+        for _, row in groupby(cut, key=lambda tile: tile.core.top):
             tasks = list(row)
             top, left, bottom, right = tasks[0].core.top, 0, tasks[0].core.bottom, tasks[-1].core.right
             band = sink.band((bottom - top) * scale, (right - left) * scale)
-            for core, output in self._outputs(last, maps, tasks):
+            for core, output in self._outputs(last, maps, tasks, size):
                 sink.write(band, core.seen_from(Box(top, left, bottom, right)).scaled(scale), output)
             if previous is not None:
                 yield sink.samples(previous)
@@ -205,14 +207,14 @@ class Run:
         return tiles(height, width, tile=segment_tile(segment, self._tile), pad=segment.halo)
 
     def _outputs(
-        self, index: int, maps: dict[str, torch.Tensor], tasks: list[Tile]
+        self, index: int, maps: dict[str, torch.Tensor], tasks: list[Tile], size: int
     ) -> Iterator[tuple[Box, torch.Tensor]]:
-        """Yield the cores of these tiles, a whole row or map, and their outputs."""
+        """Yield the cores of these tiles of that size, a whole row or map, and their outputs."""
         segment = self._segments[index]
         height, width = maps[segment.reads[0]].shape[-2:]
         top, bottom = tasks[0].core.top, tasks[-1].core.bottom
         written = np.zeros((bottom - top, width), bool)
-        pending = [(task, self._tile) for task in reversed(tasks)]
+        pending = [(task, size) for task in reversed(tasks)]
         while pending:
             task, size = pending.pop()
             if size > self._tile:  # memory ran out after the tile was cut

@@ -139,6 +139,25 @@ def test_tile_size_is_halved_once_for_the_rest_of_the_image():
     assert [max(part.sides) for part in compute[1:]] == [63, 31]
 
 
+@pytest.mark.parametrize("segment", range(len(BLURS)))
+def test_tiles_that_were_cut_before_memory_ran_out_are_split(segment):
+    """Several rows of tiles are cut at once; those after the first must not be halved again."""
+    first, tile = image(400, 400), 128
+    plain, _ = scripted(BLURS, {})
+    expected = run(BLURS, first, plain, tile=tile)
+    largest = max(plain[segment].sides)
+
+    def smaller_only(part, *windows):
+        if max(windows[0].shape[-2:]) == largest:
+            raise OutOfMemory("out of memory")
+        return part.module(*windows)
+
+    compute, _ = scripted(BLURS, {})
+    compute[segment].faults = {call: smaller_only for call in range(1000)}
+    torch.testing.assert_close(run(BLURS, first, compute, tile=tile), expected, rtol=0, atol=0)
+    assert len(plain[segment].sides) > 4 and compute[segment].sides.count(largest) == 1
+
+
 def test_fixed_tile_is_tried_again():
     """A backend whose result depends on the tile's size."""
     first = image(150, 200)
