@@ -147,7 +147,10 @@ class Networks:
             half=self._half,
             progress=progress,
         )
-        return LockedEngine(self.cache.get(model, load, backoff=backoff), self.lock)
+        try:
+            return LockedEngine(self.cache.get(model, load, backoff=backoff), self.lock)
+        finally:
+            self.downloading = None  # also of one that broke off
 
     def face_restoration(
         self, chosen: Options, on_download: DownloadProgress
@@ -161,12 +164,10 @@ class Networks:
         masks = get("parsenet", "parse") if chosen.face_mask == "parsing" else None
         return get(chosen.face_model, "face"), masks
 
-    def repair_network(self, name: str, on_download: DownloadProgress | None = None) -> Any:  # noqa: ANN401  a torch module
-        """Return the network of this name, see repair.load(). Raises WeightsUnavailable and BadWeights."""
+    def repair_network(self, name: str) -> Any:  # noqa: ANN401  a torch module
+        """Return the network of this name, DETECTOR or FILLER. Raises WeightsUnavailable and BadWeights."""
         model = registry.find(name, self.weights, "damage" if name == repair.DETECTOR else "fill")
-        progress = on_download and partial(on_download, name)
-        load = partial(repair.load, model, self.weights, self.repair_device, progress)
-        return self.cache.get(model, load, backoff=name == repair.LARGE_FILLER)
+        return self.cache.get(model, partial(repair.load, model, self.weights, self.repair_device))
 
     def download_progress(self, progress: Progress | None) -> DownloadProgress:
         """Return a callback that records a download in `downloading` and calls progress(0, 0)."""

@@ -267,10 +267,8 @@ class Restorer:
             return None
         if isinstance(mask, bytes):
             mask = repair.mask_of(self.decode(mask))
-        on_download = self.networks.download_progress(progress)
-        network = partial(self.networks.repair_network, on_download=on_download)
-        visible, lock = _visible_pixels(before), self.networks.lock
-        return repair.run(before, visible, mask, chosen, network, lock=lock, progress=progress)
+        visible, network = _visible_pixels(before), self.networks.repair_network
+        return repair.run(before, visible, mask, chosen, network, lock=self.networks.lock, progress=progress)
 
     def look(self, data: bytes | Photo) -> Look:
         """Say what is wrong with a photo and suggest options. Raises any RestoreError.

@@ -20,6 +20,7 @@ from restorer.faces import align, detect
 from restorer.faces.engine import FaceEngine
 from restorer.faces.paste import Face
 from restorer.models import download, registry
+from restorer.networks import Networks
 from tests.conftest import photo_like, png, save_network
 
 CENTRES = ((60, 50, 0.12), (150, 90, 0.08))  # x, y of a face's centre, and its size relative to a crop
@@ -380,3 +381,17 @@ def test_faces_command_prints_a_json_line_per_face_and_draws_them(shared, tmp_pa
     assert main(["faces", "a.png", "--draw", "one.jpg", "--weights-dir", str(folder)]) == 0
     assert Image.open("one.jpg").format == "JPEG"
     assert main(["faces", "a.png", "--face-detector", "nonsense", "--weights-dir", str(folder)]) == 2
+
+
+def test_download_that_breaks_off_is_no_longer_reported(tmp_path, monkeypatch):
+    networks = Networks(tmp_path, "cpu", None, None)
+
+    def fail(*_, **__):
+        networks.download_progress(None)("yunet", 1, 2)
+        assert networks.downloading == ("yunet", 1, 2)
+        raise WeightsUnavailable("the connection broke")
+
+    monkeypatch.setattr(networks.cache, "get", fail)
+    with pytest.raises(WeightsUnavailable):
+        networks.face_network("yunet", "detect")
+    assert networks.downloading is None

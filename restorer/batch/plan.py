@@ -11,10 +11,10 @@ from ..atomic import check_writable
 from ..errors import BadWeights, InvalidOption, WeightsUnavailable
 from ..folders import NOT_A_PHOTO, LeftOut
 from ..images import colour, file_types
-from ..models import download, registry
+from ..models import download, registry, sources
 from ..options import BFLOAT16, FIRST, Limits, Options, Sequences
 from ..pipeline import Restorer
-from ..repair.pipeline import LARGE_FILLER
+from ..repair.pipeline import WIDE_FILLER
 from .storage import Storage, StoredFile
 
 
@@ -145,18 +145,12 @@ def present_networks(options: Options, folder: Path) -> tuple[str, ...]:
     kinds = () if options.repair == "off" else ("damage", "fill")
     if colour.wanted(options) or options.autopilot:
         kinds = (*kinds, "colour")
-    present = []
-    for model in registry.MODELS:
-        optional = model.name == LARGE_FILLER
-        if model.kind not in kinds or (optional and options.repair == "auto"):  # auto fills narrow areas only
-            continue
-        try:
-            download.ensure(model, folder)
-            present.append(f"{model.name} {model.sha256[:12]}")
-        except (WeightsUnavailable, BadWeights):
-            if not optional:
-                raise
-    return (*_face_networks(options, folder), *present)
+    models = [model for model in registry.MODELS if model.kind in kinds]
+    if options.repair != "on" or not sources.is_present(registry.find(WIDE_FILLER, folder, "fill"), folder):
+        models = [model for model in models if model.name != WIDE_FILLER]
+    for model in models:
+        download.ensure(model, folder)
+    return (*_face_networks(options, folder), *(f"{model.name} {model.sha256[:12]}" for model in models))
 
 
 def _face_networks(options: Options, folder: Path) -> tuple[str, ...]:

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import BadWeights, InvalidOption, WeightsUnavailable
+from ..errors import BadWeights, InvalidOption, InvalidOutput, OutOfMemory, WeightsUnavailable
 from ..images.photo import Photo
 from ..images.resample import luma
-from ..models import download, registry
+from ..models import download, registry, sources
 from ..models.registry import Model
 from ..options import Options
-from ..progress import Progress
 
-DETECTOR, FILLER, LARGE_FILLER = "damage-detector", "damage-filler", "big-lama"
+DETECTOR, FILLER, WIDE_FILLER = "damage-detector", "damage-filler", "big-lama"
 OWN = "own"  # Repair.source of a mask that the user supplied
 
 
@@ -68,18 +67,21 @@ class Repair:
         return f"{reasons[self.source]}; nothing was repaired"
 
 
-def load(model: Model, weights: Path, device: str | None, progress: Progress | None = None) -> Any:  # noqa: ANN401  a torch module
+def load(model: Model, weights: Path, device: str | None) -> Any:  # noqa: ANN401  a network
     """Load the detector or a filler. Raises WeightsUnavailable and BadWeights.
 
-    progress  called with the bytes of a download so far and the total
+    WIDE_FILLER is not downloaded: an ordinary repair needs none of its 206 MB.
     """
-    file = download.ensure(model, weights, progress).path
+    if model.name == WIDE_FILLER and not sources.is_present(model, weights):
+        command = f"python -m restorer models --fetch {model.name}"
+        raise WeightsUnavailable(f"{model.name} is not present; run {command}")
+    file = download.ensure(model, weights).path
     from ..inference import backends
-    from . import damage, large_holes, networks
+    from . import damage, networks, wide_holes
 
     target = backends.pick_device(device)
-    if model.name == LARGE_FILLER:
-        return large_holes.load(file, target)
+    if model.name == WIDE_FILLER:
+        return wide_holes.Lama(file, target)
     if model.name == FILLER:
         return damage.load(networks.Filler(), file, target)
     return damage.load(networks.Detector(), file, target)
@@ -131,7 +133,7 @@ def run(
 
     Raises InvalidOption for a mask of another size, OutOfMemory and InvalidOutput.
     """
-    from . import damage
+    from . import damage, wide_holes
 
     names, source, sensitivity, note = [], OWN, None, ""
     if mask is None:
@@ -140,34 +142,21 @@ def run(
         mask = damage.mask(probability, sensitivity, confident=source == "auto")
     mask, repaired = _check_mask(mask, photo), photo
     if mask.any():
-        filled, unfilled, note = _fill_large(visible, mask, network, **computing)
-        names += [LARGE_FILLER] * bool((unfilled != mask).any())
-        if unfilled.any():
+        filled, left = visible, mask
+        holes = wide_holes.select(mask)
+        if holes.any() and source != "auto":  # which fills narrow areas, though many of them can be one
+            try:
+                filled = wide_holes.fill(visible, holes, mask, network(WIDE_FILLER), **computing)
+                left = mask & ~holes
+                names.append(WIDE_FILLER)
+            except (WeightsUnavailable, BadWeights, OutOfMemory, InvalidOutput) as error:
+                note = f"holes wider than {wide_holes.WIDTH} pixels are filled with a blur: {error.args[0]}"
+        if left.any():
+            filled = damage.fill(filled, left, network(FILLER), **computing)
             names.append(FILLER)
-            filled = damage.fill(filled, unfilled, network(FILLER), **computing)
         repaired = _filled(photo, mask, filled)
     models = {model.name: model.sha256 for model in registry.MODELS if model.name in names}
     return Repair(repaired, mask, source, sensitivity, models, note)
-
-
-def _fill_large(
-    visible: np.ndarray,
-    mask: np.ndarray,
-    network: Callable[[str], Any],
-    **computing: Any,  # noqa: ANN401  lock and progress
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return the pixels with wide holes filled, the mask that remains, and why it is all of it, if it is."""
-    from . import large_holes
-
-    holes = large_holes.select(mask)
-    if not holes.any():
-        return visible, mask, ""
-    try:
-        lama = network(LARGE_FILLER)
-    except (WeightsUnavailable, BadWeights) as error:
-        note = f"holes wider than {large_holes.WIDTH} pixels are filled with a blur: {error.args[0]}"
-        return visible, mask, note
-    return large_holes.fill(visible, holes, mask, lama, **computing), mask & ~holes, ""
 
 
 def _filled(photo: Photo, mask: np.ndarray, filled: np.ndarray) -> Photo:

@@ -240,6 +240,7 @@ def test_options_and_weights_of_repair_and_colours_are_part_of_the_digest(folder
 
 def test_what_fills_wide_holes_belongs_to_a_batch_that_may_have_some(folder, monkeypatch):
     monkeypatch.setattr(plan.download, "ensure", lambda *_: None)
+    monkeypatch.setattr(plan.sources, "is_present", lambda *_: True)
     names = {
         repair: [
             name.partition(" ")[0]

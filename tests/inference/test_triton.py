@@ -80,8 +80,6 @@ def test_triton_is_only_for_hopper(parts, capability, monkeypatch):
 def test_networks_of_other_widths_stay_with_pytorch():
     from restorer.inference.backends import triton
 
-    for name in ("compact", "rrdb"):  # of 20 features, and of 16 with 8 in a dense block
+    for name in ("compact", "rrdb"):
         modules = backends.modules(network.segments(create(name)), torch.float16).compute
-        replaced = [triton._replacement(module) for module in modules]
-        # The first and last convolution of an RRDBNet's body stand alone, and fit
-        assert sum(function is not None for function in replaced) == {"compact": 0, "rrdb": 2}[name]
+        assert all(triton._replacement(module) is None for module in modules), name

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 import restorer
+from restorer.__main__ import main
 from restorer.errors import BadWeights, InvalidOutput
 from restorer.models import registry
-from restorer.repair import damage, large_holes, pipeline
+from restorer.repair import damage, pipeline, wide_holes
 from tests.conftest import photo_like, png, save_network
-from tests.models.test_download import own_network, server, status, whole  # noqa: F401  fixtures
+from tests.models.test_download import own_network, server, whole  # noqa: F401  fixtures
 
 CPU = torch.device("cpu")
+NOTE = "holes wider than 60 pixels are filled with a blur: big-lama"
 
 
 class MeanOfKnown(torch.nn.Module):
@@ -25,42 +27,45 @@ class MeanOfKnown(torch.nn.Module):
         self.factor = torch.nn.Parameter(torch.ones(1))
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        assert image.shape[1] == 3 and mask.shape[1] == 1 and image.dtype == torch.float32
-        assert image.shape[2] % 8 == 0 and image.shape[3] % 8 == 0 and image.shape[2:] == mask.shape[2:]
-        assert image.shape[2] <= 1024 and image.shape[3] <= 1024
+        height, width = image.shape[2], image.shape[3]
+        assert image.shape[1] == 3 and mask.shape[1] == 1 and image.shape[2:] == mask.shape[2:]
+        assert height % 8 == 0 and width % 8 == 0 and min(height, width) >= 16 and max(height, width) <= 1024
         assert bool(((mask == 0) | (mask == 1)).all()) and bool(((image >= 0) & (image <= 1)).all())
         known = 1 - mask
         mean = (image * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True)
         return image * known + self.factor * mean * mask
 
 
+def save(path, factor=1.0):
+    module = MeanOfKnown().eval()
+    torch.nn.init.constant_(module.factor, factor)
+    torch.jit.script(module).save(str(path))
+    return path
+
+
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
-    """Return the bytes of the program, as a file has them."""
-    file = tmp_path_factory.mktemp("program") / "big-lama.pt"
-    torch.jit.script(MeanOfKnown().eval()).save(str(file))
-    return file.read_bytes()
+    return save(tmp_path_factory.mktemp("program") / "big-lama.pt")
 
 
-@pytest.fixture
-def network(program, tmp_path):
-    (tmp_path / "program.pt").write_bytes(program)
-    return large_holes.load(tmp_path / "program.pt", CPU)
+@pytest.fixture(scope="session")
+def network(program):
+    return wide_holes.Lama(program, CPU)
 
 
 def blank(height=300, width=260):
     return np.zeros((height, width), bool)
 
 
-def test_only_areas_that_are_somewhere_wide_are_chosen():
+def test_only_what_is_wide_is_chosen():
     mask = blank()
     mask[5:62, 5:250] = True  # 57 pixels wide
-    mask[100:200, 30:110] = mask[150:154, 110:250] = True  # 80 pixels wide, with a scratch that touches it
-    mask[220:230, 5:250] = True
-    chosen = large_holes.select(mask)
-    assert chosen[100:200, 30:110].all() and chosen[150:154, 110:250].all()
-    assert chosen.sum() == 100 * 80 + 4 * 140
-    assert not large_holes.select(blank()).any() and large_holes.select(~blank()).all()
+    mask[100:200, 30:110] = mask[150:154, 110:250] = True  # 80 pixels wide, with a scratch that ends in it
+    mask[220:230, 5:250] = mask[240:, 200:] = True  # the second as wide as it is seen, at a corner
+    chosen = wide_holes.select(mask)
+    assert chosen[100:200, 30:110].all() and not chosen[:100].any() and not chosen[200:].any()
+    assert not chosen[150:154, 118:].any()
+    assert not wide_holes.select(blank()).any() and wide_holes.select(~blank()).all()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -73,21 +78,28 @@ def test_each_hole_gets_its_surroundings_and_all_else_stays(network, rng, dtype)
     unknown = holes.copy()
     unknown[:, 300:304] = True  # a scratch, in the context of the first hole
     image[unknown] = rng.integers(0, white, (int(unknown.sum()), 3), dtype)
-    filled = large_holes.fill(image, holes, unknown, network)
+    filled = wide_holes.fill(image, holes, unknown, network)
     np.testing.assert_array_equal(filled[~holes], image[~holes])
     np.testing.assert_allclose(filled[holes].astype(int), clean[holes].astype(int), atol=1)
     assert filled.dtype == dtype
 
 
-def test_large_holes_are_filled_on_a_smaller_scale(network):
-    image, holes = np.full((1500, 700, 3), (40, 90, 200), np.uint8), blank(1500, 700)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_large_holes_are_filled_on_a_smaller_scale(network, dtype):
+    image, holes = np.full((1500, 700, 3), (40, 90, 200), dtype), blank(1500, 700)
     holes[101:1307, 201:522] = True
     image[holes] = 255
-    filled = large_holes.fill(image, holes, holes, network)
+    filled = wide_holes.fill(image, holes, holes, network)
     assert np.abs(filled.astype(int) - (40, 90, 200)).max() <= 1
 
 
-def test_cancelling_and_wrong_results_stop(network):
+def test_flat_photos_are_padded(network):
+    image, holes = np.full((3, 700, 3), 90, np.uint8), blank(3, 700)
+    holes[:, 100:300] = True
+    assert (wide_holes.fill(image, holes, holes, network) == 90).all()
+
+
+def test_what_cannot_be_filled_is_an_error(network, tmp_path):
     class Stop(Exception):
         pass
 
@@ -97,82 +109,82 @@ def test_cancelling_and_wrong_results_stop(network):
     image, holes = np.zeros((300, 260, 3), np.uint8), blank()
     holes[50:150, 50:150] = True
     with pytest.raises(Stop):
-        large_holes.fill(image, holes, holes, network, progress=stop)
-    with torch.no_grad():
-        network.factor.fill_(float("nan"))
-    with pytest.raises(InvalidOutput):
-        large_holes.fill(image, holes, holes, network)
-
-
-def test_another_file_is_refused(tmp_path):
+        wide_holes.fill(image, holes, holes, network, progress=stop)
+    with pytest.raises(InvalidOutput, match="NaN"):
+        wide_holes.fill(image, holes, holes, wide_holes.Lama(save(tmp_path / "nan.pt", float("nan")), CPU))
+    for size in ((300, 260), (1100, 80)):
+        with pytest.raises(InvalidOutput, match="nothing around"):
+            wide_holes.fill(np.zeros((*size, 3), np.uint8), ~blank(*size), ~blank(*size), network)
+    with pytest.raises(InvalidOutput, match="big-lama failed"):
+        network(np.zeros((8, 1100, 3), np.uint8), blank(8, 1100))  # too wide for the program
     (tmp_path / "big-lama.pt").write_bytes(b"no program")
-    with pytest.raises(BadWeights, match=r"big-lama\.pt is no TorchScript program"):
-        large_holes.load(tmp_path / "big-lama.pt", CPU)
+    with pytest.raises(BadWeights, match=r"big-lama\.pt is not a TorchScript program"):
+        wide_holes.Lama(tmp_path / "big-lama.pt", CPU)
 
 
 @pytest.fixture
 def masked(rng):
-    """Return a photo with a wide and a thin hole, and their mask."""
-    pixels, mask = photo_like(rng, 200, 220), blank(200, 220)
-    mask[60:150, 40:130] = mask[20:24, 10:200] = True
-    return png(pixels), mask
+    """Return a photo's file and masks of a wide and of a thin hole."""
+    wide, thin = blank(200, 220), blank(200, 220)
+    wide[60:150, 40:130], thin[20:24, 10:200] = True, True
+    return png(photo_like(rng, 200, 220)), wide, thin
 
 
 @pytest.fixture
 def run(program, server, tmp_path, monkeypatch):  # noqa: F811
-    """A Restorer that downloads the program from a local server."""
+    """A Restorer without the file, which a local server has."""
     save_network(tmp_path / "custom/tiny.safetensors", seed=1)
-    model = registry.find(pipeline.LARGE_FILLER, tmp_path, "fill")
-    digest, url = hashlib.sha256(program).hexdigest(), f"{server.url}/big-lama.pt"
-    local = replace(model, bytes=len(program), sha256=digest, url=url)
+    body = program.read_bytes()
+    model = registry.find(pipeline.WIDE_FILLER, tmp_path, "fill")
+    digest, url = hashlib.sha256(body).hexdigest(), f"{server.url}/big-lama.pt"
+    local = replace(model, bytes=len(body), sha256=digest, url=url)
     models = tuple(local if one == model else one for one in registry.MODELS)
     monkeypatch.setattr(registry, "MODELS", models)
-    server.answers["/big-lama.pt"] = whole(program)
+    server.answers["/big-lama.pt"] = whole(body)
     return restorer.Restorer(weights=tmp_path, model="custom/tiny", face_enhance="off", outscale=1)
 
 
-def test_program_is_downloaded_for_wide_holes_only(run, server, masked):  # noqa: F811
-    data, mask = masked
-    thin = mask.copy()
-    thin[60:150] = False
-    assert list(run.restore(data, mask=thin).receipt["repair"]["models"]) == [pipeline.FILLER]
-    assert not server.requests
-    both, wide = (run.restore(data, mask=one) for one in (mask, mask & ~thin))
-    assert set(both.receipt["repair"]["models"]) == {pipeline.FILLER, pipeline.LARGE_FILLER}
-    assert list(wide.receipt["repair"]["models"]) == [pipeline.LARGE_FILLER]
-    assert len(server.requests) == 1 and (run.weights / "big-lama.pt").is_file()
-    for result in (both, wide):
-        assert not result.warnings
-        assert len(np.unique(result.repair.photo.pixels[60:150, 40:130].reshape(-1, 3), axis=0)) == 1
-    before, after = both.before.pixels, both.repair.photo.pixels
-    np.testing.assert_array_equal(after[~mask], before[~mask])
-    assert (after[20:24, 10:200] != before[20:24, 10:200]).any()
+def names(result):
+    return set(result.receipt["repair"]["models"])
 
 
-def test_without_it_wide_holes_are_blurred_and_named(run, server, masked):  # noqa: F811
-    data, mask = masked
-    server.answers["/big-lama.pt"] = status(404)
-    for _ in range(2):  # the second time it is not asked for again
-        result = run.restore(data, mask=mask)
-        assert list(result.receipt["repair"]["models"]) == [pipeline.FILLER]
-        (warning,) = result.warnings
-        assert warning.startswith("holes wider than 60 pixels are filled with a blur: big-lama is not")
-        assert str(run.weights) not in warning
-        before, repaired = result.before.pixels, result.repair.photo.pixels
-        np.testing.assert_array_equal(repaired[~mask], before[~mask])
-    assert len(server.requests) == 1
+def test_fetched_program_fills_wide_holes_only(run, server, masked, capsys):  # noqa: F811
+    data, wide, thin = masked
+    without = run.restore(data, mask=wide | thin)
+    assert without.warnings == (f"{NOTE} is not present; run python -m restorer models --fetch big-lama",)
+    assert names(without) == {pipeline.FILLER} and not server.requests
+    assert main(["models", "--fetch", "big-lama", "--weights-dir", str(run.weights)]) == 0
+    assert len(server.requests) == 1 and "big-lama.pt" in capsys.readouterr().out
+    assert names(run.restore(data, mask=thin)) == {pipeline.FILLER}
+    result = run.restore(data, mask=wide | thin)
+    assert names(result) == {pipeline.FILLER, pipeline.WIDE_FILLER} and not result.warnings
+    before, after = result.before.pixels, result.repair.photo.pixels
+    assert len(np.unique(after[70:140, 50:120].reshape(-1, 3), axis=0)) == 1
+    np.testing.assert_array_equal(after[~(wide | thin)], before[~(wide | thin)])
+    assert (after[thin] != before[thin]).any(-1).mean() > 0.9
 
 
-def test_a_damaged_file_is_named(run, masked, program):
-    data, mask = masked
-    (run.weights / "big-lama.pt").write_bytes(program[:-1] + b"!")
-    (warning,) = run.restore(data, mask=mask).warnings
-    assert "big-lama.pt" in warning and str(run.weights) not in warning
+@pytest.mark.parametrize("damaged", [True, False])
+def test_if_it_fails_holes_are_blurred_and_the_reason_named(run, masked, program, damaged):
+    data, wide, _ = masked
+    body = program.read_bytes()
+    (run.weights / "big-lama.pt").write_bytes(body[:-1] + b"!" if damaged else body)
+    mask = wide if damaged else np.ones_like(wide)
+    result = run.restore(data, mask=mask)
+    (warning,) = result.warnings
+    assert warning.startswith("holes wider than 60 pixels are filled with a blur: ")
+    assert str(run.weights) not in warning and names(result) == {pipeline.FILLER}
+    np.testing.assert_array_equal(result.repair.photo.pixels[~mask], result.before.pixels[~mask])
 
 
-def test_detected_wide_areas_are_filled_by_it(run, rng, monkeypatch):
+def test_detected_wide_areas_are_filled_by_it_but_not_by_auto(run, rng, monkeypatch, program):
+    """Narrow gaps between narrow areas close when the mask is widened by two pixels."""
     probability = np.zeros((200, 220), np.float32)
-    probability[60:150, 40:130] = 0.9
+    probability[60:150, 40:130] = 0.999
+    probability[60:150:20] = probability[:, 40:130:20] = 0
     monkeypatch.setattr(damage, "detect", lambda image, *_, **__: probability)
-    result = run.restore(png(photo_like(rng, 200, 220)), repair="on")
-    assert pipeline.LARGE_FILLER in result.receipt["repair"]["models"]
+    (run.weights / "big-lama.pt").write_bytes(program.read_bytes())
+    data = png(photo_like(rng, 200, 220))
+    assert wide_holes.select(damage.mask(probability, 0.5, confident=True)).any()
+    assert names(run.restore(data, repair="auto")) == {pipeline.DETECTOR, pipeline.FILLER}
+    assert pipeline.WIDE_FILLER in names(run.restore(data, repair="on"))

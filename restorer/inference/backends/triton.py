@@ -59,15 +59,17 @@ def _compare(part: Segment, module: Compute, function: Compute, device: torch.de
 
 
 def _replacement(module: Any) -> Compute | None:  # noqa: ANN401  of basicsr, which has no types
-    """Return a function that computes what a module does, or None if its channels do not fit the kernel."""
+    """Return a function that computes what a module does, or None if its maps have not 64 channels."""
     dense: Any = module.dense if isinstance(module, LastDense) else module
     if hasattr(dense, "conv5"):
         fits = dense.conv1.weight.shape[:2] == (_GROWTH, WIDTH)
         return DenseBlock(dense) if fits else None
     convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-    between = {layer.out_channels for layer in convolutions[:-1]}
-    ends = convolutions[0].in_channels, convolutions[-1].out_channels
-    if between - {WIDTH} or max(ends) > WIDTH:
+    image, output = convolutions[0].in_channels, convolutions[-1].out_channels
+    maps = {layer.out_channels for layer in convolutions[:-1]}
+    if not isinstance(module, RrdbTail | CompactTail):
+        maps.add(output)
+    if maps - {WIDTH} or max(image, output) > WIDTH:
         return None
     return Tail(module) if isinstance(module, RrdbTail) else Layers(module)
 
