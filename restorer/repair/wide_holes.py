@@ -5,6 +5,7 @@ TorchScript program: it maps photos (N, 3, h, w) RGB in 0..1 and masks (N, 1, h,
 filled and else 0, to photos with the mask filled, float32; h and w are multiples of 8.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -52,7 +53,8 @@ class Lama:
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, torch.jit.Error) as error:
-                raise InvalidOutput(f"big-lama failed: {error}") from error
+                logging.getLogger(__name__).warning("big-lama failed: %s", error)  # pages of it, with paths
+                raise InvalidOutput("big-lama failed") from error
         if not output.isfinite().all():
             raise InvalidOutput("big-lama returned NaN or infinite values")
         return (output.clamp(0, 1) * white).round().permute(1, 2, 0).cpu().numpy().astype(image.dtype)
