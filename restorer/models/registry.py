@@ -222,7 +222,7 @@ MODELS = (
         "damage",
         0,
         2_893_176,
-        "65f3f6d296f9489f8f9c8af8fd8e4d6ffa8d554c85a59f5755a4285731be2860",
+        "77a42369f96278fb3303651d909e0807d1ccc93d98b35595f4c9d649604af141",
         "",
         "Apache-2.0",
         "detects dust, hairs, scratches and stains",

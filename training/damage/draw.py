@@ -231,12 +231,71 @@ def _mesh(canvas: np.ndarray, rng: np.random.Generator) -> None:
             _lines(canvas, np.stack((middle - _CANVAS * along, middle + _CANVAS * along)), 255, thickness)
 
 
+def _leaves(canvas: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw the sky between leaves: many small patches where a crown is thin."""
+    fine = 0.6 * _noise(rng, int(rng.integers(60, 160))) + 0.4 * _noise(rng, int(rng.integers(160, 320)))
+    field = fine + rng.uniform(0.2, 0.9) * _noise(rng, int(rng.integers(3, 8)))
+    threshold = np.quantile(field, rng.uniform(0.75, 0.97))
+    canvas[:] = np.clip((field - threshold) * rng.uniform(8, 40), 0, 1) * 255
+
+
+def _flowers(canvas: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw flowers of about the same size; without petals they would be spots."""
+    size, petals = rng.uniform(6, 40), int(rng.choice((5, 8, 13)))
+    middle = rng.uniform(0, 1, 2) * _CANVAS
+    spread = rng.uniform(0.15, 0.6) * _CANVAS
+    for _ in range(rng.integers(10, 120)):
+        x, y = rng.normal(middle, spread)
+        radius, turn = size * rng.uniform(0.6, 1.2), rng.uniform(0, 7)
+        flat, level = rng.uniform(0.4, 1), int(rng.integers(150, 256))
+        for angle in turn + np.arange(petals) * 2 * np.pi / petals:
+            end = np.array((x, y)) + radius * _direction(angle) * (1, flat)
+            _lines(canvas, np.stack(((x, y), end)), level, max(1, round(2 * radius / petals)))
+        centre = int(rng.integers(0, 200))
+        cv2.circle(canvas, (round(x), round(y)), max(1, round(radius / 4)), centre, -1, cv2.LINE_AA)
+
+
+def _spires(canvas: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw roofs that taper to a spire, a mast or a cross, or posts."""
+    for _ in range(rng.integers(1, 6)):
+        x, top = rng.uniform(0, 1) * _CANVAS, rng.uniform(0.05, 0.7) * _CANVAS
+        half, shoulder = rng.uniform(4, 70), rng.uniform(0.05, 0.5) * _CANVAS
+        tip, low = rng.uniform(0, 3), top + shoulder
+        right = ((tip, top), (half, low), (half, _CANVAS))
+        outline = np.array([(x + w, y) for w, y in right] + [(x - w, y) for w, y in right[::-1]])
+        cv2.fillPoly(canvas, [np.rint(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+        mast, thickness = top - rng.uniform(0, 150), int(rng.integers(1, 5))
+        _lines(canvas, np.array(((x, mast), (x, top + 20))), 255, thickness)
+        if rng.random() < 0.5:
+            arm, at = rng.uniform(4, 20), mast + rng.uniform(4, 25)
+            _lines(canvas, np.array(((x - arm, at), (x + arm, at))), 255, thickness)
+    if rng.random() < 0.2:
+        canvas[:] = np.rot90(canvas, int(rng.integers(1, 4)))
+
+
+def _glints(canvas: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw light on water: flat streaks, smaller towards the horizon."""
+    horizon, longest = rng.uniform(0, 0.6) * _CANVAS, rng.uniform(10, 60)
+    for _ in range(rng.integers(60, 500)):
+        depth = rng.random()
+        x, y = rng.uniform(0, 1) * _CANVAS, horizon + depth**2 * (_CANVAS - horizon)
+        axes = max(1, round(longest * depth * rng.uniform(0.3, 1))), max(1, round(longest * depth / 8))
+        tilt = rng.normal(0, 4)
+        level = int(rng.integers(80, 256))
+        cv2.ellipse(canvas, (round(x), round(y)), axes, tilt, 0, 360, level, -1, cv2.LINE_AA)
+    canvas[:] = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.5, 1.5))
+
+
 DAMAGE: dict[str, Drawing] = {"crack": _crack, "flake": _flake, "fold": _fold, "scratch": _scratch}
 CONTENT: dict[str, Drawing] = {
     "branches": _branches,
+    "flowers": _flowers,
+    "glints": _glints,
+    "leaves": _leaves,
     "mesh": _mesh,
     "rain": _rain,
     "snow": _snow,
+    "spires": _spires,
     "stars": _stars,
     "strands": _strands,
     "text": _text,
