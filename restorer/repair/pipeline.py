@@ -143,8 +143,9 @@ def run(
     mask, repaired = _check_mask(mask, photo), photo
     if mask.any():
         filled, left = visible, mask
-        holes = wide_holes.select(mask)
-        if holes.any() and source != "auto":  # which fills narrow areas, though many of them can be one
+        # auto fills narrow areas, though gaps between them may close
+        holes = np.zeros_like(mask) if source == "auto" else wide_holes.select(mask)
+        if holes.any():
             try:
                 filled = wide_holes.fill(visible, holes, mask, network(WIDE_FILLER), **computing)
                 left = mask & ~holes

@@ -49,9 +49,8 @@ class Lama:
         # Optimised for the shapes of its first calls, the program takes seconds for these on a GPU
         with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             try:
-                output = self._program(*planes)[0, :, :height, :width].float()
-            except torch.OutOfMemoryError:
-                raise
+                with out_of_memory():
+                    output = self._program(*planes)[0, :, :height, :width].float()
             except (RuntimeError, torch.jit.Error) as error:
                 logging.getLogger(__name__).warning("big-lama failed: %s", error)  # pages of it, with paths
                 raise InvalidOutput("big-lama failed") from error
@@ -111,15 +110,13 @@ def _holes(mask: np.ndarray) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]
 
 def _filled(image: np.ndarray, unknown: np.ndarray, network: Lama) -> np.ndarray:
     """Fill a crop, on a smaller scale if it is large."""
-    if unknown.all():
-        raise InvalidOutput("nothing around a hole is known")
     height, width = unknown.shape
     shrink = max(height, width) / _SIDE
-    if shrink <= 1:
-        return network(image, unknown)
-    size = max(1, round(width / shrink)), max(1, round(height / shrink))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    covered = cv2.resize(unknown.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
-    if covered.all():
+    if shrink > 1:
+        size = max(1, round(width / shrink)), max(1, round(height / shrink))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        unknown = cv2.resize(unknown.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
+    if unknown.all():
         raise InvalidOutput("nothing around a hole is known")
-    return cv2.resize(network(small, covered), (width, height), interpolation=cv2.INTER_CUBIC)
+    filled = network(image, unknown)
+    return cv2.resize(filled, (width, height), interpolation=cv2.INTER_CUBIC) if shrink > 1 else filled

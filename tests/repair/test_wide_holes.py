@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import restorer
 from restorer.__main__ import main
-from restorer.errors import BadWeights, InvalidOutput
+from restorer.errors import BadWeights, InvalidOutput, OutOfMemory
 from restorer.models import registry
 from restorer.repair import damage, pipeline, wide_holes
 from tests.conftest import photo_like, png, save_network
@@ -117,6 +118,10 @@ def test_what_cannot_be_filled_is_an_error(network, tmp_path):
             wide_holes.fill(np.zeros((*size, 3), np.uint8), ~blank(*size), ~blank(*size), network)
     with pytest.raises(InvalidOutput, match="^big-lama failed$"):
         network(np.zeros((8, 1100, 3), np.uint8), blank(8, 1100))  # too wide for the program
+    full = wide_holes.Lama(save(tmp_path / "full.pt"), CPU)
+    full._program = Mock(side_effect=RuntimeError("DefaultCPUAllocator: not enough memory"))
+    with pytest.raises(OutOfMemory):
+        full(image, holes)
     (tmp_path / "big-lama.pt").write_bytes(b"no program")
     with pytest.raises(BadWeights, match=r"big-lama\.pt is not a TorchScript program"):
         wide_holes.Lama(tmp_path / "big-lama.pt", CPU)
