@@ -136,9 +136,7 @@ def half(parts: Sequence[Segment], device: torch.device) -> Backend:
     back to PyTorch, with a warning, where Triton fails, for example without a C compiler.
     """
     backend = modules(parts, torch.float16)
-    if device.type != "cuda":
-        return backend
-    if torch.cuda.get_device_capability(device) != _HOPPER:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != _HOPPER:
         return backend
     try:
         from . import triton

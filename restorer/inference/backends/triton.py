@@ -105,13 +105,13 @@ class Layers:
 
     def __init__(self, module: Any) -> None:  # noqa: ANN401  a segment's
         modules = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.PReLU)]
-        self._layers = [
-            triton_kernel.layer(layer, after.weight if isinstance(after, nn.PReLU) else None)
+        pairs = [
+            (layer, after.weight if isinstance(after, nn.PReLU) else None)
             for layer, after in zip(modules, [*modules[1:], None], strict=True)
             if isinstance(layer, nn.Conv2d)
         ]
-        last = next(layer for layer in reversed(modules) if isinstance(layer, nn.Conv2d))
-        self._channels = last.out_channels
+        self._layers = [triton_kernel.layer(*pair) for pair in pairs]
+        self._channels = pairs[-1][0].out_channels
         self._scale = module.scale if isinstance(module, CompactTail) else None
         self._residual = isinstance(module, Residual)
 
