@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from restorer.models import architectures, compat, loader, registry
@@ -76,14 +77,18 @@ def _seeded(name: str) -> architectures.StateDict:
     torch.manual_seed(0)
     network = compat.load_attribute(module, arch)(**parameters).eval().requires_grad_(False)
     last = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1]
-    if arch == "RRDBNet":  # SRVGGNetCompact adds the picture by itself
+    picture = torch.rand(1, 3, 16, 16)
+    if arch == "RRDBNet":
         for layer in (network.conv_first, network.conv_up1, network.conv_up2, network.conv_hr):
             layer.weight[:3] = layer.bias[:3] = 0
             _pass_through(layer)
         network.conv_body.weight[:3] = network.conv_body.bias[:3] = 0
-    added = network(torch.rand(1, 3, 16, 16))
+        added = network(picture)
+    else:  # which adds the picture by itself
+        added = network(picture) - functional.interpolate(picture, scale_factor=4)
     last.weight *= _LITTLE / added.std()
-    last.bias -= added.mean(dim=(0, 2, 3))
+    mean = added.mean(dim=(0, 2, 3))
+    last.bias -= mean.repeat_interleave(last.out_channels // 3)  # several features of one colour are shuffled
     last.bias *= _LITTLE / added.std()
     if arch == "RRDBNet":
         _pass_through(last)

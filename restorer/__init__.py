@@ -23,6 +23,7 @@ from .errors import (
     QueueFull,
     RestoreError,
     UnknownModel,
+    UnsuitableOption,
     UnsupportedImage,
     WeightsUnavailable,
 )
@@ -30,8 +31,9 @@ from .options import Limits, Options
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .estimate import Plan
     from .images.photo import Photo
-    from .pipeline import Plan, Restorer, load
+    from .pipeline import Restorer, load
     from .result import Result
 
 # Let OpenMP threads spin for microseconds, not milliseconds: torch and ncnn each have a thread pool, and on a
@@ -56,6 +58,7 @@ __all__ = [
     "Restorer",
     "Result",
     "UnknownModel",
+    "UnsuitableOption",
     "UnsupportedImage",
     "WeightsUnavailable",
     "load",
@@ -63,7 +66,8 @@ __all__ = [
 
 _LAZY = {
     "Photo": "images.photo",
-    **dict.fromkeys(("Plan", "Restorer", "load"), "pipeline"),
+    "Plan": "estimate",
+    **dict.fromkeys(("Restorer", "load"), "pipeline"),
     "Result": "result",
 }
 

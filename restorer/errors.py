@@ -2,6 +2,7 @@
 
     RestoreError
         InvalidOption        an option's value is outside its range
+            UnsuitableOption  ... for a photo of this size, but not for others
         UnsupportedImage     not an image, or of an unsupported format
             DamagedImage     of a supported format, but truncated or corrupt
         ImageTooLarge        more input or output pixels than a limit or a format allows
@@ -26,6 +27,10 @@ class RestoreError(Exception):
 
 
 class InvalidOption(RestoreError, ValueError):
+    pass
+
+
+class UnsuitableOption(InvalidOption):
     pass
 
 

@@ -1,17 +1,24 @@
 """Say what is wrong with a photo and suggest options, from samples of it, in a fraction of a second."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import cv2
 import numpy as np
 
+from .errors import BadWeights, WeightsUnavailable
 from .faces import detect
 from .faces.detect import Detector
 from .images import colour
+from .images.formats import jpeg
 from .images.photo import Photo
 from .images.resample import shrunk, to_uint8
+from .models import registry, sources
+from .networks import Networks
 from .options import Options
+from .repair.pipeline import DETECTOR
 
 _TILE, _TILES = 256, 3  # side in pixels of the squares that are measured, and their number along each axis
 # Immerkaer, "Fast Noise Variance Estimation", 1996; the mean in flat blocks, which hold hardly any texture
@@ -46,7 +53,7 @@ class Finding:
 
     name    "noise", "jpeg", "blur", "damage", "faded", "grey", "toned" or "faces"
     text    in words for users
-    reason  the figure behind it
+    reason  the measurement behind it
     """
 
     name: str
@@ -135,6 +142,24 @@ def examine(
             text = "1 face" if faces == 1 else f"{faces} faces"
             findings.append(Finding("faces", text, f"found in a copy of {_FACES_SIDE} pixels"))
     return Look(photo.width, photo.height, tuple(findings), options)
+
+
+def look_with(networks: Networks, photo: Photo, source: bytes | Photo) -> Look:
+    """Look at a photo with the detectors that are present; nothing is downloaded.
+
+    source  the file that it was decoded from, or the photo itself
+    """
+    from .repair import damage  # torch
+
+    faces: Detector | None = None
+    damages: DamageDetector | None = None
+    if sources.is_present(registry.find("yunet", networks.weights, "detect"), networks.weights):
+        with suppress(WeightsUnavailable, BadWeights):
+            faces = networks.face_network("yunet", "detect", backoff=True)
+    with suppress(WeightsUnavailable, BadWeights):  # without the lock: a look does not wait for a photo
+        damages = partial(damage.detect, detector=networks.repair_network(DETECTOR), views=1)
+    quality = jpeg.quality(source) if isinstance(source, bytes) else None
+    return examine(photo, quality=quality, face_detector=faces, damage_detector=damages)
 
 
 def _findings(photo: Photo, fading: colour.Fading, quality: int | None) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
-from .errors import InvalidOption
+from .errors import InvalidOption, UnsuitableOption
 
 AUTO_CPU_MEGAPIXELS = 0.5  # on a CPU, "auto" uses the best model for photos up to this size
 PRESETS = ("auto", "best", "fast")  # accepted instead of a model's name
@@ -50,7 +50,8 @@ class Options:
     long_side      longer side of the result in pixels, 0: by outscale, which it replaces otherwise
     print_size     "30x20cm", also in mm or in: the result fits on such a print, upright or across, at `dpi`;
                    replaces outscale. A photo that has more pixels keeps them
-    dpi            resolution stored in the result; 0: for print_size 300, otherwise that of the photo, scaled
+    dpi            resolution stored in the result, whatever keep_metadata is; more with print_size if the
+                   photo has more pixels. 0: 300 with print_size, otherwise that of the photo
     strength       0 to 1: blends the photo enlarged by bicubic interpolation (0) and the restored one (1)
     denoise        0 to 1: how much noise the general model removes; 1 is the model as published.
                    Other models have no second checkpoint to blend with and reject values below 1
@@ -64,7 +65,8 @@ class Options:
     format         "same" keeps the input's format if it can be written
     quality        1 to 100, for the lossy formats (jpeg, webp, avif, jxl); 100 is lossless in jxl alone
     max_bytes      largest file in bytes, for which the quality is lowered; 0: no limit
-    keep_metadata  keep EXIF, XMP, IPTC, comments and resolution; the colour profile is always kept
+    keep_metadata  keep EXIF, XMP, IPTC, comments and the photo's resolution; the colour profile is kept
+                   without it too
     remove_gps     remove coordinates and place names from EXIF, XMP, IPTC, PNG text and GeoTIFF, the maker
                    note, which may hold both, and Photoshop's resources except rights and paths
     face_enhance   "on" or True restores faces, "off" or False does not; "auto" does if the models are present
@@ -110,7 +112,10 @@ class Options:
         for field in fields(self):
             kind = type(field.default)
             _check_type(field.name, getattr(self, field.name), kind)
-            object.__setattr__(self, field.name, kind(getattr(self, field.name)))  # numpy scalars too
+            try:
+                object.__setattr__(self, field.name, kind(getattr(self, field.name)))  # numpy scalars too
+            except OverflowError as error:
+                raise InvalidOption(f"{field.name} is too large") from error
         for name, (low, high) in RANGES.items():
             _check_range(name, getattr(self, name), low, high)
         if self.print_size:
@@ -136,13 +141,13 @@ class Options:
     def sized(self, width: int, height: int) -> "Options":
         """Return the options for a photo of that size: outscale and dpi instead of long_side and print_size.
 
-        Raises InvalidOption if the outscale would not be from 1 to 8.
+        Raises UnsuitableOption if the outscale would not be from 1 to 8.
         """
         long, short = max(width, height), max(1, min(width, height))
         if self.long_side:
             scale = self.long_side / max(1, long)
             if not 1 <= scale <= 8:
-                raise InvalidOption(
+                raise UnsuitableOption(
                     f"a long side of {self.long_side} pixels is {scale:.1f} times the photo's {long}; "
                     f"choose from {long} to {8 * long}"
                 )
@@ -152,7 +157,7 @@ class Options:
             own_dpi = max(long / max(inches), short / min(inches))  # of the photo on that print
             dpi = self.dpi or PRINT_DPI
             if dpi > 8 * own_dpi:
-                raise InvalidOption(
+                raise UnsuitableOption(
                     f"print_size is {self.print_size}; at {dpi} dpi it needs {dpi / own_dpi:.1f} times the "
                     f"photo's {width} x {height} pixels; the limit is 8, at {math.floor(8 * own_dpi)} dpi"
                 )

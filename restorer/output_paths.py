@@ -48,11 +48,12 @@ class OutputTask:
         """Return the path of a result in that format, of a page from 1 on or of the only one."""
         if self.forms:
             return suffixed(numbered(self.target, number), image_format)
-        return numbered(self.target.with_suffix(""), number).with_suffix(self.target.suffix)
+        base = numbered(self.target.with_suffix(""), number)
+        return base.with_name(base.name + self.target.suffix)
 
-    def existing(self) -> Path | None:
-        """Return the existing output, if any; of pages that of the first, which is written last."""
-        numbers = (0, 1) if self.sequences.pages else (0,)
+    def existing(self, page: int = 1) -> Path | None:
+        """Return the existing output of a page, if any; the first page is written last."""
+        numbers = ([0] if page == 1 else []) + ([page] if self.sequences.pages else [])
         paths = [self.path(form, number) for number in numbers for form in self.forms or ("",)]
         return next((path for path in paths if exists(path)), None)
 

@@ -1,36 +1,40 @@
 """The stages of a restoration: decode, repair, detect faces, upscale, restore faces, paste, encode."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from .errors import BadWeights, ImageTooLarge, InvalidOption, OutOfMemory, WeightsUnavailable
+from .errors import (
+    BadWeights,
+    ImageTooLarge,
+    InvalidOption,
+    OutOfMemory,
+    UnsupportedImage,
+    WeightsUnavailable,
+)
+from .estimate import Estimator, Plan
 from .faces import detect, pipeline
 from .faces.paste import Face, without_faces
 from .images import colour, encode, photo
 from .images.colour import Fading
-from .images.formats import jpeg
 from .images.photo import Photo
-from .inference.throughput import ThroughputEstimator
 from .inference.upscale import (
-    Stats,
     fill_transparent,
     is_opaque,
     network_pixels,
     output_size,
-    tiles_needed,
     upscale_matched,
 )
-from .look import DamageDetector, Look, examine
-from .models import registry, selection, sources
+from .look import Look, look_with
+from .models import registry
 from .networks import DownloadProgress, Networks
 from .options import Limits, Options
-from .progress import Progress, StageTimer
+from .progress import Progress, StageTimer, Stats
 from .repair import pipeline as repair
 from .repair.pipeline import Repair
 from .result import Result, finish
@@ -40,25 +44,17 @@ _RECOMPOSE_OPTIONS = {"strength", "face_strength", "format", "quality", "max_byt
 _RECOMPOSE_OPTIONS |= {"keep_metadata", "remove_gps"}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What restoring a photo will take.
-
-    width, height  of the result in pixels
-    model          the model that will be used
-    reason         why "auto" does not use the best model, in words for users; "" if it does
-    tiles          number of tiles; None while the model is not loaded
-    seconds        estimate for this machine without faces; None before anything was measured
-    warnings       what the output format cannot hold, in words for users
-    """
-
-    width: int
-    height: int
-    model: registry.Model
-    reason: str
-    tiles: int | None
-    seconds: float | None
-    warnings: tuple[str, ...]
+@contextmanager
+def _translate_memory_errors() -> Iterator[None]:
+    """Convert every out-of-memory error of a method that it decorates to OutOfMemory."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemory(_OUT_OF_MEMORY) from error
+    except cv2.error as error:
+        if error.code != cv2.Error.StsNoMem:
+            raise
+        raise OutOfMemory(_OUT_OF_MEMORY) from error
 
 
 class Restorer:
@@ -94,8 +90,9 @@ class Restorer:
         self.limits = limits or Limits()
         self.options = Options().changed(options)
         self._decoder = decoder
-        self._throughput = ThroughputEstimator()
+        self._estimator = Estimator(self.networks)
 
+    @_translate_memory_errors()
     def restore(
         self,
         data: bytes | Photo,
@@ -119,8 +116,7 @@ class Restorer:
         Raises any RestoreError, see errors.py.
         """
         try:
-            with _translate_memory_errors():
-                return self._restore(data, progress, options, mask, fading)
+            return self._restore(data, progress, options, mask, fading)
         finally:
             self.networks.downloading = None
 
@@ -138,8 +134,8 @@ class Restorer:
         data: bytes | Photo,
         progress: Progress | None,
         options: dict[str, object],
-        mask: bytes | np.ndarray | None = None,
-        fading: Fading | None = None,
+        mask: bytes | np.ndarray | None,
+        fading: Fading | None,
     ) -> Result:
         timer = StageTimer()
         chosen = self.options.changed(options)
@@ -156,7 +152,7 @@ class Restorer:
         timer.end_stage("load")
         notes: tuple[str, ...] = ()
         if chosen.autopilot:
-            chosen, note = self._look(before, data).applied(chosen)
+            chosen, note = look_with(self.networks, before, data).applied(chosen)
             notes = (note,)
         repaired = self._repair(before, mask, chosen, progress)
         timer.end_stage("repair")
@@ -170,35 +166,32 @@ class Restorer:
         plain = upscale_matched(
             corrected, engine, outscale=chosen.outscale, tile=tile, progress=total.tiles, stats=stats
         )
-        if chosen.dpi:
-            stored = replace(plain.meta.metadata, dpi=(chosen.dpi, chosen.dpi))
-            plain = replace(plain, meta=replace(plain.meta, metadata=stored))
         timer.end_stage("enlarge")
         if pipeline.count_pending(faces):
             network, masks = self.networks.face_restoration(chosen, on_download)
             faces = pipeline.restore(faces, network, masks, batch=network.batch, progress=total.faces)
         timer.end_stage("faces")
-        result = finish(
-            before,
-            plain,
-            tuple(faces),
-            chosen,
-            corrected=corrected,
-            repair=repaired,
+        draft = Result(
+            before=before,
+            restored=plain,
+            after=plain,
             model=model.name,
             sha256=engine.sha256,
             source=engine.source,
             device=engine.name,
-            detection_note=detection_note,
-            timer=timer,
+            options=chosen,
+            faces=tuple(faces),
+            face_note=detection_note,
+            notes=notes,
             retries=stats.retries,
             parts=stats.parts,
+            repair=repaired,
         )
-        pixels = network_pixels(before, engine, chosen.outscale)
-        self._throughput.learn(model.name, result.stages["enlarge"], pixels)
-        self._throughput.learn(result.format, result.stages["encode"], result.width * result.height)
-        return replace(result, warnings=notes + result.warnings)
+        result = finish(draft, corrected, timer)
+        self._estimator.learn_from(result, network_pixels(before, engine, chosen.outscale))
+        return result
 
+    @_translate_memory_errors()
     def recompose(
         self, result: Result, *, strengths: Mapping[int, float] | None = None, **options: object
     ) -> Result:
@@ -211,13 +204,7 @@ class Restorer:
 
         Raises InvalidOption for any other option, which would need another restoration.
         """
-        with _translate_memory_errors():
-            return self._recompose(result, strengths or {}, options)
-
-    def _recompose(
-        self, result: Result, strengths: Mapping[int, float], options: dict[str, object]
-    ) -> Result:
-        timer = StageTimer()
+        timer, strengths = StageTimer(), strengths or {}
         if fixed := sorted(set(options) & set(Options.names()) - _RECOMPOSE_OPTIONS):
             raise InvalidOption(f"{fixed[0]} cannot be changed in a result; restore the photo again")
         for index, strength in strengths.items():
@@ -229,23 +216,11 @@ class Restorer:
             result.before, result.width, result.height, encode.output_format(result.before, chosen.format)
         )
         plain = replace(result.restored, pixels=without_faces(result.restored.pixels, result.paste_backup))
-        return finish(
-            result.before,
-            plain,
-            result.faces,
-            chosen,
-            corrected=colour.apply(result.repair.photo if result.repair else result.before, chosen),
-            repair=result.repair,
-            strengths={**result.strengths, **strengths},
-            model=result.model,
-            sha256=result.sha256,
-            source=result.source,
-            device=result.device,
-            detection_note=result.face_note,
-            timer=timer,
-            parts=result.parts,
-        )
+        draft = replace(result, restored=plain, options=chosen, strengths={**result.strengths, **strengths})
+        corrected = colour.apply(result.repair.photo if result.repair else result.before, chosen)
+        return finish(draft, corrected, timer)
 
+    @_translate_memory_errors()
     def find_damage(self, before: Photo, progress: Progress | None = None) -> np.ndarray:
         """Return the probability (h, w) float32, 0..1, that a pixel is damaged. Raises any RestoreError.
 
@@ -253,11 +228,8 @@ class Restorer:
         """
         from .repair import damage  # torch
 
-        with _translate_memory_errors():
-            detector = self.networks.repair_network(repair.DETECTOR)
-            return damage.detect(
-                _visible_pixels(before), detector, lock=self.networks.lock, progress=progress
-            )
+        detector = self.networks.repair_network(repair.DETECTOR)
+        return damage.detect(_visible_pixels(before), detector, lock=self.networks.lock, progress=progress)
 
     def _repair(
         self, before: Photo, mask: bytes | np.ndarray | None, chosen: Options, progress: Progress | None
@@ -266,43 +238,28 @@ class Restorer:
         if mask is None and chosen.repair == "off":
             return None
         if isinstance(mask, bytes):
-            mask = repair.mask_of(self.decode(mask))
+            try:
+                mask = repair.mask_of(self.decode(mask))
+            except (UnsupportedImage, ImageTooLarge) as error:
+                raise type(error)(f"the mask: {error}") from error
         visible, network = _visible_pixels(before), self.networks.repair_network
         return repair.run(before, visible, mask, chosen, network, lock=self.networks.lock, progress=progress)
 
+    @_translate_memory_errors()
     def look(self, data: bytes | Photo) -> Look:
         """Say what is wrong with a photo and suggest options. Raises any RestoreError.
 
         Nothing is downloaded: faces are looked for if yunet is present.
         """
-        with _translate_memory_errors():
-            return self._look(data if isinstance(data, Photo) else self.decode(data), data)
+        before = data if isinstance(data, Photo) else self.decode(data)
+        return look_with(self.networks, before, data)
 
-    def _look(self, before: Photo, data: bytes | Photo) -> Look:
-        yunet = registry.find("yunet", self.weights, "detect")
-        detector = None
-        if sources.is_present(yunet, self.weights):
-            with suppress(WeightsUnavailable, BadWeights):
-                detector = self.networks.face_network("yunet", "detect", backoff=True)
-        quality = None if isinstance(data, Photo) else jpeg.quality(data)
-        return examine(
-            before, quality=quality, face_detector=detector, damage_detector=self._damage_detector()
-        )
-
-    def _damage_detector(self) -> DamageDetector | None:
-        """Return what detects damage in small images, if present; a look does not wait for the lock."""
-        from .repair import damage  # torch
-
-        with suppress(WeightsUnavailable, BadWeights):
-            return partial(damage.detect, detector=self.networks.repair_network(repair.DETECTOR), views=1)
-        return None
-
+    @_translate_memory_errors()
     def find_faces(self, data: bytes) -> tuple[Photo, list[detect.Detection]]:
         """Return the decoded photo and its faces, largest first. Raises any RestoreError."""
-        with _translate_memory_errors():
-            decoded = self.decode(data)
-            detector = self.networks.face_network(self.options.face_detector, "detect")
-            return decoded, detect.detect_faces(_visible_pixels(decoded), detector)
+        decoded = self.decode(data)
+        detector = self.networks.face_network(self.options.face_detector, "detect")
+        return decoded, detect.detect_faces(_visible_pixels(decoded), detector)
 
     def _detect_faces(
         self, before: Photo, chosen: Options, on_download: DownloadProgress
@@ -319,7 +276,7 @@ class Restorer:
         except (WeightsUnavailable, BadWeights) as error:
             if not auto:
                 raise
-            return [], f"face detection skipped: {_failure_reason(error, chosen.face_detector)}"
+            return [], f"face detection skipped: {_reason(error)}"
         pixels = _visible_pixels(before)
         faces = pipeline.crop_faces(pixels, detect.detect_faces(pixels, detector), large=chosen.face_large)
         if pipeline.count_pending(faces):
@@ -328,11 +285,7 @@ class Restorer:
             except (WeightsUnavailable, BadWeights) as error:
                 if not auto:
                     raise
-                needed = [registry.find(chosen.face_model, self.weights, "face")]
-                if chosen.face_mask == "parsing":
-                    needed.append(registry.find("parsenet", self.weights, "parse"))
-                absent = [model.name for model in needed if not sources.is_present(model, self.weights)]
-                faces = pipeline.mark_skipped(faces, _failure_reason(error, " and ".join(absent)))
+                faces = pipeline.mark_skipped(faces, _reason(error))
         return faces, ""
 
     def plan(self, before: Photo, **options: object) -> Plan:
@@ -341,36 +294,14 @@ class Restorer:
         Raises UnknownModel, ImageTooLarge and InvalidOption, as restore() does.
         """
         chosen = self.options.changed(options).sized(before.width, before.height)
-        width, height = self.result_size(before, chosen)
-        model = self.model(chosen, before.width * before.height)
-        large = self.networks.is_large(chosen, before.width * before.height)
-        faster = large and model != selection.best(self.weights, chosen, fetch=False)
-        reason = "large photo on a CPU: fast model" if faster else ""
-        image_format = encode.output_format(before, chosen.format)
-        losses = encode.losses(before, image_format)
-        engine = self.networks.loaded_upscaler(model)
-        if engine is None or model.name not in self._throughput:
-            return Plan(width, height, model, reason, None, None, losses)
-        tile = chosen.tile or engine.best_tile()
-        tiles = tiles_needed(before, engine, outscale=chosen.outscale, tile=tile)
-        pixels = network_pixels(before, engine, chosen.outscale)
-        seconds = self._throughput.expected(model.name, pixels) + self._throughput.expected(
-            image_format, width * height
-        )
-        return Plan(width, height, model, reason, tiles, seconds, losses)
+        return self._estimator.plan(before, chosen, self.result_size(before, chosen))
 
     def measure(self, pixels: int = 0, **options: object) -> None:
         """Load and time the model of these options, unless it is absent or was timed before.
 
         pixels  of the photo, see Networks.model()
         """
-        chosen = self.options.changed(options)
-        model = self.model(chosen, pixels)
-        if model.name not in self._throughput and sources.is_present(model, self.weights):
-            # the denoise strength does not change the time
-            network = self.networks.loaded_upscaler(model) or self.networks.upscaler(model, 1.0)
-            self._throughput.time(model.name, network)
-            self._throughput.time_writers()
+        self._estimator.measure(self.options.changed(options), pixels)
 
     def result_size(self, before: Photo, options: Options) -> tuple[int, int]:
         """Return the result's width and height. Raises ImageTooLarge beyond the limit or the format's."""
@@ -406,28 +337,6 @@ class Restorer:
         self.networks.resolve(chosen, pixels, lambda model: self.networks.upscaler(model, chosen.denoise))
         return self
 
-    def backend(self, model: registry.Model) -> str:
-        """Return device and backend of a loaded model: "cuda" or "cpu:ncnn"; "" if it is not loaded."""
-        engine = self.networks.loaded_upscaler(model)
-        return engine.name if engine else ""
-
-    def sha256(self, model: registry.Model) -> str:
-        """Return the SHA-256 of a loaded upscaler's weights; "" if it is not loaded."""
-        engine = self.networks.loaded_upscaler(model) if model.kind == "upscale" else None
-        return engine.sha256 if engine else ""
-
-
-@contextmanager
-def _translate_memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except MemoryError as error:
-        raise OutOfMemory(_OUT_OF_MEMORY) from error
-    except cv2.error as error:
-        if error.code != cv2.Error.StsNoMem:
-            raise
-        raise OutOfMemory(_OUT_OF_MEMORY) from error
-
 
 def _visible_pixels(before: Photo) -> np.ndarray:
     """Return the pixels with transparent areas filled in, so that no hidden face is detected."""
@@ -452,11 +361,9 @@ class _TotalProgress:
             self._progress(self._tiles + done, self._tiles + self._faces)
 
 
-def _failure_reason(error: WeightsUnavailable | BadWeights, names: str) -> str:
-    """Return why faces were not restored, for a warning; WeightsUnavailable itself contains server paths."""
-    if isinstance(error, BadWeights):
-        return str(error)
-    return f"{names} is not present and could not be downloaded"
+def _reason(error: WeightsUnavailable | BadWeights) -> str:
+    """Return why a network was not loaded, without the server's paths."""
+    return str(error.args[0])
 
 
 def load(

@@ -1,9 +1,22 @@
-"""Progress callbacks, and the seconds of each stage of a restoration."""
+"""Progress callbacks, and the seconds and incidents of a restoration."""
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 Progress = Callable[[int, int], None]  # steps done, total steps; (0, 0) while the total is unknown
+
+
+@dataclass
+class Stats:
+    """What happened while an image was upscaled.
+
+    retries  number of out-of-memory errors after which smaller tiles were used
+    parts    largest number of parts that an image was cut into, because its maps did not fit in memory
+    """
+
+    retries: int = 0
+    parts: int = 1
 
 
 class StageTimer:

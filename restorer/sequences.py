@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
 
 import numpy as np
 
-from .errors import ImageTooLarge, InvalidOption, RestoreError
+from .errors import ImageTooLarge, InvalidOption
 from .images import colour, encode, photo
 from .images.formats import exif
 from .images.photo import Photo
@@ -25,6 +24,7 @@ def restore(
     *,
     mask: bytes | None = None,
     progress: Progress | None = None,
+    skip: Callable[[int], bool] = lambda number: False,
     **options: object,
 ) -> Iterator[tuple[int, Result]]:
     """Yield (number, result): of pages from the last to the first, numbered from 1; otherwise (0, result).
@@ -33,9 +33,10 @@ def restore(
 
     mask               see Restorer.restore(); not for all pages or frames
     progress, options  see Restorer.restore(); the steps are those of all pages or frames
+    skip               called with the number of each of several pages; whether not to restore that page
 
     Raises any RestoreError; ImageTooLarge also for frames that have more pixels together than one photo may
-    have, in the file or in the result, and RestoreError for options that do not suit the size of a page.
+    have, in the file or in the result.
     """
     if not any(sequences):
         yield 0, restorer.restore(data, mask=mask, fading=None, progress=progress, **options)
@@ -48,11 +49,11 @@ def restore(
     elif sequences.pages and (pages := first.meta.pages) > 1:
         if pages >= exif.MAX_PAGES:
             raise ImageTooLarge(f"the file has {pages} pages or more; the limit is {exif.MAX_PAGES - 1}")
-        steps = PassProgress(progress, pages)
-        for number in range(pages, 0, -1):
+        numbers = [number for number in range(pages, 0, -1) if not skip(number)]
+        steps = PassProgress(progress, len(numbers))
+        for number in numbers:
             page = restorer.decode(data, page=number - 1)
-            sized = asdict(_sized(restorer.options.changed(options), page))
-            yield number, restorer.restore(page, mask=None, fading=None, progress=steps, **sized)
+            yield number, restorer.restore(page, mask=None, fading=None, progress=steps, **options)
     else:
         yield 0, restorer.restore(first, mask=None, fading=None, progress=progress, **options)
 
@@ -65,7 +66,7 @@ def _restore_frames(
         raise InvalidOption(f"format is {chosen.format}; for frames use one of {', '.join(ANIMATED_FORMATS)}")
     frames = photo.split(restorer.decode(data, frames=True))
     image_format = frames[0].meta.format if chosen.format == "same" else chosen.format
-    _check_size(restorer, frames, _sized(chosen, frames[0]), image_format)
+    _check_size(restorer, frames, chosen.sized(frames[0].width, frames[0].height), image_format)
     keys = [_digest(frame) for frame in frames]
     distinct = dict(zip(keys, frames, strict=True))
     steps = PassProgress(progress, len(distinct))
@@ -89,12 +90,12 @@ def _restore_frames(
     encoded = encode_within(
         chosen.max_bytes,
         chosen.quality,
-        partial(
-            encode.encode_frames,
+        encode.frames_encoder(
             [restored[key] for key in keys],
             image_format,
             keep_metadata=chosen.keep_metadata,
             remove_gps=chosen.remove_gps,
+            dpi=first.options.dpi,  # of print_size
             history=json.dumps(first.receipt | {"options": vars(chosen)}),
         ),
     )
@@ -118,13 +119,6 @@ def _check_size(restorer: Restorer, frames: list[Photo], options: Options, image
             f"the result would have {len(frames)} frames of {width} x {height}, "
             f"{pixels / 1e6:.1f} megapixels; the limit is {limit / 1e6:.1f}; choose a smaller scale"
         )
-
-
-def _sized(options: Options, page: Photo) -> Options:
-    try:
-        return options.sized(page.width, page.height)
-    except InvalidOption as error:  # not wrong usage: it suits other pages and photos
-        raise RestoreError(str(error)) from error
 
 
 def _digest(frame: Photo) -> bytes:

@@ -14,7 +14,7 @@ def to_csv(rows: Sequence[Row]) -> bytes:
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return out.getvalue().encode()
+    return out.getvalue().encode(errors="backslashreplace")  # names that are not UTF-8
 
 
 def align_columns(rows: Sequence[Sequence[str]], *, left: int) -> str:

@@ -111,7 +111,7 @@ def shoot_reconnecting_and_expired(browser: Browser, folder: Path, settings: dic
         expect(page.locator("#summary")).to_contain_text("→")
         page.wait_for_timeout(45_000)
         page.reload()
-        expect(page.locator("#summary")).to_contain_text("no longer here")
+        expect(page.locator("#summary")).to_contain_text("expired")
         shoot(page, "wide-10-expired")
         upload(page, KITTEN.name, KITTEN.read_bytes())
         page.click("#start")

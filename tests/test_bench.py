@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bench import growth, lines, peers, quality, rounds, seam, serving, subjects, table
+from restorer.models import architectures
 
 
 def test_rounds_are_interleaved_with_a_rotating_start():
@@ -61,6 +62,16 @@ def test_flops_of_known_networks():
     network = _network(*compact)
     assert subjects.flops(network) == pytest.approx(2.418e6, rel=1e-3)
     assert subjects.flops(nn.Conv2d(3, 8, 3, padding=1)) == 2 * 3 * 8 * 9
+
+
+@pytest.mark.parametrize("name", subjects._SHAPES)
+def test_random_weights_keep_the_light_of_a_picture(name):
+    state = subjects._seeded(name)
+    shape = architectures.detect(state, name)
+    planes = torch.rand(1, 3, 24, 24)
+    with torch.inference_mode():
+        output = architectures.build(shape, state, name)(planes)
+    torch.testing.assert_close(output.mean((2, 3)), planes.mean((2, 3)), atol=0.01, rtol=0)
 
 
 def test_levels_are_clipped_rounded_and_transposed():

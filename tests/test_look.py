@@ -1,6 +1,7 @@
 """A look finds one fault in a photo with one, and suggests what helps."""
 
 import io
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 from PIL import Image
 
 import restorer
-from restorer import look
+from restorer import WeightsUnavailable, look
 from restorer.images import photo
 from restorer.images.formats import jpeg
+from restorer.networks import Networks
 from tests.conftest import photo_like, png, save_network
 
 
@@ -130,7 +132,7 @@ def test_jpeg_quality_of_anything_else_is_none(data):
 
 
 def test_autopilot_uses_the_suggestions(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(restorer.Restorer, "_damage_detector", lambda _: None)
+    monkeypatch.setattr(Networks, "repair_network", mock.Mock(side_effect=WeightsUnavailable("absent")))
     save_network(tmp_path / "custom/tiny.safetensors", seed=1)
     run = restorer.Restorer(weights=tmp_path, model="custom/tiny", device="cpu:torch", face_enhance="off")
     data = png(scene(rng)[:60] // 2 + 70)

@@ -143,6 +143,8 @@ def test_single_photo_to_a_named_file():
         (task,) = plan([Path("a.jpg")], Path(name), mark="_4x")
         assert task == OutputTask(Path("a.jpg"), Path(name))
         assert task.path("png") == Path(name)
+    (task,) = plan([Path("a.jpg")], Path("new.photo.png"), mark="_4x")
+    assert [task.path("png", number).name for number in (0, 2)] == ["new.photo.png", "new.photo_p2.png"]
     Path("folder.png").mkdir()
     assert plan_as_text(["a.jpg"], "folder.png") == {"a.jpg": "folder.png/a_4x"}
 

@@ -79,6 +79,7 @@ def test_strength_blends_bicubic_and_restored_photo(weights, rng, mode):
         ({"outscale": 0.5}, "outscale is 0.5; it must be from 1 to 8"),
         ({"outscale": float("nan")}, "outscale is nan"),
         ({"outscale": 9}, "from 1 to 8"),
+        ({"outscale": 10**400}, "outscale is too large"),
         ({"quality": 0}, "from 1 to 100"),
         ({"tile": 31}, "from 32"),
         ({"format": "gif"}, "'gif'"),
@@ -211,7 +212,7 @@ def test_stages_add_up_and_retries_are_counted(weights, rng):
 
     engine._backend = engine._backend._replace(compute=[small_only, *engine._backend.compute[1:]])
     retried = run.restore(data, face_enhance="off")
-    assert retried.retries > 0
+    assert retried.retries > 0 and run.recompose(retried, quality=80).retries == retried.retries
     # of 8 features: oneDNN computes so small a network differently for tiles of another size
     assert np.abs(retried.after.pixels.astype(int) - plain.after.pixels).max() <= 1
 
@@ -246,6 +247,13 @@ def test_half_precision_of_a_backend_with_its_own_is_rejected(weights, device, h
     monkeypatch.setattr(backends, "has_bfloat16_kernels", lambda: True)
     with pytest.raises(InvalidOption, match=device):
         restorer.load("custom/tiny", weights=weights, device=device, half=half)
+
+
+def test_recompose_keeps_what_a_look_said(weights, rng):
+    run = restorer.Restorer(weights=weights, model="custom/tiny")
+    result = run.restore(png(photo_like(rng, 30, 40)), autopilot=True)
+    (note,) = [warning for warning in result.warnings if warning.startswith("autopilot: ")]
+    assert run.recompose(result, strength=0.5).warnings.count(note) == 1
 
 
 def test_numpy_scalars_are_accepted_as_options(weights, rng):
@@ -294,25 +302,25 @@ def test_plan_predicts_size_model_and_tiles(weights, rng):
 def test_estimate_follows_measured_photos(weights, rng):
     run = restorer.load("custom/tiny", weights=weights)
     before = photo.decode(png(photo_like(rng, 100, 100)))
-    run._throughput.learn("custom/tiny", 3.0, 1000)
+    run._estimator.learn("custom/tiny", 3.0, 1000)
     assert run.plan(before).seconds == pytest.approx(30)
-    run._throughput.learn("custom/tiny", 10.0, 10_000)
+    run._estimator.learn("custom/tiny", 10.0, 10_000)
     assert 10 < run.plan(before).seconds < 11, "a large photo weighs more than a small tile"
-    seconds, _ = run._throughput._seen["custom/tiny"]
+    seconds, _ = run._estimator._seen["custom/tiny"]
     result = run.restore(png(photo_like(rng, 100, 100)))
-    assert run._throughput._seen["custom/tiny"][0] == pytest.approx(result.stages["enlarge"] + seconds / 4)
+    assert run._estimator._seen["custom/tiny"][0] == pytest.approx(result.stages["enlarge"] + seconds / 4)
 
 
 def test_first_estimate_includes_encoding(weights, rng):
     run = restorer.Restorer(weights=weights, model="custom/tiny")
     before = photo.decode(png(photo_like(rng, 100, 100)))
     run.measure()
-    network = run._throughput.expected("custom/tiny", 100 * 100)
+    network = run._estimator.expected("custom/tiny", 100 * 100)
     for image_format in ("png", "jpeg", "webp", "tiff", "avif", "jxl"):
         plan = run.plan(before, format=image_format)
-        encoding = run._throughput.expected(image_format, plan.width * plan.height)
+        encoding = run._estimator.expected(image_format, plan.width * plan.height)
         assert 0 < encoding == pytest.approx(plan.seconds - network), image_format
-    run._throughput.learn("png", 50.0, 400 * 400)
+    run._estimator.learn("png", 50.0, 400 * 400)
     assert run.plan(before).seconds > 5
 
 

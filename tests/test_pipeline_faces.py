@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -221,7 +222,7 @@ def test_allocation_failure_raises_out_of_memory(weights, photo, monkeypatch, er
         run.find_faces(photo)
 
 
-def test_missing_weights_give_a_warning_with_auto_and_an_error_with_on(weights, photo):
+def test_missing_weights_give_a_warning_with_auto_and_an_error_with_on(weights, photo, monkeypatch):
     run = restorer.Restorer(weights=weights, model="custom/tiny")
     result = run.restore(photo)
     assert result.faces == () and result.face_note.startswith("face detection skipped: yunet is not present")
@@ -237,6 +238,10 @@ def test_missing_weights_give_a_warning_with_auto_and_an_error_with_on(weights, 
     assert np.array_equal(detected.after.pixels, plain.after.pixels)
     with pytest.raises(WeightsUnavailable, match="GFPGANv1.3"):
         run.restore(photo, face_enhance="on")
+    monkeypatch.setattr(download, "_is_complete", mock.Mock(side_effect=PermissionError(13, "not allowed")))
+    unreadable = restorer.Restorer(weights=weights, model="custom/tiny")
+    put(unreadable, "yunet", two_faces)
+    assert "(GFPGANv1.3 cannot be read or stored)" in unreadable.restore(photo).face_note
 
 
 def test_auto_does_not_retry_a_failed_download_at_once(weights, photo, monkeypatch):
@@ -378,6 +383,9 @@ def test_faces_command_prints_a_json_line_per_face_and_draws_them(shared, tmp_pa
     assert np.array_equal(np.array(Image.open("drawn/a_faces.png")), drawn)
     assert main(["faces", ".", "--draw", "drawn", "--weights-dir", str(folder)]) == 1
     assert {json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()} == {"a.png"}
+    assert main(["faces", ".", "--weights-dir", str(folder)]) == 1
+    found = {json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()}
+    assert found == {"a.png", "drawn/a_faces.png", "drawn/a_faces_faces.png"}
     assert main(["faces", "a.png", "--draw", "one.jpg", "--weights-dir", str(folder)]) == 0
     assert Image.open("one.jpg").format == "JPEG"
     assert main(["faces", "a.png", "--face-detector", "nonsense", "--weights-dir", str(folder)]) == 2

@@ -16,10 +16,12 @@ from restorer.errors import (
     DamagedImage,
     ImageTooLarge,
     InvalidOption,
-    RestoreError,
+    UnsuitableOption,
     WeightsUnavailable,
 )
 from restorer.images import fading, photo, sandbox
+from restorer.images.formats import animation
+from restorer.images.formats.metadata import RawMetadata
 from restorer.options import Limits, Sequences
 from restorer.result import UNFADED
 from tests import broken, pictures
@@ -109,6 +111,20 @@ def test_each_picture_of_a_heic_decodes(decode, rng):
         assert read.meta.warnings == ()
 
 
+def test_skipped_pages_are_not_restored(run, rng):
+    pages = [photo_like(rng, 20, 30), photo_like(rng, 24, 18)]
+    steps: list[tuple[int, int]] = []
+    record = lambda *step: steps.append(step)  # noqa: E731
+    ((number, result),) = results(run, tiff_of(pages), progress=record, skip=lambda number: number == 2)
+    assert (number, result.before.width) == (1, 30) and steps[-1] == (1, 1)
+
+
+def test_frames_have_the_resolution_of_their_print(run, rng):
+    data = animated(moving(rng), "webp")
+    ((_, result),) = results(run, data, print_size="6x4mm")
+    assert photo.decode(result.data).meta.metadata.dpi == pytest.approx((300, 300), abs=0.1)
+
+
 def test_each_page_is_a_result_and_the_first_comes_last(run, rng):
     pages = [photo_like(rng, 20, 30), photo_like(rng, 24, 18)]
     steps: list[tuple[int, int]] = []
@@ -126,9 +142,18 @@ def test_each_page_is_a_result_and_the_first_comes_last(run, rng):
 
 def test_a_size_that_does_not_suit_a_page_is_not_wrong_usage(run, rng):
     pages = [photo_like(rng, 20, 30), photo_like(rng, 4, 5)]
-    with pytest.raises(RestoreError, match="8.* times|12.* times") as caught:
+    with pytest.raises(UnsuitableOption, match="8.* times|12.* times"):
         results(run, tiff_of(pages), long_side=60)
-    assert not isinstance(caught.value, InvalidOption)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "duration"), [("gif", 800_000), ("png", 70_001), ("webp", 20_000_000)]
+)
+def test_frames_that_are_shown_for_too_long_are_refused(rng, image_format, duration):
+    frames = [photo_like(rng, 12, 16) for _ in range(2)]
+    timing = animation.Timing((duration,) * 2, 0)
+    with pytest.raises(ImageTooLarge, match=f"{image_format.upper()} cannot hold .* {duration / 1000:g} s"):
+        animation.encode(frames, image_format, timing, RawMetadata(), 90)
 
 
 def test_too_many_pages_are_refused(run, rng):

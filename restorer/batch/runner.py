@@ -18,7 +18,15 @@ from pathlib import Path, PurePosixPath
 
 from .. import output_paths
 from ..atomic import copy_times
-from ..errors import BadWeights, Cancelled, DeviceLost, InvalidOption, RestoreError, WeightsUnavailable
+from ..errors import (
+    BadWeights,
+    Cancelled,
+    DeviceLost,
+    InvalidOption,
+    RestoreError,
+    UnsuitableOption,
+    WeightsUnavailable,
+)
 from ..images import file_types, sandbox
 from ..pipeline import Restorer
 from ..result import Result
@@ -120,26 +128,17 @@ class Worker:
                 "copy the file of the machine that started the batch"
             )
 
-    def _check_options(self, data: bytes) -> None:
-        """Raise RestoreError if the options do not suit the photo's size: it fails."""
-        if not self.job.options.by_photo:
-            return
-        size = sandbox.size(data, max_pixels=self.job.limits.input_pixels)
-        try:
-            self.job.options.sized(*size)
-        except InvalidOption as error:
-            raise RestoreError(str(error)) from error
-
     def _results(self, entry: Entry, data: bytes) -> Iterator[tuple[int, Result]]:
         """Yield the results of a photo, see sequences.restore(). Raises _PhotoFailed if it is the cause."""
         options = asdict(self.job.options)
         try:
-            self._check_options(data)
             for number, result in restore(
                 self._restorer, data, self.job.sequences, progress=self._check_stopped, **options
             ):
                 self._check_model(result)
                 yield number, result
+        except UnsuitableOption as error:
+            raise _PhotoFailed(str(error)) from error
         except (WeightsUnavailable, BadWeights, Cancelled, InvalidOption):
             raise
         except RestoreError as error:

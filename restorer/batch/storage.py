@@ -1,5 +1,6 @@
 """A folder of files, on this machine or wherever fsspec reaches (s3://, gs://, hf://, ...)."""
 
+import glob
 import os
 import posixpath
 from collections.abc import Iterator
@@ -61,10 +62,9 @@ class Storage:
         for entry in folders.files(self.root, left_out, exclude=exclude):
             try:
                 info = self._fs.info(entry.path)
-            except FileNotFoundError:  # removed meanwhile
-                continue
             except OSError as error:
-                left_out.append(LeftOut(entry.path, error.strerror or str(error), failed=True))
+                if os.path.lexists(entry.path):  # else removed meanwhile
+                    left_out.append(LeftOut(entry.path, error.strerror or str(error), failed=True))
                 continue
             yield self._stored(info)
 
@@ -97,6 +97,8 @@ class Storage:
 
     def read_all(self, paths: list[str]) -> dict[str, bytes]:
         """Read several files at once, which is much faster on object stores."""
+        if self.local or glob.has_magic(self.root):  # fsspec takes a name with brackets for a pattern
+            return {path: self.read(path) for path in paths}
         full = {self._full(path): path for path in paths}
         return {full[path]: data for path, data in self._fs.cat(list(full)).items()} if full else {}
 
@@ -105,6 +107,10 @@ class Storage:
         if self.local:
             for path in paths:
                 Path(self._full(path)).unlink(missing_ok=True)
+        elif glob.has_magic(self.root):
+            for path in paths:
+                with suppress(FileNotFoundError):
+                    self._fs.rm_file(self._full(path))
         elif paths:
             with suppress(FileNotFoundError):
                 self._fs.rm([self._full(path) for path in paths])

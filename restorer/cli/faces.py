@@ -23,15 +23,20 @@ if TYPE_CHECKING:
 def run(parsed: argparse.Namespace) -> int:
     """Print a JSON line for each face of each photo; draw them into copies with --draw."""
     left_out: list[LeftOut] = []
-    tasks = output_paths.plan(
-        parsed.photos, parsed.draw, mark="_faces", image_format="png", left_out=left_out
-    )
-    originals = {task.source.resolve() for task in tasks}
+    tasks: list[output_paths.OutputTask] = []
+    if parsed.draw:
+        tasks = output_paths.plan(
+            parsed.photos, parsed.draw, mark="_faces", image_format="png", left_out=left_out
+        )
+        photos = [(task.source, task.path("png")) for task in tasks]
+    else:
+        photos = [(source, None) for source, _ in output_paths.sources(parsed.photos, None, left_out)]
+    originals = {source.resolve() for source, _ in photos}
     registry.find(parsed.face_detector, registry.weights_folder(parsed.weights_dir), "detect")
     counts = print_left_out(left_out)
-    if not tasks and not counts["failed"]:
+    if not photos and not counts["failed"]:
         raise InvalidOption("no photos found")
-    if parsed.draw and (problems := output_paths.unwritable(tasks)):
+    if problems := output_paths.unwritable(tasks):
         folder, problem = next(iter(problems.items()))
         raise OSError(f"{folder} cannot be written: {problem}")
     from .. import pipeline
@@ -39,10 +44,7 @@ def run(parsed: argparse.Namespace) -> int:
     restorer = pipeline.Restorer(
         weights=parsed.weights_dir, device=parsed.device, face_detector=parsed.face_detector
     )
-    succeeded = [
-        _find_faces(task.source, restorer, task.path("png") if parsed.draw else None, originals)
-        for task in tasks
-    ]
+    succeeded = [_find_faces(source, restorer, target, originals) for source, target in photos]
     return 0 if all(succeeded) and not counts["failed"] else 1
 
 

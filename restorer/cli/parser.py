@@ -150,7 +150,7 @@ def _restore_options() -> argparse.ArgumentParser:
     _add_option(
         command,
         "dpi",
-        help=f"resolution to store and to print at ({PRINT_DPI} with --print-size, else the photo's, scaled)",
+        help=f"resolution to store and to print at ({PRINT_DPI} with --print-size, else the photo's)",
     )
     _add_option(command, "format", choices=FORMATS, help="(%(default)s)")
     _add_option(command, "quality", help="1 to 100, for JPEG, WebP, AVIF and JPEG XL (%(default)s)")
@@ -206,7 +206,7 @@ def _restore_options() -> argparse.ArgumentParser:
         "--no-metadata",
         dest="keep_metadata",
         action="store_false",
-        help="keep nothing but the colour profile",
+        help="keep nothing but the colour profile, and the resolution if --dpi or --print-size sets it",
     )
     command.add_argument(
         "--remove-gps",

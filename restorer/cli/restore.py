@@ -1,6 +1,7 @@
 """`restorer restore`: photos and folders to files."""
 
 import argparse
+import os
 import sys
 import time
 import traceback
@@ -15,7 +16,6 @@ from ..atomic import copy_times, write_atomic
 from ..errors import ImageTooLarge, InvalidOption, RestoreError
 from ..folders import LeftOut
 from ..images import file_types
-from ..models import sources
 from ..options import Options
 from ..progress import Progress
 from .parser import limits, sequences
@@ -89,8 +89,8 @@ def _masks(parsed: argparse.Namespace, tasks: list[output_paths.OutputTask]) -> 
         if out.exists() and not parsed.overwrite:
             raise InvalidOption(f"--mask-out {out} exists; remove it or add --overwrite")
         task = tasks[0]
-        others = {path.resolve() for path in (task.source, task.target, task.existing(), mask) if path}
-        if out.resolve() in others:
+        results = [task.path(form) for form in task.forms or ("",)]
+        if out.resolve() in {path.resolve() for path in (task.source, *results, mask) if path}:
             raise InvalidOption(f"--mask-out {out} is a photo, its result or its mask; name another file")
     try:
         return Masks(mask.read_bytes() if mask else None, out)
@@ -158,8 +158,8 @@ def _load_for(restorer: "Restorer", file: Path) -> str:
         return ""  # reported when the photo is restored
     pixels = size.width * size.height
     model = restorer.load(pixels, **vars(options)).model(options, pixels)
-    source = sources.locate(model, restorer.weights)
-    return f"using {model.name} ({source.kind if source else 'removed'}) on {restorer.backend(model)}"
+    engine = restorer.networks.loaded_upscaler(model)
+    return f"using {model.name} ({engine.source}) on {engine.name}" if engine else ""
 
 
 def _skip(task: output_paths.OutputTask, skip_reason: SkipReason) -> bool:
@@ -192,7 +192,7 @@ def _check_room(tasks: list[output_paths.OutputTask], options: Options) -> None:
                 file_types.keeps_format(task.source, options.format),
             )
             for task in tasks
-            if task.source.is_file()
+            if os.path.isfile(task.source)  # Path.is_file() raises in a folder that cannot be searched
         ),
         scale,
     )
@@ -207,17 +207,31 @@ def _restore_one(
     *,
     keep_times: bool,
 ) -> tuple[Literal["restored", "skipped", "failed"], str]:
-    """Restore one photo, or all of its pages; return its state and the lines to print."""
+    """Restore one photo, or all of its pages that do not exist; return its state and the lines to print."""
     from ..sequences import restore
 
     lines: list[str] = []
+
+    def skipped(target: Path | None) -> bool:
+        reason = skip_reason(target) if target else ""
+        if reason:
+            lines.insert(0, f"{task.source}: skipped, {reason}")
+        return bool(reason)
+
     try:
-        data = task.source.read_bytes()
-        for number, result in restore(restorer, data, task.sequences, mask=masks.data, progress=progress):
+        data, state = task.source.read_bytes(), "skipped"
+        for number, result in restore(
+            restorer,
+            data,
+            task.sequences,
+            mask=masks.data,
+            progress=progress,
+            skip=lambda number: skipped(task.existing(number)),
+        ):
             target = task.path(result.format, number)
             # Another process may have written it, or the photo's format is not the one its name says
-            if reason := skip_reason(target):
-                return "skipped", f"{task.source}: skipped, {reason}"
+            if skipped(target):
+                continue
             if problem := _write(result, task.source, target, masks.out, keep_times=keep_times):
                 return "failed", problem
             size = f"{result.width} x {result.height}"
@@ -226,7 +240,8 @@ def _restore_one(
                 notes = f"; {100 * result.repair.share:.2f} % repaired{notes}"
             line = f"{task.source} -> {target}: {size}, {result.model}, {result.seconds:.1f} s{notes}"
             lines.insert(0, line)
-        return "restored", "\n".join(lines)
+            state = "restored"
+        return state, "\n".join(lines)
     except ImageTooLarge as error:
         hint = "; --max-megapixels changes it" if "megapixels" in str(error) else ""
         return "failed", f"{task.source}: failed, {error}{hint}"

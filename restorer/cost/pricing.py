@@ -41,7 +41,7 @@ class Work:
     bytes: float
 
 
-def prices(overrides: Mapping[str, float] | None = None, table: Path = TABLE) -> dict[str, Price]:
+def prices(overrides: Mapping[str, float] | None = None) -> dict[str, Price]:
     """Return the price table by name.
 
     overrides  dollars per second by name, in place of the table's
@@ -49,7 +49,7 @@ def prices(overrides: Mapping[str, float] | None = None, table: Path = TABLE) ->
     Raises InvalidOption for a name that is not in the table, and for a price that is not above 0.
     """
     result = {}
-    with table.open(newline="") as file:
+    with TABLE.open(newline="") as file:
         for row in csv.DictReader(file):
             result[row["name"]] = Price(
                 row["name"],

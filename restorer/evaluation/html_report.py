@@ -66,7 +66,7 @@ def page(
                 for name, rank in summary.rank_photos(rows, variant)
             ),
         )
-        .encode()
+        .encode(errors="backslashreplace")
     )
 
 

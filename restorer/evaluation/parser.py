@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 import re
 from collections import Counter
 from functools import cache
@@ -92,7 +93,7 @@ def photos(paths: list[Path], output: Path, gt: Path | None) -> list[NamedPhoto]
     """
     if gt is not None and not gt.is_dir():
         raise InvalidOption(f"{gt} is not a folder; name the folder of originals")
-    if missing := [str(path) for path in paths if not path.exists()]:
+    if missing := [str(path) for path in paths if not os.path.exists(path)]:
         raise InvalidOption(f"{missing[0]} does not exist; name photos or a folder of photos")
     output.mkdir(parents=True, exist_ok=True)
     check_writable(output)

@@ -144,7 +144,7 @@ def table(summary: Summary) -> list[list[str]]:
 def to_json(rows: Sequence[Row], provenance: Mapping[str, object]) -> bytes:
     """Return the report as JSON: "provenance", "summary" and "rows"; infinity and NaN become null."""
     report = _without_infinity({"provenance": provenance, "summary": summarise(rows), "rows": rows})
-    return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
 
 
 def _without_infinity(value: object) -> object:

@@ -30,11 +30,20 @@ _THUMBNAIL_SIDE = 160  # pixels, as cameras store it
 
 @dataclass(frozen=True)
 class Encoded:
-    """An encoded image: its bytes, its format ("png" ...) and warnings, for the user, about what was lost."""
+    """An encoded image.
+
+    format      "png" ...
+    warnings    what was lost, for the user
+    adjustable  whether the quality changes its size
+    """
 
     data: bytes
     format: str
     warnings: tuple[str, ...]
+    adjustable: bool = False
+
+
+Encoder = Callable[[int], Encoded]  # of a quality from 1 to 100
 
 
 def output_format(photo: Photo, chosen: str) -> str:
@@ -73,25 +82,43 @@ def encode(
     quality: int,
     keep_metadata: bool = Options.keep_metadata,
     remove_gps: bool = Options.remove_gps,
+    dpi: int = Options.dpi,
     history: str = "",
 ) -> Encoded:
-    """Encode a Photo with its colour profile and metadata.
+    """Encode a Photo with its colour profile and metadata; see encoder() for the arguments."""
+    write = encoder(
+        photo, image_format, keep_metadata=keep_metadata, remove_gps=remove_gps, dpi=dpi, history=history
+    )
+    return write(quality)
+
+
+def encoder(
+    photo: Photo, image_format: str, *, keep_metadata: bool, remove_gps: bool, dpi: int, history: str
+) -> Encoder:
+    """Return what encodes a Photo at a quality; its metadata and samples are converted only once.
 
     image_format  "png", "jpeg", "webp", "tiff", "avif" or "jxl"
+    dpi           resolution to store; 0: that of the photo, if its metadata is kept
     history       an ASCII line on how the image was produced, stored as EXIF ImageHistory
 
     Raises ImageTooLarge for a side beyond the format's limit; check_fits detects this in advance.
     """
     check_fits(photo, photo.width, photo.height, image_format)
-    blocks, warnings = RawMetadata(icc=photo.meta.metadata.icc), losses(photo, image_format)
-    if keep_metadata:
-        blocks, left_out = result_metadata.update(
-            photo, image_format, partial(_thumbnail, photo), remove_gps=remove_gps, history=history
-        )
-        warnings += left_out
+    blocks, left_out = result_metadata.update(
+        photo,
+        image_format,
+        partial(_thumbnail, photo),
+        keep=keep_metadata,
+        remove_gps=remove_gps,
+        dpi=dpi,
+        history=history,
+    )
+    warnings = losses(photo, image_format) + left_out
     if image_format in _DEEP_WRITERS:
-        data = _DEEP_WRITERS[image_format](partial(_samples, photo, image_format), photo.height, blocks)
-        return Encoded(data, image_format, warnings)
+        write = _DEEP_WRITERS[image_format]
+        return lambda quality: Encoded(
+            write(partial(_samples, photo, image_format), photo.height, blocks), image_format, warnings
+        )
     samples = _samples(photo, image_format, slice(None))
     if blocks.icc and photo.meta.grey and image_format in _NO_GREY_PROFILE:
         samples, blocks = _grey_as_srgb(samples, blocks.icc), replace(blocks, icc=b"")
@@ -99,38 +126,51 @@ def encode(
         blocks = replace(blocks, icc=b"")
         warnings += ("the colour profile is too large for JPEG and was left out",)
     lossless = _stays_lossless(photo, image_format)
-    return Encoded(_WRITERS[image_format](samples, blocks, quality, lossless), image_format, warnings)
+    return lambda quality: Encoded(
+        _WRITERS[image_format](samples, blocks, quality, lossless),
+        image_format,
+        warnings,
+        adjustable=not lossless,
+    )
 
 
-def encode_frames(
+def frames_encoder(
     frames: Sequence[Photo],
     image_format: str,
     *,
-    quality: int,
     keep_metadata: bool,
     remove_gps: bool,
+    dpi: int,
     history: str,
-) -> Encoded:
-    """Encode the frames of an animation, which have one size and the timing of the first one's metadata.
+) -> Encoder:
+    """Return what encodes the frames of an animation, all of one size and with the first one's timing.
 
-    image_format  "gif", "webp" or "png"; see encode() for the rest
+    image_format  "gif", "webp" or "png"; see encoder() for the rest
     """
     first = frames[0]
-    assert first.meta.timing
-    blocks, warnings = RawMetadata(icc=first.meta.metadata.icc), losses(first, image_format)
-    if keep_metadata:
-        history = "" if image_format == "gif" else history  # which has no place for it
-        blocks, left_out = result_metadata.update(
-            first, image_format, lambda: b"", remove_gps=remove_gps, history=history
-        )
-        warnings += left_out
+    timing = first.meta.timing
+    assert timing
+    blocks, left_out = result_metadata.update(
+        first,
+        image_format,
+        lambda: b"",
+        keep=keep_metadata,
+        remove_gps=remove_gps,
+        dpi=dpi,
+        history="" if image_format == "gif" else history,  # which has no place for it
+    )
+    warnings = losses(first, image_format) + left_out
     if image_format == "gif":
         warnings += ("GIF holds 256 colours per frame",)
         if blocks.icc:
             warnings += ("the colour profile was left out: GIF has no place for it",)
     samples = [_samples(frame, image_format, slice(None)) for frame in frames]
-    data = animation.encode(samples, image_format, first.meta.timing, blocks, quality)
-    return Encoded(data, image_format, warnings)
+    return lambda quality: Encoded(
+        animation.encode(samples, image_format, timing, blocks, quality),
+        image_format,
+        warnings,
+        adjustable=image_format in LOSSY,
+    )
 
 
 def _stays_lossless(photo: Photo, image_format: str) -> bool:

@@ -16,8 +16,8 @@ from ..options import Limits
 from . import icc
 from .formats import animation, camera_raw, heif, jp2, jxl, metadata, tiff, xmp
 from .formats.animation import Timing
-from .formats.metadata import THUMBNAIL, RawMetadata
-from .readers import FIRST_ONLY, READERS, Raw, read_heif
+from .formats.metadata import FIRST_ONLY, THUMBNAIL, RawMetadata
+from .readers import READERS, Raw, read_heif
 
 READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC", "MPO", "JPEG XL", "JPEG 2000")
 # _check_size enforces our own limit before any pixel is decoded

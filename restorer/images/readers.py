@@ -14,9 +14,8 @@ from . import icc
 from .formats import heif, jp2, jpeg, jxl, metadata, png, tiff, webp
 from .formats.animation import Timing
 from .formats.heif import CheckSize
-from .formats.metadata import Item, RawMetadata
+from .formats.metadata import FIRST_ONLY, Item, RawMetadata
 
-FIRST_ONLY = "only the first picture of the file is restored"  # a warning
 # Pillow's modes, and the mode each is converted to
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA"}
 _TARGETS |= {"RGB": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "RGBA": "RGBA", "RGBa": "RGBA"}

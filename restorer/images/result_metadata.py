@@ -24,18 +24,30 @@ _RESOLUTION_IN_EXIF = ("webp", "avif", "tiff", "jxl")
 
 
 def update(
-    photo: Photo, image_format: str, thumbnail: Callable[[], bytes], *, remove_gps: bool, history: str
+    photo: Photo,
+    image_format: str,
+    thumbnail: Callable[[], bytes],
+    *,
+    keep: bool,
+    remove_gps: bool,
+    dpi: int,
+    history: str,
 ) -> tuple[RawMetadata, tuple[str, ...]]:
     """Return the metadata for the file of a result, and warnings about items that it lacks.
 
     thumbnail  computes a JPEG file of the result, if the photo had one
-    history    an ASCII line on how the image was produced, "" for none
+    keep       whether to keep more than the colour profile
+    dpi        replaces the photo's resolution, with or without `keep`; 0: that of the photo
+    history    an ASCII line on how the image was produced, "" for none; not stored without `keep`
     """
     meta, size = photo.meta, (photo.width, photo.height)
-    source = remove_places(meta.metadata) if remove_gps else meta.metadata
+    source = meta.metadata if keep else RawMetadata(icc=meta.metadata.icc)
+    source = remove_places(source) if remove_gps else source
+    source = replace(source, dpi=(dpi, dpi)) if dpi else source
+    history = history if keep else ""
     before = inventory(source) | ({_HISTORY} if history else frozenset())
     moved = placement(meta.orientation, meta.stored, size) if meta.stored else Placement()
-    dpi = source.dpi and moved.fractions.pair(*source.dpi)
+    resolution = source.dpi and moved.fractions.pair(*source.dpi)
     limits = _MAX_SIZES.get(image_format, {})
     # The other formats store the resolution outside EXIF: it alone needs no EXIF block
     in_exif = source.exif or history or image_format in _RESOLUTION_IN_EXIF
@@ -43,7 +55,7 @@ def update(
         partial(
             metadata.update_exif,
             source.exif,
-            dpi if in_exif else None,
+            resolution if in_exif else None,
             width=photo.width,
             height=photo.height,
             placement=moved,
@@ -57,7 +69,7 @@ def update(
     packets = (xmp.update(source.xmp, *size, moved, history=line) for line in (history, ""))
     blocks = replace(
         source,
-        dpi=dpi,
+        dpi=resolution,
         exif=block,
         xmp=next((packet for packet in packets if len(packet) <= limits.get("xmp", _UNLIMITED)), b""),
         resources=photoshop.transform(source.resources, moved),

@@ -13,12 +13,11 @@ from torch.nn import functional
 from ..errors import InvalidOption, InvalidOutput, OutOfMemory
 from ..models import architectures, download, loader, registry
 from ..options import BFLOAT16, SMALLEST_TILE
-from ..progress import PassProgress, Progress
+from ..progress import PassProgress, Progress, Stats
 from . import backends, memory, network
 from .backends import Backend
 from .network import Compute, Segment
 from .tiling import Box, NotFinite, Run, Sink, count_tiles
-from .upscale import Stats
 
 # Context of a part of an image whose maps do not fit in memory, in pixels: at most 1 level of difference with
 # RealESRGAN_x4plus, where 64 pixels leave 5 levels

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,22 +21,10 @@ from ..images.resample import (
     to_uint8,
     to_uint16,
 )
-from ..progress import PassProgress, Progress
+from ..progress import PassProgress, Progress, Stats
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-
-@dataclass
-class Stats:
-    """What happened while an image was upscaled.
-
-    retries  number of out-of-memory errors after which smaller tiles were used
-    parts    largest number of parts that an image was cut into, because its maps did not fit in memory
-    """
-
-    retries: int = 0
-    parts: int = 1
 
 
 def network_passes(outscale: float, scale: int) -> int:

@@ -6,7 +6,6 @@ import hmac
 import logging
 import time
 from collections import Counter
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
@@ -34,7 +33,7 @@ form{{display:grid;gap:.8rem;width:18rem}}input,button{{font:inherit;padding:.5r
 <form method="post"><h1>Neural Image Restore</h1><label for="key">API key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
 <button>Sign in</button><p role="alert">{}</p>
-<p id="framed" hidden>If nothing happens, your browser stores no sign-in for a page inside another site:
+<p id="framed" hidden>If nothing happens, your browser blocks cookies of pages embedded in another site:
 <a href="" target="_blank">open it in a tab</a>.</p></form>
 <script>document.getElementById("framed").hidden = self === top</script></html>"""
 
@@ -84,13 +83,8 @@ class ApiKeyMiddleware:
         navigates = request.method == "GET" and request.headers.get("sec-fetch-mode") == "navigate"
         if not same_site(request) and not navigates:  # the other site cannot read what it links to or frames
             return False
-        try:
-            cookie = SimpleCookie(request.headers.get("cookie", "")).get(_COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and hmac.compare_digest(
-            cookie.value.encode("latin-1", "replace"), self._token
-        )
+        cookie = request.cookies.get(_COOKIE, "")
+        return hmac.compare_digest(cookie.encode("latin-1", "replace"), self._token)
 
     async def _refuse(self, request: Request) -> Response:
         headers = {"Cache-Control": "no-store", "WWW-Authenticate": "Bearer"}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..errors import Cancelled, TimedOut
+from ..errors import Cancelled, TimedOut, UnsupportedImage
 from ..progress import Progress
 from . import previews
 from .jobs import STATES, Job, Jobs
@@ -53,10 +53,20 @@ class JobRunner:
         with self.service.queue.reservation():
             self.service.check_disk_space()
             files = [(Path(upload).name, self.service.upload_path(upload)) for upload in uploads]
+            if not files:
+                raise UnsupportedImage("no photos chosen; choose at least one")
             add = partial(self.jobs.add, files, options, mask=mask, previews=True, transfer=_copy)
+            return await self.accept(add)
+
+    async def accept(self, add: Callable[[], Job]) -> Job:
+        """Add a job, as Jobs.add() does, and queue it; both even if the caller is cancelled meanwhile."""
+
+        async def add_and_submit() -> Job:
             job = await asyncio.to_thread(add)
             await self.submit(job)
-        return job
+            return job
+
+        return await asyncio.shield(add_and_submit())
 
     async def cancel(self, job: Job) -> bool:
         """Cancel a job; return False if it has ended already."""

@@ -132,7 +132,8 @@ class Jobs:
 
     def unfinished(self) -> list[Job]:
         """Return the queued and running jobs, oldest first."""
-        return sorted((job for job in self._jobs.values() if not job.ended), key=lambda job: job.created)
+        jobs = [job for job in list(self._jobs.values()) if not job.ended]
+        return sorted(jobs, key=lambda job: job.created)
 
     def count(self, state: str) -> int:
         return sum(job.state == state for job in list(self._jobs.values()))
@@ -188,7 +189,7 @@ class Jobs:
     def requeue(self) -> None:
         """Put running jobs back into the queue for the next process; a clean shutdown is not a crash."""
         with self._lock:
-            for job in self._jobs.values():
+            for job in list(self._jobs.values()):
                 if job.state == "processing":
                     with suppress(OSError):  # the old record is resumed too, but counts as a start
                         self._change(job, state="queued", starts=0)

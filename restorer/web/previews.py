@@ -228,15 +228,18 @@ def write_zip(files: Sequence[Path], path: Path) -> Path:
         return path
     taken: set[str] = set()
     part = path.with_name(f"{uuid.uuid4().hex}.part")
-    with zipfile.ZipFile(part, "w") as archive:  # stored: images are compressed already
-        for file in files:
-            name, count = file.name, 1
-            while name.lower() in taken:
-                count += 1
-                name = f"{file.stem}-{count}{file.suffix}"
-            taken.add(name.lower())
-            archive.write(file, name)
-    return part.replace(path)
+    try:
+        with zipfile.ZipFile(part, "w") as archive:  # stored: images are compressed already
+            for file in files:
+                name, count = file.name, 1
+                while name.lower() in taken:
+                    count += 1
+                    name = f"{file.stem}-{count}{file.suffix}"
+                taken.add(name.lower())
+                archive.write(file, name)
+        return part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _preview_size(width: int, height: int) -> tuple[int, int]:

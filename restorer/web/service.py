@@ -12,13 +12,14 @@ import gradio as gr
 
 from .. import atomic
 from ..cost import pricing
-from ..errors import Cancelled, DiskFull, InvalidOption, RestoreError, UnsupportedImage, WeightsUnavailable
+from ..errors import Cancelled, DiskFull, RestoreError, UnsupportedImage, WeightsUnavailable
+from ..estimate import Plan
 from ..images import photo
 from ..images.photo import Photo
 from ..models import registry, sources
 from ..models.registry import Model
 from ..options import Options
-from ..pipeline import Plan, Restorer
+from ..pipeline import Restorer
 from ..progress import Progress
 from ..result import Result
 from . import previews
@@ -28,7 +29,6 @@ from .settings import Settings
 from .worker import Step, Worker
 
 T = TypeVar("T")
-MAX_TILE = 1024  # pixels; a larger tile would let a client choose how much memory the network takes
 FULL = "the server's disk is full; try again later"
 _EXPIRED = "the upload has expired; choose the photo again"
 UNEXPECTED = "unexpected error; see the server log"
@@ -106,8 +106,6 @@ class Service:
         Raises InvalidOption.
         """
         options = self.restorer.options.changed(values)
-        if options.tile > MAX_TILE:
-            raise InvalidOption(f"tile is {options.tile}; the server allows at most {MAX_TILE}")
         return options.sized(before.width, before.height) if before else options
 
     def check_disk_space(self) -> None:
@@ -152,6 +150,7 @@ class Service:
 
     def _model(self, model: Model) -> dict[str, object]:
         source = sources.locate(model, self.restorer.weights)
+        engine = self.restorer.networks.loaded_upscaler(model) if model.kind == "upscale" else None
         return {
             "name": model.name,
             "kind": model.kind,
@@ -160,7 +159,7 @@ class Service:
             "bytes": source.bytes if source else model.bytes,
             "present": source is not None,
             "source": source.kind if source else "to download",
-            "sha256": self.restorer.sha256(model) or (source.sha256 if source else model.sha256),
+            "sha256": (engine or source or model).sha256,
         }
 
     def decode_upload(self, path: str | None) -> Photo:

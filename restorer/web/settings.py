@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     """One field for each variable of .env.example, in lower case. Durations are in seconds."""
 
     model_config = SettingsConfigDict(
-        env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True, str_strip_whitespace=True
+        env_ignore_empty=True, extra="ignore", frozen=True, str_strip_whitespace=True
     )
 
     api_key: str = ""

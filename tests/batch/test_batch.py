@@ -25,7 +25,9 @@ from restorer.batch import manifest, plan, runner
 from restorer.batch.storage import Storage
 from restorer.inference import backends
 from restorer.options import Options
+from tests import pictures
 from tests.conftest import files_below, photo_like, png, save_network, wait_until
+from tests.images.test_photo import with_aperture
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = ("a.png", "b/a.png", "b/Größe & co.png", "c.PNG", "two.tif", "two.png")
@@ -95,7 +97,7 @@ def direct(folder: Path, name: str) -> restorer.Result:
     restore = restorer.pipeline.Restorer(
         weights=folder / "weights", device="cpu:torch", model="custom/tiny", face_enhance="off"
     )._restore
-    return restore((folder / "in" / name).read_bytes(), None, {})
+    return restore((folder / "in" / name).read_bytes(), None, {}, None, None)
 
 
 def test_each_photo_gets_a_result_and_a_record(folder, capsys):
@@ -461,6 +463,31 @@ def test_device_that_fails_at_the_first_photo_stops_the_run(folder, monkeypatch,
         assert "no such GPU" in capsys.readouterr().err
     assert main(arguments(folder)) == 1
     assert "6 restored" in capsys.readouterr().out
+
+
+def test_a_size_that_suits_only_the_stored_photo_fails_that_photo(folder, rng, capsys):
+    large = pictures.pillow(photo_like(rng, 100, 100), "AVIF")
+    (folder / "in/crop.avif").write_bytes(with_aperture(large, 10, 1, 10, 1, 0, 1, 0, 1))
+    assert main(arguments(folder, "--long-side", "128")) == 1
+    by_path = records_by_path(folder)
+    assert by_path["crop.avif"]["state"] == "failed" and "12.8 times" in by_path["crop.avif"]["error"]
+    assert "6 restored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_records_below_a_folder_with_brackets_are_read_and_removed(tmp_path, kind):
+    storage = Storage(f"{kind}://{tmp_path}/scans [1950]")
+    storage.write("a.json", b"{}")
+    assert storage.read_all(["a.json"]) == {"a.json": b"{}"}
+    storage.remove_all(["a.json", "b.json"])
+    assert not storage.exists("a.json")
+
+
+def test_link_to_nothing_fails(tmp_path):
+    (tmp_path / "gone.png").symlink_to(tmp_path / "absent.png")
+    left_out = []
+    assert not [*Storage(str(tmp_path)).files(left_out)]
+    assert [(one.path, one.failed) for one in left_out] == [(str(tmp_path / "gone.png"), True)]
 
 
 def test_symbolic_links_are_followed(folder):

@@ -626,6 +626,13 @@ def test_pages_become_numbered_results(capsys):
     Path("out/scan_2x_p1.tif").unlink()
     assert run(*options, "--pages", "all", "--overwrite") == 0
     assert len(files_in("out")) == 4
+    for number in (1, 2):  # as after a crash: the last page is written first
+        Path(f"out/scan_2x_p{number}.tif").unlink()
+    Path("out/scan_2x_p3.tif").write_bytes(b"kept")
+    capsys.readouterr()
+    assert run(*options, "--pages", "all") == 0
+    assert "1 restored, 1 skipped" in (out := capsys.readouterr().out) and "scan_2x_p3.tif exists" in out
+    assert len(files_in("out")) == 4 and Path("out/scan_2x_p3.tif").read_bytes() == b"kept"
     assert run("in/scan.tif", "-o", "new.tif", "--model", "custom/tiny", "--pages", "all") == 0
     assert {name for name in files_in(".") if name.startswith("new")} == {f"new_p{n}.tif" for n in (1, 2, 3)}
     assert run("in/scan.tif", "-o", "one.tif", "--model", "custom/tiny") == 0
@@ -695,6 +702,8 @@ def test_repair_writes_its_mask_and_takes_one(capsys):
         (["photo.png", "--repair", "on", "--mask-out", "mask.png"], "mask.png exists"),
         (["photo.png", "--mask", "mask.png", "--mask-out", "mask.png", "--overwrite"], "name another file"),
         (["photo.png", "--repair", "on", "--mask-out", "photo.png", "--overwrite"], "name another file"),
+        (["photo.png", "--mask", "mask.png", "--mask-out", "photo_4x.png"], "name another file"),
+        (["photo.png", "-o", "a.png", "--mask", "mask.png", "--mask-out", "a.png"], "name another file"),
         (["photo.png", "--mask", "absent.png"], "absent.png cannot be read"),
         (["photo.png", "--repair-sensitivity", "2"], "repair_sensitivity is 2.0"),
     ],
@@ -706,6 +715,13 @@ def test_wrong_use_of_masks_is_refused(arguments, message, capsys):
     assert run(*arguments, "--model", "custom/tiny") == 2
     assert message in capsys.readouterr().err
     assert {name: Path(name).read_bytes() for name in before} == before
+
+
+def test_broken_mask_is_named(capsys):
+    scratched()
+    Path("broken.png").write_bytes(b"no picture")
+    assert run("photo.png", "--mask", "broken.png", "--model", "custom/tiny") == 1
+    assert "photo.png: failed, the mask: the file is not an image" in capsys.readouterr().err
 
 
 def test_mask_of_another_size_fails_the_photo(capsys):

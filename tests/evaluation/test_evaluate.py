@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import evaluate
+from restorer import tables
 from restorer.errors import InvalidOption
 from restorer.evaluation import cases, degradation, html_report, metrics, summary
 from restorer.images import resample
@@ -340,6 +342,12 @@ def test_infinite_psnr_gives_valid_json():
     assert report["rows"][0]["psnr"] is None
     rows = [{**row, "variant": variant} for variant in ("bicubic", "x")]
     assert "inf" in summary.table(summary.summarise(rows))[-1], "without a gain of nan"
+
+
+def test_names_that_are_not_utf_8_are_escaped():
+    row = {"photo": os.fsdecode(b"caf\xe9.png"), "variant": "x", "seed": 0, "psnr": 30.0}
+    assert rb"caf\udce9.png" in tables.to_csv([row])
+    assert rb"caf\udce9.png" in summary.to_json([row], {})
 
 
 @pytest.mark.slow

@@ -12,9 +12,10 @@ import tifffile
 from PIL import Image
 
 from restorer.errors import ImageTooLarge
-from restorer.images import encode, photo
+from restorer.images import encode, photo, result_metadata
 from restorer.images.formats.metadata import RawMetadata
 from restorer.images.photo import Meta, Photo
+from restorer.result import encode_within
 from tests import pictures, profiles
 from tests.conftest import photo_like
 
@@ -289,3 +290,36 @@ def test_large_profile_is_preserved_by_every_format(rng):
         quality = 100 if image_format == "jxl" else 95  # lossy, it has numbers instead, see test_jxl.py
         read = photo.decode(encoded_bytes(subject, image_format, quality))
         assert read.meta.metadata.icc == profile, image_format
+
+
+# The quality
+
+
+def test_metadata_is_converted_once_for_all_qualities(rng, monkeypatch):
+    calls = []
+    update = result_metadata.update
+    monkeypatch.setattr(result_metadata, "update", lambda *a, **k: calls.append(a) or update(*a, **k))
+    subject = photo_of(photo_like(rng, 60, 80))
+    write = encode.encoder(subject, "jpeg", keep_metadata=True, remove_gps=False, dpi=0, history="{}")
+    full = write(95)
+    small = encode_within(len(full.data) // 2, 95, write)
+    assert len(small.data) <= len(full.data) // 2 and "the quality was lowered" in small.warnings[-1]
+    assert len(calls) == 1
+
+
+def test_lossless_file_is_not_encoded_at_other_qualities(rng):
+    data = pictures.pillow(photo_like(rng, 20, 30), "WEBP", lossless=True)
+    subject, qualities = photo.decode(data), []
+    write = encode.encoder(subject, "webp", keep_metadata=True, remove_gps=False, dpi=0, history="")
+    with pytest.raises(ImageTooLarge, match="max_bytes is 100"):
+        encode_within(100, 95, lambda quality: qualities.append(quality) or write(quality))
+    assert qualities == [95]
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp", "tiff", "avif", "jxl"])
+def test_resolution_is_stored_without_other_metadata(image_format, rng):
+    subject = photo.decode(pictures.pillow(photo_like(rng, 20, 30), "JPEG", dpi=(72, 72)))
+    for dpi, expected in ((0, None), (240, pytest.approx((240, 240), abs=0.02))):
+        encoded = encode.encode(subject, image_format, quality=90, keep_metadata=False, dpi=dpi)
+        assert photo.decode(encoded.data).meta.metadata.dpi == expected
+        assert not encoded.warnings

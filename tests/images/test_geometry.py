@@ -195,11 +195,13 @@ def test_numbers_that_are_not_finite_do_not_fail(count, tag, rng):
     assert encode.encode(photo.Photo(pictures.noise(rng, 8, 6), None, meta), "tiff", quality=90).data
 
 
-def test_work_for_nested_subject_areas_is_bounded():
+@pytest.mark.parametrize("name", ["exif:SubjectArea", "Iptc4xmpExt:rbVertices"])
+def test_work_for_nested_elements_is_bounded(name):
     """Ten times the elements cause about ten times the function calls."""
 
     def calls(count: int) -> int:
-        packet = b"<exif:SubjectArea>" * count + b"<rdf:li>1</rdf:li>" + b"</exif:SubjectArea>" * count
+        start, end = f"<{name}>".encode(), f"</{name}>".encode()
+        packet = start * count + b"<rdf:li>1</rdf:li>" + end * count
         total = 0
 
         def count_call(frame, event, _):
@@ -208,7 +210,7 @@ def test_work_for_nested_subject_areas_is_bounded():
 
         sys.setprofile(count_call)
         try:
-            assert xmp.update(packet, 3, 4, Placement(6), history="{}") == packet
+            assert xmp.update(packet, 3, 4, Placement(6, scale_x=2.0), history="{}") == packet
         finally:
             sys.setprofile(None)
         return total

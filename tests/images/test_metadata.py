@@ -12,7 +12,7 @@ import tifffile
 from PIL import ExifTags, Image, PngImagePlugin
 
 from restorer.images import encode, photo, privacy
-from restorer.images.formats import exif, xmp
+from restorer.images.formats import exif, metadata, xmp
 from restorer.images.placement import Placement
 from tests import pictures, profiles
 from tests.conftest import photo_like
@@ -458,6 +458,28 @@ def test_xmp_padding_is_stripped(padding, rng):
 
 
 # TIFF directories
+
+
+def test_exif_is_shortened_by_its_largest_tags():
+    sizes = [40, 300, 7, 300, 90, 5000, 12]
+    tags = {tag: exif.Entry(exif.ASCII, bytes(size)) for tag, size in enumerate(sizes, 50_000)}
+    details = {tag + 100: value for tag, value in tags.items()}
+    nested = details | {metadata.MAKER_NOTE: exif.Entry(exif.ASCII, bytes(9))}
+    block = exif.Block("<", tags | {exif.EXIF: nested}, frozenset(), False)
+    for limit in (100, 500, 1000, 6000, 20_000):
+        outer, inner = dict(tags), dict(details)
+        while len(expected := exif.serialize("<", outer | {exif.EXIF: inner} if inner else outer)) > limit:
+            directory = max((outer, inner), key=lambda one: max(len(value.body) for value in one.values()))
+            del directory[max(directory, key=lambda tag: len(directory[tag].body))]
+        assert metadata.shortened(block, limit) == expected
+
+
+def test_shortening_exif_serializes_it_a_few_times(monkeypatch):
+    tags = {tag: exif.Entry(exif.ASCII, bytes(5 + tag % 7)) for tag in range(40_000, 48_000)}
+    calls, serialize = [], exif.serialize
+    monkeypatch.setattr(exif, "serialize", lambda *a: calls.append(a) or serialize(*a))
+    data = metadata.shortened(exif.Block("<", tags, frozenset(), False), 65_000)
+    assert 60_000 < len(data) <= 65_000 and len(calls) < 20
 
 
 def test_exif_values_begin_on_even_offsets():

@@ -113,6 +113,7 @@ def test_without_metadata_nothing_is_left_but_the_profile(to, rng):
             (name, True)
             for name in ("drone-dji:AbsoluteAltitude", "dwc:decimalLongitude", "exif:GPSInfo", "State")
         ),
+        *((name, True) for name in ("drone-dji:LRFTargetLat", "drone-dji:LRFTargetAbsAlt", "dc:coverage")),
         *((name, False) for name in ("exif:SubjectLocation", "dc:title", "xmp:Rating", "crs:Saturation")),
         *(
             (name, False)

@@ -8,8 +8,8 @@ from torch import nn
 
 from restorer.errors import InvalidOutput, OutOfMemory
 from restorer.inference import backends, engine, memory, network, tiling
-from restorer.inference.upscale import Stats
 from restorer.models import architectures, loader, registry, sources
+from restorer.progress import Stats
 from tests.conftest import photo_like, sweep
 from tests.inference.seeded import NETWORKS, Blur, Nearest, create, doubled, parts_of
 from tests.reference import photos

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from restorer.inference import engine
-from restorer.inference.upscale import Stats
 from restorer.models import registry
+from restorer.progress import Stats
 from tests.reference import photos
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

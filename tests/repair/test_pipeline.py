@@ -1,6 +1,7 @@
 """A repair changes the mask only; the options change the mask; an undamaged photo stays as it is."""
 
 import io
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -9,8 +10,9 @@ from PIL import Image
 
 import restorer
 from restorer import InvalidOption
-from restorer.models import registry
 from restorer.repair import damage
+from restorer.web import settings
+from restorer.web.service import Service
 from tests.conftest import photo_like, png, save_network
 
 PROBABILITY = np.zeros((40, 50), np.float32)
@@ -144,10 +146,10 @@ def test_wrong_masks_are_refused(run, photo, mask, message):
 
 
 def test_models_can_be_listed_once_their_networks_are_loaded(run, photo):
-    """/models reports the SHA-256 of each loaded upscaler."""
     run.restore(png(photo), repair="on")
-    listed = {model.name: run.sha256(model) for model in registry.available(run.weights)}
-    assert listed["custom/tiny"] and not listed["damage-filler"]
+    service = Service(settings.Settings(), run, mock.Mock(), mock.Mock(), mock.Mock())
+    listed = {model["name"]: model["sha256"] for model in service.models()}
+    assert len(listed["custom/tiny"]) == len(listed["damage-filler"]) == 64
 
 
 def test_cancelling_stops_a_repair(weights, photo):

@@ -109,6 +109,10 @@ def test_browser_signs_in_and_stays_signed_in():
     assert "samesite=lax" in cookie
     assert KEY.lower() not in cookie
     assert browser.get("/config").text == "secret"
+    token = browser.cookies["restorer_session"]
+    for other in ('a={"x":1}', "a=b c", "x", "a[]=1"):  # of programs on other ports of the host
+        cookie = f"{other}; restorer_session={token}; b=2"
+        assert client().get("/config", headers={"cookie": cookie}).text == "secret", other
 
 
 def test_cross_site_or_forged_cookie_is_refused():

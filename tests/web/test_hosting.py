@@ -290,7 +290,7 @@ def test_zero_gpu_restorer_gives_same_results(tmp_path, rng):
     with pytest.raises(Cancelled, match="enough"):
         zero_gpu.restore(data, tile=32, progress=cancel)
     zero_gpu.measure()
-    assert zero_gpu._throughput._seen.keys() == {"custom/tiny", "png"}, "measured without a GPU"
+    assert zero_gpu._estimator._seen.keys() == {"custom/tiny", "png"}, "measured without a GPU"
 
 
 def test_server_uses_zero_gpu_restorer_on_zero_gpu(monkeypatch):

@@ -76,6 +76,20 @@ def test_clean_shutdown_is_not_a_crash(folders, tmp_path):
         jobs.requeue()
 
 
+def test_jobs_may_be_added_during_a_shutdown(folders, tmp_path, monkeypatch):
+    jobs = Jobs(*folders)
+    assert jobs.begin(add_job(jobs, tmp_path, "a.jpg"))
+    change = jobs._change
+
+    def add_meanwhile(job, **fields):
+        add_job(jobs, tmp_path, "b.jpg")
+        change(job, **fields)
+
+    monkeypatch.setattr(jobs, "_change", add_meanwhile)
+    jobs.requeue()
+    assert [job.state for job in jobs.unfinished()] == ["queued", "queued"]
+
+
 def test_job_ends_once_if_several_threads_end_it(folders, tmp_path):
     jobs = Jobs(*folders)
     for _ in range(20):

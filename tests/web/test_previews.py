@@ -1,8 +1,13 @@
 import asyncio
+import errno
 import json
+import re
 import shutil
+import threading
 import uuid
 import zipfile
+from pathlib import Path
+from unittest import mock
 
 import cv2
 import gradio as gr
@@ -16,10 +21,10 @@ from restorer.look import Look
 from restorer.web import previews, settings
 from restorer.web.gpu_queue import GpuQueue
 from restorer.web.job_runner import JobRunner
-from restorer.web.jobs import Jobs
+from restorer.web.jobs import Job, Jobs
 from restorer.web.metrics import Metrics
 from restorer.web.service import Service
-from restorer.web.ui import components, restore_tab
+from restorer.web.ui import components, layout, restore_tab
 from restorer.web.ui.batch_tab import BatchTab
 from restorer.web.ui.result_view import ResultView
 from restorer.web.worker import Worker
@@ -34,12 +39,11 @@ def service_of(folder):
 
 def result_of(before: Photo, after: Photo, **options: object) -> Result:
     return Result(
-        *(b"bytes", "jpeg", after.width, after.height, "m", "5a", "built in", "cpu", 1.0, ("w",)),
-        *(before, after, after, (), ""),
-        options=Options(**options),
-        strengths={},
-        paste_backup=(),
-        stages={},
+        *(before, after, after, "m", "5a", "built in", "cpu", Options(**options)),
+        data=b"bytes",
+        format="jpeg",
+        seconds=1.0,
+        warnings=("w",),
     )
 
 
@@ -96,6 +100,14 @@ def test_zip_numbers_files_of_the_same_name(tmp_path):
         assert [archive.read(name) for name in archive.namelist()] == [b"0", b"1", b"2", b"3"]
 
 
+def test_zip_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_text("1")
+    monkeypatch.setattr(zipfile.ZipFile, "write", mock.Mock(side_effect=OSError(errno.ENOSPC, "disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        previews.write_zip([tmp_path / "a.png"], tmp_path / "restored.zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
 def page_of(folder, service=None) -> restore_tab.RestoreTab:
     service = service or service_of(folder)
     runner = JobRunner(service, Jobs(folder / "uploads/jobs", folder / "processed"))
@@ -125,8 +137,8 @@ def test_only_uploads_are_read(tmp_path):
         photo = restore_tab.SelectedPhoto(path, shown[c.selected].outline)
         message = asyncio.run(page.start(photo, "", *values))[c.message]
         assert message.startswith("⚠") and str(tmp_path) not in message
-        mask = asyncio.run(page.start(shown[c.selected], path, *values))[c.message]
-        assert mask.startswith("⚠") and str(tmp_path) not in mask
+        mask = asyncio.run(page.start(shown[c.selected], path, *values[:-2], True, 0.5))[c.message]
+        assert mask == "⚠ the marks could not be uploaded; try again"
         remembered = json.dumps({"photo": f"../{name}", "job": "../jobs"})
         assert c.photo not in page.resume(remembered, *values)
 
@@ -139,6 +151,99 @@ def test_upload_that_is_shown_already_keeps_its_job(tmp_path, monkeypatch):
     shown = asyncio.run(page.pick(str(path), None, "", *VALUES))[page.components.selected]
     monkeypatch.setattr(page.runner.jobs, "get", lambda job: pytest.fail("its job would be cancelled"))
     assert asyncio.run(page.pick(str(path), shown, "a job", *VALUES)) == page.unchanged
+
+
+def test_start_and_end_of_a_job_cancel_late_looks_and_estimates(tmp_path):
+    """And what they cancel has no successor, which Gradio would start then."""
+    events = layout.build(page_of(tmp_path).runner).get_config_file()["dependencies"]
+    late = {event["id"] for event in events if re.match("(show_look|measure)", event["api_name"] or "")}
+    cancelled = [set(event["cancels"]) for event in events if late <= set(event["cancels"])]
+    assert len(late) > 10 and len(cancelled) == 2
+    assert not set.union(*cancelled) & {event["trigger_after"] for event in events}
+
+
+def test_other_clients_are_answered_while_an_upload_is_decoded(tmp_path, monkeypatch):
+    page, answered = page_of(tmp_path), threading.Event()
+    monkeypatch.setattr(page, "_show_upload", lambda path, values: answered.wait(60))
+
+    async def pick_and_answer() -> bool:
+        picking = asyncio.create_task(page.pick("a.png", None, "", *VALUES))
+        await asyncio.sleep(0)
+        answered.set()
+        return await picking
+
+    assert asyncio.run(pick_and_answer())
+
+
+def batch_of(page: restore_tab.RestoreTab) -> BatchTab:
+    with gr.Blocks():
+        return BatchTab(page, components.build_many_tab(components.build_hidden_fields()))
+
+
+def accepted(page: restore_tab.RestoreTab, *uploads: Path) -> Job:
+    """A job that nothing runs."""
+    return page.runner.jobs.add([(path.name, path) for path in uploads], {}, transfer=shutil.copyfile)
+
+
+def test_a_running_batch_stays_when_other_photos_are_chosen(tmp_path):
+    page = page_of(tmp_path)
+    batch = batch_of(page)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "uploads" / name)
+    first, second = (tmp_path / "uploads" / name for name in ("a.png", "b.png"))
+    job, c = accepted(page, first), batch.components
+    assert batch.pick([str(second)], job.id) == batch.unchanged
+    page.runner.jobs.end(job, "cancelled")
+    states = [batch.update(job.id, paths)[c.start] for paths in ([str(first)], [str(second)], None)]
+    assert [button.value for button in states] == ["Restore again", "Restore all", "Restore all"]
+    assert [button.interactive for button in states] == [True, True, False]
+    assert batch.pick([str(second)], job.id)[c.job] == ""
+
+
+def test_results_are_shown_if_there_is_no_room_for_their_zip(tmp_path, monkeypatch):
+    page = page_of(tmp_path)
+    batch = batch_of(page)
+    Image.new("RGB", (8, 8)).save(tmp_path / "uploads/a.png")
+    job = accepted(page, tmp_path / "uploads/a.png")
+    file = page.runner.jobs.result_folder(job, 0) / "a_4x.png"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"result")
+    result = {"file": file.name, "width": 32, "height": 32, "warnings": [], "faces": ""}
+    page.runner.jobs.finish_file(job, job.items[0], result=result)
+    page.runner.jobs.end(job, "completed")
+    offered = batch.update(job.id)
+    monkeypatch.setattr(previews, "write_zip", mock.Mock(side_effect=OSError(errno.ENOSPC, "disk full")))
+    updates, c = batch.update(job.id), batch.components
+    assert c.archive in offered and c.archive not in updates and c.gallery in updates
+
+
+def test_job_that_is_added_while_its_event_is_cancelled_is_queued(tmp_path, monkeypatch):
+    page, adding, cancelled = page_of(tmp_path), threading.Event(), threading.Event()
+    Image.new("RGB", (8, 8)).save(tmp_path / "uploads/a.png")
+    submitted = asyncio.Queue()
+
+    def add() -> Job:
+        adding.set()
+        cancelled.wait(60)
+        return accepted(page, tmp_path / "uploads/a.png")
+
+    async def accept_and_cancel() -> Job:
+        task = asyncio.create_task(page.runner.accept(add))
+        await asyncio.to_thread(adding.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        cancelled.set()
+        return await asyncio.wait_for(submitted.get(), 60)
+
+    monkeypatch.setattr(page.runner, "submit", submitted.put)
+    assert asyncio.run(accept_and_cancel()).state == "queued"
+
+
+def test_job_without_photos_is_refused(tmp_path):
+    (tmp_path / "processed").mkdir()
+    with pytest.raises(UnsupportedImage, match="choose at least one"):
+        asyncio.run(page_of(tmp_path).runner.start([], {}))
 
 
 def test_the_page_shows_a_look_and_uses_its_suggestions(tmp_path, monkeypatch):
@@ -165,8 +270,7 @@ def test_the_page_shows_a_look_and_uses_its_suggestions(tmp_path, monkeypatch):
 
 def test_many_photos_are_restored_as_suggested_if_wanted(tmp_path, monkeypatch):
     page, sent = page_of(tmp_path), []
-    with gr.Blocks():
-        batch = BatchTab(page, components.build_many_tab(components.build_hidden_fields()))
+    batch = batch_of(page)
 
     async def start(paths, options):
         sent.append(page.service.options(options).autopilot)

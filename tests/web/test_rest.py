@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 from restorer import Restorer, WeightsUnavailable
 from restorer.web import cleanup, metrics, server
 from restorer.web.rest import routes
+from restorer.web.service import Service
 from restorer.web.settings import Settings
 from tests.conftest import files_below, photo_like, png, save_quick_and_slow, wait_until
 from tests.serving import PACED, exit_code, launched, served
@@ -567,6 +568,33 @@ def test_concurrent_jobs_get_the_results_of_their_own_photo(client, rng):
     assert len(hashes) == len(photos)
 
 
+def test_a_model_that_was_removed_is_not_ready(tmp_path):
+    with opened(settings_in(tmp_path)) as client:
+        assert client.get("/ready").status_code == 200
+        (tmp_path / "weights/custom/quick.safetensors").unlink()
+        answer = client.get("/ready")
+        assert answer.status_code == 503 and "custom/quick" in answer.json()["error"]
+
+
+def test_looks_of_many_clients_leave_threads_for_others(tmp_path, rng, monkeypatch):
+    lock, counts, now = threading.Lock(), [], [0]
+
+    def look(self, *_):
+        with lock:
+            now[0] += 1
+            counts.append(now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+        return {"width": 8, "height": 8, "findings": [], "options": {}, "line": "8 × 8"}
+
+    monkeypatch.setattr(Service, "look", look)
+    photo = png(photo_like(rng, 8, 8))
+    with opened(settings_in(tmp_path)) as client, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: client.post("/look", files={"files": ("a.png", photo)}), range(8)))
+    assert {answer.status_code for answer in answers} == {200} and max(counts) <= 2
+
+
 @pytest.mark.parametrize("name", ["upload_folder", "processed_folder"])
 def test_unwritable_folder_is_refused_at_start_and_by_ready(tmp_path, name):
     blocked, settings = tmp_path / "file", settings_in(tmp_path)
@@ -614,6 +642,7 @@ def part(disposition: str, data: bytes, boundary: str = "x") -> bytes:
         ('form-data; name="files"; filename="=?utf-8?B?Li4vLi4vYS5wbmc=?="', "a.png"),
         ('form-data; name="files"; filename="=?nope?Q?a?="', "=?nope?Q?a?="),
         ('form-data; name="files"; filename="=?utf-8?Q?=FF?="', "=?utf-8?Q?=FF?="),
+        ('form-data; name="files"; filename="=?é?q?a?="', "=?é?q?a?="),
         ('form-data; name="files"; filename="=?utf-8?B?!!!?="', "photo"),
         ("form-data; name=\"files\"; filename*=UTF-8''b%C3%BC%22%5C.png", "bü__.png"),
         ('form-data; name="files[]"; filename="C:\\\\scans\\\\a.png"', "a.png"),  # axios; old browsers
@@ -633,6 +662,13 @@ def test_file_names_of_other_clients_are_read(open_client, disposition, name):
     (result,) = ended(open_client, accepted.json()["job_id"])["results"]
     assert (result["original_filename"], result["width"]) == (name, 200)
     assert open_client.get(result["url"]).status_code == 200
+
+
+def test_form_in_an_undefined_charset_is_refused(open_client):
+    headers = {"content-type": "multipart/form-data; boundary=x; charset=undefined"}
+    body = part('form-data; name="outscale"', b"1") + b"--x--\r\n"
+    answer = open_client.post("/enhance", content=body, headers=headers)
+    assert answer.status_code == 422 and "invalid form" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("path", ["/enhance", "/quote"])

@@ -1,12 +1,14 @@
 """Read and write the frames of animated GIF, WebP and PNG files, complete pictures as a viewer shows them."""
 
 import io
+import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from ...errors import ImageTooLarge
 from . import png
 from .metadata import RawMetadata
 
@@ -71,14 +73,20 @@ def encode(
         options |= {"icc_profile": metadata.icc, "exif": metadata.exif, "xmp": metadata.xmp}
         options |= {"quality": quality, "exact": True}
     out = io.BytesIO()
-    images[0].save(
-        out,
-        image_format.upper(),
-        save_all=True,
-        append_images=images[1:],
-        duration=list(timing.durations),
-        **{name: value for name, value in options.items() if value not in (None, b"")},  # type: ignore[arg-type]
-    )
+    try:
+        images[0].save(
+            out,
+            image_format.upper(),
+            save_all=True,
+            append_images=images[1:],
+            duration=list(timing.durations),
+            **{name: value for name, value in options.items() if value not in (None, b"")},  # type: ignore[arg-type]
+        )
+    except (struct.error, ValueError, OverflowError, RuntimeError) as error:
+        name, seconds = image_format.upper(), max(timing.durations) / 1000
+        raise ImageTooLarge(
+            f"{name} cannot hold these {len(frames)} frames, of up to {seconds:g} s; use another format"
+        ) from error
     data = out.getvalue()
     if image_format == "png":
         start = png.AFTER_HEADER

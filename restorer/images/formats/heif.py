@@ -18,7 +18,7 @@ from PIL import Image
 
 from .. import icc
 from .boxes import boxes
-from .metadata import ASSUMED_SRGB, C2PA, Item, RawMetadata
+from .metadata import ASSUMED_SRGB, C2PA, FIRST_ONLY, Item, RawMetadata
 from .tiff import to_16_bits, unpremultiply
 
 _BRANDS = {
@@ -98,7 +98,7 @@ def read_heic(
     image = file if page is None else file[page]
     check(*image.size, frames=len(file))
     if len(file) > 1 and page is None:
-        warnings.append("only the first picture of the file is restored")
+        warnings.append(FIRST_ONLY)
     samples, bits = np.asarray(image), image.info["bit_depth"]
     if samples.dtype != np.uint8:
         # pillow_heif shifts the samples, which leaves white below 65535

@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import UnsupportedImage
 from .boxes import box, boxes
 from .heif import CheckSize
-from .metadata import Item, RawMetadata
+from .metadata import FIRST_ONLY, Item, RawMetadata
 from .tiff import to_16_bits, unpremultiply
 
 CONTAINER, CODESTREAM = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
@@ -54,7 +54,7 @@ def read(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray
         if not header or not codestreams:
             raise ValueError("no header or no codestream")
         if len(codestreams) > 1:
-            warnings.append("only the first picture of the file is restored")
+            warnings.append(FIRST_ONLY)
         codestream, blocks = codestreams[0], _metadata(top, header)
     size = _size(codestream)
     check(size.width, size.height)

@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import UnsupportedImage
 from .boxes import boxes
 from .heif import CheckSize
-from .metadata import C2PA, Item, RawMetadata
+from .metadata import C2PA, FIRST_ONLY, Item, RawMetadata
 
 MAX_SIDE = 2**30 - 1
 CONTAINER, CODESTREAM = b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a"
@@ -165,7 +165,7 @@ def read(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray
     finally:
         libjxl.JxlDecoderDestroy(decoder)
     if info.animated:
-        warnings.append("only the first picture of the file is restored")
+        warnings.append(FIRST_ONLY)
     if info.extra_channels > (info.alpha_bits > 0):
         warnings.append("channels beyond colour and alpha were left out")
     if info.exponent_bits or info.bits > 16:

@@ -1,6 +1,7 @@
 """The metadata of an image file; EXIF is cleaned when read and updated when written."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,8 +13,9 @@ from ..placement import Placement
 from . import exif, geotiff, xmp_geometry
 from .exif import Block, Directory, Entry
 
-# Warning for colours defined by code points or a gamma, from which no profile is built
+# Warnings; the first is for colours defined by code points or a gamma, from which no profile is built
 ASSUMED_SRGB = "the file defines its colours without an ICC profile; they are taken for sRGB"
+FIRST_ONLY = "only the first picture of the file is restored"
 
 
 class Item(NamedTuple):
@@ -243,18 +245,21 @@ def _transformed(order: exif.Order, tags: Directory, placement: Placement) -> Di
 
 def shortened(block: Block, limit: int) -> bytes:
     """Return a block of at most `limit` bytes: without its maker note, then without its largest tags."""
-    tags = dict(block.tags)
-    nested = tags.get(exif.EXIF)
+    nested = block.tags.get(exif.EXIF)
     details = dict(nested) if isinstance(nested, Mapping) else {}
     details.pop(MAKER_NOTE, None)
-    while True:
-        tags |= {exif.EXIF: details}
-        data = exif.serialize(block.order, {tag: value for tag, value in tags.items() if value})
-        if len(data) <= limit:
-            return data
-        entries = [(directory, tag) for directory in (tags, details) for tag in directory if tag != exif.EXIF]
-        directory, tag = max(entries, key=lambda entry: _size(entry[0][entry[1]]))
-        del directory[tag]
+    outer = {tag: value for tag, value in block.tags.items() if tag != exif.EXIF}
+    entries = [(directory, tag) for directory in (outer, details) for tag in directory]
+    entries.sort(key=lambda entry: _size(entry[0][entry[1]]), reverse=True)
+
+    def without(count: int) -> bytes:
+        tags, nested = (
+            {tag: directory[tag] for directory, tag in entries[count:] if directory is one}
+            for one in (outer, details)
+        )
+        return exif.serialize(block.order, tags | {exif.EXIF: nested} if nested else tags)
+
+    return without(bisect_left(range(len(entries)), True, key=lambda count: len(without(count)) <= limit))
 
 
 def _size(value: Entry | Directory) -> int:

@@ -133,7 +133,8 @@ def _polygon(packet: bytes, boundary: Node, placement: Placement) -> Iterator[Ed
     fields = {child.name: child for child in boundary.children}
     unit = xmp_tree.text(packet, fields[_UNIT]) if _UNIT in fields else ""
     pixels = unit == "pixel"
-    for node in xmp_tree.walk(fields[_VERTICES]):
+    items = [item for sequence in fields[_VERTICES].children for item in sequence.children]
+    for node in (*items, *(child for item in items for child in item.children)):  # rdf:li, rdf:Description
         corner = [child for name in _CORNER for child in node.children if child.name == name]
         texts = [xmp_tree.text(packet, child) for child in corner]
         if len(values := _numbers(texts)) == len(_CORNER):

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from email.errors import HeaderParseError
+from email.errors import MessageError
 from email.header import decode_header, make_header
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -103,7 +103,7 @@ async def read(
             max_fields=len(options_model.model_fields) + 1,  # an unknown one is named
             max_part_size=FORM_BYTES,
         ).parse()
-    except MultiPartException as error:
+    except (MultiPartException, UnicodeError) as error:
         if "Too many files" in str(error):
             raise Refusal(422, f"too many files; send at most {max_files}", limit=max_files) from error
         raise Refusal(422, f"invalid form: {error}") from error
@@ -162,7 +162,7 @@ def _decoded(name: str) -> str:
     """Decode the encoded words of RFC 2047 in a file name, as .NET and mail libraries send them."""
     try:
         return str(make_header(decode_header(name))) if "=?" in name else name
-    except (HeaderParseError, LookupError, ValueError):
+    except (MessageError, LookupError, ValueError):
         return name
 
 

@@ -96,7 +96,10 @@ def _router(rest: RestApi) -> APIRouter:
         others={204: {"description": "the stream has ended"}},
     )
     images = {media_type: {"schema": _BINARY} for media_type in MEDIA_TYPES.values()}
-    part = {206: {"description": "the part that Range names", "content": images}}
+    part = {
+        206: {"description": "the part that Range names", "content": images},
+        416: {"description": "Range names no part of the file"},
+    }
     add("/processed/{job_id}/{index}/{name}", rest.processed, "GET", 404, 422, content=images, others=part)
     add("/jobs/{job_id}", rest.delete, "DELETE", 403, 404)
     add("/quote", rest.quote, "POST", *_FORM, openapi_extra=_form(rest, "PhotoForm"))
@@ -121,7 +124,8 @@ def _form(
     if several:
         most = rest.settings.max_files_per_job
         schema["properties"]["files"] = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": most}
-        schema["properties"]["mask"] = _BINARY | {"description": "of the only photo: what to fill, white"}
+        about = "mask for a single photo; light pixels are filled"
+        schema["properties"]["mask"] = _BINARY | {"description": about}
     schema.pop("description", None)  # that of the model, which does not know the files
     schema |= {"title": title, "required": ["files"]}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

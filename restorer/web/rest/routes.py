@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
 from ... import atomic
-from ...errors import DiskFull, QueueFull, RestoreError
+from ...errors import DiskFull, QueueFull, RestoreError, UnknownModel
 from ...models import sources
 from ..job_runner import JobRunner
 from ..jobs import Job
@@ -47,7 +47,8 @@ MEDIA_TYPES = {
 }
 _KEEP_ALIVE_SECONDS = 15
 _EVENT_SECONDS = 0.25  # between two looks at a job whose events are streamed
-_MAX_ADMISSIONS = 2  # forms examined at a time: more would delay all other answers
+# Forms checked, and photos looked at, at a time: more would delay all other answers
+_MAX_ADMISSIONS = _MAX_EXAMINATIONS = 2
 _UNITS_PER_FILE = 1000  # of a job's progress
 _KEY = "repeating a request with the same key returns the same job, for as long as it is kept"
 JobId = Annotated[str, PathParameter(description="as returned by POST /enhance")]
@@ -60,6 +61,7 @@ class RestApi:
         self.runner, self.jobs = runner, runner.jobs
         self.service, self.settings = runner.service, runner.service.settings
         self._admissions = asyncio.Semaphore(_MAX_ADMISSIONS)
+        self._examinations = asyncio.Semaphore(_MAX_EXAMINATIONS)
         self._accepting = asyncio.Lock()  # of requests with an Idempotency-Key
         self.options_model = options_model(self.service.restorer.options)
 
@@ -104,9 +106,7 @@ class RestApi:
                     raise Refusal(422, error)
                 return job
             add = partial(self.jobs.add, files, options, mask=mask, key=key, digest=digest)
-            job = await asyncio.to_thread(add)
-            await self.runner.submit(job)
-        return job
+            return await self.runner.accept(add)
 
     async def quote(self, request: Request) -> Estimate:
         """Estimate size, time and cost of a photo."""
@@ -128,7 +128,8 @@ class RestApi:
             ((name, path),) = files
             data = await asyncio.to_thread(path.read_bytes)
         try:
-            return await asyncio.to_thread(examine, data, options)
+            async with self._examinations:
+                return await asyncio.to_thread(examine, data, options)
         except RestoreError as error:
             message = self.service.user_message(error)
             raise Refusal(422, message, index=0, original_filename=name) from error
@@ -222,7 +223,8 @@ class RestApi:
         except OSError as error:
             logging.getLogger(__name__).exception("not ready")
             raise Refusal(503, "the folder of uploads or results cannot be written") from error
-        model = restorer.model(restorer.options)
+        with refuse_with(503, UnknownModel):
+            model = restorer.model(restorer.options)
         if not sources.is_present(model, restorer.weights) and not model.url:
             raise Refusal(503, f"model {model.name} is missing and cannot be downloaded")
         return Ready(status="ready", model=model.name, queue_length=self.service.queue.length)

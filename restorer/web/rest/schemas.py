@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic.json_schema import SkipJsonSchema
 
 from ...options import COLOUR, FACE_ENHANCE, FACE_MASKS, FORMATS, RANGES, REPAIR, Options
-from ..service import MAX_TILE
 
 _FACE_ENHANCE: dict[str, Any] = {"type": "string", "enum": [*FACE_ENHANCE, "true", "false"]}
 _TYPES: dict[str, Any] = {
@@ -17,7 +16,8 @@ _TYPES: dict[str, Any] = {
     "face_mask": Literal[FACE_MASKS],
     "repair": Literal[REPAIR],
 }
-_RANGES = {**RANGES, "tile": (0, MAX_TILE)}
+_MAX_TILE = 1024  # pixels; a larger tile would let a client choose how much memory the network takes
+_RANGES = {**RANGES, "tile": (0, _MAX_TILE)}
 _NULLABLE: dict[str, Any] = {"nullable": True}  # OpenAPI 3.0 has no null type
 State = Literal["queued", "processing", "completed", "failed", "cancelled"]
 Position = Annotated[
@@ -79,7 +79,7 @@ class FileResult(BaseModel):
     device: str = Field(description="device and backend, such as cuda or cpu:ncnn")
     options: Options
     repair: Repair = Repair()
-    mask_url: str = Field("", description="of a picture of the filled pixels, white; empty if none were")
+    mask_url: str = Field("", description="of the mask of filled pixels (white); empty if nothing was filled")
     seconds: float = Field(ge=0)
     faces: str = Field(description="how many faces were detected and restored, or why none were looked for")
     warnings: list[str] = Field(description="what could not be kept or done")
@@ -138,7 +138,7 @@ class Finding(BaseModel):
 
     name: Literal["noise", "jpeg", "blur", "damage", "faded", "grey", "toned", "faces"]
     text: str
-    reason: str = Field(description="the figure behind it")
+    reason: str = Field(description="the measurement behind it")
 
 
 class Look(BaseModel):

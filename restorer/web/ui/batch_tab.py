@@ -17,6 +17,8 @@ from . import texts
 from .components import PLACEHOLDER, ManyTab
 from .restore_tab import RestoreTab, Updates, parse_ids
 
+_READY: dict[str, Any] = {"value": "Restore all", "variant": "primary"}
+_AGAIN: dict[str, Any] = {"value": "Restore again", "variant": "secondary"}
 _VIEWABLE = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif"}
 _VIEWABLE_BYTES = 5_000_000  # of a file that the browser shows before it is restored
 
@@ -28,21 +30,24 @@ class BatchTab:
         self.page, self.runner, self.components = page, page.runner, components
         self.unchanged = {components.message: gr.skip()}  # Gradio accepts no empty dict
 
-    def pick(self, paths: list[str] | None) -> Updates:
-        """Show the chosen photos, which wait to be restored."""
+    def pick(self, paths: list[str] | None, job_id: str) -> Updates:
+        """Show the chosen photos, which wait to be restored; a batch that runs stays on display."""
+        job = self.runner.jobs.get(job_id)
+        if job and not job.ended:
+            return self.unchanged
         c, hidden = self.components, gr.update(visible=False)
         images = [(self._waiting_image(path), f"{Path(path).name}: waiting") for path in paths or ()]
         return {
             c.message: texts.MANY,
             c.gallery: gr.Gallery(images, visible=bool(images)),
-            c.start: gr.Button("Restore all", variant="primary", interactive=bool(images), visible=True),
+            c.start: gr.Button(**_READY, interactive=bool(images), visible=True),
             **dict.fromkeys([c.stop, c.archive, c.slider, c.download], hidden),
             c.job: "",
         }
 
     def remove(self, paths: list[str] | None, job_id: str) -> Updates:
         """Show the remaining photos, unless the results of a job are on display."""
-        return self.unchanged if job_id else self.pick(paths)
+        return self.unchanged if job_id else self.pick(paths, job_id)
 
     async def start(self, paths: list[str] | None, autopilot: bool, *values: object) -> Updates:
         """Submit a job; jobs.js follows it."""
@@ -64,16 +69,18 @@ class BatchTab:
         updates = {c.gallery: gr.Gallery(images, visible=True), c.message: _summary(job)}
         if not job.ended:
             return {**updates, c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True)}
+        start = _AGAIN if _are_of(paths, job) else _READY  # others may have been chosen meanwhile
         updates |= {
-            c.start: gr.Button("Restore again", variant="secondary", visible=True),
+            c.start: gr.Button(**start, interactive=bool(paths), visible=True),
             c.stop: gr.Button(visible=False),
         }
         files = [file for index in range(len(job.items)) if (file := self._result(job, index))]
         if files:
-            archive = previews.write_zip(files, self.runner.jobs.results / job.id / "restored.zip")
-            size = archive.stat().st_size / 1e6
-            label = f"Download {texts.count(len(files), 'photo')}, ZIP, {size:.1f} MB"
-            updates[c.archive] = gr.DownloadButton(label, value=str(archive), visible=True)
+            with suppress(OSError):  # a full disk; each result can still be downloaded
+                archive = previews.write_zip(files, self.runner.jobs.results / job.id / "restored.zip")
+                size = archive.stat().st_size / 1e6
+                label = f"Download {texts.count(len(files), 'photo')}, ZIP, {size:.1f} MB"
+                updates[c.archive] = gr.DownloadButton(label, value=str(archive), visible=True)
         return updates
 
     def compare(self, job_id: str, event: gr.SelectData) -> Updates:
@@ -94,7 +101,7 @@ class BatchTab:
         if not job_id:
             return self.unchanged
         if not self.runner.jobs.get(job_id):
-            message = f"Your last results are no longer here: they are kept for {self.page.retention}."
+            message = f"Your last results have expired: results are kept for {self.page.retention}."
             return {c.message: message}
         return {c.job: job_id}  # jobs.js asks for an update when it follows the job
 
@@ -109,13 +116,13 @@ class BatchTab:
     def _images(self, job: Job, uploads: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Yield an image and a caption for each photo of a job."""
         shared = _shared_notes(job)
-        matching = [Path(path).name for path in uploads] == [item.name for item in job.items]
+        matching = _are_of(uploads, job)
         for index, item in enumerate(job.items):
             image = self._waiting_image(uploads[index]) if matching else str(PLACEHOLDER)
             if file := self._result(job, index):
                 image, state = str(previews.preview_paths(file)[1]), _result_text(item, shared)
             elif item.result:
-                state = "deleted after its time"
+                state = "expired"
             elif item.error:
                 image, state = str(PLACEHOLDER), f"⚠ {item.error}"
             else:
@@ -129,6 +136,11 @@ class BatchTab:
             if path.suffix.lower() in _VIEWABLE and path.stat().st_size <= _VIEWABLE_BYTES:
                 return str(path)
         return str(PLACEHOLDER)
+
+
+def _are_of(uploads: Sequence[str] | None, job: Job) -> bool:
+    """Return whether uploads have the names of a job's photos."""
+    return [Path(path).name for path in uploads or ()] == [item.name for item in job.items]
 
 
 def _summary(job: Job) -> str:

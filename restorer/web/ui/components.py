@@ -101,7 +101,7 @@ class PhotoTab:
             *(self.comparison_message, self.comparison),
             *(self.result_column, self.slider, self.faces),
             *(self.outcome, self.result_message, self.strength, self.mark, self.download, self.receipt),
-            *(self.repair, self.repair_message, self.back, self.damage_map),
+            *(self.repair_message, self.back, self.damage_map),
             *(self.selected, self.restored, self.shown),
             *(self.zoom_position, self.crop_position, self.job, self.remembered),
         ]
@@ -223,7 +223,7 @@ def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, Any]) 
                 step=1,
                 label="Restoration strength",
                 interactive=True,
-                info="0: only enlarged, or as it is at 1x",
+                info="0: enlarged only; unchanged at 1x",
                 elem_id="strength",
             )
             mark = gr.Checkbox(label="Mark what was repaired", visible=False, elem_id="mark")
@@ -290,7 +290,7 @@ def _build_brush() -> None:
     """Build what mask.js reads to change the mask by hand."""
     gr.Radio(["Off", "Add", "Remove"], value="Off", label="Brush", interactive=True, elem_id="brush")
     gr.Slider(1, 100, 20, step=1, label="Brush size", interactive=True, elem_id="brush-size")
-    gr.Button("Undo the brush", size="sm", elem_id="brush-undo")
+    gr.Button("Clear brush strokes", size="sm", elem_id="brush-undo")
 
 
 def build_many_tab(hidden: dict[str, gr.Textbox]) -> ManyTab:

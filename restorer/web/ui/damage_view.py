@@ -1,6 +1,7 @@
 """Event handlers that detect damage in the chosen photo, and mark what was repaired in a result."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -34,18 +35,18 @@ class DamageView:
         if photo is None or not upload:
             return {c.damage_map: ""}
         with self.service.user_errors():
-            probability = await self.service.run(partial(self._detect, photo), lambda _: None)
-            file = previews.write_damage(probability, self.service.new_folder())
-        seen = _is_seen(probability)
+            file, seen = await self.service.run(partial(self._detect, photo), lambda _: None)
         return {
             c.repair: gr.Accordion(label=texts.repair(seen)),
             c.repair_message: texts.REPAIR_INFO if seen else texts.REPAIR_UNSURE,
             c.damage_map: f"{self.page.upload_name(photo.path)}|{file}",
         }
 
-    def _detect(self, photo: SelectedPhoto, progress: Progress) -> np.ndarray:
+    def _detect(self, photo: SelectedPhoto, progress: Progress) -> tuple[Path, bool]:
+        """Return the file of what is detected, and whether some is seen with confidence."""
         preview = _reduced(self.service.decode_upload(photo.path), previews.PREVIEW_SIDE)
-        return self.page.restorer.find_damage(preview, progress)
+        probability = self.page.restorer.find_damage(preview, progress)
+        return previews.write_damage(probability, self.service.new_folder()), _is_seen(probability)
 
     def mark(self, shown: previews.ResultFiles | None, marked: bool) -> Any:  # noqa: ANN401  images or nothing
         """Show the photo with or without marks beside its result."""

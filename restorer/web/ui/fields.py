@@ -184,7 +184,7 @@ def build_repair_fields(default: Options) -> dict[str, Any]:
         "repair": gr.Checkbox(
             default.repair != "off",
             label="Fill dust, hairs and scratches",
-            info="What is marked on the photo, before it is enlarged",
+            info="Fills the marked areas before the photo is enlarged",
             elem_id="repair_on",
         ),
         "repair_sensitivity": _share(

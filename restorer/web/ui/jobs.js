@@ -105,14 +105,15 @@
   });
 
   // Gradio reloads a page that loses the connection during a request. An idle one notices here that its session ended
-  // with the server's process, and one that was still loading that a part is missing
+  // with the server's process or that it must sign in again, and one that was still loading that a part is missing
   let incomplete = false;
   addEventListener("vite:preloadError", () => {  // a second reload would not help
     incomplete = performance.getEntriesByType("navigation")[0].type !== "reload";
   });
   setInterval(async () => {
     const answer = await fetch(`${root}${prefix}/app_id`).catch(() => null);
-    if (!answer?.ok || (!incomplete && (await answer.json()).app_id === appId)) return;
+    const signedOut = answer?.status === 401;
+    if (!signedOut && (!answer?.ok || (!incomplete && (await answer.json()).app_id === appId))) return;
     lostAt = Date.now();
     location.reload();
   }, 5000);

@@ -50,15 +50,16 @@ def build(runner: JobRunner) -> gr.Blocks:
         page = RestoreTab(runner, photo_tab, view)
         damage = DamageView(page)
         looking = _connect_photo(page, damage, photo_tab, _connect_crop(page, photo_tab))
-        _connect_job(page, photo_tab, looking)
-        _connect_fields(page, photo_tab)
+        looking += _connect_fields(page, photo_tab)
         _connect_result(photo_tab, view, damage)
         batch = BatchTab(page, many_tab)
         _connect_batch(batch, photo_tab, many_tab)
         inputs = [photo_tab.remembered, *photo_tab.options]
-        blocks.load(page.resume, inputs, photo_tab.panels, js=_RECALL, **_QUIET).then(
-            page.show_look, [photo_tab.selected, photo_tab.job], photo_tab.suggestions, **_QUIET
+        resumed = blocks.load(page.resume, inputs, photo_tab.panels, js=_RECALL, **_QUIET)
+        looking.append(
+            resumed.then(page.show_look, [photo_tab.selected, photo_tab.job], photo_tab.suggestions, **_QUIET)
         )
+        _connect_job(page, photo_tab, looking)
         blocks.load(batch.resume, photo_tab.remembered, many_tab.panels, js=_RECALL, **_QUIET)
         client_api.add_endpoints(runner.service)
     return blocks
@@ -67,7 +68,7 @@ def build(runner: JobRunner) -> gr.Blocks:
 def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing: list[Any]) -> list[Any]:
     """Show another photo and what is suggested for it; cancel what is previewed of the previous one.
 
-    Return the events that look at the photo.
+    Return the events that look at the photo and time its model.
     """
     c.remembered.change(None, c.remembered, None, js="(path) => window.restorer.rememberPhoto(path)")
     for field in (c.remembered, c.fields["repair"]):  # the former changes with the photo
@@ -90,8 +91,9 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
     looking = []
     for event in (partial(gr.on, [c.upload.upload, c.upload.clear]), sample.then):
         picked = event(page.pick, inputs, c.panels, cancels=previewing, **_LATEST)
+        # Not one after the other: the next of a chain starts when the one before it is cancelled
         looking.append(picked.then(page.show_look, [c.selected, c.job], c.suggestions, **_LATEST))
-        looking[-1].then(page.measure, [c.selected, *c.options], c.estimate, **_LATEST)
+        looking.append(picked.then(page.measure, [c.selected, *c.options], c.estimate, **_LATEST))
     suggested = [c.fields[name] for name in restore_tab.SUGGESTED_FIELDS]
     c.use.click(page.use_suggestions, c.suggestion, suggested, **_QUIET)
     for component in (c.suggestion, *suggested):
@@ -100,14 +102,18 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
 
 
 def _connect_job(page: RestoreTab, c: PhotoTab, looking: list[Any]) -> None:
-    """Start, stop and follow a job, and show its result, over which a late look would appear."""
+    """Start, stop and follow a job, and show its result.
+
+    looking  events whose late answers would replace what is said of the job
+    """
     inputs = [c.selected, c.own_mask, *c.options]
     c.start.click(page.start, inputs, c.panels, js=_WITH_MASK, cancels=looking, **_QUIET)
     swapped = [c.photo, c.crop_column, c.result_column, c.faces, c.outcome, c.back]
     c.back.click(page.back, None, swapped, **_QUIET)
     c.stop.click(page.stop, c.job, None, queue=False, **_QUIET)
     c.job.change(None, c.job, None, js="(id) => window.restorer.follow('job', id)")
-    c.ended.change(page.finish, [c.ended, c.job, c.selected, *c.options], c.panels, **_QUIET)
+    inputs = [c.ended, c.job, c.selected, *c.options]
+    c.ended.change(page.finish, inputs, c.panels, cancels=looking, **_QUIET)
 
 
 def _connect_crop(page: RestoreTab, c: PhotoTab) -> list[Any]:
@@ -137,13 +143,16 @@ def _connect_crop(page: RestoreTab, c: PhotoTab) -> list[Any]:
     return [clicked, repeated, compared]
 
 
-def _connect_fields(page: RestoreTab, c: PhotoTab) -> None:
-    """Update the estimate, and show or disable controls, when an option changes."""
+def _connect_fields(page: RestoreTab, c: PhotoTab) -> list[Any]:
+    """Update the estimate, and show or disable controls, when an option changes.
+
+    Return the events that estimate.
+    """
     fields, inputs = c.fields, [c.selected, *c.options]
+    estimating = []
     for name in restore_tab.ESTIMATE_FIELDS:
-        fields[name].change(page.estimate, inputs, c.estimate, **_LATEST).then(
-            page.measure, inputs, c.estimate, **_LATEST
-        )
+        for handler in (page.estimate, page.measure):
+            estimating.append(fields[name].change(handler, inputs, c.estimate, **_LATEST))
     for name, handler, changed in (
         ("restore_faces", restore_tab.face_controls, [fields["face_model"], fields["face_strength"]]),
         ("colour", restore_tab.colour_slider, fields["colour_strength"]),
@@ -158,6 +167,7 @@ def _connect_fields(page: RestoreTab, c: PhotoTab) -> None:
     network = [fields["model"], fields["preset"], fields["outscale"]]
     for field in network:
         field.change(page.denoise_slider, network, fields["denoise"], **_QUIET)
+    return estimating
 
 
 def _connect_result(c: PhotoTab, view: ResultView, damage: DamageView) -> None:
@@ -214,7 +224,8 @@ def _render_faces(c: PhotoTab, view: ResultView) -> None:
 
 
 def _connect_batch(batch: BatchTab, c: PhotoTab, many: ManyTab) -> None:
-    gr.on([many.upload.upload, many.upload.clear], batch.pick, many.upload, many.panels, **_LATEST)
+    chosen = [many.upload.upload, many.upload.clear]
+    gr.on(chosen, batch.pick, [many.upload, many.job], many.panels, **_LATEST)
     many.upload.delete(batch.remove, [many.upload, many.job], many.panels, **_LATEST)
     many.start.click(batch.start, [many.upload, many.autopilot, *c.options], many.panels, **_QUIET)
     many.stop.click(batch.page.stop, many.job, None, queue=False, **_QUIET)

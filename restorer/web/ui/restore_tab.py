@@ -17,10 +17,10 @@ import gradio as gr
 import numpy as np
 
 from ...atomic import write_atomic
-from ...errors import RestoreError
+from ...errors import RestoreError, UnsupportedImage
+from ...estimate import Plan
 from ...images.photo import Photo
 from ...options import Options
-from ...pipeline import Plan
 from ...repair.pipeline import mask_of, mask_png
 from .. import previews
 from ..job_runner import JobRunner
@@ -90,7 +90,7 @@ class RestoreTab:
             return self.unchanged
         if job := self.runner.jobs.get(job_id):
             await self.runner.cancel(job)
-        return self._show_upload(path, values)
+        return await asyncio.to_thread(self._show_upload, path, values)
 
     def _show_upload(self, path: str | None, values: tuple[object, ...]) -> Updates:
         """Show an upload, or the example and what to do."""
@@ -262,7 +262,10 @@ class RestoreTab:
 
     def _full_size_mask(self, own_mask: str, photo: Photo) -> Path:
         """Write an uploaded mask, enlarged to the photo's size. Raises RestoreError."""
-        mask = mask_of(self.service.decode_upload(own_mask)).astype(np.uint8) * 255
+        try:
+            mask = mask_of(self.service.decode_upload(own_mask)).astype(np.uint8) * 255
+        except UnsupportedImage as error:
+            raise RestoreError("the marks could not be uploaded; try again") from error
         mask = cv2.resize(mask, (photo.width, photo.height), interpolation=cv2.INTER_LINEAR)
         file = self.settings.upload_folder / uuid.uuid4().hex / previews.MASK
         write_atomic(file, mask_png(mask > 127))
@@ -301,7 +304,7 @@ class RestoreTab:
         """Return what a job's only photo became. Raises RestoreError if there is no result."""
         if job is None:
             raise RestoreError(
-                f"the result was kept for {self.retention} and is deleted; restore the photo again"
+                f"the result has expired: results are kept for {self.retention}; restore the photo again"
             )
         item = job.items[0]
         if not item.result:
@@ -324,12 +327,12 @@ class RestoreTab:
         if path is None:
             if not ids.get("photo"):
                 return self.unchanged
-            message = f"Your last photo is no longer here: photos and results are kept for {self.retention}."
+            message = f"Your last photo has expired: photos and results are kept for {self.retention}."
             return {c.message: message}
         updates = {**self._show_upload(path, values), c.upload: path}
         if not job:
             if ids.get("job"):
-                note = f"The result was kept for {self.retention} and is deleted."
+                note = f"The result has expired: results are kept for {self.retention}."
                 updates[c.message] = f"{note}\n\n{updates[c.message]}"
             return updates
         if not job.ended:

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from ...estimate import Plan
 from ...models import registry, sources
 from ...options import PRESETS, Options
-from ...pipeline import Plan, Restorer
+from ...pipeline import Restorer
 from ...result import Result
 
 TITLE = "Neural Image Restore"
@@ -17,11 +18,11 @@ AUTOPILOT_INFO = (
     "and lists what is wrong with each photo. Size stays as chosen."
 )
 REPAIR = "Repair damage"
-REPAIR_UNSURE = "Nothing here is surely damage. What is marked may be part of the picture."
-REPAIR_INFO = "What is marked is filled. It may be part of the picture: look before you restore."
+REPAIR_UNSURE = "No definite damage found. Marked areas may be part of the picture."
+REPAIR_INFO = "Marked areas will be filled. Check first that they are not part of the picture."
 QUALITY_INFO = "Best: most detail. Fast: shortest wait. Auto: by the photo's size."
 PRESET_CHOICES = list(zip(("Auto", "Best", "Fast"), PRESETS, strict=True))
-COLOUR_NAMES = {"off": "Leave", "auto": "If faded", "on": "Correct", "neutral": "Neutral"}
+COLOUR_NAMES = {"off": "Off", "auto": "If faded", "on": "Correct", "neutral": "Neutral"}
 FORMAT_NAMES = {
     "same": "Same as the photo",
     "png": "PNG",
@@ -35,7 +36,7 @@ FORMAT_NAMES = {
 
 def repair(seen: bool) -> str:
     """Return the label of the repair section."""
-    return f"{REPAIR} · seen on this photo" if seen else REPAIR
+    return f"{REPAIR} · damage detected" if seen else REPAIR
 
 
 def plan(plan: Plan, restorer: Restorer, options: Options, size: tuple[int, int], cost: float | None) -> str:
@@ -69,7 +70,7 @@ def _quality(plan: Plan, options: Options) -> str:
 def better(plan: Plan, seconds: float | None) -> str:
     """Describe what Best would take where Auto has chosen a faster model."""
     wait = "" if seconds is None else f", in about {duration(seconds)}"
-    return f"{plan.reason[0].upper()}{plan.reason[1:]}. Best gives more detail{wait}." if plan.reason else ""
+    return f"{plan.reason[0].upper()}{plan.reason[1:]}. Best gives more detail{wait}."
 
 
 def result(result: Result, *, seconds: bool) -> str:
@@ -87,7 +88,7 @@ def result(result: Result, *, seconds: bool) -> str:
 def plain(warning: str) -> str:
     """Leave the name of the face detector to the details."""
     if warning.startswith("face detection skipped") and warning.endswith("could not be downloaded"):
-        return "faces are as enlarged: what finds them could not be downloaded"
+        return "faces were only enlarged: the face detector could not be downloaded"
     return warning
 
 
