@@ -384,8 +384,8 @@ def test_faces_command_prints_a_json_line_per_face_and_draws_them(shared, tmp_pa
     assert main(["faces", ".", "--draw", "drawn", "--weights-dir", str(folder)]) == 1
     assert {json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()} == {"a.png"}
     assert main(["faces", ".", "--weights-dir", str(folder)]) == 1
-    found = {json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()}
-    assert found == {"a.png", "drawn/a_faces.png", "drawn/a_faces_faces.png"}
+    names = {json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()}
+    assert names == {"a.png", "drawn/a_faces.png", "drawn/a_faces_faces.png"}
     assert main(["faces", "a.png", "--draw", "one.jpg", "--weights-dir", str(folder)]) == 0
     assert Image.open("one.jpg").format == "JPEG"
     assert main(["faces", "a.png", "--face-detector", "nonsense", "--weights-dir", str(folder)]) == 2
