@@ -126,7 +126,7 @@ def examine(
     areas = _damage(photo.pixels, damage_detector) if damage_detector else 0.0
     if areas > _AREAS:
         reason = f"{areas:.0f} damaged areas per 100,000 pixels of a copy of {_DAMAGE_SIDE} pixels"
-        findings.append(Finding("damage", "damaged", reason))
+        findings.append(Finding("damage", "possibly damaged", reason))
     if fading.monochrome:
         toned = Finding("toned", "toned black and white", f"one hue, chroma {fading.chroma:.0f}")
         plain = Finding("grey", "black and white", f"chroma {fading.chroma:.1f}")

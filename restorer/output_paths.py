@@ -106,7 +106,10 @@ def plan(
             if format_of(output):
                 return [_to_file(photos[0], output, sequences)]
             if output.suffix:
-                raise InvalidOption(f"{output}: cannot write {output.suffix} files; use {written_suffixes()}")
+                raise InvalidOption(
+                    f"{output}: cannot write {output.suffix} files; use {written_suffixes()}; "
+                    "to write into a folder of that name, create it first"
+                )
         elif exists(output) or format_of(output):
             raise InvalidOption(f"{output} is a file; name a folder with -o for several photos")
     pairs = list(sources(photos, output, [] if left_out is None else left_out))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -97,6 +98,8 @@ def prepare(
     inputs, outputs = Storage(source), Storage(output)
     if not inputs.exists():
         raise InvalidOption(f"{source} does not exist; name a folder of photos")
+    if inputs.local and not os.path.isdir(inputs.root):
+        raise InvalidOption(f"{source} is not a folder; name a folder of photos")
     if inputs.same(outputs):
         raise InvalidOption(f"{source} is the folder of the photos; name another for the results")
     if keep_times and not (inputs.local and outputs.local):

@@ -74,7 +74,7 @@ def _run(job: "Batch", restore: Callable, *, retry_failed: bool) -> Counter[str]
     outputs = storage.Storage(job.output)
     with manifest.open_manifest(outputs) as records:
         existing = _existing(outputs)
-        remaining, finished = [], []
+        remaining, finished, unreadable = [], [], counts[manifest.FAILED]
         for photo in photos:
             state, output = records.done(photo, job.digest)
             done = (
@@ -87,6 +87,8 @@ def _run(job: "Batch", restore: Callable, *, retry_failed: bool) -> Counter[str]
             else:
                 counts["done before" if state == manifest.RESTORED else manifest.FAILED] += 1
                 finished += [output] if output else []
+        if earlier := counts[manifest.FAILED] - unreadable:
+            print(f"failed in earlier runs: {earlier}; --retry-failed restores these too", file=sys.stderr)
         plan.check_room(job, remaining)
         with tqdm(total=len(photos), initial=len(photos) - len(remaining), unit="photo", disable=None) as bar:
 

@@ -15,7 +15,7 @@ RETRY_AFTER = 30  # seconds
 
 
 class Error(BaseModel):
-    """The body of an error response; fields that do not apply are left out."""
+    """The body of every error response; fields that do not apply are left out."""
 
     error: str = Field(description="the reason: the value, the limit and what to do")
     index: int | SkipJsonSchema[None] = Field(

@@ -483,6 +483,22 @@ def test_records_below_a_folder_with_brackets_are_read_and_removed(tmp_path, kin
     assert not storage.exists("a.json")
 
 
+def test_photos_that_failed_before_are_counted_and_can_be_retried(folder, capsys):
+    assert main(arguments(folder)) == 1
+    assert "earlier runs" not in capsys.readouterr().err
+    assert main(arguments(folder)) == 1
+    assert "failed in earlier runs: 1; --retry-failed restores these too" in capsys.readouterr().err
+    assert main(arguments(folder, "--retry-failed")) == 1
+    assert "earlier runs" not in (err := capsys.readouterr().err) and "broken.jpg: failed" in err
+
+
+def test_a_file_is_no_folder_of_photos(folder, capsys):
+    command = arguments(folder)
+    command[1] = str(folder / "in/a.png")
+    assert main(command) == 2
+    assert "a.png is not a folder; name a folder of photos" in capsys.readouterr().err
+
+
 def test_link_to_nothing_fails(tmp_path):
     (tmp_path / "gone.png").symlink_to(tmp_path / "absent.png")
     left_out = []

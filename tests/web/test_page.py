@@ -223,7 +223,7 @@ def test_damage_is_marked_edited_and_filled(page, folder):
     for speck in ((20, 60), (40, 120), (90, 30), (180, 110), (60, 90)):
         cv2.circle(pixels, speck, 3, (245, 245, 245), -1, cv2.LINE_AA)
     choose(page, pixels, "scratched.png")
-    expect(page.locator("#repair > button")).to_contain_text("damage detected")
+    expect(page.locator("#repair > button")).to_contain_text("possible damage")
     expect(page.locator("#mask")).to_be_hidden()
     page.click("#repair > button")
     expect(page.locator("#brush")).to_be_hidden()

@@ -28,6 +28,7 @@ from restorer.web.ui import components, layout, restore_tab
 from restorer.web.ui.batch_tab import BatchTab
 from restorer.web.ui.result_view import ResultView
 from restorer.web.worker import Worker
+from tests.conftest import photo_like
 
 
 def service_of(folder):
@@ -173,6 +174,23 @@ def test_other_clients_are_answered_while_an_upload_is_decoded(tmp_path, monkeyp
         return await picking
 
     assert asyncio.run(pick_and_answer())
+
+
+def test_a_stopped_job_leaves_the_earlier_result_on_display(tmp_path, rng):
+    page = page_of(tmp_path)
+    Image.fromarray(photo_like(rng, 20, 30)).save(tmp_path / "uploads/a.png")
+    c = page.components
+    photo = asyncio.run(page.pick(str(tmp_path / "uploads/a.png"), None, "", *VALUES))[c.selected]
+    plain = Photo(photo_like(rng, 20, 30), None, Meta("png"))
+    earlier = written(tmp_path, plain, Photo(photo_like(rng, 80, 120), None, Meta("png")))
+    job = accepted(page, tmp_path / "uploads/a.png")
+    page.runner.jobs.end(job, "cancelled")
+    without, stopped = (page.finish(job.id, job.id, photo, shown, *VALUES) for shown in (None, earlier))
+    assert all(updates[c.message].startswith("Stopped.") for updates in (without, stopped))
+    assert c.result_column not in without and without[c.start]["value"] == "Restore"
+    assert stopped[c.result_column].visible and stopped[c.start]["value"] == "Restore again"
+    shutil.rmtree(earlier.cache)
+    assert page.finish(job.id, job.id, photo, earlier, *VALUES)[c.start]["value"] == "Restore"
 
 
 def batch_of(page: restore_tab.RestoreTab) -> BatchTab:

@@ -348,6 +348,37 @@ def test_events_stream_until_the_job_ends(client, rng, monkeypatch):
     assert statuses[-1]["status"] == "completed" and statuses[-1]["results"]
 
 
+def test_ranges_are_served_ignored_or_refused(open_client, rng):
+    job = posted(open_client, ("a.png", png(photo_like(rng, 20, 20))))["job_id"]
+    (result,) = ended(open_client, job)["results"]
+    whole = open_client.get(result["url"]).content
+    expected = {
+        "bytes=2-5": whole[2:6],
+        "bytes=9-": whole[9:],
+        "bytes=-4": whole[-4:],
+        "bytes=0-9999999": whole,
+    }
+    for text, part in expected.items():
+        answer = open_client.get(result["url"], headers={"range": text})
+        assert (answer.status_code, answer.content) == (206, part), text
+    for text in (
+        "bytes=abc",
+        "bytes=10-5",
+        "bytes=-",
+        "bytes=",
+        "lines=1-2",
+        "bytes=1-2,x",
+        "bytes=1-2-3",
+        "bytes",
+    ):
+        answer = open_client.get(result["url"], headers={"range": text})
+        assert (answer.status_code, answer.content) == (200, whole), text
+    for text in (f"bytes={len(whole)}-", "bytes=-0", "bytes=0-1,999999999-"):
+        answer = open_client.get(result["url"], headers={"range": text})
+        assert answer.status_code == 416 and "begins after its end" in answer.json()["error"], text
+        assert answer.headers["content-range"] == f"bytes */{len(whole)}"
+
+
 def test_only_results_are_served(client, tmp_path, rng):
     job = posted(client, ("a.png", png(photo_like(rng, 20, 20))))["job_id"]
     assert ended(client, job)["status"] == "completed"

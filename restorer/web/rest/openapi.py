@@ -25,6 +25,7 @@ _ERRORS: dict[int | str, str] = {
     401: "missing or wrong API key",
     403: "request of a page of another site",
     404: "no such job or file",
+    416: "the range begins after the end of the file",
     408: "the upload stopped",
     413: "a file or the request is too large",
     422: "invalid files, options or parameters",
@@ -96,11 +97,9 @@ def _router(rest: RestApi) -> APIRouter:
         others={204: {"description": "the stream has ended"}},
     )
     images = {media_type: {"schema": _BINARY} for media_type in MEDIA_TYPES.values()}
-    part = {
-        206: {"description": "the part that Range names", "content": images},
-        416: {"description": "Range names no part of the file"},
-    }
-    add("/processed/{job_id}/{index}/{name}", rest.processed, "GET", 404, 422, content=images, others=part)
+    part = {206: {"description": "the part that Range names", "content": images}}
+    errors = (404, 416, 422)
+    add("/processed/{job_id}/{index}/{name}", rest.processed, "GET", *errors, content=images, others=part)
     add("/jobs/{job_id}", rest.delete, "DELETE", 403, 404)
     add("/quote", rest.quote, "POST", *_FORM, openapi_extra=_form(rest, "PhotoForm"))
     add("/look", rest.look, "POST", *_FORM, openapi_extra=_form(rest, "LookForm", NoOptions))

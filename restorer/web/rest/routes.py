@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
@@ -49,6 +50,7 @@ _KEEP_ALIVE_SECONDS = 15
 _EVENT_SECONDS = 0.25  # between two looks at a job whose events are streamed
 # Forms checked, and photos looked at, at a time: more would delay all other answers
 _MAX_ADMISSIONS = _MAX_EXAMINATIONS = 2
+_SPAN = re.compile(r"(\d{1,18})-(\d{0,18})|-(\d{1,18})")  # of a Range
 _UNITS_PER_FILE = 1000  # of a job's progress
 _KEY = "repeating a request with the same key returns the same job, for as long as it is kept"
 JobId = Annotated[str, PathParameter(description="as returned by POST /enhance")]
@@ -185,6 +187,7 @@ class RestApi:
         path = self.jobs.result_folder(job, index) / name
         if not path.is_file():
             raise Refusal(404, "the file has expired; restore the photo again")
+        _check_range(request, path.stat().st_size)
         return FileResponse(
             path,
             filename=path.name,
@@ -313,6 +316,21 @@ class RestApi:
                 "errors": [{**file, "error": item.error} for item, file in files if item.error],
             }
         )
+
+
+def _check_range(request: Request, size: int) -> None:
+    """Drop an invalid Range header (RFC 9110, section 14.2). Raises Refusal for one beyond the file's end."""
+    text, starts = request.headers.get("range", ""), []
+    for part in text.removeprefix("bytes=").split(","):
+        span = _SPAN.fullmatch(part.strip())
+        if not span or not text.startswith("bytes=") or (span[2] and int(span[2]) < int(span[1])):
+            headers = request.scope["headers"]
+            request.scope["headers"] = [header for header in headers if header[0] != b"range"]
+            return
+        starts.append(int(span[1]) if span[1] else size - int(span[3]))
+    if max(starts) >= size:
+        error = f"the file has {size} bytes; the range begins after its end"
+        raise Refusal(416, error, headers={"Content-Range": f"bytes */{size}"}, limit=size)
 
 
 def _digest(files: list[tuple[str, Path]], options: dict[str, object], mask: Path | None) -> str:

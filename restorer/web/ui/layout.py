@@ -112,7 +112,7 @@ def _connect_job(page: RestoreTab, c: PhotoTab, looking: list[Any]) -> None:
     c.back.click(page.back, None, swapped, **_QUIET)
     c.stop.click(page.stop, c.job, None, queue=False, **_QUIET)
     c.job.change(None, c.job, None, js="(id) => window.restorer.follow('job', id)")
-    inputs = [c.ended, c.job, c.selected, *c.options]
+    inputs = [c.ended, c.job, c.selected, c.restored, *c.options]
     c.ended.change(page.finish, inputs, c.panels, cancels=looking, **_QUIET)
 
 

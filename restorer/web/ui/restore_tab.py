@@ -276,8 +276,18 @@ class RestoreTab:
         if job := self.runner.jobs.get(job_id):
             await self.runner.cancel(job)
 
-    def finish(self, ended: str, job_id: str, photo: SelectedPhoto | None, *values: object) -> Updates:
-        """Show the result of a job that has ended, or why there is none."""
+    def finish(
+        self,
+        ended: str,
+        job_id: str,
+        photo: SelectedPhoto | None,
+        earlier: previews.ResultFiles | None,
+        *values: object,
+    ) -> Updates:
+        """Show the result of a job that has ended, or why there is none.
+
+        earlier  the photo's last result, which is shown again without a new one
+        """
         c, job = self.components, self.runner.jobs.get(job_id)
         if photo is None or ended.partition(" ")[0] != job_id:  # another photo was chosen meanwhile
             return self.unchanged
@@ -287,11 +297,15 @@ class RestoreTab:
             note = f"⚠ {self.service.user_message(error)}"
             if job and job.state == "cancelled":
                 note = "Stopped."
+            ended_updates = {c.stop: gr.Button(visible=False), c.job: ""}
+            with suppress(RestoreError):  # expired
+                if earlier:
+                    shown = self.view.show(earlier)
+                    return {**self._estimate(photo, values, note, _AGAIN), **shown, **ended_updates}
             return {
                 **self._estimate(photo, values, note, _READY),
                 **dict.fromkeys([c.photo, c.crop_column], gr.update(visible=True)),
-                c.stop: gr.Button(visible=False),
-                c.job: "",
+                **ended_updates,
             }
         return {
             **self._estimate(photo, values, start=_AGAIN),

@@ -36,7 +36,7 @@ FORMAT_NAMES = {
 
 def repair(seen: bool) -> str:
     """Return the label of the repair section."""
-    return f"{REPAIR} · damage detected" if seen else REPAIR
+    return f"{REPAIR} · possible damage" if seen else REPAIR
 
 
 def plan(plan: Plan, restorer: Restorer, options: Options, size: tuple[int, int], cost: float | None) -> str:
