@@ -133,9 +133,12 @@ def test_detail_is_previewed_and_models_are_compared(page, rng):
     page.wait_for_function("old => document.querySelector('#detail img').src != old", arg=old)
     assert is_red(detail()[500, 700]), "not in the red corner"
     page.click("#compare")
+    expect(page.locator("#compare")).to_have_text("Working…")
     expect(page.locator("#comparison img")).to_have_count(6)  # two custom, one built in, three installed
     for name in (registry.BUILT_IN, "RealESRGAN_x4plus", "custom/slow"):
         expect(page.locator("#comparison")).to_contain_text(name)
+    expect(page.locator("#compare")).to_have_text("Compare models")
+    expect(page.locator("#compare")).to_be_enabled()
     expect(page.locator("#summary")).to_contain_text("custom/quick")
     page.locator(f"#comparison button:has-text('{registry.BUILT_IN}')").first.click()
     expect(page.locator("#summary")).to_contain_text(f"1600 × 1200 · {registry.BUILT_IN}")

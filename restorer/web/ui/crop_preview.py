@@ -42,7 +42,7 @@ class CropPreview:
         if photo is None:
             return gr.skip(), gr.skip(), gr.skip()
         pair = await self._run(partial(self._restore, position, photo, values))
-        return gr.ImageSlider(pair, visible=True), gr.Button(visible=True), reset_button()
+        return gr.ImageSlider(pair, visible=True), reset_compare_button(visible=True), reset_button()
 
     def _restore(
         self, position: str, photo: SelectedPhoto, values: tuple[object, ...], progress: Progress
@@ -53,10 +53,11 @@ class CropPreview:
     async def compare_models(self, position: str, photo: SelectedPhoto | None, *values: object) -> tuple:
         """Show the detail restored by every model that needs no download, and return their names."""
         if photo is None:
-            return gr.skip(), gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip(), reset_compare_button()
         images = await self._run(partial(self._restore_by_each_model, position, photo, values))
         gallery = gr.Gallery([(after, name) for name, after in images.items()], visible=True)
-        return gallery, tuple(images), gr.Markdown("Click an image to choose its model.", visible=True)
+        message = gr.Markdown("Click an image to choose its model.", visible=True)
+        return gallery, tuple(images), message, reset_compare_button()
 
     def _restore_by_each_model(
         self, position: str, photo: SelectedPhoto, values: tuple[object, ...], progress: Progress
@@ -100,6 +101,10 @@ def choose_model(names: tuple[str, ...], event: gr.SelectData) -> tuple[str, str
 def disable_button(position: str = "?") -> Any:  # noqa: ANN401  a button or nothing
     """Disable the button while a preview runs; a cleared position ("") starts none."""
     return gr.Button("Working…", interactive=False) if position else gr.skip()
+
+
+def reset_compare_button(**state: bool) -> gr.Button:
+    return gr.Button("Compare models", interactive=True, **state)
 
 
 def reset_button() -> gr.Button:

@@ -130,13 +130,15 @@ def _connect_crop(page: RestoreTab, c: PhotoTab) -> list[Any]:
         event.failure(crop_preview.reset_button, None, c.preview, **_QUIET)
         # the preview has measured the model
         event.then(page.estimate, [c.selected, *c.options], c.estimate, **_LATEST)
+    c.compare.click(crop_preview.disable_button, None, c.compare, **_QUIET)
     compared = c.compare.click(
         handlers.compare_models,
         inputs,
-        [c.comparison, c.model_names, c.comparison_message],
+        [c.comparison, c.model_names, c.comparison_message, c.compare],
         show_progress_on=c.compare,
         **_COMPUTE,
     )
+    compared.failure(crop_preview.reset_compare_button, None, c.compare, **_QUIET)
     c.comparison.select(
         crop_preview.choose_model, c.model_names, [c.fields["model"], c.comparison_message], **_QUIET
     )
