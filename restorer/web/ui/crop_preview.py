@@ -20,6 +20,7 @@ from .restore_tab import RestoreTab, SelectedPhoto
 from .result_view import parse_position
 
 T = TypeVar("T")
+_COMPARE: dict[str, Any] = {"value": "Compare models", "interactive": True}
 
 
 class CropPreview:
@@ -42,7 +43,7 @@ class CropPreview:
         if photo is None:
             return gr.skip(), gr.skip(), gr.skip()
         pair = await self._run(partial(self._restore, position, photo, values))
-        return gr.ImageSlider(pair, visible=True), reset_compare_button(visible=True), reset_button()
+        return gr.ImageSlider(pair, visible=True), gr.Button(**_COMPARE, visible=True), reset_button()
 
     def _restore(
         self, position: str, photo: SelectedPhoto, values: tuple[object, ...], progress: Progress
@@ -103,8 +104,8 @@ def disable_button(position: str = "?") -> Any:  # noqa: ANN401  a button or not
     return gr.Button("Working…", interactive=False) if position else gr.skip()
 
 
-def reset_compare_button(**state: bool) -> gr.Button:
-    return gr.Button("Compare models", interactive=True, **state)
+def reset_compare_button() -> gr.Button:
+    return gr.Button(**_COMPARE)
 
 
 def reset_button() -> gr.Button:
