@@ -51,15 +51,15 @@ def build(runner: JobRunner) -> gr.Blocks:
         damage = DamageView(page)
         looking = _connect_photo(page, damage, photo_tab, _connect_crop(page, photo_tab))
         looking += _connect_fields(page, photo_tab)
-        _connect_result(photo_tab, view, damage)
-        batch = BatchTab(page, many_tab)
-        _connect_batch(batch, photo_tab, many_tab)
         inputs = [photo_tab.remembered, *photo_tab.options]
         resumed = blocks.load(page.resume, inputs, photo_tab.panels, js=_RECALL, **_QUIET)
         looking.append(
             resumed.then(page.show_look, [photo_tab.selected, photo_tab.job], photo_tab.suggestions, **_QUIET)
         )
         _connect_job(page, photo_tab, looking)
+        _connect_result(photo_tab, view, damage)
+        batch = BatchTab(page, many_tab)
+        _connect_batch(batch, photo_tab, many_tab)
         blocks.load(batch.resume, photo_tab.remembered, many_tab.panels, js=_RECALL, **_QUIET)
         client_api.add_endpoints(runner.service)
     return blocks
