@@ -46,6 +46,8 @@ class Storage:
         if self.local:
             self.root = os.path.realpath(self.root)
         self.url = self.root if self.local else root
+        # fsspec takes the names of several files, or of a folder to remove, for patterns
+        self._one_by_one = self.local or glob.has_magic(self.root)
 
     def exists(self, path: str = "") -> bool:
         return self._fs.exists(self._full(path))
@@ -97,17 +99,14 @@ class Storage:
 
     def read_all(self, paths: list[str]) -> dict[str, bytes]:
         """Read several files at once, which is much faster on object stores."""
-        if self.local or glob.has_magic(self.root):  # fsspec takes a name with brackets for a pattern
+        if self._one_by_one:
             return {path: self.read(path) for path in paths}
         full = {self._full(path): path for path in paths}
         return {full[path]: data for path, data in self._fs.cat(list(full)).items()} if full else {}
 
     def remove_all(self, paths: list[str]) -> None:
         """Remove several files at once; absent ones are ignored."""
-        if self.local:
-            for path in paths:
-                Path(self._full(path)).unlink(missing_ok=True)
-        elif glob.has_magic(self.root):
+        if self._one_by_one:
             for path in paths:
                 with suppress(FileNotFoundError):
                     self._fs.rm_file(self._full(path))
@@ -134,8 +133,10 @@ class Storage:
                     Path(folder, name).unlink(missing_ok=True)
 
     def remove(self, path: str) -> None:
-        """Remove a file, or a folder and its contents; ignored if absent."""
-        if self.exists(path):
+        """Remove a folder and its contents; ignored if absent."""
+        if self._one_by_one and not self.local:
+            self.remove_all(self.paths(path))
+        elif self.exists(path):
             self._fs.rm(self._full(path), recursive=True)
 
     def paths(self, folder: str) -> list[str]:

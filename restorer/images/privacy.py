@@ -10,7 +10,8 @@ from .formats.metadata import RawMetadata
 _PLACE = re.compile(
     r"(?!subject)(.*(gps|latitude|longitude|altitude|geotag|geohash|location|locality|municipality).*"
     r"|geo|geo_?point|lat|long?|city|state|province|state-?province|province-?state|country(-?(code|name))?"
-    r"|lrftarget(lat|lon|(abs)?alt)|coverage|county|worldregion|islandgroup|island|waterbody|landmark|place|placename|coordinates)",
+    r"|county|worldregion|islandgroup|island|waterbody|landmark|place|placename|coordinates|coverage"
+    r"|lrftarget(lat|lon|(abs)?alt))",  # what a DJI drone's laser measures
     re.IGNORECASE,
 )
 

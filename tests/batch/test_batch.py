@@ -481,6 +481,10 @@ def test_records_below_a_folder_with_brackets_are_read_and_removed(tmp_path, kin
     assert storage.read_all(["a.json"]) == {"a.json": b"{}"}
     storage.remove_all(["a.json", "b.json"])
     assert not storage.exists("a.json")
+    storage.write(".records/a.json", b"{}")
+    storage.remove(".records")
+    storage.remove(".records")
+    assert not storage.paths(".records")
 
 
 def test_photos_that_failed_before_are_counted_and_can_be_retried(folder, capsys):
