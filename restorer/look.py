@@ -38,8 +38,8 @@ _BLOCKS = (
 )
 _BLUR, _BLUR_EDGES, _LEAST_EDGE = 0.83, 99.5, 3.0  # share, percentile, levels
 _FACES_SIDE = 640  # pixels of the copy in which faces are searched
-# Chosen on 55 photographs of the training set and RealSRSet: 50 have more such areas with drawn damage, and 9
-# of 131 copies without it, as they are, with noise or as JPEG files
+# Chosen with an earlier detector on 55 photographs of the training set and RealSRSet: 50 had more such areas
+# with drawn damage, and 9 of 131 copies without it, as they are, with noise or as JPEG files
 _DAMAGE_SIDE = 512
 _DAMAGED, _LEAST_AREA, _AREAS = 0.7, 10, 10.0  # probability, pixels, per 100,000 pixels
 _SIZES = ((1200, 4.0), (2400, 2.0))  # longer side in pixels below which to enlarge, and how many times

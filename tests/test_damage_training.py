@@ -8,7 +8,7 @@ import torch
 
 from restorer.repair import networks
 from training.damage import __main__, compose, cutouts, draw, jpeg, learn, tensors
-from training.damage.photos import Bank
+from training.damage.photos import Bank, vary
 
 CPU = torch.device("cpu")
 
@@ -60,6 +60,17 @@ def test_unscaled_crops_are_exact(photos):
     crops = (photos.sample(16, rng()) * 255).round().byte().permute(0, 2, 3, 1)
     exact = [all(tuple(pixel) in rows for pixel in crop.reshape(-1, 3).tolist()) for crop in crops]
     assert 2 <= sum(exact) < 16
+
+
+def test_varied_crops_are_photographs_in_other_colours():
+    crops = torch.rand(64, 3, 16, 16, generator=rng())
+    varied = vary(crops, rng(1))
+    assert varied.shape == crops.shape and varied.min() >= 0 and varied.max() <= 1
+    unchanged = [torch.allclose(before, after) for before, after in zip(crops, varied, strict=True)]
+    assert 1 <= sum(unchanged) <= 20
+    grey = [torch.equal(crop[0], crop[1]) for crop in varied]
+    assert 5 <= sum(grey) <= 25
+    assert torch.equal(varied, vary(crops, rng(1)))
 
 
 @pytest.mark.parametrize("sigma", [0, 0.5, 1.6])

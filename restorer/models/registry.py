@@ -222,7 +222,7 @@ MODELS = (
         "damage",
         0,
         2_893_176,
-        "77a42369f96278fb3303651d909e0807d1ccc93d98b35595f4c9d649604af141",
+        "1cfbafb417b2e1e8c429cbb54f0382c0e30482be5cda105d01d1dd67c6a90aa8",
         "",
         "Apache-2.0",
         "detects dust, hairs, scratches and stains",

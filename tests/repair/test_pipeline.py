@@ -17,7 +17,7 @@ from tests.conftest import photo_like, png, save_network
 
 PROBABILITY = np.zeros((40, 50), np.float32)
 PROBABILITY[10:12, 5:45] = 0.7  # a scratch
-PROBABILITY[10, 20] = 0.999
+PROBABILITY[10, 20] = 0.9999
 PROBABILITY[30, 5:45] = 0.7  # a line that nowhere is almost certainly damage
 
 

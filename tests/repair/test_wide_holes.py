@@ -185,7 +185,7 @@ def test_if_it_fails_holes_are_blurred_and_the_reason_named(run, masked, program
 def test_detected_wide_areas_are_filled_by_it_but_not_by_auto(run, rng, monkeypatch, program):
     """Narrow gaps between narrow areas close when the mask is widened by two pixels."""
     probability = np.zeros((200, 220), np.float32)
-    probability[60:150, 40:130] = 0.999
+    probability[60:150, 40:130] = 0.9999
     probability[60:150:20] = probability[:, 40:130:20] = 0
     monkeypatch.setattr(damage, "detect", lambda image, *_, **__: probability)
     (run.weights / "big-lama.pt").write_bytes(program.read_bytes())

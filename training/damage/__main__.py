@@ -8,6 +8,7 @@ schedule.
 
 import argparse
 import os
+import random
 import signal
 import sys
 import time
@@ -105,30 +106,29 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
 
 
 class Composer:
-    """Compose batches of `size` crops; on the CPU, where that takes as long as training, use each four times.
+    """Compose batches of `size` crops, and use each several times: composing takes as long as training.
 
-    PART  crops composed at once, few enough to stay in the cache
     POOL  batches to choose from
     """
 
-    PART, USES, POOL = 4, 4, 64
+    POOL = 64
 
     def __init__(self, photos: Bank, damage: compose.Atlas, content: compose.Atlas, size: int) -> None:
-        self._sources, self._size = (photos, damage, content), size
-        self._on_cpu = photos.device.type == "cpu"
+        self._sources = photos, damage, content
+        on_cpu = photos.device.type == "cpu"
+        self._uses = 4 if on_cpu else 2
+        part = 4 if on_cpu else size  # crops composed at once; on a CPU few enough to stay in the cache
+        self._sizes = [min(part, size - start) for start in range(0, size, part)]
         self._pool: list[compose.Batch] = []
 
     def next(self, step: int, rng: torch.Generator) -> compose.Batch:
         """Return the batch of a step: a new one, or an earlier one turned by 90 degrees."""
-        if not self._on_cpu:
-            return compose.compose(*self._sources, self._size, rng)
-        if step % self.USES and len(self._pool) == self.POOL:
-            chosen = int(torch.randint(self.POOL, (), generator=rng))
+        if step % self._uses and len(self._pool) == self.POOL:
+            chosen = random.Random(step).randrange(self.POOL)  # the host would wait for a device's number
             batch = compose.Batch(*(part.transpose(2, 3).flip(2) for part in self._pool[chosen]))
             self._pool[chosen] = batch
             return batch
-        sizes = [min(self.PART, self._size - start) for start in range(0, self._size, self.PART)]
-        parts = [compose.compose(*self._sources, size, rng) for size in sizes]
+        parts = [compose.compose(*self._sources, size, rng) for size in self._sizes]
         batch = compose.Batch(*(torch.cat(part) for part in zip(*parts, strict=True)))
         self._pool = [*self._pool[1 - self.POOL :], batch]
         return batch
@@ -148,7 +148,7 @@ def _load(
     _say(f"{len(drawn[0])} drawings of damage, {len(content[0])} of content")
     damage = names + drawn[0], np.concatenate((alphas, drawn[1]))
     learnt, judged = slice(None, -_HELD_OUT_PHOTOS), slice(-_HELD_OUT_PHOTOS, None)
-    photos = Bank(arguments.photos, learnt, side, device=device, workers=workers)
+    photos = Bank(arguments.photos, learnt, side, device=device, workers=workers, varied=True)
     judged_photos = Bank(arguments.photos, judged, side, device=device, workers=workers)
     _say(f"{photos.count} photographs, {judged_photos.count} held out")
     atlases = [compose.Atlas(*part, device) for pair in (damage, content) for part in hold_out(*pair)]

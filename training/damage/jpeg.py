@@ -36,13 +36,17 @@ def compress(image: torch.Tensor, quality: torch.Tensor, phase: tuple[int, int] 
     top, left = phase
     pads = (left, -(left + width) % 16, top, -(top + height) % 16)
     padded = functional.pad((image.clamp(0, 1) * 255).round(), pads, mode="replicate")
-    ycc = _mix(padded, constant(_TO_YCC, image.device))
-    tables = _tables(quality)
+    return _coded(padded, _tables(quality))[..., top : top + height, left : left + width]
+
+
+def _coded(image: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    """Encode and decode images (n, 3, h, w) of whole levels, sides multiples of 16; return them in 0..1."""
+    ycc = _mix(image, constant(_TO_YCC, image.device))
     luma = _quantise(ycc[:, :1] - 128, tables[:, 0]) + 128
     chroma = _quantise(functional.avg_pool2d(ycc[:, 1:], 2), tables[:, 1])
     chroma = functional.interpolate(chroma, scale_factor=2.0, mode="bilinear", align_corners=False)
     rgb = _mix(torch.cat((luma, chroma), 1), constant(_TO_RGB, image.device))
-    return rgb[..., top : top + height, left : left + width].round().clamp(0, 255) / 255
+    return rgb.round().clamp(0, 255) / 255
 
 
 def _mix(image: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -63,5 +67,10 @@ def _quantise(plane: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     dct = constant(_DCT, plane.device)
     blocks = plane.view(n, c, h // 8, 8, w // 8, 8).transpose(3, 4)
     steps = table.view(n, 1, 1, 1, 8, 8)
-    levels = (dct @ blocks @ dct.T / steps).round()
-    return (dct.T @ (levels * steps) @ dct).transpose(3, 4).reshape(n, c, h, w)
+    levels = (_transform(blocks, dct) / steps).round()
+    return _transform(levels * steps, dct.T).transpose(3, 4).reshape(n, c, h, w)
+
+
+def _transform(blocks: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Return matrix @ block @ matrix.T of blocks (..., 8, 8), as two products of tall matrices."""
+    return functional.linear(functional.linear(blocks, matrix).mT, matrix).mT
