@@ -8,6 +8,7 @@ curve, whatever the profile: Display P3 has that curve, and gamma 2.2, as of Ado
 most 0.01 in linear light.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -101,8 +102,18 @@ def measure(pixels: np.ndarray, alpha: np.ndarray | None = None) -> Fading:
         light = veil + max(float(np.max(white - veil)), 1e-3) / _WHITE
         curve = np.stack((veil, light, np.ones(3)))
     else:
-        curve = estimator.estimate(samples)
+        curve = estimator.estimate([samples, *_corners(small, opaque)])
     return Fading(float(np.clip(share, 0.0, 1.0)), monochrome, chroma, *curve)
+
+
+def _corners(small: np.ndarray, opaque: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the opaque samples, in linear light, of four overlapping parts of a reduced photo."""
+    height, width = (-(-side * 4 // 5) for side in opaque.shape)
+    for rows in (slice(height), slice(-height, None)):
+        for columns in (slice(width), slice(-width, None)):
+            part = small[rows, columns][opaque[rows, columns]]
+            if len(part):
+                yield decode_srgb(part / np.float32(255))
 
 
 def correct(

@@ -8,7 +8,7 @@ Images", 2006). `python -m training.colour` trains it with the functions below, 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -35,14 +35,18 @@ _NO_BLACK = 0.003  # added before logarithms, in linear light
 _LEAST_RANGE = 1e-3  # in linear light
 
 
-def estimate(light: np.ndarray) -> np.ndarray:
+def estimate(views: Sequence[np.ndarray]) -> np.ndarray:
     """Return the inverse of a photo's fading, (3, 3), see inverse(). Raises WeightsUnavailable.
 
-    light  (N, 3) samples of the photo, in linear light
+    views  (N, 3) samples of the photo, then of parts of it, in linear light; the outputs of the network for
+           each are averaged
     """
-    percentiles = np.percentile(light, PERCENTILES, axis=0)[None]
-    outputs = forward(_weights(), statistics(percentiles, light[None]))
-    return inverse(outputs, percentiles[:, 0], percentiles[:, -1])[0]
+    percentiles = [np.percentile(light, PERCENTILES, axis=0)[None] for light in views]
+    outputs = [
+        forward(_weights(), statistics(*pair))
+        for pair in zip(percentiles, (light[None] for light in views), strict=True)
+    ]
+    return inverse(np.mean(outputs, axis=0), percentiles[0][:, 0], percentiles[0][:, -1])[0]
 
 
 def statistics(percentiles: np.ndarray, light: np.ndarray) -> np.ndarray:

@@ -69,10 +69,22 @@ def test_an_exact_estimate_undoes_the_fading(rng):
 
 def test_the_order_and_the_number_of_samples_do_not_matter(rng):
     light = decode_srgb(scene(rng).reshape(-1, 3) / 255)
-    expected = fading.estimate(light)
-    np.testing.assert_allclose(fading.estimate(rng.permutation(light)), expected)
-    np.testing.assert_allclose(fading.estimate(np.repeat(light, 2, axis=0)), expected, atol=0.005)
-    assert np.abs(fading.estimate(0.5 * light) - expected).max() > 0.1
+    expected = fading.estimate([light])
+    np.testing.assert_allclose(fading.estimate([rng.permutation(light)]), expected)
+    np.testing.assert_allclose(fading.estimate([np.repeat(light, 2, axis=0)]), expected, atol=0.005)
+    assert np.abs(fading.estimate([0.5 * light]) - expected).max() > 0.1
+
+
+def test_the_corners_of_a_photo_count_as_much_as_the_whole(rng):
+    small, opaque = rng.integers(0, 256, (10, 21, 3), dtype=np.uint8), np.ones((10, 21), bool)
+    opaque[0, 0] = False
+    corners = list(colour._corners(small, opaque))
+    assert [len(part) for part in corners] == [8 * 17 - 1, 8 * 17, 8 * 17, 8 * 17]
+    np.testing.assert_array_equal(corners[-1], decode_srgb(small[2:, 4:].reshape(-1, 3) / np.float32(255)))
+    light = [decode_srgb(scene(rng).reshape(-1, 3) / 255) for _ in range(2)]
+    together, swapped = fading.estimate(light), fading.estimate([light[0], light[1], light[0]])
+    assert np.abs(together - fading.estimate(light[:1])).max() > 1e-4
+    assert np.abs(together - swapped).max() > 1e-4
 
 
 def test_a_photo_without_fading_is_returned_itself(rng):
