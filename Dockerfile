@@ -5,16 +5,17 @@
 FROM python:3.12-slim
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# OpenCV needs libgl1 and libglib2.0-0; tini reaps child processes and forwards signals
-# hadolint ignore=DL3008
+# PyTorch build as uv names it: cpu, cu130, ...; empty: the build on PyPI
+ARG TORCH_BACKEND=cpu
+# OpenCV needs libgl1 and libglib2.0-0, Triton a C compiler; tini reaps child processes and forwards signals
+# hadolint ignore=DL3008,SC2046
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 tini \
+        $([ "${TORCH_BACKEND}" = cpu ] || echo gcc libc6-dev) \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --create-home restorer \
     && install --directory --owner restorer /data
 
-# PyTorch build as uv names it: cpu, cu130, ...; empty: the build on PyPI
-ARG TORCH_BACKEND=cpu
 WORKDIR /app
 COPY requirements.txt requirements.lock ./
 RUN pip install --no-cache-dir "uv>=0.9,<1" \

@@ -40,7 +40,7 @@ def fetch_weights() -> None:
 def _image() -> modal.Image:
     image = (
         modal.Image.debian_slim(python_version="3.12")
-        .apt_install("libgl1", "libglib2.0-0")
+        .apt_install("libgl1", "libglib2.0-0", "gcc", "libc6-dev")  # Triton needs a C compiler
         # the tested versions; PyPI's PyTorch includes CUDA
         .add_local_file(_HERE / "requirements.txt", "/root/requirements.txt", copy=True)
         .add_local_file(_HERE / "requirements.lock", "/root/requirements.lock", copy=True)

@@ -57,9 +57,10 @@ HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9,
 @pytest.mark.parametrize("name", [registry.BUILT_IN, "RealESRGAN_x4plus"])
 def test_tiles_and_errors_change_little(name):
     """cuDNN chooses other kernels for other sizes, and the difference grows with the number of layers."""
-    image, levels = photos()["chelsea"], 0 if HOPPER else 1 if name == registry.BUILT_IN else 8
+    image = np.resize(photos()["chelsea"], (150, 190, 3))
+    levels = 0 if HOPPER else 1 if name == registry.BUILT_IN else 8
     expected = enlarge("cuda", image, name=name).astype(int)
-    for options in ({"tile": 64}, {"fail": (0,)}, {"tile": 64, "fail": (2, 5)}):
+    for options in ({"tile": 64}, {"fail": (0,)}, {"tile": 128, "fail": (0, 1)}):
         assert np.abs(enlarge("cuda", image, name=name, **options) - expected).max() <= levels
     assert cv2.PSNR(enlarge("cuda", image, name=name), expected.astype(np.uint8)) > 100
 
