@@ -89,7 +89,8 @@ def measure(pixels: np.ndarray, alpha: np.ndarray | None = None) -> Fading:
     alpha   (H, W) of the same dtype; pixels that are not opaque do not count
     """
     small, opaque = reduced(pixels, alpha)
-    samples = decode_srgb(small[opaque] / np.float32(255))
+    light = decode_srgb(small / np.float32(255))
+    samples = light[opaque]
     black, white = np.percentile(samples, _EXTREMES, axis=0) if len(samples) else (np.zeros(3), np.ones(3))
     deviation, chroma = _tone(small, opaque)
     logs = np.log(black + _NO_BLACK)
@@ -99,21 +100,21 @@ def measure(pixels: np.ndarray, alpha: np.ndarray | None = None) -> Fading:
     share += _MONOCHROME_OFFSET * monochrome
     if monochrome or not len(samples):  # one range for all channels keeps the toning
         veil = np.maximum(black - _BLACK, 0)
-        light = veil + max(float(np.max(white - veil)), 1e-3) / _WHITE
-        curve = np.stack((veil, light, np.ones(3)))
+        reach = veil + max(float(np.max(white - veil)), 1e-3) / _WHITE
+        curve = np.stack((veil, reach, np.ones(3)))
     else:
-        curve = estimator.estimate([samples, *_corners(small, opaque)])
+        curve = estimator.estimate([samples, *_corners(light, opaque)])
     return Fading(float(np.clip(share, 0.0, 1.0)), monochrome, chroma, *curve)
 
 
-def _corners(small: np.ndarray, opaque: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the opaque samples, in linear light, of four overlapping parts of a reduced photo."""
+def _corners(light: np.ndarray, opaque: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the opaque samples (N, 3) of four overlapping parts of a photo (H, W, 3)."""
     height, width = (-(-side * 4 // 5) for side in opaque.shape)
     for rows in (slice(height), slice(-height, None)):
         for columns in (slice(width), slice(-width, None)):
-            part = small[rows, columns][opaque[rows, columns]]
-            if len(part):
-                yield decode_srgb(part / np.float32(255))
+            samples = light[rows, columns][opaque[rows, columns]]
+            if len(samples):
+                yield samples
 
 
 def correct(

@@ -38,13 +38,13 @@ _LEAST_RANGE = 1e-3  # in linear light
 def estimate(views: Sequence[np.ndarray]) -> np.ndarray:
     """Return the inverse of a photo's fading, (3, 3), see inverse(). Raises WeightsUnavailable.
 
-    views  (N, 3) samples of the photo, then of parts of it, in linear light; the outputs of the network for
-           each are averaged
+    views  (N, 3) samples of the photo, whose black and white are used, then of parts of it, in linear light;
+           the network's outputs for all are averaged
     """
     percentiles = [np.percentile(light, PERCENTILES, axis=0)[None] for light in views]
     outputs = [
-        forward(_weights(), statistics(*pair))
-        for pair in zip(percentiles, (light[None] for light in views), strict=True)
+        forward(_weights(), statistics(part, light[None]))
+        for part, light in zip(percentiles, views, strict=True)
     ]
     return inverse(np.mean(outputs, axis=0), percentiles[0][:, 0], percentiles[0][:, -1])[0]
 

@@ -75,16 +75,24 @@ def test_the_order_and_the_number_of_samples_do_not_matter(rng):
     assert np.abs(fading.estimate([0.5 * light]) - expected).max() > 0.1
 
 
-def test_the_corners_of_a_photo_count_as_much_as_the_whole(rng):
+def test_a_photo_and_its_corners_are_measured(rng, monkeypatch):
     small, opaque = rng.integers(0, 256, (10, 21, 3), dtype=np.uint8), np.ones((10, 21), bool)
     opaque[0, 0] = False
-    corners = list(colour._corners(small, opaque))
-    assert [len(part) for part in corners] == [8 * 17 - 1, 8 * 17, 8 * 17, 8 * 17]
-    np.testing.assert_array_equal(corners[-1], decode_srgb(small[2:, 4:].reshape(-1, 3) / np.float32(255)))
-    light = [decode_srgb(scene(rng).reshape(-1, 3) / 255) for _ in range(2)]
-    together, swapped = fading.estimate(light), fading.estimate([light[0], light[1], light[0]])
-    assert np.abs(together - fading.estimate(light[:1])).max() > 1e-4
-    assert np.abs(together - swapped).max() > 1e-4
+    seen = []
+    monkeypatch.setattr(colour, "reduced", lambda *_: (small, opaque))
+    monkeypatch.setattr(fading, "estimate", lambda views: seen.extend(views) or np.ones((3, 3)))
+    colour.measure(small)
+    assert [len(view) for view in seen] == [10 * 21 - 1, 8 * 17 - 1, 8 * 17, 8 * 17, 8 * 17]
+    np.testing.assert_array_equal(seen[-1], decode_srgb(small[2:, 4:].reshape(-1, 3) / np.float32(255)))
+
+
+def test_the_outputs_for_all_views_are_averaged(rng):
+    first, second = (decode_srgb(scene(rng).reshape(-1, 3) / 255) ** power for power in (1, 0.7))
+    np.testing.assert_allclose(fading.estimate([first, first]), fading.estimate([first]))
+    bends = [np.arctanh(np.log(fading.estimate(views)[2]) / 0.6) for views in ([first], [second])]
+    assert np.abs(bends[0] - bends[1]).max() > 0.01
+    together = fading.estimate([first, second])
+    np.testing.assert_allclose(together[2], np.exp(0.6 * np.tanh(np.mean(bends, axis=0))))
 
 
 def test_a_photo_without_fading_is_returned_itself(rng):

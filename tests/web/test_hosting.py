@@ -113,6 +113,8 @@ def test_compose_services_are_confined():
     assert compose["services"]["restorer-gpu"]["profiles"] == ["gpu"]
     folders = {service["environment"]["UPLOAD_FOLDER"] for service in compose["services"].values()}
     assert len(folders) == 2, "two servers share jobs"
+    kernels = compose["services"]["restorer-gpu"]["environment"]["TRITON_CACHE_DIR"]
+    assert kernels.startswith("/data/"), "Docker forbids to execute files of a tmpfs"
 
 
 @pytest.mark.long

@@ -36,17 +36,13 @@ def compress(image: torch.Tensor, quality: torch.Tensor, phase: tuple[int, int] 
     top, left = phase
     pads = (left, -(left + width) % 16, top, -(top + height) % 16)
     padded = functional.pad((image.clamp(0, 1) * 255).round(), pads, mode="replicate")
-    return _coded(padded, _tables(quality))[..., top : top + height, left : left + width]
-
-
-def _coded(image: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """Encode and decode images (n, 3, h, w) of whole levels, sides multiples of 16; return them in 0..1."""
-    ycc = _mix(image, constant(_TO_YCC, image.device))
+    ycc = _mix(padded, constant(_TO_YCC, image.device))
+    tables = _tables(quality)
     luma = _quantise(ycc[:, :1] - 128, tables[:, 0]) + 128
     chroma = _quantise(functional.avg_pool2d(ycc[:, 1:], 2), tables[:, 1])
     chroma = functional.interpolate(chroma, scale_factor=2.0, mode="bilinear", align_corners=False)
     rgb = _mix(torch.cat((luma, chroma), 1), constant(_TO_RGB, image.device))
-    return rgb.round().clamp(0, 255) / 255
+    return rgb[..., top : top + height, left : left + width].round().clamp(0, 255) / 255
 
 
 def _mix(image: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
