@@ -28,7 +28,7 @@ _WIDTH = 96
 _RATE, _DECAY = 2e-3, 1.0  # AdamW
 _AVERAGE = 0.998  # of the weights, per step
 _WEAK = 0.25  # share of crops with weaker fading
-_GAMMA, _LIGHT, _DARKER = 0.12, 0.03, 0.25  # deviations of logarithms, largest logarithm
+_GAMMA, _LIGHT, _DARKER = 0.2, 0.08, 0.25  # deviations of logarithms, largest logarithm
 _SATURATION = 0.8, 1.15
 _XYZ = ((0.4125, 0.3576, 0.1804), (0.2127, 0.7152, 0.0722), (0.0193, 0.1192, 0.9503))
 

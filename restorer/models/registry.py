@@ -254,7 +254,7 @@ MODELS = (
         "colour",
         0,
         36_426,
-        "a51df1a8af242812a9ad119e94f6c98b8dde264c8ab478df5908340a003a9800",
+        "cfac6012b85dc23420e2e6d38f7ee74e92dca6400a2c69d933453d1a048f59bc",
         "",
         "Apache-2.0",
         "estimates how the colours of a photo have faded",
