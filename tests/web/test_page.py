@@ -195,6 +195,9 @@ def test_long_side_overrides_size(page, rng):
     page.keyboard.press("Tab")
     expect(page.locator("#summary")).to_contain_text("300 × 150")
     expect(page.locator("#outscale")).to_contain_text("Print size is set under More options")
+    page.fill("#print_size :is(input, textarea)", "30")
+    page.keyboard.press("Tab")
+    expect(page.locator("#summary")).to_contain_text("Print size is '30'; write it as 30x20cm")
 
 
 def test_result_disappears_with_its_photo(page, rng):

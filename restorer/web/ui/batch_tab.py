@@ -56,7 +56,7 @@ class BatchTab:
         try:
             job = await self.runner.start(paths or (), options)
         except RestoreError as error:
-            return {c.message: f"⚠ {self.page.service.user_message(error)}"}
+            return {c.message: self.page.warning(error)}
         hidden = dict.fromkeys([c.archive, c.slider, c.download], gr.update(visible=False))
         return {**hidden, c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True), c.job: job.id}
 

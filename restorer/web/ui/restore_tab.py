@@ -101,7 +101,7 @@ class RestoreTab:
                 preview = previews.preview(decoded, self.settings.processed_folder)
                 photo = SelectedPhoto(path, _outline(decoded))
             except RestoreError as error:
-                message = f"⚠ {self.service.user_message(error)}"
+                message = self.warning(error)
         return {
             **(self._estimate(photo, values, start=_READY) if photo else self._no_estimate(message)),
             c.selected: photo,
@@ -194,7 +194,7 @@ class RestoreTab:
                 text += f"\n\n{texts.better(plan, self._seconds(photo, values, 'best'))}"
             possible = True
         except RestoreError as error:
-            text, possible = f"⚠ {self.service.user_message(error)}", False
+            text, possible = self.warning(error), False
         return {
             c.message: f"{note}\n\n{text}" if note else text,
             c.start: gr.update(interactive=possible, **(start or {})),
@@ -248,7 +248,7 @@ class RestoreTab:
                 mask = await asyncio.to_thread(self._full_size_mask, own_mask, photo.outline)
             job = await self.runner.start([photo.path], options, mask)
         except RestoreError as error:
-            return {c.message: f"⚠ {self.service.user_message(error)}"}
+            return {c.message: self.warning(error)}
         hidden = dict.fromkeys(
             [c.result_column, c.faces, c.outcome, c.back, c.crop_column], gr.update(visible=False)
         )
@@ -294,7 +294,7 @@ class RestoreTab:
         try:
             files = self.result(job)
         except RestoreError as error:
-            note = f"⚠ {self.service.user_message(error)}"
+            note = self.warning(error)
             if job and job.state == "cancelled":
                 note = "Stopped."
             ended_updates = {c.stop: gr.Button(visible=False), c.job: ""}
@@ -376,6 +376,14 @@ class RestoreTab:
         options["model"] = options["model"] or options["preset"]
         del options["preset"]
         return options
+
+    def warning(self, error: RestoreError) -> str:
+        """Return an error as the page shows it: with the labels of controls, not names such as print_size."""
+        message = self.service.user_message(error)
+        for name, field in self.components.fields.items():
+            if "_" in name:
+                message = message.replace(name, field.label)
+        return f"⚠ {message}"
 
     def options(self, values: tuple[object, ...], before: Photo) -> Options:
         """Return the values of FIELDS as Options for a photo."""
