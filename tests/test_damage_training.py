@@ -14,12 +14,17 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     for number in range(2):
         noise = np.random.default_rng(number).random((8, 10, 3))
         image = cv2.resize(noise, (150, 130), interpolation=cv2.INTER_CUBIC).clip(0, 1)
         cv2.imwrite(str(folder / f"{number}.png"), np.rint(image * 255).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(folder):
     return Bank(folder, slice(None), 64, device=CPU)
 
 
@@ -81,13 +86,11 @@ def test_varied_crops_show_two_photographs_in_some():
     assert 0.06 < (spread > 0.05).float().mean() < 0.18  # 0.12 on average
 
 
-def test_a_bank_returns_varied_crops(photos, tmp_path):
-    plain = photos.sample(8, rng())
-    photos._varied = True
-    try:
-        assert not torch.equal(photos.sample(8, rng()), plain)
-    finally:
-        photos._varied = False
+def test_a_bank_returns_varied_crops(photos, folder):
+    random = rng()
+    plain = photos.sample(8, random)
+    varied = Bank(folder, slice(None), 64, device=CPU, varied=True).sample(8, rng())
+    assert torch.equal(varied, vary(plain, random)) and not torch.equal(varied, plain)
 
 
 @pytest.mark.parametrize("sigma", [0, 0.5, 1.6])

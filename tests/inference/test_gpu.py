@@ -59,8 +59,9 @@ def test_tiles_and_errors_change_little(name):
     """cuDNN chooses other kernels for other sizes, and the difference grows with the number of layers."""
     image = np.resize(photos()["chelsea"], (150, 190, 3))
     levels = 0 if HOPPER else 1 if name == registry.BUILT_IN else 8
+    later = (1, 3) if name == registry.BUILT_IN else (2, 50)  # calls, of which one segment has few
     expected = enlarge("cuda", image, name=name).astype(int)
-    for options in ({"tile": 64}, {"fail": (0,)}, {"tile": 128, "fail": (0, 1)}):
+    for options in ({"tile": 64}, {"fail": (0,)}, {"tile": 128, "fail": later}):
         assert np.abs(enlarge("cuda", image, name=name, **options) - expected).max() <= levels
     assert cv2.PSNR(enlarge("cuda", image, name=name), expected.astype(np.uint8)) > 100
 
