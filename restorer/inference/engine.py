@@ -205,7 +205,8 @@ class Guarded:
         self._compute = compute
 
     def __call__(self, *windows: torch.Tensor) -> torch.Tensor:
-        with out_of_memory(), without_tf32():
+        single = windows[0].dtype == torch.float32
+        with out_of_memory(), without_tf32() if single else nullcontext():
             return self._compute(*windows)
 
 

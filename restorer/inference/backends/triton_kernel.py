@@ -7,7 +7,7 @@ result does not depend on tiles. Maps are (h, w, channels) float16 on one device
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,6 +21,7 @@ _LEAST = 16  # fewest
 # for each kind of layer, RRDBNet took 1 % less time (H200)
 TILE, _WARPS, _STAGES = 128, 4, tl.constexpr(3)
 _CHUNK = tl.constexpr(WIDTH)  # distance of the groups
+_binaries: dict[tuple, Any] = {}  # for each device, distances of pixels, and constants
 
 
 class Layer(NamedTuple):
@@ -38,7 +39,7 @@ class Layer(NamedTuple):
 
 def padded(channels: int) -> int:
     """Return the number of channels of a map that the kernel can read or write for so many."""
-    return max(triton.next_power_of_2(channels), _LEAST)
+    return max(1 << (channels - 1).bit_length(), _LEAST)
 
 
 def layer(convolution: nn.Conv2d, slope: torch.Tensor | None) -> Layer:
@@ -79,31 +80,31 @@ def convolve(
     others = groups - 1 if len(maps) == 2 else 0
     if output is None:
         output = maps[0].new_empty((height, width, columns))
+    first, second = maps[0], maps[-1]
+    pitches = first.stride(1), second.stride(1), output.stride(1)
+    constants = groups - others, others, depth, columns, layer.bias is not None, len(skips), scale, TILE
+    arguments = (
+        first,
+        second,
+        layer.matrices,
+        layer.matrices if layer.bias is None else layer.bias,
+        layer.slope,
+        output,
+        skips[0] if skips else output,
+        skips[-1] if skips else output,
+        height,
+        width,
+        *pitches,
+        *constants,
+    )
+    grid = (-(-width // TILE) * height, 1, 1)
+    key = output.device, pitches, constants
     with torch.cuda.device_of(output):
-        _convolve[(triton.cdiv(width, TILE) * height,)](
-            maps[0],
-            maps[-1],
-            layer.matrices,
-            layer.matrices if layer.bias is None else layer.bias,
-            layer.slope,
-            output,
-            skips[0] if skips else output,
-            skips[-1] if skips else output,
-            height,
-            width,
-            maps[0].stride(1),
-            maps[-1].stride(1),
-            output.stride(1),
-            FIRST=groups - others,
-            SECOND=others,
-            DEPTH=depth,
-            COLUMNS=columns,
-            BIAS=layer.bias is not None,
-            SKIPS=len(skips),
-            SCALE=scale,
-            TILE=TILE,
-            num_warps=_WARPS,  # type: ignore[call-arg]
-        )
+        # Finding the binary for its arguments takes Triton longer than the GPU needs for a small map
+        if binary := _binaries.get(key):
+            binary[grid](*arguments)
+        else:
+            _binaries[key] = _convolve[grid](*arguments, num_warps=_WARPS)  # type: ignore[call-arg]
     return output
 
 
