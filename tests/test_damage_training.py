@@ -86,11 +86,28 @@ def test_varied_crops_show_two_photographs_in_some():
     assert 0.06 < (spread > 0.05).float().mean() < 0.18  # 0.12 on average
 
 
-def test_a_bank_returns_varied_crops(photos, folder):
-    random = rng()
-    plain = photos.sample(8, random)
-    varied = Bank(folder, slice(None), 64, device=CPU, varied=True).sample(8, rng())
-    assert torch.equal(varied, vary(plain, random)) and not torch.equal(varied, plain)
+@pytest.mark.parametrize(("varied", "share"), [(False, 0), (True, 0.5)])
+def test_half_of_varied_crops_are_turned_by_any_angle(tmp_path, monkeypatch, varied, share):
+    y, x = np.mgrid[:130, :150]
+    cv2.imwrite(str(tmp_path / "coordinates.png"), np.stack((0 * x, y, x), 2).astype(np.uint8))
+    monkeypatch.setattr("training.damage.photos.vary", lambda crops, rng: crops)
+    bank = Bank(tmp_path, slice(None), 64, device=CPU, varied=varied)
+    places = bank.sample(200, rng())[:, :2] * 255  # of each pixel, x and y
+    down, right = places.diff(dim=2)[..., :-1], places.diff(dim=3)[:, :, :-1]
+    for step in (down, right):
+        assert (step - step.mean((2, 3), keepdim=True)).abs().max() < 0.01  # no edge was passed
+    down, right = down.mean((2, 3)), right.mean((2, 3))
+    area = (down[:, 0] * right[:, 1] - down[:, 1] * right[:, 0]).abs()
+    assert area.min() > 0.4 and area.max() < 2.2
+    turned = (right.abs().amin(1) > 0.01).float().mean()
+    assert abs(turned - share) <= 0.1 * (share > 0)
+
+
+def test_a_bank_varies_crops(folder, monkeypatch):
+    crops = Bank(folder, slice(None), 64, device=CPU, varied=True).sample(8, rng())
+    monkeypatch.setattr("training.damage.photos.vary", lambda crops, rng: crops)
+    plain = Bank(folder, slice(None), 64, device=CPU, varied=True).sample(8, rng())
+    assert not torch.allclose(crops, plain)
 
 
 @pytest.mark.parametrize("sigma", [0, 0.5, 1.6])

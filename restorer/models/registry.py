@@ -222,7 +222,7 @@ MODELS = (
         "damage",
         0,
         2_893_176,
-        "1cfbafb417b2e1e8c429cbb54f0382c0e30482be5cda105d01d1dd67c6a90aa8",
+        "6f1c17e52333d5bb4d88cfc56284285daf33826eb31880ee748b54ac8f909120",
         "",
         "Apache-2.0",
         "detects dust, hairs, scratches and stains",

@@ -16,9 +16,12 @@ from restorer.web.service import Service
 from tests.conftest import photo_like, png, save_network
 
 PROBABILITY = np.zeros((40, 50), np.float32)
-PROBABILITY[10:12, 5:45] = 0.7  # a scratch
-PROBABILITY[10, 20] = 0.9999
-PROBABILITY[30, 5:45] = 0.7  # a line that nowhere is almost certainly damage
+PROBABILITY[10:12, 5:45] = 0.7  # a scratch, half of it likely, one pixel almost certain
+PROBABILITY[10, 5:45] = 0.96
+PROBABILITY[30, 5:45] = 0.96  # a line that nowhere is almost certainly damage
+PROBABILITY[36, 5:45] = 0.7  # one that is little likely but for some pixels
+PROBABILITY[36, 5:15] = 0.96
+PROBABILITY[(10, 36), 10] = 0.9999
 
 
 @pytest.fixture
