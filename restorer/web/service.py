@@ -205,14 +205,14 @@ class Service:
         return resolved if resolved.is_relative_to(self.settings.upload_folder) else None
 
     @contextmanager
-    def user_errors(self) -> Iterator[None]:
-        """Convert exceptions to gr.Error with a message for the user."""
+    def user_errors(self, message: Callable[[Exception], str] | None = None) -> Iterator[None]:
+        """Convert exceptions to gr.Error with a message for the user, by default that of user_message()."""
         try:
             yield
         except gr.Error:
             raise
         except Exception as error:  # one job of the queue: the client must get the error
-            raise gr.Error(self.user_message(error), print_exception=False) from error
+            raise gr.Error((message or self.user_message)(error), print_exception=False) from error
 
     def user_message(self, error: Exception) -> str:
         """Return an error's message for the user, without paths and addresses of the server.

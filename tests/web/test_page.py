@@ -198,6 +198,8 @@ def test_long_side_overrides_size(page, rng):
     page.fill("#print_size :is(input, textarea)", "30")
     page.keyboard.press("Tab")
     expect(page.locator("#summary")).to_contain_text("Print size is '30'; write it as 30x20cm")
+    page.click("#before img")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("Print size is '30'")
 
 
 def test_result_disappears_with_its_photo(page, rng):

@@ -91,7 +91,7 @@ class CropPreview:
         return str(before), str(after)
 
     async def _run(self, task: Callable[[Progress], T]) -> T:
-        with self.page.service.user_errors():
+        with self.page.service.user_errors(self.page.user_message):
             return await self.page.service.run(task, lambda _: None)
 
 

@@ -378,12 +378,16 @@ class RestoreTab:
         return options
 
     def warning(self, error: RestoreError) -> str:
-        """Return an error as the page shows it: with the labels of controls, not names such as print_size."""
+        """Return an error's message for a line on the page."""
+        return f"⚠ {self.user_message(error)}"
+
+    def user_message(self, error: Exception) -> str:
+        """Return an error's message with the labels of controls, not names such as print_size."""
         message = self.service.user_message(error)
         for name, field in self.components.fields.items():
             if "_" in name:
                 message = message.replace(name, field.label)
-        return f"⚠ {message}"
+        return message
 
     def options(self, values: tuple[object, ...], before: Photo) -> Options:
         """Return the values of FIELDS as Options for a photo."""
