@@ -6,17 +6,19 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch.nn import functional
 
 from restorer.models import architectures
 from tests.conftest import photo_like, save_network
-from training import degrade, learn, losses, pool, report
+from training import degrade, learn, losses, pool, report, sharpen
 from training.student import Student, orthogonalize, parse
 
 ROOT = Path(__file__).parents[1]
@@ -402,3 +404,39 @@ def test_command_creates_weights_from_photographs(photos, tmp_path, monkeypatch)
     for students, message in (("8x1,4x2", "needs one student"), ("4x2", "not of a network of 4x2")):
         process = run(*again, "--students", students, "--out", str(tmp_path / "other"))
         assert process.returncode and message in process.stderr
+
+
+def test_inputs_are_as_degraded_as_they_differ_from_the_original(monkeypatch, rng):
+    truth = np.stack([photo_like(rng, 128, 128) // 2 for _ in range(pool.BLOCK)])
+    offsets = 5 * np.arange(pool.BLOCK, dtype=np.uint8)
+    small = [
+        cv2.resize(one, (32, 32), interpolation=cv2.INTER_AREA) + offset
+        for one, offset in zip(truth, offsets, strict=True)
+    ]
+    block = pool.Block(np.stack(small), truth, offsets != 10)  # of which the original is unknown
+    workers = Mock(**{"return_value.blocks.return_value.next.return_value": block})
+    monkeypatch.setattr(pool, "Workers", workers)
+    inputs, levels = sharpen.inputs([Path("photo.png")], 5, 32)
+    assert levels.tolist() == [0, 5, 15, 20, 25, 30, 35]
+    assert torch.equal(inputs[2] * 255, torch.from_numpy(small[3]).permute(2, 0, 1).float())
+    assert sharpen.share(np.array([0, 8, 9.5, 11, 40])).tolist() == [1, 1, 0.5, 0, 0]
+
+
+@pytest.mark.slow
+def test_sharpening_changes_the_output_of_clean_inputs(rng):
+    weights = safetensors.torch.load_file(ROOT / "weights/restore-lite-2-x4.safetensors")
+    clean = np.stack([photo_like(rng, 32, 32) for _ in range(16)]).astype(np.float32)
+    noisy = clean + rng.normal(0, 25, clean.shape)
+    small = torch.from_numpy(np.concatenate((clean, noisy)).clip(0, 255) / 255).permute(0, 3, 1, 2).float()
+    amounts = np.repeat((0.9, 0), 16)
+    result = sharpen.sharpen(weights, small, amounts, 80)
+    assert result.keys() == weights.keys()
+    energy = []
+    for state in (weights, result):
+        student = Student("64x9", CPU, 0)
+        student.start_from(state)
+        with torch.no_grad():
+            output = student.forward(small, student.weights)
+        energy.append(output.diff(dim=3).abs().mean((1, 2, 3)))
+    gain = energy[1] / energy[0]
+    assert gain[:16].mean() > gain[16:].mean() + 0.02, gain

@@ -137,7 +137,7 @@ MODELS = (
         "upscale",
         4,
         727_448,
-        "16d5ac946b49aaf53e10f4d1de4f6711d4f629bc060b0b5b3e48cc07f1f44532",
+        "ae03c5308ed51e9cbcd06873b9b15cd251221167d40975b230311a9a9b71aacc",
         "",
         "Apache-2.0",
         "any picture, three times as fast as realesr-general-x4v3",
