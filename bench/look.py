@@ -75,8 +75,11 @@ def _scratched(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("photos", type=Path)
-    files = filter(file_types.is_photo, sorted(parser.parse_args().photos.glob("*.*")))
+    folder = parser.parse_args().photos
+    files = filter(file_types.is_photo, sorted(folder.glob("*.*")))
     originals = [photo.decode(path.read_bytes()).pixels for path in files]
+    if not originals:
+        parser.error(f"no photographs in {folder}")
     restorer = Restorer(weights="absent", device="cpu")  # without YuNet
     right, total, wrong = Counter(), Counter(), Counter()
     for seed in range(CASES):

@@ -157,7 +157,7 @@ def look_with(networks: Networks, photo: Photo, source: bytes | Photo) -> Look:
         with suppress(WeightsUnavailable, BadWeights):
             faces = networks.face_network("yunet", "detect", backoff=True)
     with suppress(WeightsUnavailable, BadWeights):  # without the lock: a look does not wait for a photo
-        damages = partial(damage.detect, detector=networks.repair_network(DETECTOR), views=1)
+        damages = partial(damage.detect, detector=networks.repair_network(DETECTOR), single=True)
     quality = jpeg.quality(source) if isinstance(source, bytes) else None
     return examine(photo, quality=quality, face_detector=faces, damage_detector=damages)
 

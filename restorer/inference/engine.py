@@ -203,10 +203,11 @@ class Guarded:
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute
+        # Only modules use cuDNN; for Triton's functions, setting its flags takes as long as two launches
+        self._precision = without_tf32 if isinstance(compute, torch.nn.Module) else nullcontext
 
     def __call__(self, *windows: torch.Tensor) -> torch.Tensor:
-        single = windows[0].dtype == torch.float32
-        with out_of_memory(), without_tf32() if single else nullcontext():
+        with out_of_memory(), self._precision():
             return self._compute(*windows)
 
 

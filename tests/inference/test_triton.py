@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from restorer.models import architectures
 from tests.inference.seeded import create
 
 ROOT = Path(__file__).parents[2]
+SIZES = (4, 5, 64), (6, 130, 64), (4, 5, 128)
 needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="a PyTorch without Triton")
 
 
@@ -83,3 +84,25 @@ def test_networks_of_other_widths_stay_with_pytorch():
     for name in ("compact", "rrdb"):
         modules = backends.modules(network.segments(create(name)), torch.float16).compute
         assert all(triton._replacement(module) is None for module in modules), name
+
+
+@needs_triton
+def test_later_calls_start_the_binary_of_the_first(monkeypatch):
+    from restorer.inference.backends import triton_kernel
+
+    kernel, binary = MagicMock(), MagicMock()
+    kernel.__getitem__.return_value.return_value = binary
+    monkeypatch.setattr(triton_kernel, "_convolve", kernel)
+    monkeypatch.setattr(triton_kernel, "_binaries", {})
+    layer = triton_kernel.layer(torch.nn.Conv2d(64, 64, 3, dtype=torch.float16), None)
+    photo, wider, features = (torch.zeros(size, dtype=torch.float16) for size in SIZES)
+    triton_kernel.convolve(layer, photo)
+    binary.__getitem__.assert_not_called()
+    output = triton_kernel.convolve(layer, wider)
+    assert kernel.__getitem__.call_count == 1
+    assert binary.__getitem__.call_args.args[0] == (2 * 6, 1, 1)  # two tiles in each of six rows
+    arguments = binary.__getitem__.return_value.call_args.args
+    assert len(arguments) == len(kernel.__getitem__.return_value.call_args.args)
+    assert arguments[0] is wider and arguments[5] is output and arguments[8:10] == (6, 130)
+    triton_kernel.convolve(layer, features[..., :64])  # another distance of pixels
+    assert kernel.__getitem__.call_count == 2

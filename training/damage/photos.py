@@ -17,7 +17,7 @@ from .tensors import choose, constant
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
 _LEVELS = 3  # the full size, a half and a quarter
 _LEVEL_WEIGHTS = (0.2, 0.35, 0.45)
-_LARGEST_ZOOM = 1.45  # source pixels per pixel of a crop
+_LARGEST_ZOOM = 1.45  # source pixels per pixel of a crop, before it is stretched
 
 
 class Bank:
@@ -62,9 +62,9 @@ class Bank:
         self._sizes = torch.tensor(sizes, device=device)
 
     def sample(self, count: int, rng: torch.Generator) -> torch.Tensor:
-        """Return random crops (count, 3, side, side), 40 % unscaled, mirrored and turned by 90 degrees.
+        """Return random crops (count, 3, side, side), 40 % unscaled, some mirrored and turned by 90 degrees.
 
-        Half of varied ones are turned by any angle and stretched.
+        If varied, half are turned by any angle and stretched as well.
         """
         draw = torch.rand(7, count, device=self.device, generator=rng)
         level = choose(constant(_LEVEL_WEIGHTS, self.device), count, rng)

@@ -50,7 +50,7 @@ def _compare(part: Segment, module: Compute, function: Compute, device: torch.de
     shapes = [(1, channels, 5, triton_kernel.TILE + 7) for channels in part.inputs]
     maps = [torch.rand(shape, generator=random).to(device, torch.float16) for shape in shapes]
     maps = [values.contiguous(memory_format=torch.channels_last) for values in maps]
-    function(*maps)  # compiles; later calls start the binaries themselves
+    function(*maps)  # compiles; the comparison uses the binaries that this kept
     expected, actual = module(*maps).float(), function(*maps).float()
     error = float((actual - expected).norm() / expected.norm())
     if not error <= _TOLERANCE:
