@@ -198,6 +198,14 @@ def test_long_side_overrides_size(page, rng):
     page.fill("#print_size :is(input, textarea)", "30")
     page.keyboard.press("Tab")
     expect(page.locator("#summary")).to_contain_text("Print size is '30'; write it as 30x20cm")
+
+
+def test_toasts_name_controls_by_their_labels(page, rng):
+    choose(page, photo_like(rng, 50, 100))
+    page.click("#options button")
+    page.fill("#print_size :is(input, textarea)", "30")
+    page.keyboard.press("Tab")
+    expect(page.locator("#start")).to_be_disabled()
     page.click("#before img")
     expect(page.get_by_test_id("toast-body")).to_contain_text("Print size is '30'")
 
