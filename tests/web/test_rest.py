@@ -86,7 +86,8 @@ def test_job_with_one_broken_file_has_results_and_one_error(client, rng):
     photos = {f"photo {n}.png": png(photo_like(rng, 20 + n, 30)) for n in range(4)}
     names = ["photo 0.png", "photo 1.png", "bröken.jpg", "photo 2.png", "photo 3.png"]
     answer = posted(client, *((name, photos.get(name, b"no photo")) for name in names), outscale="2")
-    assert set(answer) == {"job_id", "status", "queue_position"} and answer["status"] == "queued"
+    assert set(answer) == {"job_id", "status", "queue_position"}
+    assert answer["status"] in ("queued", "processing")  # which begins at once on an idle server
     status = ended(client, answer["job_id"])
     assert status["status"] == "completed" and status["queue_position"] == 0
     assert status["progress"] == {"done": 5000, "total": 5000}
