@@ -6,21 +6,23 @@ input is noisy or strongly compressed. Deterministic for a given number of threa
 
 import argparse
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 import safetensors.torch
 import torch
-from torch.nn import functional
+from torchvision.transforms.functional import gaussian_blur
 
-from . import pool, student
+from restorer.models import architectures
 
-_SIGMA = 1.0  # of the unsharp mask, in pixels of the output
+from . import pool
+from .student import Student, Weights
+
+_SIGMA, _KERNEL = 1.0, 9  # of the unsharp mask, in pixels of the output
 _CLEAN, _NOISY = 8.0, 11.0  # levels of degradation: the full mask up to the first, none from the second
 _RATE, _WARM_UP = 1e-3, 20  # learning rate; steps
-_BATCH, _NOISY_SHARE = 16, 0.375
+_CLEAN_CROPS, _NOISY_CROPS = 10, 6  # of a step
 _SLOPES = 2.0  # weight of gradients' L1 in the loss; that of pixels is 1
 
 
@@ -68,9 +70,7 @@ def share(levels: np.ndarray) -> np.ndarray:
     return np.clip((_NOISY - levels) / (_NOISY - _CLEAN), 0, 1)
 
 
-def sharpen(
-    weights: Mapping[str, torch.Tensor], small: torch.Tensor, amounts: np.ndarray, steps: int
-) -> dict[str, torch.Tensor]:
+def sharpen(weights: Weights, small: torch.Tensor, amounts: np.ndarray, steps: int) -> Weights:
     """Return the weights of a student after training.
 
     weights, result  by SRVGGNetCompact's names
@@ -78,19 +78,18 @@ def sharpen(
     amounts          (n,) of the unsharp mask, for each input
     steps            number of steps
 
-    Raises SystemExit unless there are clean and noisy inputs.
+    Raises BadWeights for other networks, and SystemExit unless there are clean and noisy inputs.
     """
-    features, convs = len(weights["body.0.bias"]), sum(key.endswith("bias") for key in weights) - 2
-    trained = student.Student(f"{features}x{convs}", torch.device("cpu"), 0)
-    trained.start_from(dict(weights))
+    shape = architectures.detect(weights, "the student").parameters
+    trained = Student(f"{shape['num_feat']}x{shape['num_conv']}", torch.device("cpu"), 0)
+    trained.start_from(weights)
     first = {key: tensor.detach().clone() for key, tensor in trained.weights.items()}
     noisy, clean = np.flatnonzero(amounts == 0), np.flatnonzero(amounts > 0)
     if not (len(noisy) and len(clean)):
         raise SystemExit("training: all inputs are clean, or none; use more --inputs")
     rng, side = np.random.default_rng(0), small.shape[-1] // 2
     for step in range(steps):
-        left = round(_NOISY_SHARE * _BATCH)
-        index = np.concatenate((rng.choice(clean, _BATCH - left), rng.choice(noisy, left)))
+        index = np.concatenate((rng.choice(clean, _CLEAN_CROPS), rng.choice(noisy, _NOISY_CROPS)))
         y, x = rng.integers(0, side + 1, 2)
         crops = small[torch.from_numpy(index), :, y : y + side, x : x + side]
         crops = crops.transpose(2, 3) if step % 2 else crops
@@ -98,25 +97,17 @@ def sharpen(
         with torch.no_grad():
             before = trained.forward(crops, first)
             amount = torch.from_numpy(amounts[index]).float().view(-1, 1, 1, 1)
-            target = before + amount * (before - _blurred(before))
+            target = before + amount * (before - gaussian_blur(before, [_KERNEL, _KERNEL], [_SIGMA, _SIGMA]))
         difference = trained.forward(crops, trained.weights) - target
         slopes = sum(difference.diff(dim=axis).abs().mean() for axis in (2, 3))
         (difference.abs().mean() + _SLOPES * slopes).backward()
         trained.update(_RATE * min((step + 1) / _WARM_UP, 1, (1 - step / steps) / 0.7))
         if (step + 1) % 100 == 0:
             errors = difference.detach().abs().mean((1, 2, 3)) * 255
-            print(f"step {step + 1}  error in levels: clean {errors[:-left].mean():.2f}, ", end="")
-            print(f"noisy {errors[-left:].mean():.2f}", flush=True)
+            clean_error, noisy_error = errors[:_CLEAN_CROPS].mean(), errors[_CLEAN_CROPS:].mean()
+            text = f"error in levels: clean {clean_error:.2f}, noisy {noisy_error:.2f}"
+            print(f"step {step + 1}  {text}", flush=True)
     return trained.export()
-
-
-def _blurred(images: torch.Tensor) -> torch.Tensor:
-    taps = torch.arange(-4, 5) / _SIGMA
-    kernel = torch.exp(-taps.square() / 2)
-    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
-    for pad, weight in (((4, 4, 0, 0), kernel), ((0, 0, 4, 4), kernel.transpose(2, 3))):
-        images = functional.conv2d(functional.pad(images, pad, "reflect"), weight, groups=images.shape[1])
-    return images
 
 
 if __name__ == "__main__":
