@@ -203,8 +203,8 @@ class Guarded:
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute
-        # Only modules use cuDNN; for Triton's functions, setting its flags takes as long as two launches
-        self._precision = without_tf32 if isinstance(compute, torch.nn.Module) else nullcontext
+        # Setting cuDNN's flags takes as long as two launches of Triton's functions, which do not use it
+        self._precision = nullcontext if getattr(compute, "without_cudnn", False) else without_tf32
 
     def __call__(self, *windows: torch.Tensor) -> torch.Tensor:
         with out_of_memory(), self._precision():

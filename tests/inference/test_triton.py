@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from restorer.errors import InvalidOutput
-from restorer.inference import backends, network
+from restorer.inference import backends, engine, network
 from restorer.models import architectures
 from tests.inference.seeded import create
 
@@ -106,3 +106,16 @@ def test_later_calls_start_the_binary_of_the_first(monkeypatch):
     assert arguments[0] is wider and arguments[5] is output and arguments[8:10] == (6, 130)
     triton_kernel.convolve(layer, features[..., :64])  # another distance of pixels
     assert kernel.__getitem__.call_count == 2
+
+
+@needs_triton
+def test_cudnn_s_flags_are_set_for_everything_but_triton(parts):
+    from restorer.inference.backends import triton
+
+    def seen(*windows):
+        return torch.backends.cudnn.allow_tf32
+
+    assert torch.backends.cudnn.allow_tf32 and not engine.Guarded(seen)()
+    for module in (parts[0].module, parts[1].module, parts[-1].module):
+        assert engine.Guarded(module)._precision is engine.without_tf32
+        assert engine.Guarded(triton._replacement(module))._precision is not engine.without_tf32

@@ -78,6 +78,8 @@ def _replacement(module: Any) -> Compute | None:  # noqa: ANN401  of basicsr, wh
 class DenseBlock:
     """A dense block of basicsr; called with the input of an RRDB as well, as the last block in it."""
 
+    without_cudnn = True
+
     def __init__(self, dense: Any) -> None:  # noqa: ANN401  of basicsr, which has no types
         layers = [getattr(dense, f"conv{number}") for number in range(1, 6)]
         one, two, three, four, five = (layer.weight for layer in layers)
@@ -103,6 +105,8 @@ class DenseBlock:
 
 class Layers:
     """Convolutions in a row, each with its activation or none, and what a segment adds to the last."""
+
+    without_cudnn = True
 
     def __init__(self, module: Any) -> None:  # noqa: ANN401  a segment's
         modules = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.PReLU)]
@@ -130,6 +134,8 @@ class Layers:
 
 class Tail:
     """RRDBNet's upsampling and last convolutions."""
+
+    without_cudnn = True
 
     def __init__(self, tail: Any) -> None:  # noqa: ANN401  a network.RrdbTail
         slope = torch.full_like(tail.hr.bias, _SLOPE)

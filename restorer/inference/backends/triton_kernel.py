@@ -77,15 +77,15 @@ def convolve(
     output  written, or new if None
     skips   one or two contiguous maps: the result is multiplied by the scale, then the next one is added
     """
-    height, width = maps[0].shape[:2]
+    first, second = maps[0], maps[-1]
+    height, width = first.shape[:2]
     groups, _, depth, columns = layer.matrices.shape
     others = groups - 1 if len(maps) == 2 else 0
     if output is None:
-        output = maps[0].new_empty((height, width, columns))
-    first, second = maps[0], maps[-1]
+        output = first.new_empty((height, width, columns))
     pitches = first.stride(1), second.stride(1), output.stride(1)
     constants = groups - others, others, depth, columns, layer.bias is not None, len(skips), scale, TILE
-    arguments = (
+    arguments = (  # in the order of _convolve()'s parameters, as a binary takes them
         first,
         second,
         layer.matrices,
