@@ -83,8 +83,10 @@ def chosen(probability: np.ndarray, sensitivity: float, *, confident: bool = Fal
     if confident:
         count, areas = cv2.connectedComponents(marked, connectivity=8)
         depth = cv2.distanceTransform(marked, cv2.DIST_L2, 3)
-        pixels = [np.bincount(areas[probability > p], minlength=count) for p in (_SURE, _LIKELY, 0.5)]
-        sure = (pixels[0] > 0) & (pixels[1] >= _SHARE * pixels[2])
+        certain, likely, probable = (
+            np.bincount(areas[probability > limit], minlength=count) for limit in (_SURE, _LIKELY, 0.5)
+        )
+        sure = (certain > 0) & (likely >= _SHARE * probable)
         thin = np.bincount(areas[depth > _THICKNESS / 2], minlength=count) == 0
         marked *= (sure & thin)[areas]
     return marked.astype(bool)
