@@ -24,7 +24,7 @@ from restorer.web.job_runner import JobRunner
 from restorer.web.jobs import Job, Jobs
 from restorer.web.metrics import Metrics
 from restorer.web.service import Service
-from restorer.web.ui import components, layout, restore_tab
+from restorer.web.ui import components, form, layout, restore_tab
 from restorer.web.ui.batch_tab import BatchTab
 from restorer.web.ui.result_view import ResultView
 from restorer.web.worker import Worker
@@ -135,7 +135,7 @@ def test_only_uploads_are_read(tmp_path):
     for name in ("secret.png", "uploads/../secret.png", "uploads/gone.png", "uploads"):
         path = str(tmp_path / name)
         assert "⚠" in asyncio.run(page.pick(path, None, "", *values))[c.message]
-        photo = restore_tab.SelectedPhoto(path, shown[c.selected].outline)
+        photo = form.SelectedPhoto(path, shown[c.selected].outline)
         message = asyncio.run(page.start(photo, "", *values))[c.message]
         assert message.startswith("⚠") and str(tmp_path) not in message
         mask = asyncio.run(page.start(shown[c.selected], path, *values[:-2], True, 0.5))[c.message]
@@ -276,14 +276,14 @@ def test_the_page_shows_a_look_and_uses_its_suggestions(tmp_path, monkeypatch):
     suggested = Look(8, 8, (), {"outscale": 2.0, "colour": "auto", "face_enhance": "off"})
     monkeypatch.setattr(page.restorer, "look", lambda data: suggested)
     suggestion = page.show_look(shown[c.selected], "")[c.suggestion]
-    used = dict(zip(restore_tab.SUGGESTED_FIELDS, page.use_suggestions(suggestion), strict=True))
+    used = dict(zip(form.SUGGESTED_FIELDS, form.use_suggestions(suggestion), strict=True))
     assert used == {"outscale": 2, "long_side": 0, "print_size": "", "colour": "auto", "restore_faces": False}
-    assert not page.offer_suggestions(suggestion, *used.values()).visible, "nothing would change"
-    assert not page.offer_suggestions(suggestion, *{**used, "long_side": None}.values()).visible, "empty"
-    assert not page.offer_suggestions(None, 4, 0, "", "off", True).visible
+    assert not form.offer_suggestions(suggestion, *used.values()).visible, "nothing would change"
+    assert not form.offer_suggestions(suggestion, *{**used, "long_side": None}.values()).visible, "empty"
+    assert not form.offer_suggestions(None, 4, 0, "", "off", True).visible
     others = {"outscale": 4, "long_side": 333, "print_size": "9x6in", "colour": "off", "restore_faces": True}
     for name, other in others.items():
-        assert page.offer_suggestions(suggestion, *{**used, name: other}.values()).visible, name
+        assert form.offer_suggestions(suggestion, *{**used, name: other}.values()).visible, name
 
 
 def test_many_photos_are_restored_as_suggested_if_wanted(tmp_path, monkeypatch):
@@ -304,7 +304,7 @@ def test_many_photos_are_restored_as_suggested_if_wanted(tmp_path, monkeypatch):
 def test_a_photo_of_its_own_size_starts_at_half_strength(tmp_path):
     page = page_of(tmp_path)
     strengths = [
-        page.option_values(("auto", outscale, long_side, *VALUES[3:])).get("strength")
+        page.form.option_values(("auto", outscale, long_side, *VALUES[3:])).get("strength")
         for outscale, long_side in ((1, 0), (4, 0), (1, 100))
     ]
     assert strengths == [0.5, None, None]

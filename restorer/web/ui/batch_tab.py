@@ -15,7 +15,8 @@ from .. import previews
 from ..jobs import Job, JobFile
 from . import texts
 from .components import PLACEHOLDER, ManyTab
-from .restore_tab import RestoreTab, Updates, parse_ids
+from .form import Updates
+from .restore_tab import RestoreTab, parse_ids
 
 _READY: dict[str, Any] = {"value": "Restore all", "variant": "primary"}
 _AGAIN: dict[str, Any] = {"value": "Restore again", "variant": "secondary"}
@@ -52,11 +53,11 @@ class BatchTab:
     async def start(self, paths: list[str] | None, autopilot: bool, *values: object) -> Updates:
         """Submit a job; jobs.js follows it."""
         c = self.components
-        options = {**self.page.option_values(values), "autopilot": autopilot}
+        options = {**self.page.form.option_values(values), "autopilot": autopilot}
         try:
             job = await self.runner.start(paths or (), options)
         except RestoreError as error:
-            return {c.message: self.page.warning(error)}
+            return {c.message: self.page.form.warning(error)}
         hidden = dict.fromkeys([c.archive, c.slider, c.download], gr.update(visible=False))
         return {**hidden, c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True), c.job: job.id}
 

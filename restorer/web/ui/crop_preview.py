@@ -16,7 +16,8 @@ from ...options import Options
 from ...progress import Progress
 from ...result import Result
 from .. import previews
-from .restore_tab import RestoreTab, SelectedPhoto
+from .form import SelectedPhoto
+from .restore_tab import RestoreTab
 from .result_view import parse_position
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class CropPreview:
     def _restore(
         self, position: str, photo: SelectedPhoto, values: tuple[object, ...], progress: Progress
     ) -> tuple[str, str]:
-        options = self.page.options(values, photo.outline)
+        options = self.page.form.options(values, photo.outline)
         return self._previews(self._restore_crops(self._crops(position, photo, options), options, progress))
 
     async def compare_models(self, position: str, photo: SelectedPhoto | None, *values: object) -> tuple:
@@ -64,7 +65,7 @@ class CropPreview:
         self, position: str, photo: SelectedPhoto, values: tuple[object, ...], progress: Progress
     ) -> dict[str, str]:
         weights, images = self.page.restorer.weights, {}
-        options = self.page.options(values, photo.outline)
+        options = self.page.form.options(values, photo.outline)
         crops = self._crops(position, photo, options)
         for model in registry.available(weights):
             if model.kind != "upscale" or not sources.is_present(model, weights):
@@ -91,7 +92,7 @@ class CropPreview:
         return str(before), str(after)
 
     async def _run(self, task: Callable[[Progress], T]) -> T:
-        with self.page.service.user_errors(self.page.user_message):
+        with self.page.service.user_errors(self.page.form.user_message):
             return await self.page.service.run(task, lambda _: None)
 
 

@@ -13,7 +13,8 @@ from ...options import Options
 from ...progress import Progress
 from .. import previews
 from . import texts
-from .restore_tab import RestoreTab, SelectedPhoto, Updates
+from .form import SelectedPhoto, Updates
+from .restore_tab import RestoreTab
 
 
 class DamageView:

@@ -9,7 +9,7 @@ import gradio as gr
 from .. import client_api, previews
 from ..gpu_queue import GPU
 from ..job_runner import JobRunner
-from . import components, crop_preview, restore_tab, texts
+from . import components, crop_preview, form, texts
 from .batch_tab import BatchTab
 from .components import ManyTab, PhotoTab
 from .crop_preview import CropPreview
@@ -49,7 +49,8 @@ def build(runner: JobRunner) -> gr.Blocks:
         view = ResultView(runner.service, photo_tab)
         page = RestoreTab(runner, photo_tab, view)
         damage = DamageView(page)
-        looking = _connect_photo(page, damage, photo_tab, _connect_crop(page, photo_tab))
+        previewing, looking = _connect_crop(page, photo_tab)
+        looking += _connect_photo(page, damage, photo_tab, previewing)
         looking += _connect_fields(page, photo_tab)
         inputs = [photo_tab.remembered, *photo_tab.options]
         resumed = blocks.load(page.resume, inputs, photo_tab.panels, js=_RECALL, **_QUIET)
@@ -93,11 +94,11 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
         picked = event(page.pick, inputs, c.panels, cancels=previewing, **_LATEST)
         # Not one after the other: the next of a chain starts when the one before it is cancelled
         looking.append(picked.then(page.show_look, [c.selected, c.job], c.suggestions, **_LATEST))
-        looking.append(picked.then(page.measure, [c.selected, *c.options], c.estimate, **_LATEST))
-    suggested = [c.fields[name] for name in restore_tab.SUGGESTED_FIELDS]
-    c.use.click(page.use_suggestions, c.suggestion, suggested, **_QUIET)
+        looking.append(picked.then(page.form.measure, [c.selected, *c.options], c.estimate, **_LATEST))
+    suggested = [c.fields[name] for name in form.SUGGESTED_FIELDS]
+    c.use.click(form.use_suggestions, c.suggestion, suggested, **_QUIET)
     for component in (c.suggestion, *suggested):
-        component.change(page.offer_suggestions, [c.suggestion, *suggested], c.use, **_LATEST)
+        component.change(form.offer_suggestions, [c.suggestion, *suggested], c.use, **_LATEST)
     return looking
 
 
@@ -116,8 +117,11 @@ def _connect_job(page: RestoreTab, c: PhotoTab, looking: list[Any]) -> None:
     c.ended.change(page.finish, inputs, c.panels, cancels=looking, **_QUIET)
 
 
-def _connect_crop(page: RestoreTab, c: PhotoTab) -> list[Any]:
-    """Connect the preview of a detail and the comparison of models; return the events that compute."""
+def _connect_crop(page: RestoreTab, c: PhotoTab) -> tuple[list[Any], list[Any]]:
+    """Connect the preview of a detail and the comparison of models.
+
+    Return the events that compute, and those that estimate.
+    """
     handlers = CropPreview(page)
     inputs = [c.crop_position, c.selected, *c.options]
     outputs = [c.detail, c.compare, c.preview]
@@ -126,10 +130,11 @@ def _connect_crop(page: RestoreTab, c: PhotoTab) -> list[Any]:
     c.preview.click(crop_preview.disable_button, None, c.preview, **_QUIET)
     clicked = c.crop_position.change(handlers.preview_click, inputs, outputs, **latest)
     repeated = c.preview.click(handlers.preview, inputs, outputs, **latest)
+    estimating = []
     for event in (clicked, repeated):
         event.failure(crop_preview.reset_button, None, c.preview, **_QUIET)
         # the preview has measured the model
-        event.then(page.estimate, [c.selected, *c.options], c.estimate, **_LATEST)
+        estimating.append(event.then(page.form.estimate, [c.selected, *c.options], c.estimate, **_LATEST))
     c.compare.click(crop_preview.disable_button, None, c.compare, **_QUIET)
     compared = c.compare.click(
         handlers.compare_models,
@@ -142,7 +147,7 @@ def _connect_crop(page: RestoreTab, c: PhotoTab) -> list[Any]:
     c.comparison.select(
         crop_preview.choose_model, c.model_names, [c.fields["model"], c.comparison_message], **_QUIET
     )
-    return [clicked, repeated, compared]
+    return [clicked, repeated, compared], estimating
 
 
 def _connect_fields(page: RestoreTab, c: PhotoTab) -> list[Any]:
@@ -152,23 +157,23 @@ def _connect_fields(page: RestoreTab, c: PhotoTab) -> list[Any]:
     """
     fields, inputs = c.fields, [c.selected, *c.options]
     estimating = []
-    for name in restore_tab.ESTIMATE_FIELDS:
-        for handler in (page.estimate, page.measure):
+    for name in form.ESTIMATE_FIELDS:
+        for handler in (page.form.estimate, page.form.measure):
             estimating.append(fields[name].change(handler, inputs, c.estimate, **_LATEST))
     for name, handler, changed in (
-        ("restore_faces", restore_tab.face_controls, [fields["face_model"], fields["face_strength"]]),
-        ("colour", restore_tab.colour_slider, fields["colour_strength"]),
-        ("format", restore_tab.quality_slider, fields["quality"]),
-        ("keep_metadata", restore_tab.gps_checkbox, fields["remove_gps"]),
-        ("model", restore_tab.preset_radio, fields["preset"]),
+        ("restore_faces", form.face_controls, [fields["face_model"], fields["face_strength"]]),
+        ("colour", form.colour_slider, fields["colour_strength"]),
+        ("format", form.quality_slider, fields["quality"]),
+        ("keep_metadata", form.gps_checkbox, fields["remove_gps"]),
+        ("model", form.preset_radio, fields["preset"]),
     ):
         fields[name].change(handler, fields[name], changed, **_QUIET)
     sizes = [fields["long_side"], fields["print_size"]]
     for field in sizes:
-        field.change(restore_tab.size_radio, sizes, fields["outscale"], **_QUIET)
+        field.change(form.size_radio, sizes, fields["outscale"], **_QUIET)
     network = [fields["model"], fields["preset"], fields["outscale"]]
     for field in network:
-        field.change(page.denoise_slider, network, fields["denoise"], **_QUIET)
+        field.change(page.form.denoise_slider, network, fields["denoise"], **_QUIET)
     return estimating
 
 

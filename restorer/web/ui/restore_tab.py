@@ -1,4 +1,4 @@
-"""Event handlers of the first tab: choose a photo, estimate, restore, and come back to a job after a reload.
+"""Event handlers of the first tab: choose a photo, restore it, and come back to a job after a reload.
 
 Handlers return updates by component; components that are left out stay as they are.
 """
@@ -8,7 +8,7 @@ import json
 import shutil
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +18,18 @@ import numpy as np
 
 from ...atomic import write_atomic
 from ...errors import RestoreError, UnsupportedImage
-from ...estimate import Plan
 from ...images.photo import Photo
-from ...options import Options
 from ...repair.pipeline import mask_of, mask_png
 from .. import previews
 from ..job_runner import JobRunner
 from ..jobs import Job
 from . import texts
 from .components import SAMPLES, PhotoTab
-from .fields import FIELDS
+from .form import Form, SelectedPhoto, Updates, suggested_values
 from .result_view import ResultView
 
 _READY: dict[str, Any] = {"value": "Restore", "variant": "primary", "visible": True}
 _AGAIN: dict[str, Any] = {"value": "Restore again", "variant": "secondary", "visible": True}
-_CLEAN_STRENGTH = 0.5  # at 1x, where the photo's own detail counts; docs/colour.md has the figures
-# The fields that a look sets, and those that the estimate depends on
-SUGGESTED_FIELDS: tuple[str, ...] = ("outscale", "long_side", "print_size", "colour", "restore_faces")
-ESTIMATE_FIELDS = (
-    "preset",
-    "outscale",
-    "long_side",
-    "print_size",
-    "model",
-    "denoise",
-    "restore_faces",
-    "format",
-    "repair",
-)
-Updates = dict[Any, Any]
-
-
-@dataclass(frozen=True)
-class SelectedPhoto:
-    """The path of an upload, and its size, depth and metadata without its samples (`outline`)."""
-
-    path: str
-    outline: Photo
 
 
 class RestoreTab:
@@ -63,6 +38,7 @@ class RestoreTab:
     def __init__(self, runner: JobRunner, components: PhotoTab, view: ResultView) -> None:
         self.runner, self.service, self.components, self.view = runner, runner.service, components, view
         self.restorer, self.settings = runner.service.restorer, runner.service.settings
+        self.form = Form(self.service, components)
         self.retention = texts.period(runner.service.settings.retention_seconds)
         self.unchanged = {components.message: gr.skip()}  # Gradio accepts no empty dict
         self.unchanged_suggestion = {components.look: gr.skip()}
@@ -101,9 +77,9 @@ class RestoreTab:
                 preview = previews.preview(decoded, self.settings.processed_folder)
                 photo = SelectedPhoto(path, _outline(decoded))
             except RestoreError as error:
-                message = self.warning(error)
+                message = self.form.warning(error)
         return {
-            **(self._estimate(photo, values, start=_READY) if photo else self._no_estimate(message)),
+            **(self.form.updates(photo, values, start=_READY) if photo else self._no_photo(message)),
             c.selected: photo,
             c.samples: gr.Gallery(visible=photo is None),
             c.example: gr.Column(visible=photo is None),
@@ -139,98 +115,19 @@ class RestoreTab:
             return self.unchanged_suggestion
         return {
             c.look: gr.Markdown(seen.line, visible=True),
-            c.suggestion: _suggested_values(seen.options),
+            c.suggestion: suggested_values(seen.options),
             c.repair: gr.Accordion(
                 label=texts.repair(any(finding.name == "damage" for finding in seen.findings))
             ),
         }
 
-    def offer_suggestions(self, suggestion: dict[str, Any] | None, *values: object) -> gr.Button:
-        """Show the button that uses the suggestions if it would change something.
-
-        values  of SUGGESTED_FIELDS
-        """
-        chosen = dict(zip(SUGGESTED_FIELDS, values, strict=True))
-        changes = any(chosen[name] not in (value, None) for name, value in (suggestion or {}).items())
-        return gr.Button(visible=changes)
-
-    def use_suggestions(self, suggestion: dict[str, Any] | None) -> list[Any]:
-        """Set SUGGESTED_FIELDS as a look suggests."""
-        return [(suggestion or {}).get(name, gr.skip()) for name in SUGGESTED_FIELDS]
-
-    # Estimates
-
-    def estimate(self, photo: SelectedPhoto | None, *values: object) -> Updates:
-        """Show size, quality, time and cost of the result, or an error; and each preset's time."""
-        return self._estimate(photo, values) if photo else self.unchanged
-
-    def measure(self, photo: SelectedPhoto | None, *values: object) -> Updates:
-        """Update the estimate after loading and timing the model, which may take seconds."""
-        if photo:
-            with suppress(RestoreError):  # the estimate reports it
-                pixels = photo.outline.width * photo.outline.height
-                self.restorer.measure(pixels, **vars(self.options(values, photo.outline)))
-        return self.estimate(photo, *values)
-
-    def _estimate(
-        self,
-        photo: SelectedPhoto,
-        values: tuple[object, ...],
-        note: str = "",
-        start: dict[str, Any] | None = None,
-    ) -> Updates:
-        """Return the updates of PhotoTab.estimate.
-
-        note   precedes the estimate
-        start  changes of the start button
-        """
-        c, before = self.components, photo.outline
-        try:
-            options = self.options(values, before)
-            plan = self.restorer.plan(before, **vars(options))
-            size = before.width, before.height
-            text = texts.plan(plan, self.restorer, options, size, self.service.cost(plan))
-            if plan.reason:
-                text += f"\n\n{texts.better(plan, self._seconds(photo, values, 'best'))}"
-            possible = True
-        except RestoreError as error:
-            text, possible = self.warning(error), False
-        return {
-            c.message: f"{note}\n\n{text}" if note else text,
-            c.start: gr.update(interactive=possible, **(start or {})),
-            c.fields["preset"]: self._presets(photo, values),
-        }
-
-    def _no_estimate(self, message: str) -> Updates:
+    def _no_photo(self, message: str) -> Updates:
         c = self.components
         return {
             c.message: message,
             c.start: gr.update(interactive=False, **_READY),
             c.fields["preset"]: gr.Radio(choices=texts.PRESET_CHOICES),
         }
-
-    def _presets(self, photo: SelectedPhoto, values: tuple[object, ...]) -> gr.Radio:
-        """Return the choices of Quality, each with its time if known."""
-        choices = []
-        for name, preset in texts.PRESET_CHOICES:
-            seconds = self._seconds(photo, values, preset)
-            choices.append((name if seconds is None else f"{name} · {texts.duration(seconds)}", preset))
-        return gr.Radio(choices=choices)
-
-    def _seconds(self, photo: SelectedPhoto, values: tuple[object, ...], model: str) -> float | None:
-        """Return the estimated time with another model; None if unknown."""
-        try:
-            options = replace(self.options(values, photo.outline), model=model)
-            plan: Plan = self.restorer.plan(photo.outline, **vars(options))
-        except RestoreError:
-            return None
-        return plan.seconds
-
-    def denoise_slider(self, model: str, preset: str, outscale: float) -> gr.Slider:
-        """Show the denoise slider for models that support it."""
-        if self.restorer.model(Options(model=model or preset, outscale=outscale)).denoise_model:
-            return gr.Slider(visible=True)
-        return gr.Slider(visible=False, value=Options.denoise)
 
     # Jobs
 
@@ -243,12 +140,12 @@ class RestoreTab:
         if photo is None:
             return self.unchanged
         try:
-            options, mask = self.option_values(values), None
+            options, mask = self.form.option_values(values), None
             if own_mask and options["repair"] != "off":
                 mask = await asyncio.to_thread(self._full_size_mask, own_mask, photo.outline)
             job = await self.runner.start([photo.path], options, mask)
         except RestoreError as error:
-            return {c.message: self.warning(error)}
+            return {c.message: self.form.warning(error)}
         hidden = dict.fromkeys(
             [c.result_column, c.faces, c.outcome, c.back, c.crop_column], gr.update(visible=False)
         )
@@ -294,21 +191,21 @@ class RestoreTab:
         try:
             files = self.result(job)
         except RestoreError as error:
-            note = self.warning(error)
+            note = self.form.warning(error)
             if job and job.state == "cancelled":
                 note = "Stopped."
             ended_updates = {c.stop: gr.Button(visible=False), c.job: ""}
             with suppress(RestoreError):  # expired
                 if earlier:
                     shown = self.view.show(earlier)
-                    return {**self._estimate(photo, values, note, _AGAIN), **shown, **ended_updates}
+                    return {**self.form.updates(photo, values, note, _AGAIN), **shown, **ended_updates}
             return {
-                **self._estimate(photo, values, note, _READY),
+                **self.form.updates(photo, values, note, _READY),
                 **dict.fromkeys([c.photo, c.crop_column], gr.update(visible=True)),
                 **ended_updates,
             }
         return {
-            **self._estimate(photo, values, start=_AGAIN),
+            **self.form.updates(photo, values, start=_AGAIN),
             **self.view.show(files),
             c.stop: gr.Button(visible=False),
             c.restored: files,
@@ -359,78 +256,6 @@ class RestoreTab:
         c = self.components
         hidden = dict.fromkeys([c.result_column, c.faces, c.outcome, c.back], gr.update(visible=False))
         return {**hidden, c.photo: gr.Image(visible=True), c.crop_column: gr.Column(visible=True)}
-
-    # Options
-
-    def option_values(self, values: tuple[object, ...]) -> dict[str, object]:
-        """Return the values of FIELDS as options by name, as Service.options() takes them."""
-        options: dict[str, object] = dict(zip(FIELDS, values, strict=True))
-        restore_faces, default = options.pop("restore_faces"), self.restorer.options.face_enhance
-        options["face_enhance"] = "off" if not restore_faces else "auto" if default == "off" else default
-        repair, default = options.pop("repair"), self.restorer.options.repair
-        options["repair"] = "off" if not repair else "on" if default == "off" else default
-        for name in ("long_side", "print_size", "max_bytes"):  # an empty field is None
-            options[name] = options[name] or getattr(Options, name)
-        if options["outscale"] == 1 and not options["long_side"] and not options["print_size"]:
-            options["strength"] = _CLEAN_STRENGTH
-        options["model"] = options["model"] or options["preset"]
-        del options["preset"]
-        return options
-
-    def warning(self, error: RestoreError) -> str:
-        """Return an error's message for a line on the page."""
-        return f"⚠ {self.user_message(error)}"
-
-    def user_message(self, error: Exception) -> str:
-        """Return an error's message with the labels of controls, not names such as print_size."""
-        message = self.service.user_message(error)
-        for name, field in self.components.fields.items():
-            if "_" in name:
-                message = message.replace(name, field.label)
-        return message
-
-    def options(self, values: tuple[object, ...], before: Photo) -> Options:
-        """Return the values of FIELDS as Options for a photo."""
-        return self.service.options(self.option_values(values), before)
-
-
-def _suggested_values(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of the controls for the options that a look suggests."""
-    values = {
-        "outscale": int(options["outscale"]),
-        "long_side": 0,
-        "print_size": "",
-        "colour": options.get("colour", "off"),
-    }
-    if "face_enhance" in options:
-        values["restore_faces"] = options["face_enhance"] != "off"
-    return values
-
-
-def quality_slider(image_format: str) -> gr.Slider:
-    """Show the file quality for lossy formats."""
-    return gr.Slider(visible=image_format not in ("png", "tiff"))
-
-
-def gps_checkbox(keep_metadata: bool) -> gr.Checkbox:
-    return gr.Checkbox(visible=keep_metadata)
-
-
-def face_controls(restore_faces: bool) -> tuple[gr.Dropdown, gr.Slider]:
-    return gr.Dropdown(visible=restore_faces), gr.Slider(visible=restore_faces)
-
-
-def colour_slider(colour: str) -> gr.Slider:
-    return gr.Slider(visible=colour != "off")
-
-
-def size_radio(long_side: float | None, print_size: str) -> gr.Radio:
-    """Disable Size if a long side in pixels or the size of a print overrides it."""
-    return gr.Radio(**texts.size_state(long_side, print_size))
-
-
-def preset_radio(model: str) -> gr.Radio:
-    return gr.Radio(**texts.preset_state(model))
 
 
 def parse_ids(remembered: str) -> dict[str, str]:
