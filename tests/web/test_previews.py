@@ -157,7 +157,9 @@ def test_upload_that_is_shown_already_keeps_its_job(tmp_path, monkeypatch):
 def test_start_and_end_of_a_job_cancel_late_looks_and_estimates(tmp_path):
     """And what they cancel has no successor, which Gradio would start then."""
     events = layout.build(page_of(tmp_path).runner).get_config_file()["dependencies"]
-    late = {event["id"] for event in events if re.match("(show_look|measure)", event["api_name"] or "")}
+    late = {
+        event["id"] for event in events if re.match("(show_look|measure|estimate)", event["api_name"] or "")
+    }
     cancelled = [set(event["cancels"]) for event in events if late <= set(event["cancels"])]
     assert len(late) > 10 and len(cancelled) == 2
     assert not set.union(*cancelled) & {event["trigger_after"] for event in events}
@@ -191,6 +193,38 @@ def test_a_stopped_job_leaves_the_earlier_result_on_display(tmp_path, rng):
     assert stopped[c.result_column].visible and stopped[c.start]["value"] == "Restore again"
     shutil.rmtree(earlier.cache)
     assert page.finish(job.id, job.id, photo, earlier, *VALUES)[c.start]["value"] == "Restore"
+
+
+def test_reload_sets_the_options_of_the_job(tmp_path, rng):
+    page = page_of(tmp_path)
+    c, upload = page.components, tmp_path / "uploads/a.png"
+    Image.fromarray(photo_like(rng, 20, 30)).save(upload)
+    chosen = (
+        "fast",
+        2,
+        90,
+        "",
+        "",
+        0.5,
+        "auto",
+        0.25,
+        True,
+        "GFPGANv1.4",
+        0.75,
+        "webp",
+        60,
+        9000,
+        False,
+        True,
+    )
+    chosen += (False, 0.75)
+    for values in (VALUES, chosen, ("auto", 1, 0, "30x20cm", "RealESRGAN_x4plus", *VALUES[5:])):
+        options = page.form.option_values(values)
+        job = page.runner.jobs.add([("a.png", upload)], options, transfer=shutil.copyfile)
+        updates = page.resume(json.dumps({"photo": "a.png", "job": job.id}), *VALUES)
+        shown = tuple(updates[field]["value"] for field in c.options)
+        assert shown == values and updates[c.job] == job.id
+    assert "90 × 60" in page.resume(json.dumps({"photo": "a.png", "job": ""}), *chosen)[c.message]
 
 
 def batch_of(page: restore_tab.RestoreTab) -> BatchTab:

@@ -12,7 +12,7 @@ import gradio as gr
 from ...errors import RestoreError
 from ...estimate import Plan
 from ...images.photo import Photo
-from ...options import Options
+from ...options import PRESETS, Options
 from ..service import Service
 from . import texts
 from .components import PhotoTab
@@ -63,6 +63,18 @@ class Form:
         options["model"] = options["model"] or options["preset"]
         del options["preset"]
         return options
+
+    def values_of(self, options: dict[str, Any], values: tuple[object, ...]) -> tuple[object, ...]:
+        """Return the values that option_values() turns into `options`; `values` where it does not tell."""
+        model = options.get("model")
+        known = options | {
+            "preset": model if model in PRESETS else None,
+            "model": None if model is None else "" if model in PRESETS else model,
+        }
+        for name, option in (("restore_faces", "face_enhance"), ("repair", "repair")):
+            known[name] = options[option] != "off" if option in options else None
+        found = (known.get(name) for name in FIELDS)
+        return tuple(value if new is None else new for value, new in zip(values, found, strict=True))
 
     def options(self, values: tuple[object, ...], before: Photo) -> Options:
         """Return the values as Options for a photo. Raises what Service.options() raises."""
@@ -123,13 +135,13 @@ class Form:
             c.fields["preset"]: self._presets(photo, values),
         }
 
-    def _presets(self, photo: SelectedPhoto, values: tuple[object, ...]) -> gr.Radio:
+    def _presets(self, photo: SelectedPhoto, values: tuple[object, ...]) -> dict[str, Any]:
         """Return the choices of Quality, each with its time if known."""
         choices = []
         for name, preset in texts.PRESET_CHOICES:
             seconds = self._seconds(photo, values, preset)
             choices.append((name if seconds is None else f"{name} · {texts.duration(seconds)}", preset))
-        return gr.Radio(choices=choices)
+        return gr.update(choices=choices)
 
     def _seconds(self, photo: SelectedPhoto, values: tuple[object, ...], model: str) -> float | None:
         """Return the estimated time with another model; None if unknown."""

@@ -53,7 +53,8 @@ def build(runner: JobRunner) -> gr.Blocks:
         looking += _connect_photo(page, damage, photo_tab, previewing)
         looking += _connect_fields(page, photo_tab)
         inputs = [photo_tab.remembered, *photo_tab.options]
-        resumed = blocks.load(page.resume, inputs, photo_tab.panels, js=_RECALL, **_QUIET)
+        outputs = list(dict.fromkeys([*photo_tab.panels, *photo_tab.options]))
+        resumed = blocks.load(page.resume, inputs, outputs, js=_RECALL, **_QUIET)
         looking.append(
             resumed.then(page.show_look, [photo_tab.selected, photo_tab.job], photo_tab.suggestions, **_QUIET)
         )

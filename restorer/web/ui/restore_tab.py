@@ -25,6 +25,7 @@ from ..job_runner import JobRunner
 from ..jobs import Job
 from . import texts
 from .components import SAMPLES, PhotoTab
+from .fields import FIELDS
 from .form import Form, SelectedPhoto, Updates, suggested_values
 from .result_view import ResultView
 
@@ -126,7 +127,7 @@ class RestoreTab:
         return {
             c.message: message,
             c.start: gr.update(interactive=False, **_READY),
-            c.fields["preset"]: gr.Radio(choices=texts.PRESET_CHOICES),
+            c.fields["preset"]: gr.update(choices=texts.PRESET_CHOICES),
         }
 
     # Jobs
@@ -224,7 +225,10 @@ class RestoreTab:
         return previews.written_files(item.name, file, self.settings.processed_folder)
 
     def resume(self, remembered: str, *values: object) -> Updates:
-        """Show again what the browser remembers: a photo, and the job that restores it or did."""
+        """Show again what the browser remembers: a photo, and the job that restores it or did.
+
+        Options are set to those of the job.
+        """
         c, ids = self.components, parse_ids(remembered)
         job = self.runner.jobs.get(ids.get("job", ""))
         path = str(self.settings.upload_folder / ids["photo"]) if ids.get("photo") else None
@@ -240,6 +244,8 @@ class RestoreTab:
                 return self.unchanged
             message = f"Your last photo has expired: photos and results are kept for {self.retention}."
             return {c.message: message}
+        if job:
+            values = self.form.values_of(job.options, values)
         updates = {**self._show_upload(path, values), c.upload: path}
         if not job:
             if ids.get("job"):
@@ -249,6 +255,8 @@ class RestoreTab:
         if not job.ended:
             updates |= {c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True)}
             updates[c.crop_column] = gr.Column(visible=False)
+        for name, value in zip(FIELDS, values, strict=True):
+            updates[c.fields[name]] = updates.get(c.fields[name], gr.update()) | {"value": value}
         return {**updates, c.job: job.id}
 
     def back(self) -> Updates:
