@@ -15,6 +15,7 @@ from .images import colour
 from .images.formats import jpeg
 from .images.photo import Photo
 from .images.resample import shrunk, to_uint8
+from .inference.upscale import visible_pixels
 from .models import registry, sources
 from .networks import Networks
 from .options import Options
@@ -121,9 +122,9 @@ def examine(
     damage_detector  returns the probability (h, w), 0..1, that a pixel of (h, w, 3) uint8 is damaged; None:
                      no damage is looked for
     """
-    fading = colour.measure(photo.pixels, photo.alpha)
-    findings = list(_findings(photo, fading, quality))
-    areas = _damage(photo.pixels, damage_detector) if damage_detector else 0.0
+    fading, pixels = colour.measure(photo.pixels, photo.alpha), visible_pixels(photo)
+    findings = list(_findings(pixels, fading, quality))
+    areas = _damage(pixels, damage_detector) if damage_detector else 0.0
     if areas > _AREAS:
         reason = f"{areas:.0f} damaged areas per 100,000 pixels of a copy of {_DAMAGE_SIDE} pixels"
         findings.append(Finding("damage", "possibly damaged", reason))
@@ -136,7 +137,7 @@ def examine(
     if fading.share:
         options["colour"] = "auto"
     if face_detector:
-        faces = len(detect.detect_faces(photo.pixels, face_detector, caps=(_FACES_SIDE,)))
+        faces = len(detect.detect_faces(pixels, face_detector, caps=(_FACES_SIDE,)))
         options["face_enhance"] = "auto" if faces else "off"
         if faces:
             text = "1 face" if faces == 1 else f"{faces} faces"
@@ -162,10 +163,8 @@ def look_with(networks: Networks, photo: Photo, source: bytes | Photo) -> Look:
     return examine(photo, quality=quality, face_detector=faces, damage_detector=damages)
 
 
-def _findings(photo: Photo, fading: colour.Fading, quality: int | None) -> Iterator[Finding]:
-    squares = [
-        cv2.cvtColor(square, cv2.COLOR_RGB2GRAY).astype(np.float32) for square in _squares(photo.pixels)
-    ]
+def _findings(pixels: np.ndarray, fading: colour.Fading, quality: int | None) -> Iterator[Finding]:
+    squares = [cv2.cvtColor(square, cv2.COLOR_RGB2GRAY).astype(np.float32) for square in _squares(pixels)]
     if fading.share:
         black, white = 100 * np.mean(fading.black), 100 * np.mean(fading.white)
         yield Finding("faded", "faded", f"its light is from {black:.0f} to {white:.0f} % of white")

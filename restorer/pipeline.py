@@ -23,13 +23,7 @@ from .faces.paste import Face, without_faces
 from .images import colour, encode, photo
 from .images.colour import Fading
 from .images.photo import Photo
-from .inference.upscale import (
-    fill_transparent,
-    is_opaque,
-    network_pixels,
-    output_size,
-    upscale_matched,
-)
+from .inference.upscale import network_pixels, output_size, upscale_matched, visible_pixels
 from .look import Look, look_with
 from .models import registry
 from .networks import DownloadProgress, Networks
@@ -229,7 +223,7 @@ class Restorer:
         from .repair import damage  # torch
 
         detector = self.networks.repair_network(repair.DETECTOR)
-        return damage.detect(_visible_pixels(before), detector, lock=self.networks.lock, progress=progress)
+        return damage.detect(visible_pixels(before), detector, lock=self.networks.lock, progress=progress)
 
     def _repair(
         self, before: Photo, mask: bytes | np.ndarray | None, chosen: Options, progress: Progress | None
@@ -242,7 +236,7 @@ class Restorer:
                 mask = repair.mask_of(self.decode(mask))
             except (UnsupportedImage, ImageTooLarge) as error:
                 raise type(error)(f"the mask: {error}") from error
-        visible, network = _visible_pixels(before), self.networks.repair_network
+        visible, network = visible_pixels(before), self.networks.repair_network
         return repair.run(before, visible, mask, chosen, network, lock=self.networks.lock, progress=progress)
 
     @_translate_memory_errors()
@@ -259,7 +253,7 @@ class Restorer:
         """Return the decoded photo and its faces, largest first. Raises any RestoreError."""
         decoded = self.decode(data)
         detector = self.networks.face_network(self.options.face_detector, "detect")
-        return decoded, detect.detect_faces(_visible_pixels(decoded), detector)
+        return decoded, detect.detect_faces(visible_pixels(decoded), detector)
 
     def _detect_faces(
         self, before: Photo, chosen: Options, on_download: DownloadProgress
@@ -277,7 +271,7 @@ class Restorer:
             if not auto:
                 raise
             return [], f"face detection skipped: {_reason(error)}"
-        pixels = _visible_pixels(before)
+        pixels = visible_pixels(before)
         faces = pipeline.crop_faces(pixels, detect.detect_faces(pixels, detector), large=chosen.face_large)
         if pipeline.count_pending(faces):
             try:
@@ -336,13 +330,6 @@ class Restorer:
         chosen = self.options.changed(options)
         self.networks.resolve(chosen, pixels, lambda model: self.networks.upscaler(model, chosen.denoise))
         return self
-
-
-def _visible_pixels(before: Photo) -> np.ndarray:
-    """Return the pixels with transparent areas filled in, so that no hidden face is detected."""
-    if before.alpha is None or is_opaque(before.alpha):
-        return before.pixels
-    return fill_transparent(before.pixels, before.alpha)
 
 
 class _TotalProgress:

@@ -10,7 +10,7 @@ from .faces.paste import Face, PasteBackup, paste
 from .images import colour, encode
 from .images.photo import Photo
 from .images.resample import blend_enlarged
-from .inference.upscale import fill_transparent
+from .inference.upscale import visible_pixels
 from .models.registry import RENAMED
 from .options import Options
 from .progress import StageTimer
@@ -163,8 +163,7 @@ def _warnings(result: Result, corrected: Photo) -> Iterator[str]:
 
 
 def _blend(before: Photo, restored: Photo, strength: float) -> Photo:
-    small = before.pixels if before.alpha is None else fill_transparent(before.pixels, before.alpha)
-    return replace(restored, pixels=blend_enlarged(small, restored.pixels, strength))
+    return replace(restored, pixels=blend_enlarged(visible_pixels(before), restored.pixels, strength))
 
 
 def encode_within(limit: int, quality: int, encode_with: encode.Encoder) -> encode.Encoded:

@@ -70,6 +70,24 @@ def test_the_line_says_what_is_wrong_and_what_helps(rng):
     assert look.Look(9, 9, (), {}).note({}) == "autopilot: nothing found; no option changed"
 
 
+def test_pixels_hidden_by_transparency_are_not_looked_at(rng):
+    pixels, alpha = scene(rng), np.full((240, 320), 255, np.uint8)
+    alpha[:120, :160] = 0
+    hidden = rng.integers(0, 255, (120, 160, 3))
+    looks = []
+    for content in (hidden, 255 - hidden):
+        pixels[:120, :160] = content
+        faces = mock.Mock(return_value=(np.zeros((0, 4)), np.zeros(0), np.zeros((0, 5, 2))))
+        damage = mock.Mock(return_value=np.zeros((240, 320), np.float32))
+        both = photo.Photo(pixels.copy(), alpha, photo.Meta("png"))
+        seen = look.examine(both, face_detector=faces, damage_detector=damage)
+        images = [call.args[0] for detector in (faces, damage) for call in detector.call_args_list]
+        looks.append((seen, images))
+    (first, images), (second, others) = looks
+    assert first == second and len(images) >= 2
+    assert all(np.array_equal(*pair) for pair in zip(images, others, strict=True))
+
+
 @pytest.mark.parametrize(("width", "scale"), [(1199, 4), (1200, 2), (2400, 1)])
 def test_the_suggested_scale_depends_on_the_size(width, scale):
     plain = photo.Photo(np.zeros((2, width, 3), np.uint8), None, photo.Meta("png"))

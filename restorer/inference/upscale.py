@@ -88,7 +88,7 @@ def upscale(
     stats  see Engine.bands()
     """
     width, height = output_size(photo.width, photo.height, outscale)
-    pixels, alpha = photo.pixels, photo.alpha
+    alpha = photo.alpha
     passes = network_passes(outscale, engine.scale)
     transparent = alpha is not None and not is_opaque(alpha)
     steps = PassProgress(progress, (1 + transparent) * passes)
@@ -97,9 +97,9 @@ def upscale(
         # Alpha first: only one of its channels stays in memory while the colour is enlarged
         coverage = enlarge(np.repeat(alpha[..., None], 3, axis=2))
         coverage = np.concatenate([luma(coverage[rows]) for rows in bands(len(coverage))])
-        larger, alpha = _resize_with_alpha(enlarge(fill_transparent(pixels, alpha)), coverage, width, height)
+        larger, alpha = _resize_with_alpha(enlarge(visible_pixels(photo)), coverage, width, height)
     else:
-        larger = resize(enlarge(pixels), width, height)
+        larger = resize(enlarge(photo.pixels), width, height)
         if alpha is not None:
             alpha = np.full((height, width), np.iinfo(alpha.dtype).max, alpha.dtype)
     if photo.meta.grey:  # networks add a slight tint
@@ -154,12 +154,15 @@ def is_opaque(alpha: np.ndarray) -> bool:
     return int(alpha.min()) == np.iinfo(alpha.dtype).max
 
 
-def fill_transparent(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Return (H, W, 3) pixels with the nearby visible colours wherever (H, W) alpha is 0.
+def visible_pixels(photo: Photo) -> np.ndarray:
+    """Return the pixels (H, W, 3) with the nearby visible colours wherever alpha is 0.
 
-    Hidden pixels may hold anything. A network would sharpen the edge between them, or black, and the visible
-    ones.
+    Hidden pixels may hold anything, for example a face that would be detected. A network would sharpen the
+    edge between them, or black, and the visible ones.
     """
+    pixels, alpha = photo.pixels, photo.alpha
+    if alpha is None or is_opaque(alpha):
+        return pixels
     weight = alpha[..., None].astype(np.float32)
     fill = _push_pull(pixels * weight, weight)
     return np.where(alpha[..., None] > 0, pixels, round_to(fill, pixels.dtype))

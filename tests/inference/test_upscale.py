@@ -191,7 +191,7 @@ def test_transparent_pixels_are_filled_with_the_nearest_visible_colours(rng):
     pixels[:, :20], pixels[:, 44:] = (200, 40, 10), (10, 40, 200)
     alpha = np.zeros((32, 64), np.uint8)
     alpha[:, :20] = alpha[:, 44:] = 255
-    filled = upscale.fill_transparent(pixels, alpha)
+    filled = upscale.visible_pixels(Photo(pixels, alpha, Meta("png")))
     np.testing.assert_array_equal(filled[alpha > 0], pixels[alpha > 0])
     assert (filled[:, 20:24] == (200, 40, 10)).all()
     assert (filled[:, 40:44] == (10, 40, 200)).all()
