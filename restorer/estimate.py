@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from .errors import UnsupportedImage
 from .images import encode
 from .images.photo import Meta, Photo
 from .inference.upscale import network_pixels, tiles_needed
@@ -101,7 +103,8 @@ class Estimator:
             side = _PHOTO_SIDE if image_format in ("png", "tiff") else _PHOTO_SIDE // 4
             photo = Photo(pixels[:side, :side], None, Meta(image_format))
             write = partial(encode.encode, photo, image_format, quality=Options.quality)
-            self.learn(image_format, _seconds(write), side * side)
+            with suppress(UnsupportedImage):  # no writer on this platform
+                self.learn(image_format, _seconds(write), side * side)
 
     def learn_from(self, result: Result, pixels: int) -> None:
         """Add the times of a photo.

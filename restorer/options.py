@@ -12,7 +12,7 @@ AUTO_CPU_MEGAPIXELS = 0.5  # on a CPU, "auto" uses the best model for photos up 
 PRESETS = ("auto", "best", "fast")  # accepted instead of a model's name
 ANIMATED_FORMATS = ("same", "webp", "png")  # in which an animation can be written; "same" includes gif
 FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif", "jxl")
-SMALLEST_TILE = 32
+SMALLEST_TILE, _LARGEST_TILE = 32, 4096
 CPU_BACKENDS = ("openvino", "ncnn", "torch", "bfloat16")
 BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
 # "cuda:1" is the second GPU. "cpu" uses the fastest backend; "cpu:ncnn" fixes it
@@ -124,8 +124,9 @@ class Options:
                 raise InvalidOption(
                     f"long_side is {self.long_side} and print_size {self.print_size}; use one"
                 )
-        if self.tile != 0:
-            _check_range("tile", self.tile, SMALLEST_TILE, 4096)
+        if self.tile and not SMALLEST_TILE <= self.tile <= _LARGEST_TILE:
+            allowed = f"from {SMALLEST_TILE} to {_LARGEST_TILE}, or 0 for one that fits in memory"
+            raise InvalidOption(f"tile is {self.tile}; it must be {allowed}")
         _check_choice("format", self.format, FORMATS)
         _check_choice("colour", self.colour, COLOUR)
         _check_choice("face_enhance", self.face_enhance, FACE_ENHANCE)
@@ -162,7 +163,8 @@ class Options:
                     f"photo's {width} x {height} pixels; the limit is 8, at {math.floor(8 * own_dpi)} dpi"
                 )
             scale = max(1.0, dpi / own_dpi)
-            return replace(self, outscale=scale, print_size="", dpi=round(scale * own_dpi))
+            dpi = min(round(scale * own_dpi), RANGES["dpi"][1])
+            return replace(self, outscale=scale, print_size="", dpi=dpi)
         return self
 
     @property
@@ -209,10 +211,12 @@ class Limits:
 def _print_inches(text: str) -> tuple[float, float]:
     """Return both sides of a print in inches. Raises InvalidOption."""
     match = _PRINT_SIZE.fullmatch(text.strip())
-    unit = _INCHES[match[3].lower()] if match else 0.0
-    sides = (float(match[1]) * unit, float(match[2]) * unit) if match else (0.0, 0.0)
-    if not 0.1 <= min(sides) <= max(sides) <= 1000:
+    if not match:
         raise InvalidOption(f"print_size is {text!r}; write it as 30x20cm, with mm, cm or in")
+    unit = _INCHES[match[3].lower()]
+    sides = float(match[1]) * unit, float(match[2]) * unit
+    if not 0.1 <= min(sides) <= max(sides) <= 1000:
+        raise InvalidOption(f"print_size is {text!r}; the limits are 0.1 and 1000 inches (2.5 mm and 25 m)")
     return sides
 
 

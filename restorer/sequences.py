@@ -55,7 +55,8 @@ def restore(
             page = restorer.decode(data, page=number - 1)
             yield number, restorer.restore(page, mask=None, fading=None, progress=steps, **options)
     else:
-        yield 0, restorer.restore(first, mask=None, fading=None, progress=progress, **options)
+        # Not `first`: autopilot reads the quality of a JPEG from its file
+        yield 0, restorer.restore(data, mask=None, fading=None, progress=progress, **options)
 
 
 def _restore_frames(

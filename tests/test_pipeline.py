@@ -3,6 +3,7 @@ import io
 import json
 import threading
 import time
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -10,8 +11,17 @@ import pytest
 from PIL import Image
 
 import restorer
-from restorer import Cancelled, ImageTooLarge, InvalidOption, Limits, OutOfMemory, UnknownModel
+from restorer import (
+    Cancelled,
+    ImageTooLarge,
+    InvalidOption,
+    Limits,
+    OutOfMemory,
+    UnknownModel,
+    UnsupportedImage,
+)
 from restorer.images import colour, photo
+from restorer.images.formats import jxl
 from restorer.inference import backends, engine, memory
 from tests.conftest import photo_like, png, save_network
 
@@ -297,6 +307,19 @@ def test_plan_predicts_size_model_and_tiles(weights, rng):
             assert plan.seconds > 0
     absent = run.plan(before, model="RealESRGAN_x4plus")
     assert absent.tiles is None and absent.seconds is None and absent.model.name == "RealESRGAN_x4plus"
+
+
+def test_models_are_timed_where_a_format_cannot_be_written(weights, rng, monkeypatch):
+    monkeypatch.setattr(jxl, "library", mock.Mock(side_effect=UnsupportedImage("no libjxl")))
+    run = restorer.Restorer(weights=weights, model="custom/tiny")
+    before = photo.decode(png(photo_like(rng, 100, 100)))
+    run.measure()
+    assert run.plan(before).seconds > 0 and run._estimator.expected("avif", 1) > 0
+
+
+def test_a_small_print_of_a_large_photo_has_at_most_the_largest_resolution():
+    options = restorer.Options(print_size="30x20mm").sized(12_500, 8_000)
+    assert (options.outscale, options.dpi) == (1, 10_000)
 
 
 def test_estimate_follows_measured_photos(weights, rng):

@@ -1,6 +1,8 @@
 """All pages and all frames of a file: Pillow, tifffile and OpenCV write and read them."""
 
 import io
+import struct
+from collections.abc import Container
 
 import cv2
 import numpy as np
@@ -21,10 +23,10 @@ from restorer.errors import (
 )
 from restorer.images import fading, photo, sandbox
 from restorer.images.formats import animation
-from restorer.images.formats.metadata import RawMetadata
+from restorer.images.formats.metadata import THUMBNAIL, RawMetadata
 from restorer.options import Limits, Sequences
 from restorer.result import UNFADED
-from tests import broken, pictures
+from tests import broken, pictures, profiles
 from tests.conftest import photo_like, save_network
 
 ALL = Sequences(pages=True, frames=True)
@@ -38,13 +40,13 @@ def run(tmp_path_factory) -> restorer.Restorer:
     return restorer.Restorer(weights=folder, model="custom/tiny", outscale=2, face_enhance="off")
 
 
-def tiff_of(pages: list[np.ndarray], **thumbnail: int) -> bytes:
+def tiff_of(pages: list[np.ndarray], *, at: Container[int] = ()) -> bytes:
+    """Return a TIFF file of these pages, of which those `at` are marked as thumbnails."""
     out = io.BytesIO()
     with tifffile.TiffWriter(out) as file:
         for number, page in enumerate(pages):
             kind = "rgb" if page.ndim == 3 else "minisblack"
-            reduced = thumbnail.get("at") == number
-            file.write(page, photometric=kind, subfiletype=int(reduced), metadata=None)
+            file.write(page, photometric=kind, subfiletype=int(number in at), metadata=None)
     return out.getvalue()
 
 
@@ -90,7 +92,7 @@ def test_each_page_of_a_tiff_decodes(decode, rng):
         pictures.noise(rng, 31, 9, 1, deep=True),
         pictures.noise(rng, 12, 13),
     ]
-    data = tiff_of(pages, at=1)
+    data = tiff_of(pages, at=[1])
     assert decode(data).meta.pages == 3 and "only the first picture" in decode(data).meta.warnings[0]
     for number, page in enumerate([pages[0], *pages[2:]]):
         read = decode(data, page=number)
@@ -156,9 +158,27 @@ def test_frames_that_are_shown_for_too_long_are_refused(rng, image_format, durat
         animation.encode(frames, image_format, timing, RawMetadata(), 90)
 
 
-def test_too_many_pages_are_refused(run, rng):
+@pytest.mark.parametrize("thumbnails", [0, 700])
+def test_too_many_pages_are_refused(thumbnails, run):
+    """Also if most of the directories that are read are thumbnails."""
     with pytest.raises(ImageTooLarge, match="limit is 999"):
-        results(run, tiff_of([np.zeros((1, 1), np.uint8)] * 1001))
+        results(run, tiff_of([np.zeros((1, 1), np.uint8)] * 1001, at=range(1, 1 + thumbnails)))
+
+
+def test_pages_that_lead_back_to_the_first_are_counted_once(rng):
+    data = bytearray(tiff_of([pictures.noise(rng, 5, 7) for _ in range(3)]))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        end = file.pages[2].offset + 2 + 12 * len(file.pages[2].tags)
+        data[end : end + 4] = struct.pack("<I", file.pages[0].offset)
+    assert photo.decode(bytes(data)).meta.pages == 3
+
+
+def test_a_thumbnail_after_the_picture_is_no_page(run, rng):
+    data = tiff_of([pictures.noise(rng, 20, 30), pictures.noise(rng, 5, 7)], at=[1])
+    meta = photo.decode(data).meta
+    assert (meta.pages, meta.warnings, meta.metadata.others) == (1, (), (THUMBNAIL,))
+    ((number, result),) = results(run, data)
+    assert number == 0 and result.warnings == ("left out: thumbnail",)
 
 
 # Frames
@@ -309,6 +329,21 @@ def test_a_still_picture_is_restored_as_usual(run, rng):
     ((number, result),) = results(run, data)
     assert (number, result.format) == (0, "png")
     np.testing.assert_array_equal(result.after.pixels, run.restore(data).after.pixels)
+
+
+def test_a_still_picture_has_the_note_of_its_file(run, rng):
+    data = pictures.pillow(photo_like(rng, 18, 24), "JPEG", quality=30)
+    ((_, result),) = results(run, data, autopilot=True)
+    assert "strong JPEG compression" in result.warnings[0]
+    assert result.warnings == run.restore(data, autopilot=True).warnings
+
+
+def test_frames_of_a_grey_animation_keep_its_profile(rng):
+    frames = [frame[..., 1] for frame in moving(rng)]
+    profile = profiles.grey()
+    read = photo.decode(animated(frames, "png", icc_profile=profile), frames=True)
+    assert (read.meta.grey, read.meta.metadata.icc, read.meta.warnings) == (True, profile, ())
+    np.testing.assert_array_equal(read.pixels, np.concatenate(frames)[..., None].repeat(3, axis=2))
 
 
 @pytest.mark.parametrize("decode", [photo.decode, sandbox.decode])

@@ -67,7 +67,7 @@ def check_fits(photo: Photo, width: int, height: int, image_format: str) -> None
     if max(width, height) > limit:
         raise ImageTooLarge(
             f"the result would be {width} x {height} pixels; {image_format.upper()} allows at most {limit} "
-            "per side; use PNG or TIFF, or a smaller scale"
+            "per side; use PNG or a smaller scale"
         )
     channels = (1 if photo.meta.grey else 3) + (photo.alpha is not None)
     size = width * height * channels * photo.meta.depth // 8

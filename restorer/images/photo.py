@@ -163,6 +163,8 @@ def _with_frames(data: bytes, image_format: str, raw: Raw, warnings: list[str], 
         warnings.append("the frames were reduced to 8 bits per channel")
     orientation = metadata.orientation(metadata.parse_exif(raw.blocks.exif, []))
     stacked = np.concatenate([_upright(frame, orientation) for frame in frames])
+    if image_format == "png" and np.atleast_3d(raw.samples).shape[2] < 3:  # all frames are grey
+        stacked = stacked[..., [0, 3][: stacked.shape[2] - 2]]
     return replace(raw, samples=stacked, timing=timing, apply_orientation=False)
 
 

@@ -14,7 +14,7 @@ from . import icc
 from .formats import heif, jp2, jpeg, jxl, metadata, png, tiff, webp
 from .formats.animation import Timing
 from .formats.heif import CheckSize
-from .formats.metadata import FIRST_ONLY, Item, RawMetadata
+from .formats.metadata import FIRST_ONLY, THUMBNAIL, Item, RawMetadata
 
 # Pillow's modes, and the mode each is converted to
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA"}
@@ -78,12 +78,14 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:
     check(directory.width, directory.height)
     check(*directory.tile, part=True)
     directory.check_complete(len(data))
-    pages = 1
-    if block.has_next:
+    pages = tiff.count_pages(data) if block.has_next else 1
+    others = metadata.left_out(block)
+    if pages > 1:
         warnings.append(FIRST_ONLY)
-        pages = max(len(tiff.pages(data)), 1)
+    elif block.has_next:
+        others += (THUMBNAIL,)
     exif, dpi = metadata.serialize_exif(block), metadata.resolution(block)
-    blocks = replace(directory.metadata(), exif=exif, dpi=dpi, others=metadata.left_out(block))
+    blocks = replace(directory.metadata(), exif=exif, dpi=dpi, others=others)
     samples = tiff.decode(data, directory, warnings)
     if samples is not None:
         if directory.channels > np.atleast_3d(samples).shape[2]:
@@ -108,7 +110,8 @@ def _read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:
 
 def read_heif(data: bytes, check: CheckSize, warnings: list[str], page: int | None = None) -> Raw:
     samples, blocks, pages = heif.read_heic(data, check, warnings, page)
-    return Raw(samples, blocks, apply_orientation=False, pages=pages)  # libheif did
+    turned = b"irot" in data or b"imir" in data  # by libheif; without, the tag does not count
+    return Raw(samples, blocks, False, None if turned else 1, pages=pages)
 
 
 def _read_jxl(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:

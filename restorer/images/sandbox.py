@@ -218,7 +218,13 @@ class _Forker:
         with theirs:
             process = _process(str(theirs.fileno()), pass_fds=[theirs.fileno()], start_new_session=True)
         ours.settimeout(_START_TIMEOUT)
-        if ours.recv(1) != sandbox_worker.READY:
+        try:
+            ready = ours.recv(1) == sandbox_worker.READY
+        except TimeoutError:  # not an OSError of a fork server that has died
+            ready = False
+        if not ready:
+            ours.close()
+            process.kill()
             raise RuntimeError(f"the image decoding process failed to start: exit code {process.wait()}")
         ours.settimeout(None)
         threading.Thread(target=process.wait, daemon=True).start()  # reaps it: no zombie remains

@@ -189,7 +189,7 @@ def test_help_names_every_option():
         (["a.jpg", "--outscale", "9"], "outscale is 9.0; it must be from 1 to 8"),
         (["a.jpg", "--outscale", "nan"], "outscale is nan"),
         (["a.jpg", "--quality", "0"], "quality is 0"),
-        (["a.jpg", "--tile", "5"], "tile is 5"),
+        (["a.jpg", "--tile", "5"], "tile is 5; it must be from 32 to 4096, or 0"),
         (["a.jpg", "--model", "custom/tiny", "--denoise", "0.5"], "custom/tiny does not support denoise"),
         (["a.jpg", "--model", "custom/tiny", "--device", "abacus"], "unknown device 'abacus'"),
         (["a.jpg", "--device", "cuda", "--backend", "ncnn"], "backend ncnn does not run on device 'cuda'"),
@@ -365,7 +365,7 @@ def test_long_side_print_size_and_dpi_set_pixels_and_resolution(capsys):
     for arguments, message in [
         (["--long-side", "-1"], "from 0 to 100000"),
         (["--print-size", "A4"], "write it as 30x20cm"),
-        (["--print-size", "0x20cm"], "write it as 30x20cm"),
+        (["--print-size", "0x20cm"], "the limits are 0.1 and 1000 inches"),
         (["--print-size", "3x2cm", "--long-side", "90"], "use one"),
         (["--max-megapixels", "0"], "must be above 0"),
     ]:

@@ -44,12 +44,12 @@ def test_lossless_jpeg_2000_decodes_exactly(channels, deep, codec, decode, rng):
     assert encode.output_format(read, "same") == "png"
 
 
-@pytest.mark.parametrize(("bits", "deep"), [(4, False), (10, True), (12, True)])
+@pytest.mark.parametrize(("bits", "deep"), [(4, False), (5, False), (7, False), (10, True), (12, True)])
 def test_other_depths_are_scaled(bits, deep, rng):
     samples = pictures.noise(rng, 20, 30, deep=deep) >> ((16 if deep else 8) - bits)
     read = photo.decode(lossless(samples, bitspersample=bits))
     top = 65535 if deep else 255
-    np.testing.assert_allclose(read.pixels, samples * (top / (2**bits - 1)), atol=1)
+    np.testing.assert_array_equal(read.pixels, np.floor(samples * (top / (2**bits - 1)) + 0.5))
 
 
 @pytest.mark.parametrize("irreversible", [False, True])

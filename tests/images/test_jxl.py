@@ -119,6 +119,20 @@ def test_compressed_boxes_are_read_and_unknown_ones_named(rng):
         assert name in warnings
 
 
+def test_all_compressed_boxes_together_have_a_limit(rng, monkeypatch):
+    inflated = []
+
+    def decode(data, out):
+        inflated.append(out)
+        return brotli_decode(data, out=out)
+
+    brotli_decode = imagecodecs.brotli_decode
+    monkeypatch.setattr(imagecodecs, "brotli_decode", decode)
+    half = box(b"brob", b"abcd" + imagecodecs.brotli_encode(bytes(jxl._MAX_INFLATED // 2 + 1)))
+    read = photo.decode(container(lossless(photo_like(rng, 30, 40)), *[half] * 3))
+    assert sum(inflated) < 3 * jxl._MAX_INFLATED and "a damaged metadata box" in " ".join(read.meta.warnings)
+
+
 @pytest.mark.parametrize("offset", [b"", bytes(4), b"\0\0\0\2xx"])
 def test_exif_is_read_from_where_it_starts(offset, rng):
     read = photo.decode(container(lossless(photo_like(rng, 30, 40)), box(b"Exif", offset + EXIF)))

@@ -589,7 +589,22 @@ def test_orientation_of_heic_is_applied(orientation, rng):
     stored = Image.fromarray(photo_like(rng, 64, 96))
     # pillow_heif writes the orientation to the container and keeps the tag, which must not be applied again
     data = pictures.heic(stored, exif=b"Exif\0\0" + pictures.camera_exif(orientation=orientation))
-    np.testing.assert_allclose(photo.decode(data).pixels, _ORIENT[orientation](np.asarray(stored)), atol=3)
+    read = photo.decode(data)
+    np.testing.assert_allclose(read.pixels, _ORIENT[orientation](np.asarray(stored)), atol=3)
+    assert (read.meta.orientation, read.meta.stored) == (orientation, (96, 64))
+
+
+def test_orientation_in_the_exif_of_heic_does_not_count(rng):
+    stored = photo_like(rng, 64, 96)
+    data = pictures.heic(Image.fromarray(stored), exif=b"Exif\0\0" + pictures.camera_exif(orientation=1))
+    contradictory = data.replace(struct.pack("<HHIH", 0x0112, 3, 1, 1), struct.pack("<HHIH", 0x0112, 3, 1, 6))
+    contradictory = contradictory.replace(
+        struct.pack(">HHIH", 0x0112, 3, 1, 1), struct.pack(">HHIH", 0x0112, 3, 1, 6)
+    )
+    assert contradictory != data
+    read = photo.decode(contradictory)
+    np.testing.assert_allclose(read.pixels, stored, atol=3)
+    assert (read.meta.orientation, read.meta.stored) == (1, (96, 64))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])

@@ -262,6 +262,22 @@ def test_workers_end_when_the_server_is_killed(faults):
 
 
 @LINUX
+def test_a_fork_server_that_does_not_start_is_an_error(monkeypatch):
+    """It holds its end of the connection, but reports nothing."""
+    started = []
+
+    def process(*_, **options):
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], **options))
+        return started[0]
+
+    monkeypatch.setattr(sandbox, "_process", process)
+    monkeypatch.setattr(sandbox, "_START_TIMEOUT", 0.1)
+    with pytest.raises(RuntimeError, match="failed to start"):
+        sandbox._Forker().start()
+    assert started[0].poll() is not None
+
+
+@LINUX
 def test_fork_server_has_one_thread(faults):
     sandbox.decode(png(np.zeros((9, 9, 3), np.uint8)))
     assert os.listdir(f"/proc/{reported(b'UP__')}/task") == [str(reported(b"UP__"))]

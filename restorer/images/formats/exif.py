@@ -84,7 +84,7 @@ def pages(data: bytes, *, nested: bool = True) -> Iterator[tuple[int, Block]]:
         seen.add(at)
         reader.broken = set()
         tags = reader.directory(at, 0)
-        yield at, Block(order, tags, frozenset(reader.broken), reader.next_offset != 0)
+        yield at, Block(order, tags, frozenset(reader.broken), reader.next_offset not in {0, *seen})
         if nested:
             below = numbers(tags.get(_SUBDIRECTORIES), order)
             pending += [int(value) for value in below if math.isfinite(value)]

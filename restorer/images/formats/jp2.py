@@ -115,7 +115,8 @@ def _scaled(samples: np.ndarray, bits: int) -> np.ndarray:
     """Scale samples of `bits` bits to the full range of their type."""
     if samples.dtype == np.uint16:
         return to_16_bits(samples, bits) if bits < 16 else samples
-    return samples if bits == 8 else (samples.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
+    top = 2**bits - 1
+    return samples if bits == 8 else ((samples.astype(np.uint16) * 255 + top // 2) // top).astype(np.uint8)
 
 
 def _straight(samples: np.ndarray, header: list[tuple[bytes, bytes]]) -> np.ndarray:

@@ -204,15 +204,16 @@ def _profile(libjxl: ctypes.CDLL, decoder: c_void_p, info: _BasicInfo) -> bytes:
 
 def _metadata(data: bytes, warnings: list[str]) -> tuple[RawMetadata, bool]:
     """Return what the boxes of a file hold, and whether it is a transcoded JPEG."""
-    blocks, others, has_jpeg = dict[bytes, bytes](), [], False
+    blocks, others, has_jpeg, room = dict[bytes, bytes](), [], False, _MAX_INFLATED
     for kind, contents in boxes(data) if data.startswith(CONTAINER) else ():
         if kind == b"brob":
             kind = contents[:4]
             try:
-                contents = bytes(imagecodecs.brotli_decode(contents[4:], out=_MAX_INFLATED))
+                contents = bytes(imagecodecs.brotli_decode(contents[4:], out=room))
             except (RuntimeError, ValueError):
                 warnings.append("a damaged metadata box was left out")
                 continue
+            room = max(room - len(contents), 1)
         has_jpeg |= kind == b"jbrd"
         if kind in (b"Exif", b"xml "):
             blocks.setdefault(kind, contents)

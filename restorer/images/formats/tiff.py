@@ -78,14 +78,17 @@ def main_page(data: bytes, first: Block) -> tuple[bytes, Block]:
     return _starting_at(data, page.order, offset), page._replace(tags=described | page.tags)
 
 
-def pages(data: bytes) -> list[int]:
-    """Return the offsets of all pages but thumbnails and masks; at most exif.MAX_PAGES."""
-    return [at for at, page in exif.pages(data, nested=False) if not _is_reduced(page)]
+def count_pages(data: bytes) -> int:
+    """Return the number of pages but thumbnails and masks, at least 1; exif.MAX_PAGES if there are more."""
+    pages = [page for _, page in exif.pages(data, nested=False)]
+    more = pages[-1].has_next  # the walk stopped at a limit
+    return exif.MAX_PAGES if more else max(1, sum(not _is_reduced(page) for page in pages))
 
 
 def with_first_page(data: bytes, number: int) -> bytes:
     """Return the file with another page as its first, counted from 0. Raises IndexError if it has fewer."""
-    return _starting_at(data, ">" if data.startswith(b"MM") else "<", pages(data)[number])
+    offsets = [at for at, page in exif.pages(data, nested=False) if not _is_reduced(page)]
+    return _starting_at(data, ">" if data.startswith(b"MM") else "<", offsets[number])
 
 
 def _starting_at(data: bytes, order: exif.Order, offset: int) -> bytes:
