@@ -45,7 +45,8 @@ def cleaned(pixels: np.ndarray, sigma: float, restorer: Restorer, models: list[s
 
 
 def _means(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    return cv2.fastNlMeansDenoisingColored(pixels, None, sigma, sigma)
+    """Denoise RGB; OpenCV's function takes BGR."""
+    return cv2.fastNlMeansDenoisingColored(pixels[..., ::-1].copy(), None, sigma, sigma)[..., ::-1].copy()
 
 
 def main() -> None:

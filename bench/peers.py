@@ -109,7 +109,7 @@ def in_float32(subject: Subject, device: torch.device, pixels: np.ndarray) -> np
     """What the network gives in full precision, as levels."""
     from restorer.inference.engine import without_tf32
 
-    with torch.inference_mode(), without_tf32():
+    with torch.inference_mode(), without_tf32(device):
         return levels(copy.deepcopy(subject.network).to(device)(planes(pixels).to(device)))
 
 

@@ -157,8 +157,11 @@ def look_with(networks: Networks, photo: Photo, source: bytes | Photo) -> Look:
     if sources.is_present(registry.find("yunet", networks.weights, "detect"), networks.weights):
         with suppress(WeightsUnavailable, BadWeights):
             faces = networks.face_network("yunet", "detect", backoff=True)
-    with suppress(WeightsUnavailable, BadWeights):  # without the lock: a look does not wait for a photo
-        damages = partial(damage.detect, detector=networks.repair_network(DETECTOR), single=True)
+    with suppress(WeightsUnavailable, BadWeights):
+        detector = networks.repair_network(DETECTOR)
+        # On a CPU, where a tile of a photo takes long, a look does not wait for it
+        lock = networks.lock if next(detector.parameters()).is_cuda else None
+        damages = partial(damage.detect, detector=detector, single=True, lock=lock)
     quality = jpeg.quality(source) if isinstance(source, bytes) else None
     return examine(photo, quality=quality, face_detector=faces, damage_detector=damages)
 

@@ -165,7 +165,7 @@ class Networks:
         return get(chosen.face_model, "face"), masks
 
     def repair_network(self, name: str) -> Any:  # noqa: ANN401  a torch module
-        """Return the network of this name, DETECTOR or FILLER. Raises WeightsUnavailable and BadWeights."""
+        """Return the network of this name, see repair. Raises WeightsUnavailable and BadWeights."""
         model = registry.find(name, self.weights, "damage" if name == repair.DETECTOR else "fill")
         return self.cache.get(model, partial(repair.load, model, self.weights, self.repair_device))
 

@@ -1,7 +1,9 @@
 """Faces through the complete pipeline, with a detector and a face network of known output."""
 
+import gc
 import io
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -242,6 +244,22 @@ def test_missing_weights_give_a_warning_with_auto_and_an_error_with_on(weights, 
     unreadable = restorer.Restorer(weights=weights, model="custom/tiny")
     put(unreadable, "yunet", two_faces)
     assert "(GFPGANv1.3 cannot be read or stored)" in unreadable.restore(photo).face_note
+
+
+def test_a_failed_download_keeps_no_photo_in_memory(weights, photo):
+    """Not even that of the first failure, which is reported again."""
+    run = restorer.Restorer(weights=weights, model="custom/tiny", face_enhance="auto")
+    results = []
+    gc.disable()
+    try:
+        for _ in range(3):
+            result = run.restore(photo)
+            assert "yunet" in result.face_note
+            results.append(weakref.ref(result.before))
+            del result
+        assert [reference() for reference in results] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_auto_does_not_retry_a_failed_download_at_once(weights, photo, monkeypatch):

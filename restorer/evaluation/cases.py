@@ -211,7 +211,7 @@ def _align(truth: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def drift(result: Result) -> float:
     """Return the largest metrics.drift() of the result's faces; NaN without a face."""
-    scale = result.width / result.before.width
+    scale = result.options.outscale
     drifts = [
         metrics.drift(
             face.before, align.crop(result.after.pixels, align.from_larger(face.affine, scale)), face.mask

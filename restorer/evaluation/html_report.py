@@ -123,7 +123,8 @@ def _most_detailed_crop(pixels: np.ndarray) -> tuple[slice, slice]:
     if width <= crop_width and height <= crop_height:
         return slice(None), slice(None)
     crop_width, crop_height = min(crop_width, width), min(crop_height, height)
-    small = cv2.resize(luma(to_uint8(pixels)), None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA)
+    eighth = max(1, width // 8), max(1, height // 8)
+    small = cv2.resize(luma(to_uint8(pixels)), eighth, interpolation=cv2.INTER_AREA)
     energy = cv2.integral(np.abs(cv2.Laplacian(small, cv2.CV_32F)))
     rows, columns = max(1, crop_height // 8), max(1, crop_width // 8)
     rows, columns = min(rows, len(small)), min(columns, small.shape[1])

@@ -55,7 +55,7 @@ class FaceEngine:
         ]
 
     def _forward(self, batch: torch.Tensor, half: bool) -> torch.Tensor:
-        with without_tf32(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        with without_tf32(self.device), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             # arguments of GFPGAN: with its stored noise, results are reproducible
             out = self.network(batch, return_rgb=False, randomize_noise=False)
         return (out[0] if isinstance(out, tuple) else out).float()

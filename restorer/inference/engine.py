@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,9 +48,14 @@ def out_of_memory() -> Iterator[None]:
         raise
 
 
-def without_tf32() -> AbstractContextManager[None]:
-    """Disable TF32 in cuDNN: PyTorch allows it by default, which drops 13 bits of a float32."""
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+def without_tf32(device: torch.device) -> AbstractContextManager[None]:
+    """Disable TF32 in cuDNN: PyTorch allows it by default, which drops 13 bits of a float32.
+
+    The setting is that of the process: hold the lock of a GPU meanwhile.
+    """
+    if device.type == "cuda":
+        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return nullcontext()
 
 
 class Part(NamedTuple):
@@ -107,6 +113,7 @@ class Engine:
         """
         stats = stats if stats is not None else Stats()
         height, width = image.shape[:2]
+        tile = self._fitting_tile(tile, height, width)
         parts = self._cut(height, width, tile, image.itemsize)
         stats.parts = max(stats.parts, len(parts))
         steps = PassProgress(progress, len(parts))
@@ -122,9 +129,13 @@ class Engine:
     def best_tile(self) -> int:
         """Return the largest tile side that fits in a quarter of the free memory, at most the fastest one."""
         tile = _TILE if self.device.type == "cpu" else _TILE_ON_GPU
+        return self._fitting_tile(tile, tile, tile)
+
+    def _fitting_tile(self, tile: int, height: int, width: int) -> int:
+        """Halve a tile of an image until it fits in a quarter of the free memory."""
         room = memory.free(self.device) // 4
-        while tile > SMALLEST_TILE and self._tile_bytes(tile) > room:
-            tile //= 2
+        while tile > SMALLEST_TILE and self._tile_bytes(tile, height, width) > room:
+            tile = max(tile // 2, SMALLEST_TILE)
         return tile
 
     def count_tiles(self, height: int, width: int, tile: int) -> int:
@@ -132,12 +143,14 @@ class Engine:
         sides = height // self.align, width // self.align
         return count_tiles(self._segments, *sides, self._backend.tile or tile)
 
-    def _tile_bytes(self, tile: int) -> int:
-        return tile * tile * self._segments[0].channels * _TILE_BYTES * self._backend.dtype.itemsize // 4
+    def _tile_bytes(self, tile: int, height: int, width: int) -> int:
+        tile = self._backend.tile or tile
+        pixels = min(tile, height) * min(tile, width)
+        return pixels * self._segments[0].channels * _TILE_BYTES * self._backend.dtype.itemsize // 4
 
     def _cut(self, height: int, width: int, tile: int, sample_bytes: int) -> list[Part]:
         """Cut an image into parts of as many rows as fit; the fewest, of about the same height."""
-        room = memory.free(self.device) * _FRACTION - self._tile_bytes(tile)
+        room = memory.free(self.device) * _FRACTION - self._tile_bytes(tile, height, width)
         rows = int(room // (width * (self._map_bytes + 3 * self.scale**2 * sample_bytes)))
         if rows >= height:
             return [Part(0, height, 0, height)]
@@ -174,7 +187,7 @@ class Engine:
         cuda = self.device.type == "cuda"
         run = Run(
             self._segments,
-            [Guarded(compute) for compute in backend.compute],
+            [Guarded(compute, self.device) for compute in backend.compute],
             tile=backend.tile or tile,
             fixed=backend.tile is not None,
             progress=progress,
@@ -201,10 +214,11 @@ class Engine:
 class Guarded:
     """A segment whose errors of memory are OutOfMemory, in full float32 precision."""
 
-    def __init__(self, compute: Compute) -> None:
+    def __init__(self, compute: Compute, device: torch.device) -> None:
         self._compute = compute
         # Setting cuDNN's flags takes as long as two launches of Triton's functions, which do not use it
-        self._precision = nullcontext if getattr(compute, "without_cudnn", False) else without_tf32
+        without_cudnn = getattr(compute, "without_cudnn", False)
+        self._precision = nullcontext if without_cudnn else partial(without_tf32, device)
 
     def __call__(self, *windows: torch.Tensor) -> torch.Tensor:
         with out_of_memory(), self._precision():
@@ -245,7 +259,7 @@ class _HostSink:
 
 
 class _CudaBand(NamedTuple):
-    """A band in pinned memory, whether its outputs are finite, and the end of the copies to it."""
+    """A band in pinned memory, and whether its outputs are finite."""
 
     samples: torch.Tensor
     finite: list[torch.Tensor]

@@ -38,7 +38,8 @@ class ModelCache:
         self.loaded: dict[str, tuple[object, Any]] = {}
         self._weights = weights
         self._loading: dict[str, threading.Lock] = {}  # per model: a download blocks no other
-        self._failed: dict[str, tuple[float, WeightsUnavailable | BadWeights]] = {}
+        # When, the class of the error, and its arguments: its traceback would keep photos in memory
+        self._failed: dict[str, tuple[float, type[WeightsUnavailable | BadWeights], tuple[Any, ...]]] = {}
 
     def get(
         self, model: Model, load: Callable[[], Any], *, variant: object = None, backoff: bool = False
@@ -59,7 +60,7 @@ class ModelCache:
                 try:
                     cached = self.loaded[model.name] = variant, load()
                 except (WeightsUnavailable, BadWeights) as error:
-                    self._failed[model.name] = time.monotonic(), error
+                    self._failed[model.name] = time.monotonic(), type(error), error.args
                     raise
             return cached[1]
 
@@ -69,6 +70,7 @@ class ModelCache:
         return cached[1] if cached else None
 
     def _raise_recent_failure(self, model: Model) -> None:
-        when, error = self._failed.get(model.name, (0.0, None))
-        if error and time.monotonic() - when < RETRY_SECONDS and not is_present(model, self._weights):
-            raise error
+        if model.name in self._failed:
+            when, error, arguments = self._failed[model.name]
+            if time.monotonic() - when < RETRY_SECONDS and not is_present(model, self._weights):
+                raise error(*arguments)

@@ -15,7 +15,7 @@ from ..progress import Progress
 from .network import IMAGE, Compute, Segment, unused
 
 Buffer = TypeVar("Buffer")
-# Largest difference of a pixel to the same pixel computed alone, relative to the largest value around it.
+# Largest difference of a pixel to the same pixel computed alone, relative to the largest value of that pixel.
 # Backends differ by 1e-5 in float32, by 1e-3 with TF32 and by 2e-2 in 16 bits
 _TOLERANCE, _TOLERANCE_OF_16_BITS = 0.005, 0.05
 _SMALLEST_VALUE = 0.05  # taken for the largest value where all are smaller

@@ -56,7 +56,7 @@ def detect(
     for window, inner, core in _tiles(image.shape[:2], tile, detector.reach):
         if progress:
             progress(0, 0)
-        with lock or nullcontext(), out_of_memory(), without_tf32(), torch.inference_mode():
+        with lock or nullcontext(), out_of_memory(), without_tf32(device), torch.inference_mode():
             photo = _padded(_tensor(image[window], device))
             # Recall at a precision of 0.70: 0.78 with one view, 0.81 with four, 0.82 with mirrored ones too
             turns = range(1 if single else 4)
@@ -117,7 +117,7 @@ def fill(
             continue
         if progress:
             progress(0, 0)
-        with lock or nullcontext(), out_of_memory(), without_tf32(), torch.inference_mode():
+        with lock or nullcontext(), out_of_memory(), without_tf32(device), torch.inference_mode():
             hole = torch.from_numpy(mask[window].astype(np.float32))[None, None].to(device)
             filled = filler(_padded(_tensor(image[window], device)), _padded(hole))[0]
             pixels = filled.clamp(0, 1).mul(white).round().permute(1, 2, 0).cpu().numpy()[inner]

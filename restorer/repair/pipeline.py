@@ -131,7 +131,7 @@ def run(
     visible  the photo's pixels, with transparent areas filled in
     network  returns the loaded network of that name
 
-    Raises InvalidOption for a mask of another size, OutOfMemory and InvalidOutput.
+    Raises InvalidOption for a mask of another size, OutOfMemory, WeightsUnavailable and BadWeights.
     """
     from . import damage, wide_holes
 

@@ -32,11 +32,11 @@ class Lama:
     def __init__(self, file: Path, device: torch.device) -> None:
         """Load the file. Raises BadWeights if it is not a TorchScript program."""
         # Of what LaMa needs, PyTorch lacks parts on Apple GPUs and computes others wrongly
-        self._device = torch.device("cpu") if device.type == "mps" else device
+        self.device = torch.device("cpu") if device.type == "mps" else device
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch recommends its successor; the file stays as it is
-                self._program = torch.jit.load(str(file), map_location="cpu").eval().to(self._device)
+                self._program = torch.jit.load(str(file), map_location="cpu").eval().to(self.device)
         except RuntimeError as error:
             raise BadWeights(f"{file.name} is not a TorchScript program") from error
 
@@ -45,7 +45,7 @@ class Lama:
         bottom, right = (max(_LEAST, side + -side % _MULTIPLE) - side for side in (height, width))
         photo = np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="edge").astype(np.float32) / white
         hole = np.pad(mask, ((0, bottom), (0, right)), mode="edge").astype(np.float32)[..., None]
-        planes = (torch.from_numpy(part).to(self._device).permute(2, 0, 1)[None] for part in (photo, hole))
+        planes = (torch.from_numpy(part).to(self.device).permute(2, 0, 1)[None] for part in (photo, hole))
         # Optimised for the shapes of its first calls, the program takes seconds for these on a GPU
         with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             try:
@@ -92,7 +92,7 @@ def fill(
     for crop, hole in _holes(holes):
         if progress:
             progress(0, 0)
-        with lock or nullcontext(), out_of_memory(), without_tf32():
+        with lock or nullcontext(), out_of_memory(), without_tf32(network.device):
             filled = _filled(image[crop], unknown[crop], network)
         result[crop][hole] = filled[hole]
     return result

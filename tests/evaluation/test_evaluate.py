@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import evaluate
-from restorer import tables
+from restorer import Options, tables
 from restorer.errors import InvalidOption
 from restorer.evaluation import cases, degradation, html_report, metrics, summary
 from restorer.images import resample
@@ -200,6 +200,9 @@ def test_large_image_is_cropped_to_where_most_edges_are(rng):
     rows, columns = html_report._most_detailed_crop(image)
     assert (rows.stop - rows.start, columns.stop - columns.start) == (1200, 800), "portrait, as the image is"
     assert rows.start <= 1500 and rows.stop >= 1600 and columns.start <= 900 and columns.stop >= 1000
+    for height, width in ((4, 1204), (1, 2000), (1300, 3)):
+        narrow = np.zeros((height, width, 3), np.uint8)
+        assert max(narrow[html_report._most_detailed_crop(narrow)].shape) == 1200
 
 
 def test_no_reference_metrics_match_the_written_image(folder, rng):
@@ -234,20 +237,20 @@ def test_drift_is_that_of_the_face_that_moved_most():
     landmarks = np.array([(107, 107), (144, 105), (126, 132), (113, 148), (143, 147)], float)
     detections = [detect.Detection((0, 0, 9, 9), 0.9, landmarks + (x, 0)) for x in (0, 256)]
     faces = pipeline.crop_faces(scene, detections)
-    before = photo.Photo(scene, None, photo.Meta("png"))
+    options = Options(outscale=2)
     large = np.repeat(np.repeat(scene, 2, 0), 2, 1)
     assert align.magnification(faces[0].affine) > 2
 
     def drift(pixels: np.ndarray) -> float:
-        after = photo.Photo(pixels, None, before.meta)
-        return cases.drift(SimpleNamespace(width=1024, before=before, after=after, faces=tuple(faces)))
+        after = photo.Photo(pixels, None, photo.Meta("png"))
+        return cases.drift(SimpleNamespace(options=options, after=after, faces=tuple(faces)))
 
     still = drift(large)
     assert still < 0.001
     moved = large.copy()
     moved[:, 512:] = np.roll(large[:, 512:], 24, axis=1)
     assert drift(moved) > 20 * still
-    assert np.isnan(cases.drift(SimpleNamespace(width=1024, before=before, after=before, faces=())))
+    assert np.isnan(cases.drift(SimpleNamespace(options=options, faces=())))
 
 
 @pytest.mark.parametrize(

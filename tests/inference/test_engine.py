@@ -9,6 +9,7 @@ from torch import nn
 from restorer.errors import InvalidOutput, OutOfMemory
 from restorer.inference import backends, engine, memory, network, tiling
 from restorer.models import architectures, loader, registry, sources
+from restorer.options import SMALLEST_TILE
 from restorer.progress import Stats
 from tests.conftest import photo_like, sweep
 from tests.inference.seeded import NETWORKS, Blur, Nearest, create, doubled, parts_of
@@ -166,9 +167,20 @@ def test_maps_without_room_raise_out_of_memory(monkeypatch):
 
 def test_tile_size_follows_the_free_memory(monkeypatch):
     run = nearest()
-    for tile, free in ((256, 10**12), (128, 4 * run._tile_bytes(256) - 4), (32, 0)):
+    for tile, free in ((256, 10**12), (128, 4 * run._tile_bytes(256, 256, 256) - 4), (32, 0)):
         monkeypatch.setattr(memory, "free", lambda _, free=free: free)
         assert run.best_tile() == tile
+
+
+@pytest.mark.parametrize("side", [64, 1000])
+def test_a_large_tile_does_not_cut_an_image_whose_maps_fit(monkeypatch, rng, side):
+    picture = photo_like(rng, side, side)
+    run = engine.Engine(parts_of(Blur(9), Blur(9), Nearest(2), halos=(9, 9, 0), scale=2), scale=2)
+    expected = samples(run, picture)
+    monkeypatch.setattr(memory, "free", lambda _: 8 * run._tile_bytes(side, side, side))
+    stats = Stats()
+    np.testing.assert_array_equal(samples(run, picture, tile=4096, stats=stats), expected)
+    assert stats.parts == 1
 
 
 @sweep("align, rows, dtype", [1, 2, 4], [300, 1000], [np.uint8, np.uint16], count=4)
@@ -181,19 +193,19 @@ def test_image_whose_maps_do_not_fit_is_cut_into_parts(monkeypatch, rng, align, 
     samples(run, picture, stats=whole)
     assert whole.parts == 1
     bytes_per_row = 24 * (run._map_bytes + 3 * 2**2 * picture.itemsize)
-    free = int((rows * bytes_per_row + run._tile_bytes(64)) / engine._FRACTION) + 1
+    free = int((rows * bytes_per_row + run._tile_bytes(SMALLEST_TILE, 2000, 24)) / engine._FRACTION) + 1
     monkeypatch.setattr(memory, "free", lambda _: free)
     stats, steps = Stats(), []
     run.align = align  # rows of a part are multiples of it
-    cut = run._cut(2000, 24, 64, picture.itemsize)
+    cut = run._cut(2000, 24, SMALLEST_TILE, picture.itemsize)
     assert {row % align for part in cut for row in part} == {0}
     assert max(part.last - part.first for part in cut) <= rows + align
     run.align = 1
-    out = samples(run, picture, stats=stats, progress=lambda *step: steps.append(step))
+    out = samples(run, picture, tile=SMALLEST_TILE, stats=stats, progress=lambda *step: steps.append(step))
     np.testing.assert_array_equal(out, expected)
     assert (
         stats.parts
-        == len(run._cut(2000, 24, 64, picture.itemsize))
+        == len(run._cut(2000, 24, SMALLEST_TILE, picture.itemsize))
         == -(-2000 // (rows - 2 * engine.PART_CONTEXT))
     )
     done = [step for step, _ in steps]

@@ -1,5 +1,6 @@
 """RRDBNet in Triton: the kernel by Triton's interpreter, and PyTorch where Triton cannot be used."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -115,7 +116,10 @@ def test_cudnn_s_flags_are_set_for_everything_but_triton(parts):
     def seen(*windows):
         return torch.backends.cudnn.allow_tf32
 
-    assert torch.backends.cudnn.allow_tf32 and not engine.Guarded(seen)()
+    def switches(compute: network.Compute) -> bool:
+        return engine.Guarded(compute, torch.device("cuda"))._precision is not contextlib.nullcontext
+
+    assert torch.backends.cudnn.allow_tf32 and not engine.Guarded(seen, torch.device("cuda"))()
+    assert engine.Guarded(seen, torch.device("cpu"))(), "the setting is another thread's"
     for module in (parts[0].module, parts[1].module, parts[-1].module):
-        assert engine.Guarded(module)._precision is engine.without_tf32
-        assert engine.Guarded(triton._replacement(module))._precision is not engine.without_tf32
+        assert switches(module) and not switches(triton._replacement(module))

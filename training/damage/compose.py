@@ -157,7 +157,7 @@ def blur(image: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     kernels = torch.exp(-taps.square() / (2 * sigma.clamp(min=0.05)[:, None].square()))
     kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
     planes = functional.pad(image, (5, 5, 5, 5), mode="replicate").view(1, count * channels, height + 10, -1)
-    with without_tf32():
+    with without_tf32(image.device):
         for kernel in (kernels[..., None], kernels[:, :, None]):
             planes = functional.conv2d(planes, kernel, groups=count * channels)
     return planes.view(image.shape)
