@@ -11,16 +11,19 @@ from .errors import InvalidOption, UnsuitableOption
 AUTO_CPU_MEGAPIXELS = 0.5  # on a CPU, "auto" uses the best model for photos up to this size
 PRESETS = ("auto", "best", "fast")  # accepted instead of a model's name
 ANIMATED_FORMATS = ("same", "webp", "png")  # in which an animation can be written; "same" includes gif
-FORMATS = ("same", "png", "jpeg", "webp", "tiff", "avif", "jxl")
 SMALLEST_TILE, _LARGEST_TILE = 32, 4096
 CPU_BACKENDS = ("openvino", "ncnn", "torch", "bfloat16")
 BFLOAT16, VULKAN = "cpu:bfloat16", "vulkan"
 # "cuda:1" is the second GPU. "cpu" uses the fastest backend; "cpu:ncnn" fixes it
 DEVICES = ("cuda", "mps", "cpu", *(f"cpu:{backend}" for backend in CPU_BACKENDS), VULKAN)
-FACE_ENHANCE = ("auto", "on", "off")
-REPAIR = ("off", "auto", "on")
-FACE_MASKS = ("ellipse", "parsing")
-COLOUR = ("off", "auto", "on", "neutral")
+CHOICES = {
+    "format": ("same", "png", "jpeg", "webp", "tiff", "avif", "jxl"),
+    "colour": ("off", "auto", "on", "neutral"),
+    "face_enhance": ("auto", "on", "off"),
+    "face_mask": ("ellipse", "parsing"),
+    "repair": ("off", "auto", "on"),
+}
+FORMATS = CHOICES["format"]
 PRINT_DPI = 300
 _INCHES = {"mm": 1 / 25.4, "cm": 1 / 2.54, "in": 1.0}
 _PRINT_SIZE = re.compile(r"(\d+\.?\d*)\s*x\s*(\d+\.?\d*)\s*(mm|cm|in)", re.IGNORECASE)
@@ -127,11 +130,8 @@ class Options:
         if self.tile and not SMALLEST_TILE <= self.tile <= _LARGEST_TILE:
             allowed = f"from {SMALLEST_TILE} to {_LARGEST_TILE}, or 0 for one that fits in memory"
             raise InvalidOption(f"tile is {self.tile}; it must be {allowed}")
-        _check_choice("format", self.format, FORMATS)
-        _check_choice("colour", self.colour, COLOUR)
-        _check_choice("face_enhance", self.face_enhance, FACE_ENHANCE)
-        _check_choice("face_mask", self.face_mask, FACE_MASKS)
-        _check_choice("repair", self.repair, REPAIR)
+        for name, choices in CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
 
     def changed(self, changes: dict[str, object]) -> "Options":
         """Return a copy with other values by name. Raises InvalidOption for unknown names and bad values."""

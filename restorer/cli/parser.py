@@ -8,14 +8,10 @@ from typing import Any
 from ..errors import InvalidOption
 from ..options import (
     ANIMATED_FORMATS,
-    COLOUR,
+    CHOICES,
     CPU_BACKENDS,
-    FACE_ENHANCE,
-    FACE_MASKS,
-    FORMATS,
     PRESETS,
     PRINT_DPI,
-    REPAIR,
     VULKAN,
     Limits,
     Options,
@@ -125,9 +121,11 @@ def _backend_option() -> argparse.ArgumentParser:
 
 
 def _add_option(command: argparse.ArgumentParser, name: str, **details: Any) -> None:  # noqa: ANN401
-    """Add an option with the type and the default of its field in Options."""
-    default = getattr(Options, name)
-    command.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, **details)
+    """Add an option with the type, the default and the choices of its field in Options."""
+    default, choices = getattr(Options, name), CHOICES.get(name)
+    command.add_argument(
+        f"--{name.replace('_', '-')}", type=type(default), default=default, choices=choices, **details
+    )
 
 
 def _restore_options() -> argparse.ArgumentParser:
@@ -152,7 +150,7 @@ def _restore_options() -> argparse.ArgumentParser:
         "dpi",
         help=f"resolution to store and to print at ({PRINT_DPI} with --print-size, else the photo's)",
     )
-    _add_option(command, "format", choices=FORMATS, help="(%(default)s)")
+    _add_option(command, "format", help="(%(default)s)")
     _add_option(command, "quality", help="1 to 100, for JPEG, WebP, AVIF and JPEG XL (%(default)s)")
     _add_option(
         command,
@@ -188,7 +186,6 @@ def _restore_options() -> argparse.ArgumentParser:
     _add_option(
         command,
         "colour",
-        choices=COLOUR,
         help="auto corrects certain fading, on any; neutral removes the tone of black-and-white photos too "
         "(%(default)s)",
     )
@@ -218,19 +215,18 @@ def _restore_options() -> argparse.ArgumentParser:
     command.add_argument(
         "--face-enhance",
         type=_face_enhance,
-        choices=FACE_ENHANCE,
+        choices=CHOICES["face_enhance"],
         default=Options.face_enhance,
         help="true and false are accepted too (%(default)s)",
     )
     _add_option(command, "face_model", help="a name listed by 'models' (%(default)s)")
     _add_face_detector(command)
     _add_option(command, "face_strength", help="0 to 1: blend of upscaled and restored face (%(default)s)")
-    _add_option(command, "face_mask", choices=FACE_MASKS, help="(%(default)s)")
+    _add_option(command, "face_mask", help="(%(default)s)")
     command.add_argument("--face-large", action="store_true", help="also restore faces above 512 pixels")
     _add_option(
         command,
         "repair",
-        choices=REPAIR,
         help="fill dust, hairs, scratches and stains; auto: only where they are seen with confidence "
         "(%(default)s)",
     )

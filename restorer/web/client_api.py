@@ -10,7 +10,7 @@ from typing import Any, Literal
 import gradio as gr
 from gradio import FileData, events
 
-from ..options import COLOUR, FORMATS, REPAIR
+from ..options import CHOICES, Options
 from ..result import Result
 from . import previews
 from .gpu_queue import GPU
@@ -18,28 +18,11 @@ from .service import Service, receipt
 from .worker import Step
 
 NAMES = ("enhance", "enhance_batch", "quote", "look", "models")
-_OPTION_TYPES: dict[str, Any] = {
-    "face_enhance": bool | Literal["auto", "on", "off"],
-    "outscale": float,
-    "long_side": int,
-    "print_size": str,
-    "dpi": int,
-    "model": str,
-    "strength": float,
-    "denoise": float,
-    "colour": Literal[COLOUR],
-    "colour_strength": float,
-    "autopilot": bool,
-    "face_model": str,
-    "face_strength": float,
-    "repair": Literal[REPAIR],
-    "repair_sensitivity": float,
-    "format": Literal[FORMATS],
-    "quality": int,
-    "max_bytes": int,
-    "keep_metadata": bool,
-    "remove_gps": bool,
-}
+_OPTIONS = (  # in the order of positional arguments
+    *("face_enhance", "outscale", "long_side", "print_size", "dpi", "model", "strength", "denoise"),
+    *("colour", "colour_strength", "autopilot", "face_model", "face_strength"),
+    *("repair", "repair_sensitivity", "format", "quality", "max_bytes", "keep_metadata", "remove_gps"),
+)
 _QUOTE_OPTIONS = ("face_enhance", "outscale", "long_side", "print_size", "dpi", "model", "denoise", "format")
 _ENHANCE = """Restore one photo. Returns the full-size file, previews of before and after in one size (JPEG,
 at most 2048 pixels a side), and the receipt: software, model, its sha256, options, pixels, seconds, faces,
@@ -72,7 +55,7 @@ def add_endpoints(service: Service) -> None:
         """Add `run` as an endpoint; Gradio reads names, types and defaults from the signature built here."""
         positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
         optional = optional or {}  # files after the options
-        types = files | {option: _OPTION_TYPES[option] for option in options} | optional
+        types = files | {option: _type(option) for option in options} | optional
         preset = defaults | dict.fromkeys(optional)
         parameters = [
             inspect.Parameter(
@@ -94,18 +77,26 @@ def add_endpoints(service: Service) -> None:
     batch_returns = tuple[list[FileData], list[dict]]
     enhance, batch, quote, look, models = NAMES
     add(
-        *(_enhance, enhance, photo, _OPTION_TYPES, enhance_returns),
+        *(_enhance, enhance, photo, _OPTIONS, enhance_returns),
         optional={"mask": FileData | None},
         api_description=_ENHANCE,
         **GPU,
     )
-    add(_batch, batch, photos, _OPTION_TYPES, batch_returns, api_description=_BATCH, **GPU)
+    add(_batch, batch, photos, _OPTIONS, batch_returns, api_description=_BATCH, **GPU)
     add(
         *(partial(_examined, Service.estimate), quote, photo, _QUOTE_OPTIONS, dict),
         api_description=_QUOTE,
     )
     add(partial(_examined, Service.look), look, photo, (), dict, api_description=_LOOK)
     add(_models, models, {}, (), list[dict], api_description=_MODELS)
+
+
+def _type(option: str) -> Any:  # noqa: ANN401
+    """Return the type of an option."""
+    if option not in CHOICES:
+        return type(getattr(Options, option))
+    choices: Any = Literal[CHOICES[option]]
+    return bool | choices if option == "face_enhance" else choices
 
 
 async def _enhance(service: Service, photo: object, mask: object, values: dict) -> tuple:

@@ -6,16 +6,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic.json_schema import SkipJsonSchema
 
-from ...options import COLOUR, FACE_ENHANCE, FACE_MASKS, FORMATS, RANGES, REPAIR, Options
+from ...options import CHOICES, RANGES, Options
 
-_FACE_ENHANCE: dict[str, Any] = {"type": "string", "enum": [*FACE_ENHANCE, "true", "false"]}
-_TYPES: dict[str, Any] = {
-    "format": Literal[FORMATS],
-    "face_enhance": Annotated[bool | Literal[FACE_ENHANCE], WithJsonSchema(_FACE_ENHANCE)],
-    "colour": Literal[COLOUR],
-    "face_mask": Literal[FACE_MASKS],
-    "repair": Literal[REPAIR],
-}
+_TYPES: dict[str, Any] = {name: Literal[choices] for name, choices in CHOICES.items()}
+_FACE_ENHANCE = CHOICES["face_enhance"]
+_TYPES["face_enhance"] = Annotated[
+    bool | Literal[_FACE_ENHANCE],
+    WithJsonSchema({"type": "string", "enum": [*_FACE_ENHANCE, "true", "false"]}),
+]
 _MAX_TILE = 1024  # pixels; a larger tile would let a client choose how much memory the network takes
 _RANGES = {**RANGES, "tile": (0, _MAX_TILE)}
 _NULLABLE: dict[str, Any] = {"nullable": True}  # OpenAPI 3.0 has no null type

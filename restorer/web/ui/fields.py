@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from ...models import registry
-from ...options import COLOUR, FORMATS, PRESETS, PRINT_DPI, Options
+from ...options import CHOICES, FORMATS, PRESETS, PRINT_DPI, Options
 from ...pipeline import Restorer
 from . import texts
 
@@ -96,7 +96,7 @@ def build_model_fields(restorer: Restorer) -> dict[str, Any]:
             visible=bool(restorer.model(default).denoise_model),
         ),
         "colour": gr.Radio(
-            [(texts.COLOUR_NAMES[name], name) for name in COLOUR],
+            [(texts.COLOUR_NAMES[name], name) for name in CHOICES["colour"]],
             value=default.colour,
             label="Faded colours",
             info="Correct keeps sepia; Neutral removes it",
