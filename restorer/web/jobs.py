@@ -25,7 +25,7 @@ _RECORD, _MASK = "job.json", "mask"
 class JobFile:
     """One file of a job.
 
-    name    as uploaded; used in answers only
+    name    as uploaded; results are named after it
     result  what answers report once it is restored
     error   why it could not be restored, as a message for the user
     """

@@ -55,8 +55,8 @@ _SHUTDOWN_TIMEOUT = 6  # seconds for the current tile, so that the server exits 
 class Server:
     """A server, built but not yet serving.
 
-    Raises OSError if a folder cannot be written or another server uses it, and InvalidOption for a ROOT_PATH
-    that is a path of the server itself.
+    Raises OSError if a folder cannot be written or another server uses it, InvalidOption for a ROOT_PATH that
+    is a path of the server itself, and UnknownModel for a MODEL that does not exist.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -131,7 +131,7 @@ class Server:
                 "middleware": [
                     Middleware(
                         middleware.BodyLimitMiddleware,
-                        limit=settings.max_files_per_job * max_file_bytes + forms.FORM_BYTES,
+                        limit=max(settings.max_files_per_job, 2) * max_file_bytes + forms.FORM_BYTES,
                         timeout=settings.upload_timeout,
                     ),
                     *authentication,
@@ -180,6 +180,9 @@ class Server:
             for task in tasks:
                 task.cancel()
             warm_up.cancel()
+            await asyncio.to_thread(self._stop_jobs)
+            # Gradio deletes all uploads when it ends; these expire as usual
+            self.blocks.temp_file_sets.clear()
             self._lock.release()
             # exiting while a thread is inside torch aborts the process
             await asyncio.to_thread(warm_up.join, _SHUTDOWN_TIMEOUT)
@@ -214,14 +217,19 @@ class Server:
                 await asyncio.to_thread(self.service.touch, *waiting)
 
     def close(self) -> None:
-        """Refuse new jobs, stop the running one and requeue it for the next process."""
-        self.worker.close(_SHUTDOWN_TIMEOUT)  # new jobs are answered with 503 meanwhile
-        self.jobs.requeue()
+        """Stop the jobs and close the page."""
+        self._stop_jobs()
         closing = threading.Thread(target=self.blocks.close, kwargs={"verbose": False}, daemon=True)
         closing.start()
         closing.join(1)
         logging.shutdown()
         sys.stdout.flush()
+
+    def _stop_jobs(self) -> None:
+        """Refuse new jobs, stop the running one and requeue it for the next process."""
+        if not self.worker.closed:
+            self.worker.close(_SHUTDOWN_TIMEOUT)  # new jobs are answered with 503 meanwhile
+            self.jobs.requeue()
 
 
 def serve(settings: Settings) -> None:
@@ -260,6 +268,7 @@ def serve(settings: Settings) -> None:
 
 def asgi(settings: Settings) -> FastAPI:
     """Return a server as an ASGI application. Raises OSError as Server() does."""
+    metrics.configure_logging(as_json=settings.log_format == "json")
     return Server(settings).asgi()
 
 

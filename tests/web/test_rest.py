@@ -499,6 +499,18 @@ def test_page_and_rest_share_one_queue(tmp_path, rng, monkeypatch):
     assert most == 1
 
 
+def test_one_photo_a_job_may_have_a_mask_as_large_as_the_photo(tmp_path, rng):
+    """Noise, which PNG stores in as many bytes as it has samples."""
+    photo, mask = (png(rng.integers(0, 256, (550, 550, 3), np.uint8)) for _ in range(2))
+    assert len(photo) > 900_000
+    settings = settings_in(tmp_path, max_files_per_job=1, max_file_size_mb=1)
+    with opened(settings) as client:
+        files = [("files", ("a.png", photo)), ("mask", ("mask.png", mask))]
+        answer = client.post("/quote", files=files[:1])
+        assert answer.status_code == 200, answer.text
+        assert client.post("/enhance", files=files).status_code == 202
+
+
 def check_resumed(tmp_path: Path, end) -> None:
     """Interrupt a server with `end` while two jobs are unfinished; the next process finishes them."""
     settings_in(tmp_path)
@@ -537,6 +549,26 @@ def test_clean_shutdown_requeues_jobs(tmp_path):
 
     check_resumed(tmp_path, end)
     assert not list((tmp_path / "uploads/jobs").glob("*.part"))
+
+
+def test_an_asgi_host_that_shuts_down_keeps_jobs_and_uploads(tmp_path, rng, monkeypatch):
+    started = threading.Event()
+
+    def restore(self, *arguments, progress, **options):
+        started.set()
+        while True:
+            progress(0, 1)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Restorer, "restore", restore)
+    with opened(settings_in(tmp_path)) as client:
+        photo = png(photo_like(rng, 20, 30))
+        (upload,) = client.post("/gradio_api/upload", files={"files": ("a.png", photo)}).json()
+        job = posted(client, ("a.png", photo))["job_id"]
+        assert started.wait(60)
+    record = json.loads((tmp_path / f"uploads/jobs/{job}/job.json").read_text())
+    assert (record["state"], record["starts"]) == ("queued", 0)
+    assert Path(upload).read_bytes() == photo
 
 
 def test_shutdown_does_not_wait_for_a_long_tile(tmp_path):
