@@ -64,12 +64,12 @@ class ResultFiles:
     cache: Path
 
 
-def write(result: Result, name: str, folder: Path, mark: str = "") -> Path:
+def write(result: Result, name: str, folder: Path, mark: str) -> Path:
     """Write a result's file into `folder`, named after the upload, and its mask; return the file's path.
 
-    mark  added to the name; default: "_4x" for an outscale of 4
+    mark  added to the name, see Options.size_mark
     """
-    stem = _safe_stem(Path(name.replace("\\", "/")).stem) + (mark or result.options.size_mark)
+    stem = _safe_stem(Path(name.replace("\\", "/")).stem) + mark
     file = folder / (stem + SUFFIXES[result.format][0])
     write_atomic(file, result.data)
     if result.repair and mask_name(result):

@@ -144,6 +144,24 @@ def test_detail_is_previewed_and_models_are_compared(page, rng):
     expect(page.locator("#summary")).to_contain_text(f"1600 × 1200 · {registry.BUILT_IN}")
 
 
+@pytest.mark.parametrize("shape", [(120, 480), (480, 120)])
+def test_position_is_where_the_photo_was_clicked(page, shape):
+    """The corner of another colour is found on a screenshot."""
+    pixels = np.full((*shape, 3), 240, np.uint8)
+    pixels[shape[0] // 2 :, shape[1] // 2 :] = (255, 0, 0)
+    choose(page, pixels)
+    expect(page.locator("#try")).to_be_enabled()
+    image = page.locator("#before img")
+    page.wait_for_function("document.querySelector('#before img')?.naturalWidth")
+    seen = np.asarray(Image.open(io.BytesIO(image.screenshot())).convert("RGB")).astype(int)
+    rows, columns = np.nonzero((seen[..., 0] > 200) & (seen[..., 1] < 50))
+    image.click(position={"x": columns.mean(), "y": rows.mean()})
+    page.wait_for_function("document.querySelector('#crop-position :is(textarea, input)').value")
+    value = page.locator("#crop-position :is(textarea, input)").input_value()
+    assert [float(part) for part in value.split(",")] == pytest.approx([0.75, 0.75], abs=0.02)
+    expect(page.locator("#detail img")).to_have_count(2)
+
+
 def test_quality_chooses_model_unless_one_is_chosen(page, rng):
     choose(page, photo_like(rng, 30, 40))
     expect(page.locator("#summary")).to_contain_text("custom/quick")

@@ -78,7 +78,7 @@ def test_broken_photo_does_not_stop_batch(page, rng):
 
 
 def test_dropped_folder_is_read_with_its_folders(page, rng, tmp_path):
-    for name in ("a.png", "below/b.png", "below/notes.txt"):
+    for name in ("a.png", "below/b.png", "below/notes.txt", "README", "a.h"):
         (tmp_path / "album" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "album" / name).write_bytes(png(photo_like(rng, 20, 20)))
     page.get_by_role("tab", name="Many photos").click()
@@ -90,7 +90,9 @@ def test_dropped_folder_is_read_with_its_folders(page, rng, tmp_path):
         browser.send("Input.dispatchDragEvent", event)
     for name in ("a.png", "b.png"):
         expect(page.locator("#gallery")).to_contain_text(f"{name}: waiting")
-    assert "notes" not in page.locator("#gallery").inner_text()
+    for name in ("notes", "README", "a.h"):
+        assert name not in page.locator("#gallery").inner_text()
+    expect(page.locator(".toast-body")).to_have_count(0)
 
 
 def test_stop_keeps_finished_photos(page, rng):
@@ -182,6 +184,28 @@ def test_reload_and_new_tab_show_photo_job_and_result_again(browser, address, rn
     context.close()
 
 
+def test_a_new_tab_and_a_click_leave_a_running_job_alone(browser, address, rng):
+    """A new tab shows the job, and another photo there does not stop it. There are no previews meanwhile."""
+    context = browser.new_context()
+    context.set_default_timeout(TIMEOUT)
+    page, other = context.new_page(), context.new_page()
+    page.goto(address)
+    choose(page, photo_like(rng, 300, 600))
+    expect(page.locator("#summary")).to_contain_text("2400 × 1200")
+    choose_model(page, "custom/slow")
+    page.click("#start")
+    expect_progress(page)
+    page.locator("#before img").click()
+    other.goto(address)
+    expect_progress(other)
+    choose(other, photo_like(rng, 30, 40))
+    expect(other.locator("#summary")).to_contain_text("160 × 120")
+    assert page.locator("#crop-position :is(textarea, input)").input_value() == ""
+    expect(page.locator("#download")).to_be_visible()
+    expect(page.locator("#result-text")).to_contain_text("2400 × 1200")
+    context.close()
+
+
 def test_reload_shows_many_photos_again(browser, address, rng):
     page = new_page(browser)  # errors are not watched: a reload aborts Gradio's requests
     page.goto(address)
@@ -249,6 +273,7 @@ def test_files_of_page_are_deleted_after_retention(browser, folder, rng, tmp_pat
         assert _files(tmp_path) == []
         page.reload()
         expect(page.locator("#summary")).to_contain_text("photos and results are kept for 15 seconds")
+        page.wait_for_function("!JSON.parse(localStorage['neural-image-restore']).photo")  # said once
         page.close()
 
 

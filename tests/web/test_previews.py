@@ -23,7 +23,7 @@ from restorer.web.gpu_queue import GpuQueue
 from restorer.web.job_runner import JobRunner
 from restorer.web.jobs import Job, Jobs
 from restorer.web.metrics import Metrics
-from restorer.web.service import Service
+from restorer.web.service import FULL, Service
 from restorer.web.ui import components, form, layout, restore_tab
 from restorer.web.ui.batch_tab import BatchTab
 from restorer.web.ui.result_view import ResultView
@@ -50,7 +50,7 @@ def result_of(before: Photo, after: Photo, **options: object) -> Result:
 
 def written(folder, before, after, **options) -> previews.ResultFiles:
     result = result_of(before, after, **options)
-    file = previews.write(result, "holiday.heic", folder / uuid.uuid4().hex)
+    file = previews.write(result, "holiday.heic", folder / uuid.uuid4().hex, result.options.size_mark)
     files = previews.write_files(result, "holiday.heic", file, folder)
     previews.cache_result(result, files)
     return files
@@ -193,6 +193,32 @@ def test_a_stopped_job_leaves_the_earlier_result_on_display(tmp_path, rng):
     assert stopped[c.result_column].visible and stopped[c.start]["value"] == "Restore again"
     shutil.rmtree(earlier.cache)
     assert page.finish(job.id, job.id, photo, earlier, *VALUES)[c.start]["value"] == "Restore"
+
+
+def test_a_full_disk_is_said_when_a_photo_or_a_batch_is_accepted(tmp_path, monkeypatch, rng):
+    page = page_of(tmp_path)
+    batch, upload = batch_of(page), tmp_path / "uploads/a.png"
+    Image.fromarray(photo_like(rng, 20, 30)).save(upload)
+    photo = asyncio.run(page.pick(str(upload), None, "", *VALUES))[page.components.selected]
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+    monkeypatch.setattr(page.runner, "start", mock.Mock(side_effect=full))
+    message = asyncio.run(page.start(photo, "", *VALUES))[page.components.message]
+    assert message == asyncio.run(batch.start([str(upload)], False, *VALUES))[batch.components.message]
+    assert message == f"⚠ {FULL}"
+    monkeypatch.setattr(previews, "preview", mock.Mock(side_effect=full))
+    assert asyncio.run(page.pick(str(upload), None, "", *VALUES))[page.components.message] == message
+
+
+def test_a_strength_that_is_not_changed_writes_nothing(tmp_path, rng):
+    page = page_of(tmp_path)
+    small, large = photo_like(rng, 20, 30), photo_like(rng, 80, 120)
+    files = written(tmp_path, Photo(small, None, Meta("png")), Photo(large, None, Meta("png")))
+    shown = page.components.shown
+    assert set(page.view.recompose(files, None, 100)) == {shown}
+    half = page.view.recompose(files, files, 50)[shown]
+    assert half.file.read_bytes() != files.file.read_bytes()
+    assert set(page.view.recompose(files, half, 50)) == {shown}
+    assert page.view.recompose(files, half, 100)[shown] not in (files, half)
 
 
 def test_reload_sets_the_options_of_the_job(tmp_path, rng):
@@ -361,7 +387,7 @@ def test_result_name_is_valid_on_every_system(tmp_path, upload, name):
         repair = None
         data, format, options = b"bytes", "png", Options()
 
-    assert previews.write(FakeResult, upload, tmp_path) == tmp_path / name
+    assert previews.write(FakeResult, upload, tmp_path, "_4x") == tmp_path / name
     assert (tmp_path / name).read_bytes() == b"bytes"
 
 
@@ -388,6 +414,6 @@ def test_result_name_is_valid_on_every_system(tmp_path, upload, name):
 def test_result_name_stays_inside_its_folder(name, expected, tmp_path):
     photo = Photo(np.zeros((3, 4, 3), np.uint8), None, Meta("png"))
     result = result_of(photo, photo, outscale=2)
-    file = previews.write(result, name, tmp_path / "folder")
+    file = previews.write(result, name, tmp_path / "folder", "_2x")
     assert [file] == list((tmp_path / "folder").iterdir())
     assert file.name == expected

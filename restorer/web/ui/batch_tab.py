@@ -56,7 +56,7 @@ class BatchTab:
         options = {**self.page.form.option_values(values), "autopilot": autopilot}
         try:
             job = await self.runner.start(paths or (), options)
-        except RestoreError as error:
+        except (RestoreError, OSError) as error:
             return {c.message: self.page.form.warning(error)}
         hidden = dict.fromkeys([c.archive, c.slider, c.download], gr.update(visible=False))
         return {**hidden, c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True), c.job: job.id}

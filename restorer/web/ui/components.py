@@ -71,8 +71,8 @@ class PhotoTab:
     crop_position: gr.Textbox
     damage_photo: gr.Textbox  # the upload whose damage is to be marked
     damage_map: gr.Textbox  # "UPLOAD|FILE": the probabilities that mask.js marks on this upload
-    own_mask: gr.Textbox  # upload of a mask that was edited, set by mask.js
-    view_size: gr.Textbox  # "width,height" of the visible part of the view at 100 %, in pixels
+    own_mask: gr.Textbox  # stands for the upload of an edited mask, see layout._WITH_MASK
+    view_size: gr.Textbox  # stands for "width,height" in pixels, see layout._WITH_VIEW_SIZE
     job: gr.Textbox  # id of the job that jobs.js follows
     ended: gr.Textbox  # set by jobs.js to the id of a job that has ended
     remembered: gr.Textbox  # what jobs.js remembers across reloads, as JSON

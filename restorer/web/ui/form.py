@@ -29,6 +29,7 @@ ESTIMATE_FIELDS = (
     "model",
     "denoise",
     "restore_faces",
+    "face_model",
     "format",
     "repair",
 )
@@ -80,7 +81,7 @@ class Form:
         """Return the values as Options for a photo. Raises what Service.options() raises."""
         return self.service.options(self.option_values(values), before)
 
-    def warning(self, error: RestoreError) -> str:
+    def warning(self, error: Exception) -> str:
         """Return an error's message for a line on the page."""
         return f"⚠ {self.user_message(error)}"
 

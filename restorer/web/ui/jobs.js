@@ -6,15 +6,18 @@
 
   // This tab's own memory first; a new tab shows what the last one showed. A frame may have no storage
   const KEY = "neural-image-restore", STORAGES = ["sessionStorage", "localStorage"];
+  let others = "";  // the job of another tab, which another photo in this one must not cancel
   const recall = () => {
     for (const storage of STORAGES) {
       try {
         const text = window[storage].getItem(KEY);
+        if (text && storage === "localStorage") others = JSON.parse(text).job;
         if (text) return text;
       } catch { /* no storage */ }
     }
     return "";
   };
+  const ownJob = (id) => id === others ? "" : id;
   const remember = (changes) => {
     const before = JSON.parse(recall() || "{}");
     const text = JSON.stringify({ ...before, ...changes });
@@ -118,5 +121,5 @@
     location.reload();
   }, 5000);
 
-  window.restorer = { recall, rememberPhoto, follow };
+  window.restorer = { recall, remember, rememberPhoto, follow, ownJob };
 })();

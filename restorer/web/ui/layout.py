@@ -30,6 +30,7 @@ _WITH_VIEW_SIZE = """(position, shown, size) => {
 }"""
 # The mask that was edited on the page is uploaded before a job starts
 _WITH_MASK = "async (photo, mask, ...values) => [photo, await window.restorer.uploadMask(), ...values]"
+_OWN_JOB = "(path, shown, job, ...values) => [path, shown, window.restorer.ownJob(job), ...values]"
 _RECALL = "(remembered, ...values) => [window.restorer.recall(), ...values]"
 
 
@@ -55,6 +56,8 @@ def build(runner: JobRunner) -> gr.Blocks:
         inputs = [photo_tab.remembered, *photo_tab.options]
         outputs = list(dict.fromkeys([*photo_tab.panels, *photo_tab.options]))
         resumed = blocks.load(page.resume, inputs, outputs, js=_RECALL, **_QUIET)
+        # Forget what has expired
+        resumed.then(None, photo_tab.remembered, None, js="(path) => window.restorer.rememberPhoto(path)")
         looking.append(
             resumed.then(page.show_look, [photo_tab.selected, photo_tab.job], photo_tab.suggestions, **_QUIET)
         )
@@ -62,7 +65,8 @@ def build(runner: JobRunner) -> gr.Blocks:
         _connect_result(photo_tab, view, damage)
         batch = BatchTab(page, many_tab)
         _connect_batch(batch, photo_tab, many_tab)
-        blocks.load(batch.resume, photo_tab.remembered, many_tab.panels, js=_RECALL, **_QUIET)
+        resumed = blocks.load(batch.resume, photo_tab.remembered, many_tab.panels, js=_RECALL, **_QUIET)
+        resumed.then(None, many_tab.job, None, js="(batch) => window.restorer.remember({ batch })")
         client_api.add_endpoints(runner.service)
     return blocks
 
@@ -92,7 +96,7 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
     sample = c.samples.select(page.copy_sample, None, c.upload, **_QUIET)
     looking = []
     for event in (partial(gr.on, [c.upload.upload, c.upload.clear]), sample.then):
-        picked = event(page.pick, inputs, c.panels, cancels=previewing, **_LATEST)
+        picked = event(page.pick, inputs, c.panels, cancels=previewing, js=_OWN_JOB, **_LATEST)
         # Not one after the other: the next of a chain starts when the one before it is cancelled
         looking.append(picked.then(page.show_look, [c.selected, c.job], c.suggestions, **_LATEST))
         looking.append(picked.then(page.form.measure, [c.selected, *c.options], c.estimate, **_LATEST))

@@ -38,7 +38,7 @@
     if (!event.target.closest?.("#uploads") || !entries.some((entry) => entry?.isDirectory)) return;
     event.preventDefault();
     event.stopPropagation();
-    const transfer = new DataTransfer(), accepted = one("#uploads input[type=file]")?.accept ?? "";
+    const transfer = new DataTransfer(), accepted = one("#uploads input[type=file]")?.accept.split(", ") ?? [];
     for (const entry of entries.filter(Boolean)) {
       for (const file of await filesBelow(entry)) {
         const suffix = file.name.slice(file.name.lastIndexOf(".")).toLowerCase();
@@ -48,19 +48,21 @@
     if (transfer.files.length) upload("#uploads", transfer.files);
   }, true);
 
-  // The box in which an image is drawn inside its element (object-fit: contain)
+  // The box in which an image is drawn inside its element (object-fit: contain): at the top of #before, elsewhere centred
   const drawnBox = (image) => {
     const box = image.getBoundingClientRect();
     const scale = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight);
     const width = image.naturalWidth * scale, height = image.naturalHeight * scale;
-    return { left: box.left + (box.width - width) / 2, top: box.top + (box.height - height) / 2, width, height };
+    const above = image.closest("#before") ? 0 : (box.height - height) / 2;
+    return { left: box.left + (box.width - width) / 2, top: box.top + above, width, height };
   };
   const scrollTo = (selector) => {
     const reduced = matchMedia("(prefers-reduced-motion: reduce)").matches;
     one(selector)?.scrollIntoView({ block: "nearest", behavior: reduced ? "auto" : "smooth" });
   };
-  // Send a position (x, y, each 0 to 1) on #slider or #before to the server
+  // Send a position (x, y, each 0 to 1) on #slider or #before to the server; there are no previews during a job
   const choosePosition = (element, x, y) => {
+    if (element.id === "before" && !one("#crop-preview")?.offsetParent) return;
     const id = element.id === "slider" ? "zoom-position" : "crop-position";
     const input = one(`#${id} textarea, #${id} input`);
     input.value = `${x.toFixed(4)},${y.toFixed(4)}`;
@@ -163,7 +165,7 @@
     if (event.target.closest?.("#strength")) blend(composed ? Math.min(1, strength() / composed) : 1);
   });
   document.addEventListener("keyup", (event) => {  // Gradio's release event is that of a pointer
-    if (event.target.matches?.("#strength input")) event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
+    if (event.target.matches?.("#strength input") && event.key !== "Tab") event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
   });
   const updateStrength = () => {
     const source = one("#slider img + img")?.src ?? "";
@@ -176,7 +178,7 @@
   const altTexts = {
     "#before img": "Photo", "#slider img": "Before and after", "#view img": "View at 100 %",
     "#detail img": "Detail before and after", "#faces img": "Face before and after",
-    "#samples img": "Sample photo", "#example-slider img": "Example", "#gallery img": "Restored photo", "#comparison img": "Detail restored by one model",
+    "#slider-all img": "Before and after", "#samples img": "Sample photo", "#example-slider img": "Example", "#gallery img": "Restored photo", "#comparison img": "Detail restored by one model",
   };
   const groupLabels = { "#before": "Choose a detail to preview", "#slider": "Choose a part to view at 100 %" };
   const labelElements = () => {

@@ -77,7 +77,7 @@ class RestoreTab:
                 decoded = self.service.decode_upload(path)
                 preview = previews.preview(decoded, self.settings.processed_folder)
                 photo = SelectedPhoto(path, _outline(decoded))
-            except RestoreError as error:
+            except (RestoreError, OSError) as error:
                 message = self.form.warning(error)
         return {
             **(self.form.updates(photo, values, start=_READY) if photo else self._no_photo(message)),
@@ -145,7 +145,7 @@ class RestoreTab:
             if own_mask and options["repair"] != "off":
                 mask = await asyncio.to_thread(self._full_size_mask, own_mask, photo.outline)
             job = await self.runner.start([photo.path], options, mask)
-        except RestoreError as error:
+        except (RestoreError, OSError) as error:
             return {c.message: self.form.warning(error)}
         hidden = dict.fromkeys(
             [c.result_column, c.faces, c.outcome, c.back, c.crop_column], gr.update(visible=False)

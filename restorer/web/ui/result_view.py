@@ -69,6 +69,14 @@ class ResultView:
             for index, (checked, value) in enumerate(zip(face_values[:half], face_values[half:], strict=True))
         }
         with self.service.user_errors():
+            current = previews.cached_result((shown or restored).cache)
+            same = all(
+                chosen.get(index, 1.0) == current.strengths.get(index, 1.0)
+                for index, face in enumerate(current.faces)
+                if face.restored
+            )
+            if same and strength / 100 == current.options.strength:
+                return {self.components.shown: gr.skip()}
             result = self.service.restorer.recompose(
                 previews.cached_result(restored.cache), strengths=chosen, strength=strength / 100
             )

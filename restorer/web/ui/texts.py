@@ -50,10 +50,11 @@ def plan(plan: Plan, restorer: Restorer, options: Options, size: tuple[int, int]
     if options.denoise < 1:
         required.append(registry.find(plan.model.denoise_model, restorer.weights))
     missing = [model for model in required if not sources.is_present(model, restorer.weights)]
+    missing_faces = missing_face_models(restorer, options)
     if missing:
         parts.append(f"downloads {megabytes(missing)} first")
     elif plan.seconds is not None:
-        with_faces = options.face_enhance != "off" and not missing_face_models(restorer)
+        with_faces = options.face_enhance != "off" and not missing_faces
         extras = ["faces"] * with_faces + ["repair"] * (options.repair != "off")
         parts.append(" plus ".join([f"about {duration(plan.seconds)}", *extras]))
     if cost:
@@ -103,16 +104,15 @@ def model_label(model: registry.Model, weights: Path) -> str:
 
 def face_info(restorer: Restorer) -> str:
     """Describe what the restoration of faces still has to download."""
-    missing = missing_face_models(restorer)
+    missing = missing_face_models(restorer, restorer.options)
     if not missing:
         return "Finds the faces and restores them one by one"
     return f"Face restoration downloads {megabytes(missing)} the first time"
 
 
-def missing_face_models(restorer: Restorer) -> list[registry.Model]:
+def missing_face_models(restorer: Restorer, options: Options) -> list[registry.Model]:
     """Return the models that the restoration of faces has to download."""
-    default = restorer.options
-    required = [(default.face_detector, "detect"), (default.face_model, "face")]
+    required = [(options.face_detector, "detect"), (options.face_model, "face")]
     models = [registry.find(name, restorer.weights, kind) for name, kind in required]
     return [model for model in models if not sources.is_present(model, restorer.weights)]
 
