@@ -7,7 +7,6 @@ to it. Then the restoration itself, by one GFPGAN of seeded random weights, what
 a line a case, and the peak memory at 8 MP with 4 faces. Needs yunet in the weights folder.
 """
 
-import abc
 import argparse
 import copy
 import re
@@ -36,6 +35,7 @@ from .rounds import EQUAL, OURS, interleaved, summary
 
 OUTSCALE = 4
 THEIRS = "GFPGANer"
+STEPS = ("detection", "cutting out", "putting back")
 Case = tuple[np.ndarray, np.ndarray, list[detect.Detection]]
 
 
@@ -46,9 +46,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=(OURS, THEIRS), help="run this one once and print its peak memory")
     arguments = parser.parse_args()
-    sides: dict[str, Callable[[], Side]] = {OURS: Ours, THEIRS: Theirs}
+    sides = {OURS: Ours, THEIRS: Theirs}
     if arguments.only:
-        sides[arguments.only]().run(case(arguments.megapixels[0], arguments.faces[0]))
+        timed(sides[arguments.only](), case(arguments.megapixels[0], arguments.faces[0]))
         print(peak())
         return 0
     ready = {name: make() for name, make in sides.items()}
@@ -96,31 +96,17 @@ def case(megapixels: float, count: int) -> Case:
     return pixels, large, detections
 
 
-class Side(abc.ABC):
-    """What is done with faces beside running their network."""
-
-    steps = ("detection", "cutting out", "putting back")
-
-    @abc.abstractmethod
-    def detect(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None: ...
-
-    @abc.abstractmethod
-    def crop(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None: ...
-
-    @abc.abstractmethod
-    def paste(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None: ...
-
-    def run(self, faces: Case) -> dict[str, float]:
-        """Seconds of each step."""
-        times = {}
-        for step, call in zip(self.steps, (self.detect, self.crop, self.paste), strict=True):
-            start = time.perf_counter()
-            call(*faces)
-            times[step] = time.perf_counter() - start
-        return times
+def timed(side: "Ours | Theirs", faces: Case) -> dict[str, float]:
+    """Seconds of each step beside running the network of faces."""
+    times = {}
+    for step, call in zip(STEPS, (side.detect, side.crop, side.paste), strict=True):
+        start = time.perf_counter()
+        call(*faces)
+        times[step] = time.perf_counter() - start
+    return times
 
 
-class Ours(Side):
+class Ours:
     def __init__(self) -> None:
         model = registry.find("yunet", registry.weights_folder(), "detect")
         file = here(model.file)
@@ -139,7 +125,7 @@ class Ours(Side):
         paste.paste(large.copy(), self.faces, outscale=OUTSCALE, strength=1)
 
 
-class Theirs(Side):
+class Theirs:
     def __init__(self, device: torch.device | None = None) -> None:
         device = device or torch.device("cpu")
         compat.install()
@@ -211,7 +197,7 @@ def lines(megapixels: float, count: int, *, rounds: int, device: torch.device) -
     sides = {OURS: Ours(), THEIRS: Theirs(device)}
     small = case(1, 1)
     for side in sides.values():
-        side.run(small)
+        timed(side, small)
     times = _steps(sides, case(megapixels, count), rounds)
     seconds = {name: [sum(took.values()) for took in of_side] for name, of_side in times.items()}
     photo = f"{megapixels:g} MP, {count} faces, all but the network"
@@ -240,7 +226,7 @@ def _line(photo: str, seconds: dict[str, list[float]], alike: dict[str, float]) 
 def _steps(sides: dict[str, Any], faces: Case, rounds: int) -> dict[str, list[dict[str, float]]]:
     """Seconds of every step, round by round, both sides in turn."""
     times: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    runs = {name: lambda n=name: times[n].append(sides[n].run(faces)) for name in sides}
+    runs = {name: lambda n=name: times[n].append(timed(sides[n], faces)) for name in sides}
     interleaved(runs, rounds=rounds)
     return times
 
@@ -249,7 +235,7 @@ def compare(sides: dict[str, Any], faces: Case, rounds: int, title: str) -> None
     """Print the medians of every step."""
     times = _steps(sides, faces, rounds)
     cells = []
-    for step in (*Side.steps, "all"):
+    for step in (*STEPS, "all"):
         ours, theirs = (
             statistics.median(sum(t.values()) if step == "all" else t[step] for t in times[name])
             for name in (OURS, THEIRS)

@@ -88,9 +88,9 @@ def main() -> int:
         rows: dict[str, list[Figures]] = {}
         crops = []
         for seed, file in enumerate(files):
-            truth = _crop_to_scale(photo.decode(file.read_bytes()).pixels) if recipe else None
-            small = photo.decode(file.read_bytes()).pixels
-            if recipe and truth is not None:
+            small, truth = photo.decode(file.read_bytes()).pixels, None
+            if recipe:
+                truth = _crop_to_scale(small)
                 small = degradation.degrade(truth, recipe, seed=seed)
             best, plain = reference(small), bicubic(small)
             results = {name: upscale(small) for name, upscale in networks.items()}
