@@ -6,7 +6,6 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -18,8 +17,9 @@ from torch.nn import functional
 
 from restorer.models import architectures
 from tests.conftest import photo_like, save_network
-from training import degrade, learn, losses, pool, report, sharpen
-from training.student import Student, orthogonalize, parse
+from training import degrade, learn, losses, pool, refine, report
+from training.optimizer import Optimizer
+from training.student import Student, parse
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -193,19 +193,22 @@ def test_borders_are_where_blocks_of_the_input_meet():
                 assert wide.any() and torch.equal(near.flatten()[4:-4], wide[4:-4])
 
 
-def test_orthogonalisation_equals_torch_muon():
+def test_optimizer_orthogonalises_the_steps_of_kernels():
     torch.manual_seed(0)
-    for shape in ((16, 144), (48, 16)):
-        weight = torch.nn.Parameter(torch.zeros(shape))
-        weight.grad = torch.randn(shape)
-        muon = torch.optim.Muon([weight], lr=1, weight_decay=0, momentum=0, adjust_lr_fn="match_rms_adamw")
-        muon.step()
-        step = orthogonalize(torch.stack([weight.grad, weight.grad * 3]))
-        for matrix in step:  # a stack is treated as its matrices, at any scale
-            difference = matrix * 0.2 * max(shape) ** 0.5 + weight
-            assert difference.abs().mean() < 0.06 * weight.abs().mean()  # both compute in bfloat16
-        singular = torch.linalg.svdvals(step)
-        assert singular.min() > 0.6 and singular.max() < 1.3
+    kernel, bias = torch.zeros(16, 16, 3, 3, requires_grad=True), torch.zeros(16, requires_grad=True)
+    both = Optimizer([kernel], [bias])
+    kernel.grad = torch.randn(16, 16, 3, 3).contiguous(memory_format=torch.channels_last)
+    bias.grad = torch.randn(16)
+    matrix, signs = kernel.grad.reshape(16, -1).clone(), bias.grad.sign()
+    bias.grad[3], signs[3] = torch.nan, 0
+    both.step(0.01)
+    assert kernel.grad is None and bias.grad is None
+    step = -kernel.detach().view(16, -1) / (0.01 * 0.2 * 144**0.5)
+    singular = torch.linalg.svdvals(step)
+    assert singular.min() > 0.6 and singular.max() < 1.3
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    assert functional.cosine_similarity(step.flatten(), (left @ right).flatten(), dim=0) > 0.97
+    assert torch.allclose(-bias.detach() / 0.01, signs, atol=1e-3)
 
 
 def test_exported_weights_are_the_trained_network(samples):
@@ -406,37 +409,63 @@ def test_command_creates_weights_from_photographs(photos, tmp_path, monkeypatch)
         assert process.returncode and message in process.stderr
 
 
-def test_inputs_are_as_degraded_as_they_differ_from_the_original(monkeypatch, rng):
-    truth = np.stack([photo_like(rng, 128, 128) // 2 for _ in range(pool.BLOCK)])
-    offsets = 5 * np.arange(pool.BLOCK, dtype=np.uint8)
-    small = [
-        cv2.resize(one, (32, 32), interpolation=cv2.INTER_AREA) + offset
-        for one, offset in zip(truth, offsets, strict=True)
-    ]
-    block = pool.Block(np.stack(small), truth, offsets != 10)  # of which the original is unknown
-    workers = Mock(**{"return_value.blocks.return_value.next.return_value": block})
-    monkeypatch.setattr(pool, "Workers", workers)
-    inputs, levels = sharpen.inputs([Path("photo.png")], 5, 32)
-    assert levels.tolist() == [0, 5, 15, 20, 25, 30, 35]
-    assert torch.equal(inputs[2] * 255, torch.from_numpy(small[3]).permute(2, 0, 1).float())
-    assert sharpen.share(np.array([0, 8, 9.5, 11, 40])).tolist() == [1, 1, 0.5, 0, 0]
+def student_of(weights: dict[str, torch.Tensor]) -> Student:
+    student = Student("64x9", CPU, 0)
+    student.start_from(weights)
+    return student
 
 
 @pytest.mark.slow
-def test_sharpening_changes_the_output_of_clean_inputs(rng):
+def test_refined_student_depends_less_on_the_orientation_and_is_sharpened(monkeypatch, rng):
     weights = safetensors.torch.load_file(ROOT / "weights/restore-lite-2-x4.safetensors")
-    clean = np.stack([photo_like(rng, 32, 32) for _ in range(16)]).astype(np.float32)
-    noisy = clean + rng.normal(0, 25, clean.shape)
-    small = torch.from_numpy(np.concatenate((clean, noisy)).clip(0, 255) / 255).permute(0, 3, 1, 2).float()
-    amounts = np.repeat((0.9, 0), 16)
-    result = sharpen.sharpen(weights, small, amounts, 80)
-    assert result.keys() == weights.keys()
-    energy = []
-    for state in (weights, result):
-        student = Student("64x9", CPU, 0)
-        student.start_from(state)
+    monkeypatch.setattr(refine, "_WARM_UP", 5)
+    small = torch.from_numpy(np.stack([photo_like(rng, 32, 32) for _ in range(24)])).permute(0, 3, 1, 2)
+    image = small.float() / 255
+    uneven, energy = [], []
+    for state in (weights, *(refine.refine(weights, small, amount, 80) for amount in (0, 1.5))):
+        assert {key: tensor.shape for key, tensor in state.items()} == {
+            key: tensor.shape for key, tensor in weights.items()
+        }
+        student = student_of(state)
         with torch.no_grad():
-            output = student.forward(small, student.weights)
-        energy.append(output.diff(dim=3).abs().mean((1, 2, 3)))
-    gain = energy[1] / energy[0]
-    assert gain[:16].mean() > gain[16:].mean() + 0.02, gain
+            output, mirrored = (student.forward(each, student.mean) for each in (image, image.flip(3)))
+        uneven.append(float((output - mirrored.flip(3)).square().mean()))
+        energy.append(float(output.diff(dim=3).abs().mean()))
+    assert max(uneven[1:]) < 0.8 * uneven[0], uneven
+    assert energy[1] < energy[0] < energy[2], energy
+
+
+@pytest.mark.parametrize("side", [64, 68, 96])
+def test_small_steps_between_blocks_become_ramps(side):
+    """Of 4 levels; those of 14 are edges, and a slope is no step."""
+    level = (torch.arange(side) >= 32).int()
+    for values, changed in ((4 * level, True), (14 * level, False), (torch.arange(side), False)):
+        for axis in (2, 3):
+            image = (values.float() / 255).expand(1, 3, side, side)
+            image = image if axis == 3 else image.transpose(2, 3)
+            output = refine.without_blocks(image)
+            assert torch.allclose(output, image, atol=1e-6) != changed
+            if changed:
+                steps = output.diff(dim=axis)
+                assert steps.max() < 0.3 * 4 / 255 and steps.min() >= -1e-6
+                assert torch.allclose(output[..., :1, :1], image[..., :1, :1])
+
+
+def test_ensemble_is_the_mean_of_all_orientations(rng):
+    weights = safetensors.torch.load_file(ROOT / "weights/restore-lite-2-x4.safetensors")
+    student = student_of(weights)
+    image = torch.from_numpy(photo_like(rng, 24, 36)).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        mean = refine.ensemble(student, image)
+        assert (mean - student.forward(image, student.mean)).abs().max() > 0.01
+        for orientation in (lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.transpose(2, 3)):
+            turned = orientation(refine.ensemble(student, orientation(image)))
+            assert (turned - mean).abs().max() < 1e-3  # of float rounding
+
+
+def test_refinement_uses_the_degraded_inputs(tmp_path, rng):
+    cv2.imwrite(str(tmp_path / "photo.png"), photo_like(rng, 200, 200))
+    small = refine.inputs([tmp_path / "photo.png"], 11, 32)
+    block = pool.create_block([tmp_path / "photo.png"], 32, 0, 0, False)
+    assert small.shape == (11, 3, 32, 32) and small.dtype == torch.uint8
+    assert np.array_equal(small[: pool.BLOCK].permute(0, 2, 3, 1), block.small)

@@ -2,7 +2,7 @@
 
 Degrades crops of the photographs, upscales them with the teacher, and trains students on both the teacher's
 outputs and the originals. Writes OUT/restore-lite-2-SIZE.safetensors and OUT/checkpoint-SIZE.pt every 20
-seconds. A run resumes from its checkpoints. With --steps on one kind of device, the result is deterministic.
+seconds. A run resumes from its checkpoints. With --steps on a CPU, the result is deterministic.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def _train(
     samples: pool.Pool,
     blocks: pool.Blocks,
 ) -> None:
-    device = held_out.small.device if arguments.device == "cuda" else torch.device(arguments.device)
+    device = held_out.small.device
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")  # TF32

@@ -115,7 +115,7 @@ def heavy(photo: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 def native(photo: np.ndarray, side: int) -> tuple[np.ndarray, None]:
     """Return the photograph's own pixels, often with noise, compression or patterns: there is no original."""
-    image = _crop(photo, side, largest=2)
+    image = _crop(photo, side)
     if random.random() < 0.25:
         image = patterns.draw(image, 1)
     if random.random() < 0.7:
@@ -230,10 +230,10 @@ def _cutoff_and_size() -> tuple[float, int]:
     return np.random.uniform(np.pi / 3, np.pi), 2 * random.randint(3, 10) + 1
 
 
-def _crop(photo: np.ndarray, side: int, largest: float = 2) -> np.ndarray:
-    """Return a random square of 1 to `largest` x `side` pixels, resized to `side`, rotated and mirrored."""
+def _crop(photo: np.ndarray, side: int) -> np.ndarray:
+    """Return a random square of 1 to 2 times `side` pixels, resized to `side`, rotated and mirrored."""
     height, width = photo.shape[:2]
-    crop_side = round(min(side * random.uniform(1, largest), height, width))
+    crop_side = round(min(side * random.uniform(1, 2), height, width))
     top, left = random.randint(0, height - crop_side), random.randint(0, width - crop_side)
     image = np.rot90(photo[top : top + crop_side, left : left + crop_side], random.randrange(4))
     if random.random() < 0.5:

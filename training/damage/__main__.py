@@ -12,20 +12,18 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 
-_START = time.monotonic()
+import numpy as np
+import torch
 
-from pathlib import Path  # noqa: E402
+from restorer.repair.networks import STRIDE
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from restorer.repair.networks import STRIDE  # noqa: E402
-
-from . import compose, cutouts, draw  # noqa: E402
-from .learn import Run  # noqa: E402
-from .photos import Bank  # noqa: E402
-from .validate import Validation  # noqa: E402
+from .. import STARTED
+from . import compose, cutouts, draw
+from .learn import Run
+from .photos import Bank
+from .validate import Validation
 
 _HELD_OUT_PHOTOS = 8
 _DRAW_SEED = 5
@@ -71,7 +69,7 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
     """Train until the minutes are over or a signal arrives."""
     photos, validation, damage, content = _load(arguments, run.device)
     begin, first_step, first_share = time.monotonic(), run.step, run.share
-    end = _START + 60 * arguments.minutes - _reserve(run, validation)
+    end = STARTED + 60 * arguments.minutes - _reserve(run, validation)
     saved = printed = reported = begin
     losses = torch.zeros(len(run.learners), device=run.device)
     since, composed = 0, Composer(photos, damage, content, arguments.batch)
@@ -182,7 +180,7 @@ def _reserve(run: Run, validation: Validation) -> float:
 
 
 def _say(message: str) -> None:
-    print(f"[{time.monotonic() - _START:6.1f} s] {message}", flush=True)
+    print(f"[{time.monotonic() - STARTED:6.1f} s] {message}", flush=True)
 
 
 if __name__ == "__main__":

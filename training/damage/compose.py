@@ -122,7 +122,7 @@ def compose(
         return low + (high - low) * torch.rand(count, *shape, device=device, generator=rng)
 
     scene, resembling = _add_content(photos.sample(count, rng), content, uniform(0, 1) < plain, rng)
-    scene = blur(scene, _sometimes(uniform(0.3, 1.6), uniform(0, 1) < 0.5))
+    scene = blur(scene, uniform(0.3, 1.6) * (uniform(0, 1) < 0.5))
     matrix, offset, gamma = _ageing(count, device, rng)
     before = (uniform(0, 1) < 0.6).view(-1, 1, 1, 1)
     aged = _apply(scene, matrix, offset, gamma)
@@ -132,7 +132,7 @@ def compose(
     worn, alpha = _add_damage(scene, damage, number, rng)
     worn = torch.where(before, worn, _apply(worn, matrix, offset, gamma))
     scene = torch.where(before, scene, aged)
-    scan = _sometimes(uniform(0.3, 0.9), uniform(0, 1) < 0.4)
+    scan = uniform(0.3, 0.9) * (uniform(0, 1) < 0.4)
     scanned = blur(torch.cat((worn, scene, alpha, resembling), 1), scan)
     worn, scene, alpha, resembling = scanned.split((3, 3, 1, 1), 1)
     grain, strength = _grain(count, side, device, rng)
@@ -168,10 +168,6 @@ def _deviation(image: torch.Tensor) -> torch.Tensor:
     grey = image.mean(1, keepdim=True)
     mean, square = (functional.avg_pool2d(x, 7, 1, 3, count_include_pad=False) for x in (grey, grey.square()))
     return (square - mean.square()).clamp(min=0).sqrt()
-
-
-def _sometimes(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    return values * where
 
 
 def _layers(

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import nn
 from torch.nn import functional
 
 from restorer.repair.networks import Detector, Filler
 
+from ..optimizer import Optimizer
 from ..precision import has_bfloat16
 from .compose import Batch
 
@@ -19,7 +19,7 @@ _RATE = 1.6e-3  # of Muon, and of Adam for biases and the first and last layers;
 
 
 class Learner:
-    """One network, its averaged weights and its optimizers."""
+    """One network, its averaged weights and its optimizer."""
 
     def __init__(self, network: Detector | Filler, device: torch.device) -> None:
         self.network = network.to(device)
@@ -32,27 +32,12 @@ class Learner:
         }
         kernels = [p for p in self.parameters if p.ndim == 4 and id(p) not in ends]
         chosen = {id(parameter) for parameter in kernels}
-        others = [p for p in self.parameters if id(p) not in chosen]
-        # Muon takes matrices; these share their memory with the kernels
-        self._kernels = kernels
-        self._matrices = [nn.Parameter(kernel.detach().view(len(kernel), -1)) for kernel in kernels]
-        self.optimizers = [
-            torch.optim.Muon(self._matrices, lr=_RATE, weight_decay=0, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.Adam(others, lr=_RATE, betas=(0.9, 0.99)),
-        ]
+        self.optimizer = Optimizer(kernels, [p for p in self.parameters if id(p) not in chosen])
 
     def minimise(self, loss: torch.Tensor, rate: float, step: int) -> None:
         """Take one step, at this share of the full learning rate."""
-        self.network.zero_grad(set_to_none=True)
         loss.backward()
-        for parameter in self.parameters:  # one bad batch must not end the run
-            parameter.grad.nan_to_num_(0, 0, 0)
-        for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
-            matrix.grad = kernel.grad.reshape(matrix.shape)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = _RATE * rate
-            optimizer.step()
+        self.optimizer.step(_RATE * rate)
         with torch.no_grad():
             decay = min(_DECAY, (step + 1) / (step + 11))
             torch._foreach_lerp_(self.mean, self.parameters, 1 - decay)
@@ -65,7 +50,7 @@ class Learner:
         return {
             "weights": [parameter.detach() for parameter in self.parameters],
             "mean": self.mean,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizer": self.optimizer.state(),
         }
 
     def load(self, state: dict) -> None:
@@ -73,8 +58,7 @@ class Learner:
             for tensors, key in ((self.parameters, "weights"), (self.mean, "mean")):
                 for tensor, saved in zip(tensors, state[key], strict=True):
                     tensor.copy_(saved)
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.optimizer.load(state["optimizer"])
 
 
 class Run:
