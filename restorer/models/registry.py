@@ -137,7 +137,7 @@ MODELS = (
         "upscale",
         4,
         727_448,
-        "ae03c5308ed51e9cbcd06873b9b15cd251221167d40975b230311a9a9b71aacc",
+        "3ffd4da239a35ea44186ef3724826c3c4e43349ff6c2837c7f95c78cf9ea22c1",
         "",
         "Apache-2.0",
         "any picture, three times as fast as realesr-general-x4v3",
