@@ -1,5 +1,6 @@
 """Say what is wrong with a photo and suggest options, from samples of it, in a fraction of a second."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,8 +15,8 @@ from .faces.detect import Detector
 from .images import colour
 from .images.formats import jpeg
 from .images.photo import Photo
-from .images.resample import shrunk, to_uint8
-from .inference.upscale import visible_pixels
+from .images.resample import round_to, shrunk, to_uint8
+from .inference.upscale import is_opaque, visible_pixels
 from .models import registry, sources
 from .networks import Networks
 from .options import Options
@@ -122,9 +123,9 @@ def examine(
     damage_detector  returns the probability (h, w), 0..1, that a pixel of (h, w, 3) uint8 is damaged; None:
                      no damage is looked for
     """
-    fading, pixels = colour.measure(photo.pixels, photo.alpha), visible_pixels(photo)
-    findings = list(_findings(pixels, fading, quality))
-    areas = _damage(pixels, damage_detector) if damage_detector else 0.0
+    fading = colour.measure(photo.pixels, photo.alpha)
+    findings = list(_findings(photo, fading, quality))
+    areas = _damage(photo, damage_detector) if damage_detector else 0.0
     if areas > _AREAS:
         reason = f"{areas:.0f} damaged areas per 100,000 pixels of a copy of {_DAMAGE_SIDE} pixels"
         findings.append(Finding("damage", "possibly damaged", reason))
@@ -137,7 +138,7 @@ def examine(
     if fading.share:
         options["colour"] = "auto"
     if face_detector:
-        faces = len(detect.detect_faces(pixels, face_detector, caps=(_FACES_SIDE,)))
+        faces = len(detect.detect_faces(_copy(photo, _FACES_SIDE), face_detector, caps=(_FACES_SIDE,)))
         options["face_enhance"] = "auto" if faces else "off"
         if faces:
             text = "1 face" if faces == 1 else f"{faces} faces"
@@ -159,15 +160,15 @@ def look_with(networks: Networks, photo: Photo, source: bytes | Photo) -> Look:
             faces = networks.face_network("yunet", "detect", backoff=True)
     with suppress(WeightsUnavailable, BadWeights):
         detector = networks.repair_network(DETECTOR)
-        # On a CPU, where a tile of a photo takes long, a look does not wait for it
+        # On a CPU, where a tile of a photo takes long, damage is detected beside it
         lock = networks.lock if next(detector.parameters()).is_cuda else None
         damages = partial(damage.detect, detector=detector, single=True, lock=lock)
     quality = jpeg.quality(source) if isinstance(source, bytes) else None
     return examine(photo, quality=quality, face_detector=faces, damage_detector=damages)
 
 
-def _findings(pixels: np.ndarray, fading: colour.Fading, quality: int | None) -> Iterator[Finding]:
-    squares = [cv2.cvtColor(square, cv2.COLOR_RGB2GRAY).astype(np.float32) for square in _squares(pixels)]
+def _findings(photo: Photo, fading: colour.Fading, quality: int | None) -> Iterator[Finding]:
+    squares = [cv2.cvtColor(square, cv2.COLOR_RGB2GRAY).astype(np.float32) for square in _squares(photo)]
     if fading.share:
         black, white = 100 * np.mean(fading.black), 100 * np.mean(fading.white)
         yield Finding("faded", "faded", f"its light is from {black:.0f} to {white:.0f} % of white")
@@ -184,17 +185,30 @@ def _findings(pixels: np.ndarray, fading: colour.Fading, quality: int | None) ->
         yield Finding("blur", "blurred", f"more blur leaves {100 * share:.0f} % of its edges")
 
 
-def _squares(pixels: np.ndarray) -> list[np.ndarray]:
+def _squares(photo: Photo) -> list[np.ndarray]:
     """Return evenly spaced squares of a photo as uint8, at multiples of 8 pixels, as JPEG's blocks are."""
     tops, lefts = (
         sorted({int(start) // 8 * 8 for start in np.linspace(0, max(0, side - _TILE), _TILES)})
-        for side in pixels.shape[:2]
+        for side in photo.pixels.shape[:2]
     )
-    return [
-        to_uint8(np.ascontiguousarray(pixels[top : top + _TILE, left : left + _TILE]))
-        for top in tops
-        for left in lefts
-    ]
+    squares = []
+    for top, left in itertools.product(tops, lefts):
+        part = slice(top, top + _TILE), slice(left, left + _TILE)
+        alpha = None if photo.alpha is None else photo.alpha[part]
+        visible = visible_pixels(Photo(photo.pixels[part], alpha, photo.meta))
+        squares.append(to_uint8(np.ascontiguousarray(visible)))
+    return squares
+
+
+def _copy(photo: Photo, side: int) -> np.ndarray:
+    """Return the pixels averaged to at most `side` a side, with transparent areas filled in."""
+    if photo.alpha is None or is_opaque(photo.alpha):
+        return shrunk(photo.pixels, side)
+    seen = photo.alpha > 0
+    share = shrunk(seen.astype(np.uint8) * 255, side)
+    total = shrunk(np.where(seen[..., None], photo.pixels, 0), side).astype(np.float32)
+    pixels = total * (255 / np.maximum(share, 1).astype(np.float32)[..., None])
+    return visible_pixels(Photo(round_to(pixels, photo.pixels.dtype), share, photo.meta))
 
 
 def _noise(squares: list[np.ndarray]) -> float:
@@ -248,9 +262,9 @@ def _sharpness_left(squares: list[np.ndarray]) -> float:
     return strongest[1] / strongest[0] if strongest[0] > _LEAST_EDGE else 0.0
 
 
-def _damage(pixels: np.ndarray, detector: DamageDetector) -> float:
+def _damage(photo: Photo, detector: DamageDetector) -> float:
     """Return the number of damaged areas per 100,000 pixels of a small copy."""
-    small = to_uint8(shrunk(pixels, _DAMAGE_SIDE))
+    small = to_uint8(_copy(photo, _DAMAGE_SIDE))
     marked = (detector(small) > _DAMAGED).astype(np.uint8)
     areas = cv2.connectedComponentsWithStats(marked, connectivity=8)[2][1:, cv2.CC_STAT_AREA]
     return float((areas >= _LEAST_AREA).sum()) / marked.size * 100_000

@@ -63,8 +63,8 @@ class Options:
     colour_strength  0 to 1: blends the photo's colours (0) and the corrected ones (1)
     autopilot      look at each photo and set colour and face_enhance, where they have their defaults, as its
                    look suggests; size and model stay as they are
-    tile           side of a tile in input pixels, 32 to 4096; 0 chooses by free memory. It changes the memory
-                   needed, not the result; ncnn has tiles of its own
+    tile           largest side of a tile in input pixels, 32 to 4096, or 0 to choose it; halved until it
+                   fits in memory. It changes the memory needed, not the result; ncnn has its own tiles
     format         "same" keeps the input's format if it can be written
     quality        1 to 100, for the lossy formats (jpeg, webp, avif, jxl); 100 is lossless in jxl alone
     max_bytes      largest file in bytes, for which the quality is lowered; 0: no limit

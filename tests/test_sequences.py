@@ -23,7 +23,7 @@ from restorer.errors import (
 )
 from restorer.images import fading, photo, sandbox
 from restorer.images.formats import animation
-from restorer.images.formats.metadata import THUMBNAIL, RawMetadata
+from restorer.images.formats.metadata import Item, RawMetadata
 from restorer.options import Limits, Sequences
 from restorer.result import UNFADED
 from tests import broken, pictures, profiles
@@ -176,9 +176,9 @@ def test_pages_that_lead_back_to_the_first_are_counted_once(rng):
 def test_a_thumbnail_after_the_picture_is_no_page(run, rng):
     data = tiff_of([pictures.noise(rng, 20, 30), pictures.noise(rng, 5, 7)], at=[1])
     meta = photo.decode(data).meta
-    assert (meta.pages, meta.warnings, meta.metadata.others) == (1, (), (THUMBNAIL,))
+    assert (meta.pages, meta.warnings, meta.metadata.others) == (1, (), (Item("thumbnail or mask"),))
     ((number, result),) = results(run, data)
-    assert number == 0 and result.warnings == ("left out: thumbnail",)
+    assert number == 0 and result.warnings == ("left out: thumbnail or mask",)
 
 
 # Frames
@@ -336,6 +336,16 @@ def test_a_still_picture_has_the_note_of_its_file(run, rng):
     ((_, result),) = results(run, data, autopilot=True)
     assert "strong JPEG compression" in result.warnings[0]
     assert result.warnings == run.restore(data, autopilot=True).warnings
+
+
+@pytest.mark.parametrize("image_format", ["png", "webp"])
+def test_a_grey_animation_looks_the_same_without_its_profile(image_format, run, rng):
+    """WebP holds no profile of grey: its samples are converted to sRGB."""
+    frames = [frame[..., 1] for frame in moving(rng)]
+    data = animated(frames, "png", icc_profile=profiles.grey(linear=True))
+    ((_, result),) = results(run, data, format=image_format, quality=100)
+    read = photo.decode(result.data, frames=True)
+    assert not read.meta.warnings and bool(read.meta.metadata.icc) == (image_format == "png")
 
 
 def test_frames_of_a_grey_animation_keep_its_profile(rng):

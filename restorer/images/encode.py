@@ -165,6 +165,9 @@ def frames_encoder(
         if blocks.icc:
             warnings += ("the colour profile was left out: GIF has no place for it",)
     samples = [_samples(frame, image_format, slice(None)) for frame in frames]
+    if blocks.icc and first.meta.grey and image_format in _NO_GREY_PROFILE:
+        samples = [_grey_as_srgb(frame, blocks.icc) for frame in samples]
+        blocks = replace(blocks, icc=b"")
     return lambda quality: Encoded(
         animation.encode(samples, image_format, timing, blocks, quality),
         image_format,

@@ -14,7 +14,7 @@ from . import icc
 from .formats import heif, jp2, jpeg, jxl, metadata, png, tiff, webp
 from .formats.animation import Timing
 from .formats.heif import CheckSize
-from .formats.metadata import FIRST_ONLY, THUMBNAIL, Item, RawMetadata
+from .formats.metadata import FIRST_ONLY, Item, RawMetadata
 
 # Pillow's modes, and the mode each is converted to
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA"}
@@ -83,7 +83,7 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:
     if pages > 1:
         warnings.append(FIRST_ONLY)
     elif block.has_next:
-        others += (THUMBNAIL,)
+        others += (Item("thumbnail or mask"),)
     exif, dpi = metadata.serialize_exif(block), metadata.resolution(block)
     blocks = replace(directory.metadata(), exif=exif, dpi=dpi, others=others)
     samples = tiff.decode(data, directory, warnings)
@@ -110,8 +110,8 @@ def _read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:
 
 def read_heif(data: bytes, check: CheckSize, warnings: list[str], page: int | None = None) -> Raw:
     samples, blocks, pages = heif.read_heic(data, check, warnings, page)
-    turned = b"irot" in data or b"imir" in data  # by libheif; without, the tag does not count
-    return Raw(samples, blocks, False, None if turned else 1, pages=pages)
+    orientation = None if heif.is_turned(data) else 1  # libheif has turned it; the tag alone does not count
+    return Raw(samples, blocks, apply_orientation=False, orientation=orientation, pages=pages)
 
 
 def _read_jxl(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:

@@ -107,7 +107,7 @@ class Engine:
     ) -> Iterator[np.ndarray]:
         """Upscale (H, W, 3) uint8 or uint16 RGB; yield (rows, W*scale, 3) of the same dtype, from the top.
 
-        H and W are multiples of `align`. `tile` is the side of a tile in pixels, see Run.
+        H and W are multiples of `align`. `tile` is the largest side of a tile in pixels, see Run.
 
         Raises OutOfMemory, InvalidOutput, and what `progress` raises.
         """
@@ -140,7 +140,7 @@ class Engine:
 
     def count_tiles(self, height: int, width: int, tile: int) -> int:
         """Return the number of tiles of all segments, if the maps fit in memory and it does not run out."""
-        sides = height // self.align, width // self.align
+        sides, tile = (height // self.align, width // self.align), self._fitting_tile(tile, height, width)
         return count_tiles(self._segments, *sides, self._backend.tile or tile)
 
     def _tile_bytes(self, tile: int, height: int, width: int) -> int:

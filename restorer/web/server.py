@@ -71,7 +71,7 @@ class Server:
                 atomic.check_writable(folder)
             except OSError as error:
                 raise OSError(f"cannot write to {name}, {folder}: {error.strerror}") from error
-        self.settings, self.worker = settings, Worker(settings.watchdog_timeout)
+        self.settings, self.worker, self._stopped = settings, Worker(settings.watchdog_timeout), False
         self.queue = GpuQueue(self.worker, settings.max_queue)
         self.restorer = _restorer_class()(
             weights=settings.restorer_weights or None,
@@ -227,7 +227,8 @@ class Server:
 
     def _stop_jobs(self) -> None:
         """Refuse new jobs, stop the running one and requeue it for the next process."""
-        if not self.worker.closed:
+        if not self._stopped:
+            self._stopped = True
             self.worker.close(_SHUTDOWN_TIMEOUT)  # new jobs are answered with 503 meanwhile
             self.jobs.requeue()
 
@@ -267,7 +268,7 @@ def serve(settings: Settings) -> None:
 
 
 def asgi(settings: Settings) -> FastAPI:
-    """Return a server as an ASGI application. Raises OSError as Server() does."""
+    """Return a server as an ASGI application. Raises what Server() raises."""
     metrics.configure_logging(as_json=settings.log_format == "json")
     return Server(settings).asgi()
 

@@ -195,7 +195,7 @@ def test_a_stopped_job_leaves_the_earlier_result_on_display(tmp_path, rng):
     assert page.finish(job.id, job.id, photo, earlier, *VALUES)[c.start]["value"] == "Restore"
 
 
-def test_a_full_disk_is_said_when_a_photo_or_a_batch_is_accepted(tmp_path, monkeypatch, rng):
+def test_a_full_disk_is_reported_when_a_photo_or_a_batch_is_accepted(tmp_path, monkeypatch, rng):
     page = page_of(tmp_path)
     batch, upload = batch_of(page), tmp_path / "uploads/a.png"
     Image.fromarray(photo_like(rng, 20, 30)).save(upload)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import httpx
 import numpy as np
@@ -569,6 +570,17 @@ def test_an_asgi_host_that_shuts_down_keeps_jobs_and_uploads(tmp_path, rng, monk
     record = json.loads((tmp_path / f"uploads/jobs/{job}/job.json").read_text())
     assert (record["state"], record["starts"]) == ("queued", 0)
     assert Path(upload).read_bytes() == photo
+
+
+def test_a_server_that_hangs_requeues_its_jobs_once(tmp_path, monkeypatch):
+    hung, requeue = server.Server(settings_in(tmp_path)), mock.Mock()
+    hung.worker.closed = True  # as the watchdog does
+    monkeypatch.setattr(hung.jobs, "requeue", requeue)
+    monkeypatch.setattr(hung.blocks, "close", mock.Mock())
+    monkeypatch.setattr(server.logging, "shutdown", mock.Mock())
+    hung.close()
+    hung.close()
+    requeue.assert_called_once_with()
 
 
 def test_shutdown_does_not_wait_for_a_long_tile(tmp_path):

@@ -108,9 +108,18 @@ def read_heic(
     return samples, _metadata(data, image.info, warnings, grey=_is_grey(samples)), len(file)
 
 
+def is_turned(data: bytes) -> bool:
+    """Return whether a picture of the file is rotated or mirrored when it is shown."""
+    return re.search(rb"\0\0\0\x09i(rot|mir)", _properties(data)) is not None
+
+
+def _properties(data: bytes) -> bytes:
+    return b"".join(contents for kind, contents in boxes(data) if kind == b"meta")
+
+
 def _clean_aperture(data: bytes, samples: np.ndarray, warnings: list[str]) -> np.ndarray:
     """Crop to the part that the file declares to be shown (ISO/IEC 14496-12, 12.1.4); libavif does not."""
-    properties = b"".join(contents for kind, contents in boxes(data) if kind == b"meta")
+    properties = _properties(data)
     apertures = set(re.findall(rb"(?s)\0\0\0\x28clap(.{32})", properties))
     if not apertures:
         return samples

@@ -66,7 +66,7 @@ class Form:
         return options
 
     def values_of(self, options: dict[str, Any], values: tuple[object, ...]) -> tuple[object, ...]:
-        """Return the values that option_values() turns into `options`; `values` where it does not tell."""
+        """Return the values that option_values() turns into `options`; `values` of fields that it lacks."""
         model = options.get("model")
         known = options | {
             "preset": model if model in PRESETS else None,
@@ -74,8 +74,8 @@ class Form:
         }
         for name, option in (("restore_faces", "face_enhance"), ("repair", "repair")):
             known[name] = options[option] != "off" if option in options else None
-        found = (known.get(name) for name in FIELDS)
-        return tuple(value if new is None else new for value, new in zip(values, found, strict=True))
+        pairs = zip(FIELDS, values, strict=True)
+        return tuple(value if known.get(name) is None else known[name] for name, value in pairs)
 
     def options(self, values: tuple[object, ...], before: Photo) -> Options:
         """Return the values as Options for a photo. Raises what Service.options() raises."""

@@ -6,18 +6,24 @@
 
   // This tab's own memory first; a new tab shows what the last one showed. A frame may have no storage
   const KEY = "neural-image-restore", STORAGES = ["sessionStorage", "localStorage"];
-  let others = "";  // the job of another tab, which another photo in this one must not cancel
+  const OTHER = `${KEY}-other`;  // the job of another tab, which a new photo in this one must not cancel
   const recall = () => {
     for (const storage of STORAGES) {
       try {
         const text = window[storage].getItem(KEY);
-        if (text && storage === "localStorage") others = JSON.parse(text).job;
+        if (text && storage === "localStorage") sessionStorage.setItem(OTHER, JSON.parse(text).job ?? "");
         if (text) return text;
       } catch { /* no storage */ }
     }
     return "";
   };
-  const ownJob = (id) => id === others ? "" : id;
+  const ownJob = (id) => {
+    try {
+      return id === sessionStorage.getItem(OTHER) ? "" : id;
+    } catch {  // no storage
+      return id;
+    }
+  };
   const remember = (changes) => {
     const before = JSON.parse(recall() || "{}");
     const text = JSON.stringify({ ...before, ...changes });
@@ -28,7 +34,7 @@
     }
   };
   const rememberPhoto = (photo) => {
-    // A job that is being followed belongs to this photo; another photo ended the previous job
+    // A job that is being followed belongs to this photo
     if (photo !== JSON.parse(recall() || "{}").photo) remember(streams.job ? { photo } : { photo, job: "" });
   };
 

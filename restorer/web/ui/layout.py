@@ -57,7 +57,7 @@ def build(runner: JobRunner) -> gr.Blocks:
         outputs = list(dict.fromkeys([*photo_tab.panels, *photo_tab.options]))
         resumed = blocks.load(page.resume, inputs, outputs, js=_RECALL, **_QUIET)
         # Forget what has expired
-        resumed.then(None, photo_tab.remembered, None, js="(path) => window.restorer.rememberPhoto(path)")
+        resumed.success(None, photo_tab.remembered, None, js="(path) => window.restorer.rememberPhoto(path)")
         looking.append(
             resumed.then(page.show_look, [photo_tab.selected, photo_tab.job], photo_tab.suggestions, **_QUIET)
         )
@@ -66,7 +66,7 @@ def build(runner: JobRunner) -> gr.Blocks:
         batch = BatchTab(page, many_tab)
         _connect_batch(batch, photo_tab, many_tab)
         resumed = blocks.load(batch.resume, photo_tab.remembered, many_tab.panels, js=_RECALL, **_QUIET)
-        resumed.then(None, many_tab.job, None, js="(batch) => window.restorer.remember({ batch })")
+        resumed.success(None, many_tab.job, None, js="(batch) => window.restorer.remember({ batch })")
         client_api.add_endpoints(runner.service)
     return blocks
 

@@ -58,7 +58,7 @@ class RestoreTab:
     async def pick(
         self, path: str | None, shown: SelectedPhoto | None, job_id: str, *values: object
     ) -> Updates:
-        """Show an upload and the estimate of its result; cancel the job of the previous one.
+        """Show an upload and the estimate of its result; cancel this tab's job of the previous one.
 
         If an upload follows another before its answer, the first event already sees the second upload, and
         the second event must not cancel the job that was started meanwhile.
@@ -67,7 +67,10 @@ class RestoreTab:
             return self.unchanged
         if job := self.runner.jobs.get(job_id):
             await self.runner.cancel(job)
-        return await asyncio.to_thread(self._show_upload, path, values)
+        try:
+            return await asyncio.to_thread(self._show_upload, path, values)
+        except OSError as error:  # of the preview: a full disk
+            return {**self._show_upload(None, values), self.components.message: self.form.warning(error)}
 
     def _show_upload(self, path: str | None, values: tuple[object, ...]) -> Updates:
         """Show an upload, or the example and what to do."""
@@ -77,7 +80,7 @@ class RestoreTab:
                 decoded = self.service.decode_upload(path)
                 preview = previews.preview(decoded, self.settings.processed_folder)
                 photo = SelectedPhoto(path, _outline(decoded))
-            except (RestoreError, OSError) as error:
+            except RestoreError as error:
                 message = self.form.warning(error)
         return {
             **(self.form.updates(photo, values, start=_READY) if photo else self._no_photo(message)),
@@ -237,7 +240,7 @@ class RestoreTab:
         except RestoreError:
             path = None
         if path is None and job and job.items:
-            with suppress(OSError):
+            with suppress(FileNotFoundError):
                 path = self._copy_upload(self.runner.jobs.input_path(job, 0), Path(job.items[0].name).name)
         if path is None:
             if not ids.get("photo"):
