@@ -418,6 +418,7 @@ def test_models_quote_health_ready_metrics_and_openapi(client, rng):
     assert broken.status_code == 422 and "not an image" in broken.json()["error"]
     assert client.get("/health").json() == {"status": "ok"}
     assert client.head("/health").status_code == 200
+    assert client.head(f"/status/{'0' * 32}/events").status_code == 405, "a stream would be sent to its end"
     assert client.get("/ready").json()["model"] == "custom/quick"
     assert ended(client, posted(client, ("secret name.png", png(photo_like(rng, 20, 20))))["job_id"])
     text = client.get("/metrics").text

@@ -77,7 +77,7 @@ def _router(rest: RestApi) -> APIRouter:
             responses=responses,
             **options,
         )
-        if method == "GET":
+        if method == "GET" and "text/event-stream" not in (content or ()):  # which takes as long as the job
             router.add_api_route(path, run, methods=["HEAD"], response_model=None, include_in_schema=False)
 
     accepted = {
