@@ -95,27 +95,32 @@ def test_the_suggested_scale_depends_on_the_size(width, scale):
 
 
 @pytest.mark.parametrize(
-    ("specks", "size", "level", "damaged"),
+    ("specks", "size", "level", "enlarged", "damaged"),
     [
-        (0, 4, 1, False),
-        (7, 4, 1, False),
-        (8, 4, 1, True),
-        (50, 3, 1, False),
-        (50, 4, 0.65, False),
-        (50, 4, 0.75, True),
+        (0, 4, 1, 1, False),
+        (11, 4, 1, 1, False),
+        (12, 4, 1, 1, True),
+        (19, 4, 1, 2, False),
+        (20, 4, 1, 2, True),
+        (50, 3, 1, 1, False),
+        (50, 4, 0.65, 1, False),
+        (50, 4, 0.75, 1, True),
     ],
 )
-def test_damage_is_several_areas_of_some_size(rng, specks, size, level, damaged):
+def test_damage_is_several_areas_of_some_size(rng, specks, size, level, enlarged, damaged):
+    """Also for the size of the copy: 10 areas are allowed in 100,000 pixels."""
+
     def detector(image: np.ndarray) -> np.ndarray:
-        assert image.shape == (240, 320, 3) and image.dtype == np.uint8
+        assert image.shape == ((240, 320, 3), (384, 512, 3))[enlarged - 1] and image.dtype == np.uint8
         probability = np.zeros(image.shape[:2], np.float32)
         for speck in range(specks):
             top, left = divmod(speck, 20)
             probability[9 * top : 9 * top + size, 9 * left : 9 * left + size] = level
         return probability
 
-    seen = look.examine(photo.decode(png(scene(rng))), damage_detector=detector)
-    assert [finding.name for finding in seen.findings] == ["damage"] * damaged
+    pixels = scene(rng).repeat(enlarged, axis=0).repeat(enlarged, axis=1)
+    seen = look.examine(photo.decode(png(pixels)), damage_detector=detector)
+    assert ("damage" in {finding.name for finding in seen.findings}) == damaged
     assert seen.options == {"outscale": 4.0}, "the detector marks parts of the picture too"
 
 

@@ -253,9 +253,11 @@ def test_damage_is_marked_edited_and_filled(page, folder):
     pixels = np.stack([90 + y / 4, 80 + x / 5, 100 + 0 * x], axis=2).astype(np.uint8)
     choose(page, pixels, "clean.png")
     expect(page.locator("#summary")).to_contain_text("about")
-    cv2.line(pixels, (20, 10), (150, 140), (245, 245, 245), 2, cv2.LINE_AA)
-    for speck in ((20, 60), (40, 120), (90, 30), (180, 110), (60, 90)):
-        cv2.circle(pixels, speck, 3, (245, 245, 245), -1, cv2.LINE_AA)
+    cv2.line(pixels, (50, 40), (120, 110), (245, 245, 245), 2, cv2.LINE_AA)
+    for row in range(3):  # a look counts twelve areas
+        for column in range(4):
+            speck = (15 + 55 * column, 22 + 55 * row)
+            cv2.circle(pixels, speck, 2, (245, 245, 245), -1, cv2.LINE_AA)
     choose(page, pixels, "scratched.png")
     expect(page.locator("#repair > button")).to_contain_text("possible damage")
     expect(page.locator("#mask")).to_be_hidden()
