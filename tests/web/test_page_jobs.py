@@ -7,9 +7,10 @@ import zipfile
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.conftest import files_below, photo_like, png
 from tests.serving import PACED, STANDIN, served
@@ -27,12 +28,16 @@ from tests.web.browsing import (
 pytestmark = pytest.mark.slow
 
 
-def test_stop_cancels_and_next_photo_is_restored(page, rng, folder):
-    choose(page, photo_like(rng, 900, 1100))
+def start_long_job(page: Page, rng: np.random.Generator, name: str = "holiday.png") -> None:
+    choose(page, photo_like(rng, 900, 1100), name)
     expect(page.locator("#summary")).to_contain_text("4400 × 3600")
     choose_model(page, "custom/slow")
     page.click("#start")
     expect_progress(page)
+
+
+def test_stop_cancels_and_next_photo_is_restored(page, rng, folder):
+    start_long_job(page, rng)
     before = len(list(folder.glob("processed/*/*/after.jpg")))
     page.click("#stop")
     expect(page.locator("#start")).to_be_visible()
@@ -130,11 +135,7 @@ def test_waiting_pages_show_their_position_and_leave_the_queue(browser, address,
     with watched(browser, address) as two, watched(browser, address) as many:
         one = new_page(browser)
         one.goto(address)
-        choose(one, photo_like(rng, 900, 1100))
-        expect(one.locator("#summary")).to_contain_text("4400 × 3600")
-        choose_model(one, "custom/slow")
-        one.click("#start")
-        expect_progress(one)
+        start_long_job(one, rng)
         choose(two, photo_like(rng, 30, 40))
         expect(two.locator("#summary")).to_contain_text("160 × 120")
         two.click("#start")
@@ -191,11 +192,7 @@ def test_a_new_tab_and_a_click_leave_a_running_job_alone(browser, address, rng):
     context.set_default_timeout(TIMEOUT)
     page, other = context.new_page(), context.new_page()
     page.goto(address)
-    choose(page, photo_like(rng, 900, 1100))
-    expect(page.locator("#summary")).to_contain_text("4400 × 3600")
-    choose_model(page, "custom/slow")
-    page.click("#start")
-    expect_progress(page)
+    start_long_job(page, rng)
     page.locator("#before img").click()
     other.goto(address)
     expect_progress(other)
@@ -232,11 +229,7 @@ def test_reload_shows_many_photos_again(browser, address, rng):
 
 
 def test_new_upload_replaces_running_photo(page, rng):
-    choose(page, photo_like(rng, 900, 1100), "first.png")
-    expect(page.locator("#summary")).to_contain_text("4400 × 3600")
-    choose_model(page, "custom/slow")
-    page.click("#start")
-    expect_progress(page)
+    start_long_job(page, rng, "first.png")
     choose(page, photo_like(rng, 30, 30), "second.png")
     expect(page.locator("#summary")).to_contain_text("30 × 30")
     page.click("#start")
