@@ -126,9 +126,7 @@ def finish(draft: Result, corrected: Photo, timer: StageTimer) -> Result:
         encode.encoder(
             result.after,
             encode.output_format(before, options.format),
-            keep_metadata=options.keep_metadata,
-            remove_gps=options.remove_gps,
-            dpi=options.dpi,
+            options,
             history=json.dumps(result.receipt),
         ),
     )

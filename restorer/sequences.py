@@ -94,9 +94,7 @@ def _restore_frames(
         encode.frames_encoder(
             [restored[key] for key in keys],
             image_format,
-            keep_metadata=chosen.keep_metadata,
-            remove_gps=chosen.remove_gps,
-            dpi=first.options.dpi,  # of print_size
+            replace(chosen, dpi=first.options.dpi),  # of print_size
             history=json.dumps(first.receipt | {"options": vars(chosen)}),
         ),
     )

@@ -13,7 +13,6 @@ from ..errors import BadWeights, InvalidOption, RestoreError, WeightsUnavailable
 from ..folders import LeftOut
 from ..images import file_types
 from ..models import registry
-from ..options import Options
 from .summary import print_failure, print_left_out
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def _find_faces(source: Path, restorer: "Restorer", target: Path | None, origina
         elif target:
             picture = replace(photo, pixels=detect.draw(photo.pixels, faces), alpha=None)
             image_format = file_types.format_of(target) or "png"
-            write_atomic(target, encode.encode(picture, image_format, quality=Options.quality).data)
+            write_atomic(target, encode.encode(picture, image_format).data)
     except (WeightsUnavailable, BadWeights):
         raise
     except (RestoreError, OSError) as error:

@@ -157,7 +157,7 @@ def compare(
     else:
         plain = degradation.bicubic(before.pixels, *output_size(before.width, before.height, case.scale))
     for folder, pixels in ((INPUT, before.pixels), (BICUBIC, plain)):
-        encoded = encode.encode(Photo(pixels, None, Meta("png")), "png", quality=Options.quality)
+        encoded = encode.encode(Photo(pixels, None, Meta("png")), "png")
         atomic.write_atomic(image_path(output, folder, name), encoded.data)
     yield {"variant": BICUBIC, **_measure(case, plain, setup)}
     for variant in variants:

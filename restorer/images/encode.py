@@ -75,43 +75,24 @@ def check_fits(photo: Photo, width: int, height: int, image_format: str) -> None
         raise ImageTooLarge(f"the result would be {size / 1e9:.1f} GB; TIFF allows at most 4 GB; use PNG")
 
 
-def encode(
-    photo: Photo,
-    image_format: str,
-    *,
-    quality: int,
-    keep_metadata: bool = Options.keep_metadata,
-    remove_gps: bool = Options.remove_gps,
-    dpi: int = Options.dpi,
-    history: str = "",
-) -> Encoded:
+def encode(photo: Photo, image_format: str, *, history: str = "", **options: object) -> Encoded:
     """Encode a Photo with its colour profile and metadata; see encoder() for the arguments."""
-    write = encoder(
-        photo, image_format, keep_metadata=keep_metadata, remove_gps=remove_gps, dpi=dpi, history=history
-    )
-    return write(quality)
+    chosen = Options().changed(options)
+    return encoder(photo, image_format, chosen, history)(chosen.quality)
 
 
-def encoder(
-    photo: Photo, image_format: str, *, keep_metadata: bool, remove_gps: bool, dpi: int, history: str
-) -> Encoder:
+def encoder(photo: Photo, image_format: str, options: Options, history: str = "") -> Encoder:
     """Return what encodes a Photo at a quality; its metadata and samples are converted only once.
 
     image_format  "png", "jpeg", "webp", "tiff", "avif" or "jxl"
-    dpi           resolution to store; 0: that of the photo, if its metadata is kept
+    options       keep_metadata, remove_gps and dpi are used
     history       an ASCII line on how the image was produced, stored as EXIF ImageHistory
 
     Raises ImageTooLarge for a side beyond the format's limit; check_fits detects this in advance.
     """
     check_fits(photo, photo.width, photo.height, image_format)
     blocks, left_out = result_metadata.update(
-        photo,
-        image_format,
-        partial(_thumbnail, photo),
-        keep=keep_metadata,
-        remove_gps=remove_gps,
-        dpi=dpi,
-        history=history,
+        photo, image_format, partial(_thumbnail, photo), options, history
     )
     warnings = losses(photo, image_format) + left_out
     if image_format in _DEEP_WRITERS:
@@ -134,15 +115,7 @@ def encoder(
     )
 
 
-def frames_encoder(
-    frames: Sequence[Photo],
-    image_format: str,
-    *,
-    keep_metadata: bool,
-    remove_gps: bool,
-    dpi: int,
-    history: str,
-) -> Encoder:
+def frames_encoder(frames: Sequence[Photo], image_format: str, options: Options, history: str) -> Encoder:
     """Return what encodes the frames of an animation, all of one size and with the first one's timing.
 
     image_format  "gif", "webp" or "png"; see encoder() for the rest
@@ -150,15 +123,8 @@ def frames_encoder(
     first = frames[0]
     timing = first.meta.timing
     assert timing
-    blocks, left_out = result_metadata.update(
-        first,
-        image_format,
-        lambda: b"",
-        keep=keep_metadata,
-        remove_gps=remove_gps,
-        dpi=dpi,
-        history="" if image_format == "gif" else history,  # which has no place for it
-    )
+    history = "" if image_format == "gif" else history  # which has no place for it
+    blocks, left_out = result_metadata.update(first, image_format, lambda: b"", options, history)
     warnings = losses(first, image_format) + left_out
     if image_format == "gif":
         warnings += ("GIF holds 256 colours per frame",)

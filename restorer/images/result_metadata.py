@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from ..options import Options
 from ..version import SOFTWARE
 from .formats import exif, jpeg, metadata, photoshop, xmp
 from .formats.exif import Block
@@ -27,24 +28,20 @@ def update(
     photo: Photo,
     image_format: str,
     thumbnail: Callable[[], bytes],
-    *,
-    keep: bool,
-    remove_gps: bool,
-    dpi: int,
+    options: Options,
     history: str,
 ) -> tuple[RawMetadata, tuple[str, ...]]:
     """Return the metadata for the file of a result, and warnings about items that it lacks.
 
     thumbnail  computes a JPEG file of the result, if the photo had one
-    keep       whether to keep more than the colour profile
-    dpi        replaces the photo's resolution, with or without `keep`; 0: that of the photo
-    history    an ASCII line on how the image was produced, "" for none; not stored without `keep`
+    options    keep_metadata, remove_gps and dpi are used
+    history    an ASCII line on how the image was produced, "" for none; not stored without keep_metadata
     """
     meta, size = photo.meta, (photo.width, photo.height)
-    source = meta.metadata if keep else RawMetadata(icc=meta.metadata.icc)
-    source = remove_places(source) if remove_gps else source
-    source = replace(source, dpi=(dpi, dpi)) if dpi else source
-    history = history if keep else ""
+    source = meta.metadata if options.keep_metadata else RawMetadata(icc=meta.metadata.icc)
+    source = remove_places(source) if options.remove_gps else source
+    source = replace(source, dpi=(options.dpi, options.dpi)) if options.dpi else source
+    history = history if options.keep_metadata else ""
     before = inventory(source) | ({_HISTORY} if history else frozenset())
     moved = placement(meta.orientation, meta.stored, size) if meta.stored else Placement()
     resolution = source.dpi and moved.fractions.pair(*source.dpi)

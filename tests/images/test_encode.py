@@ -15,6 +15,7 @@ from restorer.errors import ImageTooLarge
 from restorer.images import encode, photo, result_metadata
 from restorer.images.formats.metadata import RawMetadata
 from restorer.images.photo import Meta, Photo
+from restorer.options import Options
 from restorer.result import encode_within
 from tests import pictures, profiles
 from tests.conftest import photo_like
@@ -300,7 +301,7 @@ def test_metadata_is_converted_once_for_all_qualities(rng, monkeypatch):
     update = result_metadata.update
     monkeypatch.setattr(result_metadata, "update", lambda *a, **k: calls.append(a) or update(*a, **k))
     subject = photo_of(photo_like(rng, 60, 80))
-    write = encode.encoder(subject, "jpeg", keep_metadata=True, remove_gps=False, dpi=0, history="{}")
+    write = encode.encoder(subject, "jpeg", Options(), history="{}")
     full = write(95)
     small = encode_within(len(full.data) // 2, 95, write)
     assert len(small.data) <= len(full.data) // 2 and "the quality was lowered" in small.warnings[-1]
@@ -310,7 +311,7 @@ def test_metadata_is_converted_once_for_all_qualities(rng, monkeypatch):
 def test_lossless_file_is_not_encoded_at_other_qualities(rng):
     data = pictures.pillow(photo_like(rng, 20, 30), "WEBP", lossless=True)
     subject, qualities = photo.decode(data), []
-    write = encode.encoder(subject, "webp", keep_metadata=True, remove_gps=False, dpi=0, history="")
+    write = encode.encoder(subject, "webp", Options())
     with pytest.raises(ImageTooLarge, match="max_bytes is 100"):
         encode_within(100, 95, lambda quality: qualities.append(quality) or write(quality))
     assert qualities == [95]
