@@ -58,8 +58,14 @@ class JobRunner:
             add = partial(self.jobs.add, files, options, mask=mask, previews=True, transfer=_copy)
             return await self.accept(add)
 
+    async def resume_cancelled(self, job: Job) -> None:
+        """Restore the pending files of a cancelled job. Raises QueueFull, DiskFull and RestoreError."""
+        with self.service.queue.reservation():
+            self.service.check_disk_space()
+            await self.accept(partial(self.jobs.reopen, job))
+
     async def accept(self, add: Callable[[], Job]) -> Job:
-        """Add a job, as Jobs.add() does, and queue it; both even if the caller is cancelled meanwhile."""
+        """Queue the job that `add` returns, even if the caller is cancelled meanwhile; see Jobs.add()."""
 
         async def add_and_submit() -> Job:
             job = await asyncio.to_thread(add)
@@ -101,7 +107,8 @@ class JobRunner:
             logging.getLogger(__name__).exception("job failed")
             self.jobs.end(job, "failed")
         finally:
-            self._remove(job)
+            if self.queued.get(job_id) is queued:  # not if it was cancelled and queued again meanwhile
+                self._remove(job)
 
     def _remove(self, job: Job) -> QueuedJob | None:
         if queued := self.queued.pop(job.id, None):
@@ -130,7 +137,7 @@ class JobRunner:
         def report(done: int, total: int) -> None:
             queued.progress = index, done, total
             progress(done, total)
-            if job.ended:
+            if job.ended or self.queued.get(job.id) is not queued:
                 raise Cancelled("the job has ended")
 
         try:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..atomic import write_atomic
+from ..errors import RestoreError
 from .previews import CACHED
 
 UNFINISHED = ("queued", "processing")
@@ -185,6 +186,14 @@ class Jobs:
             with suppress(OSError):  # restart the retention time of its results
                 os.utime(self.results / job.id)
             return True
+
+    def reopen(self, job: Job) -> Job:
+        """Queue a cancelled job again for its pending files. Raises RestoreError if there are none."""
+        with self._lock:
+            if job.state != "cancelled" or not job.next:
+                raise RestoreError("no photo of this batch is left to restore")
+            self._change(job, state="queued", starts=0)
+        return job
 
     def requeue(self) -> None:
         """Put running jobs back into the queue for the next process; a clean shutdown is not a crash."""

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from restorer.errors import RestoreError
 from restorer.web.jobs import Jobs
 
 
@@ -103,6 +104,20 @@ def test_job_ends_once_if_several_threads_end_it(folders, tmp_path):
         assert not jobs.finish_file(job, job.items[0], error="late") and not job.items[0].error
         record = json.loads((folders[0] / job.id / "job.json").read_text())
         assert record["state"] == job.state
+
+
+def test_cancelled_job_continues_with_its_pending_files(folders, tmp_path):
+    jobs = Jobs(*folders)
+    job = add_job(jobs, tmp_path, "a.jpg", "b.jpg")
+    with pytest.raises(RestoreError, match="no photo of this batch is left"):
+        jobs.reopen(job)
+    assert jobs.begin(job) and jobs.finish_file(job, job.items[0], result={"file": "a_4x.jpg"})
+    assert jobs.end(job, "cancelled")
+    assert jobs.reopen(job) is job and job.next is job.items[1]
+    assert Jobs(*folders).get(job.id) == job and job.state == "queued"
+    assert jobs.finish_file(job, job.items[1], error="broken") and jobs.end(job, "cancelled")
+    with pytest.raises(RestoreError, match="no photo of this batch is left"):
+        jobs.reopen(job)
 
 
 def test_invalid_records_are_skipped(folders, tmp_path):

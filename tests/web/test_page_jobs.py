@@ -117,6 +117,30 @@ def test_stop_keeps_finished_photos(page, rng):
     expect(page.locator("#start-all")).to_be_visible()
 
 
+def test_stopped_batch_continues_with_the_photos_that_are_left(page, rng):
+    choose_model(page, "custom/slow")
+    page.get_by_role("tab", name="Many photos").click()
+    files = [
+        {"name": f"{name}.png", "mimeType": "image/png", "buffer": png(photo_like(rng, side, side))}
+        for name, side in (("first", 20), ("second", 300), ("third", 24))
+    ]
+    page.set_input_files("#uploads input[type=file]", files)
+    page.click("#start-all")
+    expect(page.locator("#gallery")).to_contain_text("first.png: 80 × 80")
+    page.click("#stop-all")
+    rest = page.locator("#continue-all")
+    expect(rest).to_have_text("Continue, 2 photos left")
+    rest.click()
+    expect(page.locator("#stop-all")).to_be_visible()
+    expect(rest).to_be_hidden()
+    expect(page.locator("#download-all")).to_contain_text("3 photos,")
+    expect(rest).to_be_hidden()
+    with page.expect_download() as event:
+        page.click("#download-all")
+    with zipfile.ZipFile(event.value.path()) as archive:
+        assert archive.namelist() == ["first_4x.png", "second_4x.png", "third_4x.png"]
+
+
 def test_two_pages_get_their_own_results(browser, address, rng):
     with watched(browser, address) as one, watched(browser, address) as two:
         choose(one, photo_like(rng, 40, 40), "one.png")

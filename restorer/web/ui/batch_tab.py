@@ -42,7 +42,7 @@ class BatchTab:
             c.message: texts.MANY,
             c.gallery: gr.Gallery(images, visible=bool(images)),
             c.start: gr.Button(**_READY, interactive=bool(images), visible=True),
-            **dict.fromkeys([c.stop, c.archive, c.slider, c.download], hidden),
+            **dict.fromkeys([c.stop, c.rest, c.archive, c.slider, c.download], hidden),
             c.job: "",
         }
 
@@ -59,7 +59,26 @@ class BatchTab:
         except (RestoreError, OSError) as error:
             return {c.message: self.page.form.warning(error)}
         hidden = dict.fromkeys([c.archive, c.slider, c.download], gr.update(visible=False))
-        return {**hidden, c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True), c.job: job.id}
+        return {**hidden, **self._running(), c.job: job.id}
+
+    async def proceed(self, job_id: str) -> Updates:
+        """Restore the photos that a stopped job left, with its options; jobs.js follows it again."""
+        c, job = self.components, self.runner.jobs.get(job_id)
+        try:
+            if not job:
+                raise RestoreError(f"the photos have expired: they are kept for {self.page.retention}")
+            await self.runner.resume_cancelled(job)
+        except (RestoreError, OSError) as error:
+            return {c.message: self.page.form.warning(error)}
+        return self._running()
+
+    def _running(self) -> Updates:
+        """Show Stop in place of the buttons that start a job."""
+        c = self.components
+        return {
+            **dict.fromkeys([c.start, c.rest], gr.Button(visible=False)),
+            c.stop: gr.Button(visible=True),
+        }
 
     def update(self, job_id: str, paths: list[str] | None = None) -> Updates:
         """Show the photos of a job, each with its state, and offer the results once it has ended."""
@@ -69,16 +88,19 @@ class BatchTab:
         images = list(self._images(job, paths or ()))
         updates = {c.gallery: gr.Gallery(images, visible=True), c.message: _summary(job)}
         if not job.ended:
-            return {**updates, c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True)}
+            return {**updates, **self._running()}
         start = _AGAIN if _are_of(paths, job) else _READY  # others may have been chosen meanwhile
+        left = sum(item.pending for item in job.items) if job.state == "cancelled" else 0
         updates |= {
             c.start: gr.Button(**start, interactive=bool(paths), visible=True),
             c.stop: gr.Button(visible=False),
+            c.rest: gr.Button(f"Continue, {texts.count(left, 'photo')} left", visible=left > 0),
         }
         files = [file for index in range(len(job.items)) if (file := self._result(job, index))]
         if files:
             with suppress(OSError):  # a full disk; each result can still be downloaded
-                archive = previews.write_zip(files, self.runner.jobs.results / job.id / "restored.zip")
+                name = f"restored-{len(files)}.zip"  # not that of fewer, which browsers may have cached
+                archive = previews.write_zip(files, self.runner.jobs.results / job.id / name)
                 size = archive.stat().st_size / 1e6
                 label = f"Download {texts.count(len(files), 'photo')}, ZIP, {size:.1f} MB"
                 updates[c.archive] = gr.DownloadButton(label, value=str(archive), visible=True)

@@ -116,6 +116,7 @@ class ManyTab:
     message: gr.Markdown
     start: gr.Button
     stop: gr.Button
+    rest: gr.Button  # continues a stopped batch
     archive: gr.DownloadButton
     gallery: gr.Gallery
     slider: gr.ImageSlider
@@ -127,7 +128,7 @@ class ManyTab:
     def panels(self) -> list[Any]:
         """Everything that other photos or results change."""
         return [
-            *(self.message, self.start, self.stop, self.archive),
+            *(self.message, self.start, self.stop, self.rest, self.archive),
             *(self.gallery, self.slider, self.download, self.job),
         ]
 
@@ -310,6 +311,7 @@ def build_many_tab(hidden: dict[str, gr.Textbox]) -> ManyTab:
             message = gr.Markdown(texts.MANY, elem_id="batch-summary")
             start = gr.Button("Restore all", variant="primary", interactive=False, elem_id="start-all")
             stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-all")
+            rest = gr.Button("Continue", visible=False, elem_id="continue-all")
             archive = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download-all")
         with gr.Column(elem_id="many-stage", min_width=0):
             gr.HTML(_PROGRESS, elem_id="progress-all")
@@ -322,6 +324,7 @@ def build_many_tab(hidden: dict[str, gr.Textbox]) -> ManyTab:
         message=message,
         start=start,
         stop=stop,
+        rest=rest,
         archive=archive,
         gallery=gallery,
         slider=slider,
