@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -353,23 +354,6 @@ def _reason(error: WeightsUnavailable | BadWeights) -> str:
     return str(error.args[0])
 
 
-def load(
-    model: str = Options.model,
-    *,
-    weights: str | Path | None = None,
-    device: str | None = None,
-    half: bool | None = None,
-    limits: Limits | None = None,
-    decoder: Callable[..., Photo] = photo.decode,
-    **options: object,
-) -> Restorer:
+def load(model: str = Options.model, **arguments: Any) -> Restorer:  # noqa: ANN401  of Restorer
     """Return a Restorer with its model loaded. See Restorer for the arguments and Options for the options."""
-    return Restorer(
-        weights=weights,
-        device=device,
-        half=half,
-        limits=limits,
-        decoder=decoder,
-        model=model,
-        **options,  # type: ignore[arg-type]
-    ).load()
+    return Restorer(model=model, **arguments).load()

@@ -16,8 +16,9 @@ from ..options import Limits
 from . import icc
 from .formats import animation, camera_raw, heif, jp2, jxl, metadata, tiff, xmp
 from .formats.animation import Timing
+from .formats.decoded import Raw
 from .formats.metadata import FIRST_ONLY, THUMBNAIL, RawMetadata
-from .readers import READERS, Raw, read_heif
+from .readers import READERS
 
 READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC", "MPO", "JPEG XL", "JPEG 2000")
 # _check_size enforces our own limit before any pixel is decoded
@@ -138,7 +139,7 @@ def decode(
     try:
         if page is not None and image_format == "tiff":
             data = tiff.with_first_page(data, page)
-        reader = partial(read_heif, page=page) if image_format == "heif" else READERS[image_format]
+        reader = partial(heif.read_heic, page=page) if image_format == "heif" else READERS[image_format]
         raw = reader(data, partial(_check_size, max_pixels=max_pixels), warnings)
         if frames and raw.animated:
             raw = _with_frames(data, image_format, raw, warnings, max_pixels)

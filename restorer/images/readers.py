@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import imagecodecs
@@ -12,27 +12,12 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import UnsupportedImage
 from . import icc
 from .formats import heif, jp2, jpeg, jxl, metadata, png, tiff, webp
-from .formats.animation import Timing
-from .formats.heif import CheckSize
+from .formats.decoded import CheckSize, Raw
 from .formats.metadata import FIRST_ONLY, Item, RawMetadata
 
 # Pillow's modes, and the mode each is converted to
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA"}
 _TARGETS |= {"RGB": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "RGBA": "RGBA", "RGBa": "RGBA"}
-
-
-@dataclass(frozen=True)
-class Raw:
-    """A reader's result: (H, W) or (H, W, 2 to 4) samples, and the metadata stored with them."""
-
-    samples: np.ndarray
-    blocks: RawMetadata
-    apply_orientation: bool = True  # the orientation has yet to be applied
-    orientation: int | None = None  # of the container, which counts instead of that of EXIF
-    lossless: bool = False
-    pages: int = 1
-    animated: bool = False
-    timing: Timing | None = None  # of frames, one below the other
 
 
 Reader = Callable[[bytes, CheckSize, "list[str]"], Raw]
@@ -104,25 +89,6 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:
     return replace(_samples(image, blocks, warnings), pages=pages)
 
 
-def _read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:
-    return Raw(*heif.read_avif(data, check, warnings))
-
-
-def read_heif(data: bytes, check: CheckSize, warnings: list[str], page: int | None = None) -> Raw:
-    samples, blocks, pages = heif.read_heic(data, check, warnings, page)
-    orientation = None if heif.is_turned(data) else 1  # libheif has turned it; the tag alone does not count
-    return Raw(samples, blocks, apply_orientation=False, orientation=orientation, pages=pages)
-
-
-def _read_jxl(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:
-    samples, blocks, orientation, lossless = jxl.read(data, check, warnings)
-    return Raw(samples, blocks, orientation=orientation, lossless=lossless)
-
-
-def _read_jp2(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:
-    return Raw(*jp2.read(data, check, warnings))
-
-
 def _read_other(data: bytes, check: CheckSize, warnings: list[str], *, image_format: str) -> Raw:
     image = _open(data, image_format, check)
     blocks = RawMetadata.from_pillow(image.info)
@@ -172,10 +138,10 @@ READERS: dict[str, Reader] = {
     "jpeg": _read_jpeg,
     "png": _read_png,
     "tiff": _read_tiff,
-    "avif": _read_avif,
-    "heif": read_heif,
-    "jxl": _read_jxl,
-    "jp2": _read_jp2,
+    "avif": heif.read_avif,
+    "heif": heif.read_heic,
+    "jxl": jxl.read,
+    "jp2": jp2.read,
     "webp": partial(_read_other, image_format="WEBP"),
     "gif": partial(_read_other, image_format="GIF"),
     "bmp": partial(_read_other, image_format="BMP"),

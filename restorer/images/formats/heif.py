@@ -9,7 +9,6 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
-from typing import Protocol
 
 import imagecodecs
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 
 from .. import icc
 from .boxes import boxes
+from .decoded import CheckSize, Raw
 from .metadata import ASSUMED_SRGB, C2PA, FIRST_ONLY, Item, RawMetadata
 from .tiff import to_16_bits, unpremultiply
 
@@ -40,16 +40,6 @@ _MARKS = {
 _MAX_BOXES = 1000  # at the top level: an image has five, a fragmented sequence two per fragment
 
 
-class CheckSize(Protocol):
-    """Called with the size of an image before its pixels are read, and of its parts before that.
-
-    part    whether the size is that of a part, for example a tile
-    frames  number of images that the file declares
-    """
-
-    def __call__(self, width: int, height: int, *, part: bool = False, frames: int = 1) -> None: ...
-
-
 # What Pillow raises for a broken EXIF block when it opens an AVIF
 _OPEN_ERRORS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
 pillow_heif.options.THUMBNAILS = pillow_heif.options.DEPTH_IMAGES = pillow_heif.options.AUX_IMAGES = False
@@ -62,10 +52,10 @@ def sniff(start: bytes) -> str | None:
     return next((image_format for image_format, known in _BRANDS.items() if brands & known), None)
 
 
-def read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray, RawMetadata]:
+def read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:
     """Decode an AVIF; its EXIF block has the orientation of the container, which is not applied.
 
-    Returns samples, (H, W) or (H, W, 2 to 4), uint8 or 10 and 12 bits scaled to uint16.
+    10 and 12 bits are scaled to uint16.
     Raises ValueError, or what Pillow and imagecodecs raise, for a damaged file.
     """
     _check_boxes(data, check)
@@ -82,16 +72,13 @@ def read_avif(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.nd
     samples = _clean_aperture(data, samples, warnings)
     if samples.dtype != np.uint8:
         samples = to_16_bits(samples, _av1_bits(data))
-    return samples, _metadata(data, image.info, warnings, grey=_is_grey(samples))
+    return Raw(samples, _metadata(data, image.info, warnings, samples))
 
 
-def read_heic(
-    data: bytes, check: CheckSize, warnings: list[str], page: int | None
-) -> tuple[np.ndarray, RawMetadata, int]:
+def read_heic(data: bytes, check: CheckSize, warnings: list[str], page: int | None = None) -> Raw:
     """Decode the picture `page` of a HEIC file, or the primary one; libheif applies the orientation.
 
-    Returns samples, (H, W) or (H, W, 2 to 4), uint8 or more bits scaled to uint16; the number of pictures.
-    Raises ValueError, or what pillow_heif raises, for a damaged file.
+    More than 8 bits are scaled to uint16. Raises ValueError, or what pillow_heif raises, for a damaged file.
     """
     _check_boxes(data, check)
     file = pillow_heif.open_heif(data, convert_hdr_to_8bit=False)
@@ -105,12 +92,10 @@ def read_heic(
         samples = to_16_bits(samples >> (16 - bits), bits)
     if image.premultiplied_alpha:
         samples = np.dstack([unpremultiply(samples[..., :-1], samples[..., -1:]), samples[..., -1]])
-    return samples, _metadata(data, image.info, warnings, grey=_is_grey(samples)), len(file)
-
-
-def is_turned(data: bytes) -> bool:
-    """Return whether a picture of the file is rotated or mirrored when it is shown."""
-    return re.search(rb"\0\0\0\x09i(rot|mir)", _properties(data)) is not None
+    turned = re.search(rb"\0\0\0\x09i(rot|mir)", _properties(data))
+    orientation = None if turned else 1  # libheif has turned it; the tag alone does not count
+    blocks = _metadata(data, image.info, warnings, samples)
+    return Raw(samples, blocks, apply_orientation=False, orientation=orientation, pages=len(file))
 
 
 def _properties(data: bytes) -> bytes:
@@ -137,7 +122,8 @@ def _clean_aperture(data: bytes, samples: np.ndarray, warnings: list[str]) -> np
     return samples[int(top) : int(top + down), int(left) : int(left + across)]
 
 
-def _metadata(data: bytes, info: Mapping, warnings: list[str], *, grey: bool) -> RawMetadata:
+def _metadata(data: bytes, info: Mapping, warnings: list[str], samples: np.ndarray) -> RawMetadata:
+    grey = np.atleast_3d(samples).shape[2] < 3
     metadata = RawMetadata.from_pillow(info)
     match = re.search(rb"(?s)colrnclx(..)(..)", data)
     if match and not metadata.icc:
@@ -158,10 +144,6 @@ def _others(data: bytes) -> Iterator[Item]:
     for mark, item in _MARKS.items():
         if re.search(mark, data):
             yield item
-
-
-def _is_grey(samples: np.ndarray) -> bool:
-    return samples.ndim == 2 or samples.shape[2] < 3
 
 
 def _open_avif(data: bytes, warnings: list[str]) -> tuple[Image.Image, bytes]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import UnsupportedImage
 from .boxes import box, boxes
-from .heif import CheckSize
+from .decoded import CheckSize, Raw
 from .metadata import FIRST_ONLY, Item, RawMetadata
 from .tiff import to_16_bits, unpremultiply
 
@@ -39,10 +39,9 @@ class _Size(NamedTuple):
     steps: tuple[tuple[int, int], ...]
 
 
-def read(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray, RawMetadata]:
-    """Decode the first picture of a file.
+def read(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:
+    """Decode the first picture of a file; 9 to 15 bits are scaled to uint16.
 
-    Returns samples, (H, W, 1 to 4), uint8, or 9 to 16 bits scaled to uint16; alpha is not premultiplied.
     Raises ValueError or RuntimeError for a damaged file and UnsupportedImage for other colours and depths.
     """
     if data.startswith(CODESTREAM):
@@ -69,7 +68,7 @@ def read(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray
     if samples.shape[:2] != (size.height, size.width) or samples.shape[2] > 4:
         raise ValueError("the samples do not match the header")
     bits = samples.itemsize * 8 if any(kind == b"pclr" for kind, _ in header) else size.depths[0]
-    return _straight(_scaled(samples, bits), header), blocks
+    return Raw(_straight(_scaled(samples, bits), header), blocks)
 
 
 def _size(codestream: bytes) -> _Size:

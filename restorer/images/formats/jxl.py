@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import UnsupportedImage
 from .boxes import boxes
-from .heif import CheckSize
+from .decoded import CheckSize, Raw
 from .metadata import C2PA, FIRST_ONLY, Item, RawMetadata
 
 MAX_SIDE = 2**30 - 1
@@ -136,12 +136,8 @@ def library() -> ctypes.CDLL:
     return libjxl
 
 
-def read(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray, RawMetadata, int, bool]:
-    """Decode the first frame.
-
-    Returns samples as stored, (H, W, 1 to 4), uint8, or more bits scaled to uint16; metadata; the
-    orientation, 1 to 8, which is not applied and counts instead of that of EXIF; and whether the samples are
-    stored without loss.
+def read(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:
+    """Decode the first frame; more than 8 bits are scaled to uint16.
 
     Raises ValueError for a damaged file and UnsupportedImage for CMYK.
     """
@@ -170,7 +166,8 @@ def read(data: bytes, check: CheckSize, warnings: list[str]) -> tuple[np.ndarray
         warnings.append("channels beyond colour and alpha were left out")
     if info.exponent_bits or info.bits > 16:
         warnings.append("the floating-point samples were reduced to 16 bits per channel, from 0 to 1")
-    return samples, blocks, info.orientation, bool(info.original_profile) and not has_jpeg
+    lossless = bool(info.original_profile) and not has_jpeg
+    return Raw(samples, blocks, orientation=info.orientation, lossless=lossless)
 
 
 def _decode(libjxl: ctypes.CDLL, decoder: c_void_p, info: _BasicInfo) -> np.ndarray:
