@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .inference.engine import Engine
 
 T = TypeVar("T")
-DownloadProgress = Callable[[str, int, int], None]  # model, bytes so far, total bytes
 
 
 class Networks:
@@ -107,10 +106,10 @@ class Networks:
     def upscaler(self, model: registry.Model, denoise: float, progress: Progress | None = None) -> "Engine":
         """Return a model's network, which takes the lock itself. Raises WeightsUnavailable and BadWeights.
 
-        progress  called with the bytes of a download so far and the total
+        progress  called with (0, 0) while the file is downloaded, of which `downloading` has the bytes
         """
 
-        def load() -> "Engine":
+        def load(on_download: Progress) -> "Engine":
             from .inference import engine
 
             return engine.load(
@@ -120,10 +119,31 @@ class Networks:
                 half=self._half,
                 denoise=denoise,
                 lock=self.lock,
-                progress=progress,
+                progress=on_download,
             )
 
-        return self.cache.get(model, load, variant=denoise)
+        return self._get(model, load, progress, variant=denoise)
+
+    def _get(
+        self,
+        model: registry.Model,
+        load: Callable[[Progress], Any],
+        progress: Progress | None,
+        *,
+        variant: object = None,
+        backoff: bool = False,
+    ) -> Any:  # noqa: ANN401  what `load` returns
+        """Return a network from the cache, or load it and record its download in `downloading` meanwhile."""
+
+        def on_download(done: int, total: int) -> None:
+            self.downloading = (model.name, done, total) if done < total else None
+            if progress:
+                progress(0, 0)
+
+        try:
+            return self.cache.get(model, partial(load, on_download), variant=variant, backoff=backoff)
+        finally:
+            self.downloading = None  # also of one that broke off
 
     def loaded_upscaler(self, model: registry.Model) -> "Engine | None":
         """Return the model's network if it is loaded, with any denoise strength."""
@@ -139,28 +159,19 @@ class Networks:
         progress  see upscaler()
         """
         model = registry.find(name, self.weights, kind)
-        load = partial(
-            face_networks.load,
-            model,
-            self.weights,
-            device=self._device,
-            half=self._half,
-            progress=progress,
-        )
-        try:
-            return LockedEngine(self.cache.get(model, load, backoff=backoff), self.lock)
-        finally:
-            self.downloading = None  # also of one that broke off
+
+        def load(on_download: Progress) -> Callable:
+            return face_networks.load(
+                model, self.weights, device=self._device, half=self._half, progress=on_download
+            )
+
+        return LockedEngine(self._get(model, load, progress, backoff=backoff), self.lock)
 
     def face_restoration(
-        self, chosen: Options, on_download: DownloadProgress
+        self, chosen: Options, progress: Progress | None
     ) -> tuple[LockedEngine, LockedEngine | None]:
         """Return the network that restores faces and, for face_mask="parsing", the one that outlines them."""
-
-        def get(name: str, kind: str) -> LockedEngine:
-            backoff = chosen.face_enhance == "auto"
-            return self.face_network(name, kind, backoff=backoff, progress=partial(on_download, name))
-
+        get = partial(self.face_network, backoff=chosen.face_enhance == "auto", progress=progress)
         masks = get("parsenet", "parse") if chosen.face_mask == "parsing" else None
         return get(chosen.face_model, "face"), masks
 
@@ -168,13 +179,3 @@ class Networks:
         """Return the network of this name, see repair. Raises WeightsUnavailable and BadWeights."""
         model = registry.find(name, self.weights, "damage" if name == repair.DETECTOR else "fill")
         return self.cache.get(model, partial(repair.load, model, self.weights, self.repair_device))
-
-    def download_progress(self, progress: Progress | None) -> DownloadProgress:
-        """Return a callback that records a download in `downloading` and calls progress(0, 0)."""
-
-        def update(name: str, done: int, total: int) -> None:
-            self.downloading = (name, done, total) if done < total else None
-            if progress:
-                progress(0, 0)
-
-        return update

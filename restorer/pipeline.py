@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from .images.photo import Photo
 from .inference.upscale import network_pixels, output_size, upscale_matched, visible_pixels
 from .look import Look, look_with
 from .models import registry
-from .networks import DownloadProgress, Networks
+from .networks import Networks
 from .options import Limits, Options
 from .progress import Progress, StageTimer, Stats
 from .repair import pipeline as repair
@@ -110,39 +109,16 @@ class Restorer:
 
         Raises any RestoreError, see errors.py.
         """
-        try:
-            return self._restore(data, progress, options, mask, fading)
-        finally:
-            self.networks.downloading = None
-
-    def decode(self, data: bytes, **options: object) -> Photo:
-        """Decode a file's bytes. Raises UnsupportedImage, DamagedImage and ImageTooLarge.
-
-        options  page and frames of photo.decode()
-        """
-        if not isinstance(data, bytes):
-            raise TypeError(f"data is {type(data).__name__}; it must be bytes: Path(name).read_bytes()")
-        return self._decoder(data, max_pixels=self.limits.input_pixels, **options)
-
-    def _restore(
-        self,
-        data: bytes | Photo,
-        progress: Progress | None,
-        options: dict[str, object],
-        mask: bytes | np.ndarray | None,
-        fading: Fading | None,
-    ) -> Result:
         timer = StageTimer()
         chosen = self.options.changed(options)
         before = data if isinstance(data, Photo) else self.decode(data)
         chosen = chosen.sized(before.width, before.height)
         self.result_size(before, chosen)
         timer.end_stage("decode")
-        on_download = self.networks.download_progress(progress)
         model, engine = self.networks.resolve(
             chosen,
             before.width * before.height,
-            lambda model: self.networks.upscaler(model, chosen.denoise, partial(on_download, model.name)),
+            lambda model: self.networks.upscaler(model, chosen.denoise, progress),
         )
         timer.end_stage("load")
         notes: tuple[str, ...] = ()
@@ -153,7 +129,7 @@ class Restorer:
         timer.end_stage("repair")
         corrected = colour.apply(repaired.photo if repaired else before, chosen, fading)
         timer.end_stage("colour")
-        faces, detection_note = self._detect_faces(corrected, chosen, on_download)
+        faces, detection_note = self._detect_faces(corrected, chosen, progress)
         timer.end_stage("faces")
         total = _TotalProgress(progress, pipeline.count_pending(faces))
         tile = chosen.tile or engine.best_tile()
@@ -163,7 +139,7 @@ class Restorer:
         )
         timer.end_stage("enlarge")
         if pipeline.count_pending(faces):
-            network, masks = self.networks.face_restoration(chosen, on_download)
+            network, masks = self.networks.face_restoration(chosen, progress)
             faces = pipeline.restore(faces, network, masks, batch=network.batch, progress=total.faces)
         timer.end_stage("faces")
         draft = Result(
@@ -185,6 +161,15 @@ class Restorer:
         result = finish(draft, corrected, timer)
         self._estimator.learn_from(result, network_pixels(before, engine, chosen.outscale))
         return result
+
+    def decode(self, data: bytes, **options: object) -> Photo:
+        """Decode a file's bytes. Raises UnsupportedImage, DamagedImage and ImageTooLarge.
+
+        options  page and frames of photo.decode()
+        """
+        if not isinstance(data, bytes):
+            raise TypeError(f"data is {type(data).__name__}; it must be bytes: Path(name).read_bytes()")
+        return self._decoder(data, max_pixels=self.limits.input_pixels, **options)
 
     @_translate_memory_errors()
     def recompose(
@@ -257,14 +242,13 @@ class Restorer:
         return decoded, detect.detect_faces(visible_pixels(decoded), detector)
 
     def _detect_faces(
-        self, before: Photo, chosen: Options, on_download: DownloadProgress
+        self, before: Photo, chosen: Options, progress: Progress | None
     ) -> tuple[list[Face], str]:
         """Return the cropped faces, or why detection was skipped."""
         auto = chosen.face_enhance == "auto"
         if chosen.face_enhance == "off":
             return [], ""
         try:
-            progress = partial(on_download, chosen.face_detector)
             detector = self.networks.face_network(
                 chosen.face_detector, "detect", backoff=auto, progress=progress
             )
@@ -276,7 +260,7 @@ class Restorer:
         faces = pipeline.crop_faces(pixels, detect.detect_faces(pixels, detector), large=chosen.face_large)
         if pipeline.count_pending(faces):
             try:
-                self.networks.face_restoration(chosen, on_download)  # fail before the photo is upscaled
+                self.networks.face_restoration(chosen, progress)  # fail before the photo is upscaled
             except (WeightsUnavailable, BadWeights) as error:
                 if not auto:
                     raise

@@ -412,8 +412,8 @@ def test_faces_command_prints_a_json_line_per_face_and_draws_them(shared, tmp_pa
 def test_download_that_breaks_off_is_no_longer_reported(tmp_path, monkeypatch):
     networks = Networks(tmp_path, "cpu", None, None)
 
-    def fail(*_, **__):
-        networks.download_progress(None)("yunet", 1, 2)
+    def fail(model, load, **_):
+        load.args[0](1, 2)
         assert networks.downloading == ("yunet", 1, 2)
         raise WeightsUnavailable("the connection broke")
 
