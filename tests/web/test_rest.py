@@ -28,6 +28,7 @@ from restorer.web.jobs import Jobs
 from restorer.web.rest import routes
 from restorer.web.service import Service
 from restorer.web.settings import Settings
+from tests import pictures
 from tests.conftest import files_below, photo_like, png, save_quick_and_slow, wait_until
 from tests.serving import PACED, exit_code, launched, served
 
@@ -188,6 +189,15 @@ def test_mask_is_filled_and_can_be_fetched(client, rng):
 
 def mask_pixels(mask: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(mask))) > 0
+
+
+def test_mask_of_a_turned_photo_is_upright(client, rng):
+    _, mask = masks(rng)
+    turned = pictures.pillow(photo_like(rng, 31, 24), "JPEG", exif=b"Exif\0\0" + pictures.camera_exif("<", 6))
+    answer = client.post("/enhance", files=[("files", ("a.jpg", turned)), ("mask", ("m.png", mask))])
+    assert answer.status_code == 202, answer.text
+    (result,) = ended(client, answer.json()["job_id"])["results"]
+    assert result["repair"]["share"] == round(80 / (24 * 31), 6)
 
 
 def test_masks_that_do_not_fit_are_refused(client, rng):
