@@ -114,7 +114,7 @@ def page_of(folder, service=None) -> restore_tab.RestoreTab:
     runner = JobRunner(service, Jobs(folder / "uploads/jobs", folder / "processed"))
     with gr.Blocks() as blocks:
         hidden = components.build_hidden_fields()
-        tab = components.build_photo_tab(service.restorer, "1 hour", hidden)
+        tab = components.PhotoTab(service.restorer, "1 hour", hidden)
         page = restore_tab.RestoreTab(runner, tab, ResultView(service, tab))
     service.queue.attach(blocks, runner.run)
     return page
@@ -255,7 +255,7 @@ def test_reload_sets_the_options_of_the_job(tmp_path, rng):
 
 def batch_of(page: restore_tab.RestoreTab) -> BatchTab:
     with gr.Blocks():
-        return BatchTab(page, components.build_many_tab(components.build_hidden_fields()))
+        return BatchTab(page, components.ManyTab(components.build_hidden_fields()))
 
 
 def accepted(page: restore_tab.RestoreTab, *uploads: Path) -> Job:

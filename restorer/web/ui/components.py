@@ -1,6 +1,5 @@
 """The page's components, by tab."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,58 +23,115 @@ _PROGRESS = """
 _DIRECTIONS = {"◂ Left": (-1, 0), "▴ Up": (0, -1), "▾ Down": (0, 1), "▸ Right": (1, 0)}
 
 
-@dataclass(frozen=True)
 class PhotoTab:
     """The components of the first tab. A position is "x,y", each 0 to 1."""
 
-    # The left column
-    upload: gr.File
-    samples: gr.Gallery
-    fields: dict[str, Any]  # option controls by name, in the order of FIELDS
-    message: gr.Markdown
-    start: gr.Button
-    stop: gr.Button
-    repair: gr.Accordion
-    repair_message: gr.Markdown
-    back: gr.Button
-    # The photo, and the preview of a detail
-    example: gr.Column
-    photo: gr.Image
-    look: gr.Markdown
-    use: gr.Button
-    crop_column: gr.Column
-    preview: gr.Button
-    detail: gr.ImageSlider
-    compare: gr.Button
-    comparison_message: gr.Markdown
-    comparison: gr.Gallery
-    # The result
-    result_column: gr.Column
-    slider: gr.ImageSlider
-    faces: gr.Column
-    view: gr.ImageSlider
-    pan_buttons: dict[tuple[int, int], gr.Button]  # by direction (right, down)
-    outcome: gr.Column
-    result_message: gr.Markdown
-    strength: gr.Slider
-    mark: gr.Checkbox
-    download: gr.DownloadButton
-    receipt: gr.JSON
-    # Not displayed
-    selected: gr.State  # SelectedPhoto
-    suggestion: gr.State  # the suggested values of option controls by name
-    restored: gr.State  # ResultFiles of the last job
-    shown: gr.State  # ResultFiles on display: restored, or recomposed from it
-    model_names: gr.State  # of the compared models
-    zoom_position: gr.Textbox
-    crop_position: gr.Textbox
-    damage_photo: gr.Textbox  # the upload whose damage is to be marked
-    damage_map: gr.Textbox  # "UPLOAD|FILE": the probabilities that mask.js marks on this upload
-    own_mask: gr.Textbox  # stands for the upload of an edited mask, see layout._WITH_MASK
-    view_size: gr.Textbox  # stands for "width,height" in pixels, see layout._WITH_VIEW_SIZE
-    job: gr.Textbox  # id of the job that jobs.js follows
-    ended: gr.Textbox  # set by jobs.js to the id of a job that has ended
-    remembered: gr.Textbox  # what jobs.js remembers across reloads, as JSON
+    def __init__(self, restorer: Restorer, retention: str, hidden: dict[str, Any]) -> None:
+        """Build the tab.
+
+        retention  how long results are kept, in words
+        """
+        self.selected = gr.State()  # SelectedPhoto
+        self.suggestion = gr.State()  # the suggested values of option controls by name
+        self.restored = gr.State()  # ResultFiles of the last job
+        self.shown = gr.State()  # ResultFiles on display: restored, or recomposed from it
+        self.model_names = gr.State(())  # of the compared models
+        self.zoom_position, self.crop_position = hidden["zoom-position"], hidden["crop-position"]
+        self.damage_photo = hidden["damage-photo"]  # the upload whose damage is to be marked
+        # "UPLOAD|FILE": the probabilities that mask.js marks on this upload
+        self.damage_map = hidden["damage-map"]
+        self.own_mask = hidden["own-mask"]  # stands for the upload of an edited mask, see layout._WITH_MASK
+        self.view_size = hidden["view-size"]  # for "width,height" in pixels, see layout._WITH_VIEW_SIZE
+        self.job = hidden["job"]  # id of the job that jobs.js follows
+        self.ended = hidden["ended"]  # set by jobs.js to the id of a job that has ended
+        self.remembered = hidden["remembered"]  # what jobs.js remembers across reloads, as JSON
+        with gr.Row(elem_id="workspace"):
+            with gr.Column(elem_id="input", min_width=0):
+                self.upload = gr.File(
+                    show_label=False, file_types=_file_types(), height=170, elem_id="upload"
+                )
+                self.samples = _gallery("samples", "Sample photos", list(map(str, SAMPLES)), columns=3)
+            with gr.Column(elem_id="settings", min_width=0):
+                self._build_settings(restorer)
+            with gr.Column(elem_id="stage", min_width=0):
+                self._build_stage()
+            with gr.Column(visible=False, elem_id="outcome", min_width=0) as self.outcome:
+                self._build_outcome(retention)
+
+    def _build_settings(self, restorer: Restorer) -> None:
+        built = fields.build_main_fields(restorer)
+        self.message = gr.Markdown(elem_id="summary")
+        self.start = gr.Button("Restore", variant="primary", interactive=False, elem_id="start")
+        self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
+        with gr.Accordion(texts.REPAIR, open=False, elem_id="repair") as self.repair:
+            built |= fields.build_repair_fields(restorer.options)
+            self.repair_message = gr.Markdown(texts.REPAIR_INFO, elem_id="repair-text")
+            _build_brush()
+            self.back = gr.Button("Correct the marks", size="sm", visible=False, elem_id="back")
+        with gr.Accordion("More options", open=False, elem_id="options"):
+            built |= fields.build_model_fields(restorer)
+            built |= fields.build_face_fields(restorer.options)
+            built |= fields.build_file_fields(restorer.options)
+        self.fields = {name: built[name] for name in fields.FIELDS}
+
+    def _build_stage(self) -> None:
+        with gr.Column(elem_id="example") as self.example:
+            _slider("Example, before and after", "example-slider", value=EXAMPLE)
+            gr.Markdown(_EXAMPLE_TEXT, elem_id="example-text")
+        self.photo = gr.Image(
+            show_label=False,
+            interactive=False,
+            buttons=[],
+            container=False,
+            visible=False,
+            elem_id="before",
+        )
+        self.look = gr.Markdown(visible=False, elem_id="look")
+        self.use = gr.Button("Use suggestions", size="sm", visible=False, elem_id="use")
+        gr.HTML(_PROGRESS, elem_id="progress")
+        with gr.Column(visible=False, elem_id="crop-preview") as self.crop_column:
+            self.preview = gr.Button("Preview a detail", size="sm", elem_id="try")
+            gr.Markdown(
+                "Or click the photo: only that detail is restored, in a few seconds.", elem_id="crop-text"
+            )
+            self.detail = _slider("Detail before and after", "detail", visible=False, max_height=520)
+            self.compare = gr.Button("Compare models", size="sm", visible=False, elem_id="compare")
+            self.comparison_message = gr.Markdown(visible=False, elem_id="comparison-text")
+            self.comparison = _gallery(
+                "comparison", "Detail restored by each model", columns=3, visible=False
+            )
+        with gr.Column(visible=False, elem_id="result") as self.result_column:
+            self.slider = _slider("Before and after", "slider")
+            gr.Button("Hold to see the original", size="sm", elem_id="hold")
+        self.faces = gr.Column(visible=False, elem_id="faces")
+        with self.result_column, gr.Column(elem_id="zoom-view"):
+            gr.Markdown("Click the result to view that part at 100 %; wheel or pinch to zoom.")
+            self.view = _slider("At 100 %, before and after", "view", max_height=previews.VIEW[1])
+            with gr.Row(elem_id="steps"):
+                self.pan_buttons = {  # by direction (right, down)
+                    direction: gr.Button(
+                        label, size="sm", min_width=60, elem_id=f"go-{label.split()[1].lower()}"
+                    )
+                    for label, direction in _DIRECTIONS.items()
+                }
+
+    def _build_outcome(self, retention: str) -> None:
+        self.result_message = gr.Markdown(elem_id="result-text")
+        self.strength = gr.Slider(
+            0,
+            100,
+            100,
+            step=1,
+            label="Restoration strength",
+            interactive=True,
+            info="0: enlarged only; unchanged at 1x",
+            elem_id="strength",
+        )
+        self.mark = gr.Checkbox(label="Mark what was repaired", visible=False, elem_id="mark")
+        self.download = gr.DownloadButton("Download", variant="primary", elem_id="download")
+        gr.Markdown(f"Kept here for {retention}.", elem_id="retention")
+        with gr.Accordion("Details", open=False, elem_id="details"):
+            self.receipt = gr.JSON(show_label=False, elem_id="receipt")
 
     @property
     def options(self) -> list[Any]:
@@ -107,22 +163,39 @@ class PhotoTab:
         ]
 
 
-@dataclass(frozen=True)
 class ManyTab:
     """The components of the second tab."""
 
-    upload: gr.File
-    autopilot: gr.Checkbox
-    message: gr.Markdown
-    start: gr.Button
-    stop: gr.Button
-    rest: gr.Button  # continues a stopped batch
-    archive: gr.DownloadButton
-    gallery: gr.Gallery
-    slider: gr.ImageSlider
-    download: gr.DownloadButton
-    job: gr.Textbox
-    changed: gr.Textbox  # set by jobs.js whenever a photo of the job is done, and when the job has ended
+    def __init__(self, hidden: dict[str, gr.Textbox]) -> None:
+        self.job = hidden["batch"]
+        # set by jobs.js whenever a photo of the job is done, and when the job has ended
+        self.changed = hidden["batch-changed"]
+        with gr.Row(elem_id="many"):
+            with gr.Column(elem_id="many-input", min_width=0):
+                self.upload = gr.File(
+                    show_label=False,
+                    file_types=_file_types(),
+                    file_count="multiple",
+                    height=220,
+                    elem_id="uploads",
+                )
+                self.autopilot = gr.Checkbox(
+                    label="Use suggestions for each photo", info=texts.AUTOPILOT_INFO, elem_id="autopilot"
+                )
+                self.message = gr.Markdown(texts.MANY, elem_id="batch-summary")
+                self.start = gr.Button(
+                    "Restore all", variant="primary", interactive=False, elem_id="start-all"
+                )
+                self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-all")
+                self.rest = gr.Button("Continue", visible=False, elem_id="continue-all")
+                self.archive = gr.DownloadButton(
+                    "Download", visible=False, variant="primary", elem_id="download-all"
+                )
+            with gr.Column(elem_id="many-stage", min_width=0):
+                gr.HTML(_PROGRESS, elem_id="progress-all")
+                self.slider = _slider("Before and after", "slider-all", visible=False)
+                self.download = gr.DownloadButton("Download this one", visible=False, elem_id="download-one")
+                self.gallery = _gallery("gallery", "Photos", columns=4, visible=False)
 
     @property
     def panels(self) -> list[Any]:
@@ -162,176 +235,11 @@ def build_hidden_fields() -> dict[str, gr.Textbox]:
     }
 
 
-def build_photo_tab(restorer: Restorer, retention: str, hidden: dict[str, Any]) -> PhotoTab:
-    """Build the first tab.
-
-    retention  how long results are kept, in words
-    """
-    with gr.Row(elem_id="workspace"):
-        with gr.Column(elem_id="input", min_width=0):
-            upload = gr.File(show_label=False, file_types=_file_types(), height=170, elem_id="upload")
-            samples = _gallery("samples", "Sample photos", list(map(str, SAMPLES)), columns=3)
-        with gr.Column(elem_id="settings", min_width=0):
-            built = fields.build_main_fields(restorer)
-            message = gr.Markdown(elem_id="summary")
-            start = gr.Button("Restore", variant="primary", interactive=False, elem_id="start")
-            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
-            with gr.Accordion(texts.REPAIR, open=False, elem_id="repair") as repair:
-                built |= fields.build_repair_fields(restorer.options)
-                repair_message = gr.Markdown(texts.REPAIR_INFO, elem_id="repair-text")
-                _build_brush()
-                back = gr.Button("Correct the marks", size="sm", visible=False, elem_id="back")
-            with gr.Accordion("More options", open=False, elem_id="options"):
-                built |= fields.build_model_fields(restorer)
-                built |= fields.build_face_fields(restorer.options)
-                built |= fields.build_file_fields(restorer.options)
-        with gr.Column(elem_id="stage", min_width=0):
-            with gr.Column(elem_id="example") as example:
-                _slider("Example, before and after", "example-slider", value=EXAMPLE)
-                gr.Markdown(_EXAMPLE_TEXT, elem_id="example-text")
-            photo = gr.Image(
-                show_label=False,
-                interactive=False,
-                buttons=[],
-                container=False,
-                visible=False,
-                elem_id="before",
-            )
-            look = gr.Markdown(visible=False, elem_id="look")
-            use = gr.Button("Use suggestions", size="sm", visible=False, elem_id="use")
-            gr.HTML(_PROGRESS, elem_id="progress")
-            crop = _build_crop()
-            with gr.Column(visible=False, elem_id="result") as result_column:
-                slider = _slider("Before and after", "slider")
-                gr.Button("Hold to see the original", size="sm", elem_id="hold")
-            faces = gr.Column(visible=False, elem_id="faces")
-            with result_column, gr.Column(elem_id="zoom-view"):
-                gr.Markdown("Click the result to view that part at 100 %; wheel or pinch to zoom.")
-                view = _slider("At 100 %, before and after", "view", max_height=previews.VIEW[1])
-                with gr.Row(elem_id="steps"):
-                    pan_buttons = {
-                        direction: gr.Button(
-                            label, size="sm", min_width=60, elem_id=f"go-{label.split()[1].lower()}"
-                        )
-                        for label, direction in _DIRECTIONS.items()
-                    }
-        with gr.Column(visible=False, elem_id="outcome", min_width=0) as outcome:
-            result_message = gr.Markdown(elem_id="result-text")
-            strength = gr.Slider(
-                0,
-                100,
-                100,
-                step=1,
-                label="Restoration strength",
-                interactive=True,
-                info="0: enlarged only; unchanged at 1x",
-                elem_id="strength",
-            )
-            mark = gr.Checkbox(label="Mark what was repaired", visible=False, elem_id="mark")
-            download = gr.DownloadButton("Download", variant="primary", elem_id="download")
-            gr.Markdown(f"Kept here for {retention}.", elem_id="retention")
-            with gr.Accordion("Details", open=False, elem_id="details"):
-                receipt = gr.JSON(show_label=False, elem_id="receipt")
-    return PhotoTab(
-        upload=upload,
-        samples=samples,
-        fields={name: built[name] for name in fields.FIELDS},
-        message=message,
-        start=start,
-        stop=stop,
-        repair=repair,
-        repair_message=repair_message,
-        back=back,
-        example=example,
-        photo=photo,
-        look=look,
-        use=use,
-        **crop,
-        result_column=result_column,
-        slider=slider,
-        faces=faces,
-        view=view,
-        pan_buttons=pan_buttons,
-        outcome=outcome,
-        result_message=result_message,
-        strength=strength,
-        mark=mark,
-        download=download,
-        receipt=receipt,
-        selected=gr.State(),
-        suggestion=gr.State(),
-        restored=gr.State(),
-        shown=gr.State(),
-        model_names=gr.State(()),
-        **{name.replace("-", "_"): box for name, box in hidden.items() if "batch" not in name},
-    )
-
-
-def _build_crop() -> dict[str, Any]:
-    with gr.Column(visible=False, elem_id="crop-preview") as column:
-        preview = gr.Button("Preview a detail", size="sm", elem_id="try")
-        gr.Markdown(
-            "Or click the photo: only that detail is restored, in a few seconds.", elem_id="crop-text"
-        )
-        detail = _slider("Detail before and after", "detail", visible=False, max_height=520)
-        compare = gr.Button("Compare models", size="sm", visible=False, elem_id="compare")
-        message = gr.Markdown(visible=False, elem_id="comparison-text")
-        gallery = _gallery("comparison", "Detail restored by each model", columns=3, visible=False)
-    return {
-        "crop_column": column,
-        "preview": preview,
-        "detail": detail,
-        "compare": compare,
-        "comparison_message": message,
-        "comparison": gallery,
-    }
-
-
 def _build_brush() -> None:
     """Build what mask.js reads to change the mask by hand."""
     gr.Radio(["Off", "Add", "Remove"], value="Off", label="Brush", interactive=True, elem_id="brush")
     gr.Slider(1, 100, 20, step=1, label="Brush size", interactive=True, elem_id="brush-size")
     gr.Button("Clear brush strokes", size="sm", elem_id="brush-undo")
-
-
-def build_many_tab(hidden: dict[str, gr.Textbox]) -> ManyTab:
-    """Build the second tab."""
-    with gr.Row(elem_id="many"):
-        with gr.Column(elem_id="many-input", min_width=0):
-            upload = gr.File(
-                show_label=False,
-                file_types=_file_types(),
-                file_count="multiple",
-                height=220,
-                elem_id="uploads",
-            )
-            autopilot = gr.Checkbox(
-                label="Use suggestions for each photo", info=texts.AUTOPILOT_INFO, elem_id="autopilot"
-            )
-            message = gr.Markdown(texts.MANY, elem_id="batch-summary")
-            start = gr.Button("Restore all", variant="primary", interactive=False, elem_id="start-all")
-            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-all")
-            rest = gr.Button("Continue", visible=False, elem_id="continue-all")
-            archive = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download-all")
-        with gr.Column(elem_id="many-stage", min_width=0):
-            gr.HTML(_PROGRESS, elem_id="progress-all")
-            slider = _slider("Before and after", "slider-all", visible=False)
-            download = gr.DownloadButton("Download this one", visible=False, elem_id="download-one")
-            gallery = _gallery("gallery", "Photos", columns=4, visible=False)
-    return ManyTab(
-        upload=upload,
-        autopilot=autopilot,
-        message=message,
-        start=start,
-        stop=stop,
-        rest=rest,
-        archive=archive,
-        gallery=gallery,
-        slider=slider,
-        download=download,
-        job=hidden["batch"],
-        changed=hidden["batch-changed"],
-    )
 
 
 def _slider(label: str, elem_id: str, *, value: Any = None, **options: Any) -> gr.ImageSlider:  # noqa: ANN401

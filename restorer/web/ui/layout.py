@@ -44,9 +44,9 @@ def build(runner: JobRunner) -> gr.Blocks:
         fields = components.build_hidden_fields()
         with gr.Tab("One photo"):
             retention = texts.period(settings.retention_seconds)
-            photo_tab = components.build_photo_tab(runner.service.restorer, retention, fields)
+            photo_tab = PhotoTab(runner.service.restorer, retention, fields)
         with gr.Tab("Many photos"):
-            many_tab = components.build_many_tab(fields)
+            many_tab = ManyTab(fields)
         view = ResultView(runner.service, photo_tab)
         page = RestoreTab(runner, photo_tab, view)
         damage = DamageView(page)
