@@ -120,8 +120,31 @@ def page_of(folder, service=None) -> restore_tab.RestoreTab:
     return page
 
 
-VALUES = ("auto", 4, 0, "", "", 1, "off", 1, False, "GFPGANv1.3", 1, "same", 95, 0, True, False)
-VALUES += (True, 0.5)
+CHOSEN = {
+    "preset": "auto",
+    "outscale": 4,
+    "restore_faces": False,
+    "repair": True,
+    "repair_sensitivity": 0.5,
+    "model": "",
+    "long_side": 0,
+    "print_size": "",
+    "denoise": 1,
+    "colour": "off",
+    "colour_strength": 1,
+    "face_model": "GFPGANv1.3",
+    "face_strength": 1,
+    "format": "same",
+    "quality": 95,
+    "max_bytes": 0,
+    "keep_metadata": True,
+    "remove_gps": False,
+}
+VALUES = tuple(CHOSEN.values())
+
+
+def values_with(**changes: object) -> tuple[object, ...]:
+    return tuple((CHOSEN | changes).values())
 
 
 def test_only_uploads_are_read(tmp_path):
@@ -138,7 +161,7 @@ def test_only_uploads_are_read(tmp_path):
         photo = form.SelectedPhoto(path, shown[c.selected].outline)
         message = asyncio.run(page.start(photo, "", *values))[c.message]
         assert message.startswith("⚠") and str(tmp_path) not in message
-        mask = asyncio.run(page.start(shown[c.selected], path, *values[:-2], True, 0.5))[c.message]
+        mask = asyncio.run(page.start(shown[c.selected], path, *values_with(repair=True)))[c.message]
         assert mask == "⚠ the marks could not be uploaded; try again"
         remembered = json.dumps({"photo": f"../{name}", "job": "../jobs"})
         assert c.photo not in page.resume(remembered, *values)
@@ -225,26 +248,26 @@ def test_reload_sets_the_options_of_the_job(tmp_path, rng):
     page = page_of(tmp_path)
     c, upload = page.components, tmp_path / "uploads/a.png"
     Image.fromarray(photo_like(rng, 20, 30)).save(upload)
-    chosen = (
-        "fast",
-        2,
-        90,
-        "",
-        "",
-        0.5,
-        "auto",
-        0.25,
-        True,
-        "GFPGANv1.4",
-        0.75,
-        "webp",
-        60,
-        9000,
-        False,
-        True,
+    chosen = values_with(
+        preset="fast",
+        outscale=2,
+        restore_faces=True,
+        repair=False,
+        repair_sensitivity=0.75,
+        long_side=90,
+        denoise=0.5,
+        colour="auto",
+        colour_strength=0.25,
+        face_model="GFPGANv1.4",
+        face_strength=0.75,
+        format="webp",
+        quality=60,
+        max_bytes=9000,
+        keep_metadata=False,
+        remove_gps=True,
     )
-    chosen += (False, 0.75)
-    for values in (VALUES, chosen, ("auto", 1, 0, "30x20cm", "RealESRGAN_x4plus", *VALUES[5:])):
+    printed = values_with(outscale=1, print_size="30x20cm", model="RealESRGAN_x4plus")
+    for values in (VALUES, chosen, printed):
         options = page.form.option_values(values)
         job = page.runner.jobs.add([("a.png", upload)], options, transfer=shutil.copyfile)
         updates = page.resume(json.dumps({"photo": "a.png", "job": job.id}), *VALUES)
@@ -364,7 +387,7 @@ def test_many_photos_are_restored_as_suggested_if_wanted(tmp_path, monkeypatch):
 def test_a_photo_of_its_own_size_starts_at_half_strength(tmp_path):
     page = page_of(tmp_path)
     strengths = [
-        page.form.option_values(("auto", outscale, long_side, *VALUES[3:])).get("strength")
+        page.form.option_values(values_with(outscale=outscale, long_side=long_side)).get("strength")
         for outscale, long_side in ((1, 0), (4, 0), (1, 100))
     ]
     assert strengths == [0.5, None, None]

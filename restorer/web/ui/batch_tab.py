@@ -25,7 +25,7 @@ _VIEWABLE_BYTES = 5_000_000  # of a file that the browser shows before it is res
 
 
 class BatchTab:
-    """Handlers that need the server's state. `*values` are the values of fields.FIELDS."""
+    """Handlers that need the server's state. `*values` are the values of PhotoTab.fields."""
 
     def __init__(self, page: RestoreTab, components: ManyTab) -> None:
         self.page, self.runner, self.components = page, page.runner, components

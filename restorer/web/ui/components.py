@@ -59,20 +59,20 @@ class PhotoTab:
                 self._build_outcome(retention)
 
     def _build_settings(self, restorer: Restorer) -> None:
-        built = fields.build_main_fields(restorer)
+        self.fields = fields.Fields(restorer)
+        self.fields.build_main()
         self.message = gr.Markdown(elem_id="summary")
         self.start = gr.Button("Restore", variant="primary", interactive=False, elem_id="start")
         self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
         with gr.Accordion(texts.REPAIR, open=False, elem_id="repair") as self.repair:
-            built |= fields.build_repair_fields(restorer.options)
+            self.fields.build_repair()
             self.repair_message = gr.Markdown(texts.REPAIR_INFO, elem_id="repair-text")
             _build_brush()
             self.back = gr.Button("Correct the marks", size="sm", visible=False, elem_id="back")
         with gr.Accordion("More options", open=False, elem_id="options"):
-            built |= fields.build_model_fields(restorer)
-            built |= fields.build_face_fields(restorer.options)
-            built |= fields.build_file_fields(restorer.options)
-        self.fields = {name: built[name] for name in fields.FIELDS}
+            self.fields.build_model()
+            self.fields.build_faces()
+            self.fields.build_file()
 
     def _build_stage(self) -> None:
         with gr.Column(elem_id="example") as self.example:

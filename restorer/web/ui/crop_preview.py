@@ -25,7 +25,7 @@ _COMPARE: dict[str, Any] = {"value": "Compare models", "interactive": True}
 
 
 class CropPreview:
-    """Handlers that need the server's state. `*values` are the values of fields.FIELDS.
+    """Handlers that need the server's state. `*values` are the values of PhotoTab.fields.
 
     A position is "x,y", each 0 to 1; "" stands for the centre.
     """

@@ -16,7 +16,6 @@ from ...options import PRESETS, Options
 from ..service import Service
 from . import texts
 from .components import PhotoTab
-from .fields import FIELDS
 
 _CLEAN_STRENGTH = 0.5  # at 1x, where the photo's own detail counts; docs/colour.md has the figures
 # The fields that a look sets, and those that the estimate depends on
@@ -45,14 +44,14 @@ class SelectedPhoto:
 
 
 class Form:
-    """Handlers that need the server's state. `*values` and `values` are the values of FIELDS."""
+    """Handlers that need the server's state. `*values` and `values` are the values of PhotoTab.fields."""
 
     def __init__(self, service: Service, components: PhotoTab) -> None:
         self.service, self.restorer, self.components = service, service.restorer, components
 
     def option_values(self, values: tuple[object, ...]) -> dict[str, object]:
         """Return the values as options by name, as Service.options() takes them."""
-        options: dict[str, object] = dict(zip(FIELDS, values, strict=True))
+        options: dict[str, object] = dict(zip(self.components.fields, values, strict=True))
         restore_faces, default = options.pop("restore_faces"), self.restorer.options.face_enhance
         options["face_enhance"] = "off" if not restore_faces else "auto" if default == "off" else default
         repair, default = options.pop("repair"), self.restorer.options.repair
@@ -74,7 +73,7 @@ class Form:
         }
         for name, option in (("restore_faces", "face_enhance"), ("repair", "repair")):
             known[name] = options[option] != "off" if option in options else None
-        pairs = zip(FIELDS, values, strict=True)
+        pairs = zip(self.components.fields, values, strict=True)
         return tuple(value if known.get(name) is None else known[name] for name, value in pairs)
 
     def options(self, values: tuple[object, ...], before: Photo) -> Options:

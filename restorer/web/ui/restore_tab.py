@@ -25,7 +25,6 @@ from ..job_runner import JobRunner
 from ..jobs import Job
 from . import texts
 from .components import SAMPLES, PhotoTab
-from .fields import FIELDS
 from .form import Form, SelectedPhoto, Updates, suggested_values
 from .result_view import ResultView
 
@@ -34,7 +33,7 @@ _AGAIN: dict[str, Any] = {"value": "Restore again", "variant": "secondary", "vis
 
 
 class RestoreTab:
-    """Handlers that need the server's state. `*values` are the values of FIELDS."""
+    """Handlers that need the server's state. `*values` are the values of PhotoTab.fields."""
 
     def __init__(self, runner: JobRunner, components: PhotoTab, view: ResultView) -> None:
         self.runner, self.service, self.components, self.view = runner, runner.service, components, view
@@ -258,8 +257,8 @@ class RestoreTab:
         if not job.ended:
             updates |= {c.start: gr.Button(visible=False), c.stop: gr.Button(visible=True)}
             updates[c.crop_column] = gr.Column(visible=False)
-        for name, value in zip(FIELDS, values, strict=True):
-            updates[c.fields[name]] = updates.get(c.fields[name], gr.update()) | {"value": value}
+        for field, value in zip(c.options, values, strict=True):
+            updates[field] = updates.get(field, gr.update()) | {"value": value}
         return {**updates, c.job: job.id}
 
     def back(self) -> Updates:
