@@ -48,15 +48,16 @@ class Options:
 
     model          "best" is RealESRGAN_x4plus, or RealESRGAN_x2plus up to 2x if it is present; "fast" is the
                    fastest general-purpose model present; "auto" is "best" on a GPU and for small photos,
-                   and a faster model for large photos on a CPU. Any other name means exactly that model
+                   and a faster model for large photos on a CPU. Any other name that `models` lists means
+                   exactly that model
     outscale       1 to 8: output side = input side x outscale, whatever the network's own scale
     long_side      longer side of the result in pixels, 0: by outscale, which it replaces otherwise
     print_size     "30x20cm", also in mm or in: the result fits on such a print, upright or across, at `dpi`;
                    replaces outscale. A photo that has more pixels keeps them
-    dpi            resolution stored in the result, whatever keep_metadata is; more with print_size if the
+    dpi            resolution stored in the result, even without metadata; more with print_size if the
                    photo has more pixels. 0: 300 with print_size, otherwise that of the photo
     strength       0 to 1: blends the photo enlarged by bicubic interpolation (0) and the restored one (1)
-    denoise        0 to 1: how much noise the general model removes; 1 is the model as published.
+    denoise        0 to 1: how much noise realesr-general-x4v3 removes; 1 is the model as published.
                    Other models have no second checkpoint to blend with and reject values below 1
     colour         "auto" corrects fading and its colour casts where they are certain, "on" always; toned
                    black-and-white photos, such as sepia, keep their tone, which "neutral" removes too
@@ -71,11 +72,12 @@ class Options:
     keep_metadata  keep EXIF, XMP, IPTC, comments and the photo's resolution; the colour profile is kept
                    without it too
     remove_gps     remove coordinates and place names from EXIF, XMP, IPTC, PNG text and GeoTIFF, the maker
-                   note, which may hold both, and Photoshop's resources except rights and paths
+                   note, which may hold both, and Photoshop's resources except rights and paths; titles,
+                   captions, keywords and comments stay
     face_enhance   "on" or True restores faces, "off" or False does not; "auto" does if the models are present
                    or can be downloaded, and otherwise says so in the result
-    face_model     the network that restores faces
-    face_detector  the network that detects faces
+    face_model     the network that restores faces, of those that `models` lists
+    face_detector  the network that detects faces, yunet or retinaface
     face_strength  0 to 1: blends the upscaled face (0) and the restored one (1)
     face_mask      the pasted part of a crop: an "ellipse" around the face, or its outline by "parsing"
     face_large     also restore faces with more pixels than the network's output; they lose detail
@@ -184,6 +186,12 @@ class Options:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def descriptions(cls) -> dict[str, str]:
+        """Return what the docstring of this class says of each option, by name."""
+        documented = re.findall(r"^    (\w+) {2,}(.+(?:\n {8,}.+)*)", cls.__doc__ or "", re.MULTILINE)
+        return {name: " ".join(text.split()) for name, text in documented}
 
 
 class Sequences(NamedTuple):

@@ -2,22 +2,22 @@
 
 import argparse
 import math
+import re
 from pathlib import Path
-from typing import Any
 
 from ..errors import InvalidOption
 from ..options import (
     ANIMATED_FORMATS,
     CHOICES,
     CPU_BACKENDS,
-    PRESETS,
-    PRINT_DPI,
     VULKAN,
     Limits,
     Options,
     Sequences,
 )
 from ..version import __version__
+
+_METAVARS = {"long_side": "PIXELS", "print_size": "30x20cm", "max_bytes": "N"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -120,44 +120,38 @@ def _backend_option() -> argparse.ArgumentParser:
     return command
 
 
-def _add_option(command: argparse.ArgumentParser, name: str, **details: Any) -> None:  # noqa: ANN401
-    """Add an option with the type, the default and the choices of its field in Options."""
-    default, choices = getattr(Options, name), CHOICES.get(name)
-    command.add_argument(
-        f"--{name.replace('_', '-')}", type=type(default), default=default, choices=choices, **details
-    )
+def _add_option(command: argparse.ArgumentParser, name: str) -> None:
+    """Add an option with the type, the default, the choices and the description of its field in Options."""
+    default, about = getattr(Options, name), Options.descriptions()[name]
+    for other in Options.names():
+        about = re.sub(rf"`{other}`|\b{other}\b" if "_" in other else f"`{other}`", _flag(other), about)
+    if default is True:
+        command.add_argument(_flag(name), dest=name, action="store_false", help=f"do not {about}")
+    elif default is False:
+        command.add_argument(_flag(name), action="store_true", help=about)
+    else:
+        command.add_argument(
+            _flag(name),
+            type=_face_enhance if name == "face_enhance" else type(default),
+            default=default,
+            choices=CHOICES.get(name),
+            metavar=_METAVARS.get(name),
+            help=about if default == "" else f"{about} (%(default)s)",
+        )
+
+
+def _flag(name: str) -> str:
+    """Return the flag that changes an option from its default."""
+    if getattr(Options, name) is True:
+        name = f"no_{name.removeprefix('keep_')}"
+    return f"--{name.replace('_', '-')}"
 
 
 def _restore_options() -> argparse.ArgumentParser:
-    """Return the options that restore and batch share."""
+    """Return the options that restore and batch share: those of Options, and of the command line."""
     command = argparse.ArgumentParser(add_help=False)
-    _add_option(command, "model", help=f"{', '.join(PRESETS)}, or a name listed by 'models' (%(default)s)")
-    _add_option(command, "outscale", help="1 to 8 (%(default)s)")
-    _add_option(
-        command,
-        "strength",
-        help="0 to 1: blend of the plainly enlarged photo and the restored one (%(default)s)",
-    )
-    _add_option(command, "long_side", metavar="PIXELS", help="of the result, instead of --outscale")
-    _add_option(
-        command,
-        "print_size",
-        metavar="30x20cm",
-        help="enough pixels for a print, in mm, cm or in, instead of --outscale",
-    )
-    _add_option(
-        command,
-        "dpi",
-        help=f"resolution to store and to print at ({PRINT_DPI} with --print-size, else the photo's)",
-    )
-    _add_option(command, "format", help="(%(default)s)")
-    _add_option(command, "quality", help="1 to 100, for JPEG, WebP, AVIF and JPEG XL (%(default)s)")
-    _add_option(
-        command,
-        "max_bytes",
-        metavar="N",
-        help="of the file: lowers the quality until it fits; 0: any number (%(default)s)",
-    )
+    for name in Options.names():
+        _add_option(command, name)
     command.add_argument(
         "--max-megapixels",
         type=float,
@@ -180,74 +174,12 @@ def _restore_options() -> argparse.ArgumentParser:
     command.add_argument(
         "--keep-times", action="store_true", help="give results the modification time of their photos"
     )
-    _add_option(
-        command, "denoise", help="0 to 1, for realesr-general-x4v3: how much noise to remove (%(default)s)"
-    )
-    _add_option(
-        command,
-        "colour",
-        help="auto corrects certain fading, on any; neutral removes the tone of black-and-white photos too "
-        "(%(default)s)",
-    )
-    _add_option(
-        command,
-        "colour_strength",
-        help="0 to 1: blend of the photo's colours and the corrected ones (%(default)s)",
-    )
-    command.add_argument(
-        "--autopilot",
-        action="store_true",
-        help="per photo, set --colour and --face-enhance as 'look' suggests, unless they are given",
-    )
-    command.add_argument(
-        "--no-metadata",
-        dest="keep_metadata",
-        action="store_false",
-        help="keep nothing but the colour profile, and the resolution if --dpi or --print-size sets it",
-    )
-    command.add_argument(
-        "--remove-gps",
-        action="store_true",
-        help="remove coordinates and place names from EXIF, XMP, IPTC, PNG text and GeoTIFF, with them the "
-        "maker note, which may hold both, and Photoshop's resources except rights and paths; titles, "
-        "captions, keywords and comments stay",
-    )
-    command.add_argument(
-        "--face-enhance",
-        type=_face_enhance,
-        choices=CHOICES["face_enhance"],
-        default=Options.face_enhance,
-        help="true and false are accepted too (%(default)s)",
-    )
-    _add_option(command, "face_model", help="a name listed by 'models' (%(default)s)")
-    _add_face_detector(command)
-    _add_option(command, "face_strength", help="0 to 1: blend of upscaled and restored face (%(default)s)")
-    _add_option(command, "face_mask", help="(%(default)s)")
-    command.add_argument("--face-large", action="store_true", help="also restore faces above 512 pixels")
-    _add_option(
-        command,
-        "repair",
-        help="fill dust, hairs, scratches and stains; auto: only where they are seen with confidence "
-        "(%(default)s)",
-    )
-    _add_option(
-        command, "repair_sensitivity", help="0 to 1: how much of what may be damage is filled (%(default)s)"
-    )
-    _add_option(
-        command,
-        "tile",
-        help="side of a tile; changes nothing in the result on a CPU; 0: by free memory (%(default)s)",
-    )
     command.add_argument("--fp32", action="store_true", help="use full precision on a GPU too")
     return command
 
 
 def _add_photos(command: argparse.ArgumentParser) -> None:
     command.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files or folders")
-
-
-def _add_face_detector(command: argparse.ArgumentParser) -> None:
-    _add_option(command, "face_detector", help="yunet or retinaface (%(default)s)")
 
 
 def _add_restore(command: argparse.ArgumentParser) -> None:
@@ -267,7 +199,7 @@ def _add_restore(command: argparse.ArgumentParser) -> None:
 def _add_faces(command: argparse.ArgumentParser) -> None:
     _add_photos(command)
     command.add_argument("--draw", type=Path, metavar="OUT", help="folder for copies with the faces drawn in")
-    _add_face_detector(command)
+    _add_option(command, "face_detector")
 
 
 def _add_batch(command: argparse.ArgumentParser) -> None:

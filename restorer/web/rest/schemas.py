@@ -1,6 +1,5 @@
 """The fields of requests and responses, as Pydantic models that also describe them in OpenAPI."""
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
@@ -26,12 +25,10 @@ Index = Annotated[int, Field(ge=0, description="position of the file among the f
 
 def options_model(defaults: Options) -> type[BaseModel]:
     """Return a model of the fields of Options, with these defaults."""
-    documented = re.findall(r"^    (\w+) {2,}(.+(?:\n {8,}.+)*)", Options.__doc__ or "", re.MULTILINE)
-    descriptions = {name: " ".join(text.split()) for name, text in documented}
     fields: dict[str, Any] = {}
     for name, default in vars(defaults).items():
         low, high = _RANGES.get(name, (None, None))
-        field = Field(default, ge=low, le=high, description=descriptions.get(name))
+        field = Field(default, ge=low, le=high, description=Options.descriptions().get(name))
         fields[name] = (_TYPES.get(name, type(default)), field)
     return create_model("RestoreOptions", __config__=ConfigDict(extra="forbid"), **fields)
 
