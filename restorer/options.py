@@ -122,7 +122,8 @@ class Options:
             except OverflowError as error:
                 raise InvalidOption(f"{field.name} is too large") from error
         for name, (low, high) in RANGES.items():
-            _check_range(name, getattr(self, name), low, high)
+            if not low <= (value := getattr(self, name)) <= high:  # also false for NaN
+                raise InvalidOption(f"{name} is {value}; it must be from {low} to {high}")
         if self.print_size:
             _print_inches(self.print_size)
             if self.long_side:
@@ -133,7 +134,8 @@ class Options:
             allowed = f"from {SMALLEST_TILE} to {_LARGEST_TILE}, or 0 for one that fits in memory"
             raise InvalidOption(f"tile is {self.tile}; it must be {allowed}")
         for name, choices in CHOICES.items():
-            _check_choice(name, getattr(self, name), choices)
+            if (value := getattr(self, name)) not in choices:
+                raise InvalidOption(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
 
     def changed(self, changes: dict[str, object]) -> "Options":
         """Return a copy with other values by name. Raises InvalidOption for unknown names and bad values."""
@@ -232,13 +234,3 @@ def _check_type(name: str, value: object, kind: type) -> None:
     accepted = {float: numbers.Real, int: numbers.Integral}.get(kind, kind)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise InvalidOption(f"{name} is {value!r}; it must be {_KINDS[kind]}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InvalidOption(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # also false for NaN
-        raise InvalidOption(f"{name} is {value}; it must be from {low} to {high}")

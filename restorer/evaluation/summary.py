@@ -143,14 +143,6 @@ def table(summary: Summary) -> list[list[str]]:
 
 def to_json(rows: Sequence[Row], provenance: Mapping[str, object]) -> bytes:
     """Return the report as JSON: "provenance", "summary" and "rows"; infinity and NaN become null."""
-    report = _without_infinity({"provenance": provenance, "summary": summarise(rows), "rows": rows})
-    return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
-
-
-def _without_infinity(value: object) -> object:
-    """Replace infinity and NaN, which JSON lacks, by None."""
-    if isinstance(value, Mapping):
-        return {str(key): _without_infinity(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_infinity(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    text = json.dumps({"provenance": provenance, "summary": summarise(rows), "rows": rows})
+    report = json.loads(text, parse_constant=lambda _: None)
+    return json.dumps(report, indent=1, ensure_ascii=False).encode(errors="backslashreplace")

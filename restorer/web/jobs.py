@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import TypeAdapter
 
 from ..atomic import write_atomic
 from ..errors import RestoreError
 from .previews import CACHED
 
 UNFINISHED = ("queued", "processing")
-STATES = (*UNFINISHED, "completed", "failed", "cancelled")
+State = Literal["queued", "processing", "completed", "failed", "cancelled"]
+STATES = get_args(State)
 _MAX_STARTS = 3  # crashes of the process during one file until that file is taken for the cause
 _RECORD, _MASK = "job.json", "mask"
 
@@ -55,7 +59,7 @@ class Job:
     id: str
     options: dict[str, object]
     items: list[JobFile]
-    state: str = "queued"
+    state: State = "queued"
     created: float = field(default_factory=time.time)
     starts: int = 0
     previews: bool = False
@@ -75,6 +79,9 @@ class Job:
     def final_state(self) -> str:
         """The state once no file is pending."""
         return "completed" if any(item.result for item in self.items) else "failed"
+
+
+_PARSER = TypeAdapter(Job)
 
 
 class Jobs:
@@ -234,28 +241,15 @@ def _with(items: list[JobFile], changed: JobFile, **fields: object) -> list[JobF
     return [replace(item, **fields) if item is changed else item for item in items]
 
 
-def _is_valid(job: Job) -> bool:
-    """Check the field types of a record."""
-    return (
-        job.state in STATES
-        and isinstance(job.created, int | float)
-        and isinstance(job.starts, int)
-        and isinstance(job.previews, bool)
-        and isinstance(job.key, str)
-        and isinstance(job.options, dict)
-        and all(isinstance(item.name, str) and isinstance(item.result, dict | None) for item in job.items)
-    )
-
-
 def _read_records(uploads: Path) -> list[Job]:
     """Return the jobs of earlier processes; invalid records are logged and skipped."""
     jobs = []
     for record in uploads.glob(f"*/{_RECORD}"):
         try:
-            fields = json.loads(record.read_bytes())
-            job = Job(**{**fields, "items": [JobFile(**item) for item in fields["items"]]})
-            if job.id == record.parent.name and _is_valid(job):
+            job = _PARSER.validate_json(record.read_bytes())
+            if job.id == record.parent.name:
                 jobs.append(job)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            logging.getLogger(__name__).warning("skipping an invalid job record: %s", error)
+        except (OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]  # the other lines quote the record
+            logging.getLogger(__name__).warning("skipping an invalid job record: %s", reason)
     return jobs

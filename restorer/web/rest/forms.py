@@ -32,22 +32,10 @@ Form = tuple[list[tuple[str, Path]], dict[str, object], Path | None]  # files (n
 class _MultiPartParser(MultiPartParser):
     """A parser for which every part of a file field is a file, even one that has no file name."""
 
-    _name = _value = b""
-
-    def on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-
-    def on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def on_header_end(self) -> None:
-        name, value = self._name, self._value
-        self._name = self._value = b""
-        if name.lower() == b"content-disposition":
-            value = _with_file_name(value)
-        super().on_header_field(name, 0, len(name))
-        super().on_header_value(value, 0, len(value))
-        super().on_header_end()
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        part.content_disposition = _with_file_name(part.content_disposition or b"")
+        super().on_headers_finished()
 
 
 def _with_file_name(disposition: bytes) -> bytes:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic.json_schema import SkipJsonSchema
 
 from ...options import CHOICES, RANGES, Options
+from ..jobs import State
 
 _TYPES: dict[str, Any] = {name: Literal[choices] for name, choices in CHOICES.items()}
 _FACE_ENHANCE = CHOICES["face_enhance"]
@@ -16,7 +17,6 @@ _TYPES["face_enhance"] = Annotated[
 _MAX_TILE = 1024  # pixels; a larger tile would let a client choose how much memory the network takes
 _RANGES = {**RANGES, "tile": (0, _MAX_TILE)}
 _NULLABLE: dict[str, Any] = {"nullable": True}  # OpenAPI 3.0 has no null type
-State = Literal["queued", "processing", "completed", "failed", "cancelled"]
 Position = Annotated[
     int, Field(ge=0, description="jobs and calls of all clients before this one; 0 once it runs or has ended")
 ]
