@@ -284,7 +284,9 @@ def folder_by_ours(own: Subject, device: torch.device, source: Path) -> bytes:
     options = Options(model=f"custom/{own.name}", outscale=4, format="png", face_enhance="off")
     records: list[manifest.Record] = []
     with tempfile.TemporaryDirectory(dir=source.parent) as output:
-        batch = plan.prepare(str(source), output, options, weights=str(own.weights), device=str(device))
+        batch = plan.prepare(
+            plan.Batch(str(source), output, options, weights=str(own.weights), device=str(device))
+        )
         runner.run(batch, plan.entries(batch, plan.photos(batch), ()), records.append)
         return (Path(output) / records[0].output).read_bytes()
 

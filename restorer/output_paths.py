@@ -18,11 +18,12 @@ from .images.file_types import (
     AnyPath,
     format_of,
     is_photo,
+    keeps_format,
     result_formats,
     suffixed,
     written_suffixes,
 )
-from .options import FIRST, Sequences
+from .options import FIRST, Options, Sequences
 
 _MAX_NAME = 255  # bytes of a file name, in every usual file system
 # Least bytes of a result for each byte and the square of the scale: measured from 0.55 in the photo's format,
@@ -209,20 +210,21 @@ def unwritable(tasks: Sequence[OutputTask]) -> dict[Path, str]:
     return problems | {path: os.strerror(errno.EISDIR) for path in paths if path.is_dir()}
 
 
-def check_room(results: Iterable[tuple[Path, int, bool]], scale: float) -> None:
+def check_room(photos: Iterable[tuple[Path, Path, int]], options: Options) -> None:
     """Raise DiskFull if a disk surely has too little room for results.
 
-    results  folder of the result, bytes of the photo, and whether the result has the photo's format
-    scale    of the results' sides, at least
+    photos  folder of the result, path of the photo, and its bytes
     """
+    scale = 1.0 if options.by_photo else options.outscale
     needed: Counter[Path] = Counter()
     disks: dict[int, Path] = {}
     existing: dict[Path, Path] = {}
-    for folder, size, same in results:
+    for folder, photo, size in photos:
         if folder not in existing:
             present = atomic.nearest_existing(folder)
             existing[folder] = disks.setdefault(present.stat().st_dev, present)
-        needed[existing[folder]] += int(size * scale**2 * (_SAME_FORMAT if same else _OTHER_FORMAT))
+        share = _SAME_FORMAT if keeps_format(photo, options.format) else _OTHER_FORMAT
+        needed[existing[folder]] += int(size * scale**2 * share)
     for folder, size in needed.items():
         if size > (free := shutil.disk_usage(folder).free):
             raise DiskFull(

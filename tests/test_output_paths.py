@@ -259,11 +259,13 @@ def test_room_is_checked_by_disk(monkeypatch):
     free = 40_000_000
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     folder = Path("not/yet").absolute()
-    output_paths.check_room([(folder, 5_000_000, True)], 4)
-    output_paths.check_room([(folder, 10_000_000, True)] * 2, 2)
-    output_paths.check_room([(folder, 20_000_000, False)], 4)
+    output_paths.check_room([(folder, Path("a.png"), 5_000_000)], Options(outscale=4))
+    output_paths.check_room([(folder, Path("a.png"), 10_000_000)] * 2, Options(outscale=2))
+    output_paths.check_room([(folder, Path("a.png"), 20_000_000)], Options(outscale=4, format="jpeg"))
     with pytest.raises(restorer.errors.DiskFull, match=f"at least 41 MB and {Path().absolute()} has 40 MB"):
-        output_paths.check_room([(folder, 5_000_000, True), (Path(), 125_000, True)], 4)
+        output_paths.check_room(
+            [(folder, Path("a.png"), 5_000_000), (Path(), Path("a.png"), 125_000)], Options(outscale=4)
+        )
 
 
 def test_existing_named_output():

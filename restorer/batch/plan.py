@@ -25,7 +25,7 @@ class Batch:
 
     source, output         folders or URLs, see storage.py
     options                for every photo
-    models                 name and sha256 of each upscaling model that may be used, depending on photo size
+    models                 name and sha256 of each upscaling model that may be used, set by prepare()
     networks               names of the face models that are present, and names and SHA-256 of those of repair
                            and colours
     weights, device, half  see Restorer
@@ -39,7 +39,7 @@ class Batch:
     source: str
     output: str
     options: Options
-    models: tuple[tuple[str, str], ...]
+    models: tuple[tuple[str, str], ...] = ()
     networks: tuple[str, ...] = ()
     weights: str | None = None
     device: str | None = None
@@ -77,52 +77,32 @@ class Entry:
     target: str
 
 
-def prepare(
-    source: str,
-    output: str,
-    options: Options,
-    *,
-    weights: str | None = None,
-    device: str | None = None,
-    half: bool | None = None,
-    threads: int = 0,
-    limits: Limits | None = None,
-    keep_times: bool = False,
-    sequences: Sequences = FIRST,
-) -> Batch:
-    """Choose the models, download absent ones and return the Batch.
+def prepare(job: Batch) -> Batch:
+    """Return the job with its models chosen and downloaded, and with absolute folders.
 
     Raises UnknownModel, WeightsUnavailable, BadWeights, OSError if the output cannot be written, and
     InvalidOption if the source does not exist or is also the output.
     """
-    inputs, outputs = Storage(source), Storage(output)
+    source, inputs, outputs = job.source, Storage(job.source), Storage(job.output)
     if not inputs.exists():
         raise InvalidOption(f"{source} does not exist; name a folder of photos")
     if inputs.local and not os.path.isdir(inputs.root):
         raise InvalidOption(f"{source} is not a folder; name a folder of photos")
     if inputs.same(outputs):
         raise InvalidOption(f"{source} is the folder of the photos; name another for the results")
-    if keep_times and not (inputs.local and outputs.local):
+    if job.keep_times and not (inputs.local and outputs.local):
         raise InvalidOption("keep_times needs folders on this machine")
     if outputs.local:
         check_writable(Path(outputs.root))
-    restorer = Restorer(weights=weights, device=device)
-    models = _upscaling_models(restorer, options)
-    networks = present_networks(options, restorer.weights)
-    return Batch(
-        inputs.url,
-        outputs.url,
-        options,
-        models,
-        networks,
-        weights=str(Path(weights).absolute()) if weights else None,  # workers run in another folder
-        device=device,
-        half=half,
+    restorer = Restorer(weights=job.weights, device=job.device)
+    return replace(
+        job,
+        source=inputs.url,
+        output=outputs.url,
+        models=_upscaling_models(restorer, job.options),
+        networks=present_networks(job.options, restorer.weights),
+        weights=str(Path(job.weights).absolute()) if job.weights else None,  # workers run in another folder
         auto_cpu_megapixels=restorer.networks.auto_cpu_megapixels,
-        threads=threads,
-        limits=limits or Limits(),
-        keep_times=keep_times,
-        sequences=sequences,
     )
 
 
@@ -189,13 +169,10 @@ def photos(job: Batch, left_out: list[LeftOut] | None = None) -> list[StoredFile
 
 def check_room(job: Batch, todo: Sequence[StoredFile]) -> None:
     """Raise DiskFull if the results surely do not fit on this machine's disk."""
-    outputs, options = Storage(job.output), job.options
+    outputs = Storage(job.output)
     if outputs.local:
-        results = (
-            (Path(outputs.root), file.size, file_types.keeps_format(Path(file.path), options.format))
-            for file in todo
-        )
-        output_paths.check_room(results, 1.0 if options.by_photo else options.outscale)
+        photos = ((Path(outputs.root), Path(file.path), file.size) for file in todo)
+        output_paths.check_room(photos, job.options)
 
 
 def entries(job: Batch, todo: Sequence[StoredFile], existing: Iterable[str]) -> list[Entry]:

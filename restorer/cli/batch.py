@@ -31,16 +31,18 @@ def run(parsed: argparse.Namespace) -> int:
     from ..batch import plan, ray, runner
 
     job = plan.prepare(
-        parsed.source,
-        parsed.output,
-        options,
-        weights=parsed.weights_dir,
-        device=parsed.device,
-        half=False if parsed.fp32 else None,
-        threads=parsed.cpus_per_worker if parsed.ray else 0,
-        limits=limits(parsed.max_megapixels),
-        keep_times=parsed.keep_times,
-        sequences=sequences(parsed),
+        plan.Batch(
+            parsed.source,
+            parsed.output,
+            options,
+            weights=parsed.weights_dir,
+            device=parsed.device,
+            half=False if parsed.fp32 else None,
+            threads=parsed.cpus_per_worker if parsed.ray else 0,
+            limits=limits(parsed.max_megapixels),
+            keep_times=parsed.keep_times,
+            sequences=sequences(parsed),
+        )
     )
     place = {"address": parsed.ray, "workers": parsed.workers, "cpus": parsed.cpus_per_worker}
     restore = partial(ray.run, **place, gpus=parsed.gpus_per_worker) if parsed.ray else runner.run

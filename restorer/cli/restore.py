@@ -7,9 +7,10 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from .. import output_paths
 from ..atomic import copy_times, write_atomic
@@ -27,14 +28,17 @@ if TYPE_CHECKING:
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
 _NAME_LENGTH = 32  # characters of a file name in the progress bar
-SkipReason = Callable[[Path], str]
 
 
-class Masks(NamedTuple):
-    """The bytes of the mask to fill, and the file for the mask that was filled."""
+@dataclass(frozen=True)
+class _Settings:
+    """What applies to every photo: the mask to fill, the file for the mask that was filled, and the rest."""
 
-    data: bytes | None = None
-    out: Path | None = None
+    restorer: "Restorer"
+    skip_reason: Callable[[Path], str]
+    mask: bytes | None
+    mask_out: Path | None
+    keep_times: bool
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -52,7 +56,7 @@ def run(parsed: argparse.Namespace) -> int:
     )
     if tasks and not tasks[0].forms:
         options["format"] = _format_of_output(parsed.output, parsed.format)
-    masks = _masks(parsed, tasks)
+    mask = _read_mask(parsed, tasks)
     from .. import pipeline  # numpy and the decoders, which --help and a wrong path do not need
 
     restorer = pipeline.Restorer(
@@ -69,12 +73,12 @@ def run(parsed: argparse.Namespace) -> int:
     start = time.perf_counter()
     originals = {task.source.resolve() for task in tasks}
     skip_reason = partial(output_paths.skip_reason, overwrite=parsed.overwrite, originals=originals)
-    counts += _restore_all(restorer, tasks, skip_reason, masks, keep_times=parsed.keep_times)
+    counts += _restore_all(_Settings(restorer, skip_reason, mask, parsed.mask_out, parsed.keep_times), tasks)
     print(f"{summarize(counts, 'restored', 'skipped')} in {time.perf_counter() - start:.1f} s")
     return 1 if counts["failed"] else 0
 
 
-def _masks(parsed: argparse.Namespace, tasks: list[output_paths.OutputTask]) -> Masks:
+def _read_mask(parsed: argparse.Namespace, tasks: list[output_paths.OutputTask]) -> bytes | None:
     """Read --mask and check --mask-out. Raises InvalidOption."""
     mask, out = parsed.mask, parsed.mask_out
     if (mask or out) and len(tasks) != 1:
@@ -93,7 +97,7 @@ def _masks(parsed: argparse.Namespace, tasks: list[output_paths.OutputTask]) -> 
         if out.resolve() in {path.resolve() for path in (task.source, *results, mask) if path}:
             raise InvalidOption(f"--mask-out {out} is a photo, its result or its mask; name another file")
     try:
-        return Masks(mask.read_bytes() if mask else None, out)
+        return mask.read_bytes() if mask else None
     except OSError as error:
         raise InvalidOption(f"--mask {mask} cannot be read: {error.strerror or error}") from error
 
@@ -105,30 +109,26 @@ def _format_of_output(output: Path, chosen: str) -> str:
     return image_format or chosen
 
 
-def _restore_all(
-    restorer: "Restorer",
-    tasks: list[output_paths.OutputTask],
-    skip_reason: SkipReason,
-    masks: Masks,
-    *,
-    keep_times: bool,
-) -> Counter[str]:
+def _restore_all(settings: _Settings, tasks: list[output_paths.OutputTask]) -> Counter[str]:
     """Restore each photo, print a line for it, and count the outcomes. Raises DiskFull before the first."""
     from tqdm import tqdm
 
-    pending = [task for task in tasks if not _skip(task, skip_reason)]
+    pending = [task for task in tasks if not _skip(task, settings.skip_reason)]
     remaining = _writable(pending)
     counts = Counter(skipped=len(tasks) - len(pending), failed=len(pending) - len(remaining))
     if not remaining:
         return counts
-    _check_room(remaining, restorer.options)
+    # Path.is_file() raises in a folder that cannot be searched
+    existing = (task for task in remaining if os.path.isfile(task.source))
+    sizes = ((task.target.parent, task.source, task.source.stat().st_size) for task in existing)
+    output_paths.check_room(sizes, settings.restorer.options)
     # The bar counts photos and moves with each tile, so its ETA covers the whole run
     with tqdm(
         total=len(remaining), desc="Loading the model", bar_format=_BAR, leave=False, disable=None
     ) as bar:
         loaded = ""
         for index, task in enumerate(remaining):
-            if (model := _load_for(restorer, task.source)) not in ("", loaded):
+            if (model := _load_for(settings.restorer, task.source)) not in ("", loaded):
                 bar.write(model, file=sys.stderr)
                 loaded = model
             if index == 0:
@@ -140,7 +140,7 @@ def _restore_all(
                     bar.n = before + done / total
                     bar.refresh()
 
-            state, line = _restore_one(restorer, task, skip_reason, update, masks, keep_times=keep_times)
+            state, line = _restore_one(settings, task, update)
             counts[state] += 1
             bar.write(line, file=sys.stderr if state == "failed" else sys.stdout)
             bar.n = index + 1
@@ -162,7 +162,7 @@ def _load_for(restorer: "Restorer", file: Path) -> str:
     return f"using {model.name} ({engine.source}) on {engine.name}" if engine else ""
 
 
-def _skip(task: output_paths.OutputTask, skip_reason: SkipReason) -> bool:
+def _skip(task: output_paths.OutputTask, skip_reason: Callable[[Path], str]) -> bool:
     existing = task.existing()
     reason = skip_reason(existing) if existing else ""
     if reason:
@@ -181,31 +181,8 @@ def _writable(tasks: list[output_paths.OutputTask]) -> list[output_paths.OutputT
     return writable
 
 
-def _check_room(tasks: list[output_paths.OutputTask], options: Options) -> None:
-    """Raise DiskFull if the results surely do not fit."""
-    scale = 1.0 if options.by_photo else options.outscale
-    output_paths.check_room(
-        (
-            (
-                task.target.parent,
-                task.source.stat().st_size,
-                file_types.keeps_format(task.source, options.format),
-            )
-            for task in tasks
-            if os.path.isfile(task.source)  # Path.is_file() raises in a folder that cannot be searched
-        ),
-        scale,
-    )
-
-
 def _restore_one(
-    restorer: "Restorer",
-    task: output_paths.OutputTask,
-    skip_reason: SkipReason,
-    progress: Progress,
-    masks: Masks,
-    *,
-    keep_times: bool,
+    settings: _Settings, task: output_paths.OutputTask, progress: Progress
 ) -> tuple[Literal["restored", "skipped", "failed"], str]:
     """Restore one photo, or all of its pages that do not exist; return its state and the lines to print."""
     from ..sequences import restore
@@ -213,7 +190,7 @@ def _restore_one(
     lines: list[str] = []
 
     def skipped(target: Path | None) -> bool:
-        reason = skip_reason(target) if target else ""
+        reason = settings.skip_reason(target) if target else ""
         if reason:
             lines.insert(0, f"{task.source}: skipped, {reason}")
         return bool(reason)
@@ -221,10 +198,10 @@ def _restore_one(
     try:
         data, state = task.source.read_bytes(), "skipped"
         for number, result in restore(
-            restorer,
+            settings.restorer,
             data,
             task.sequences,
-            mask=masks.data,
+            mask=settings.mask,
             progress=progress,
             skip=lambda number: skipped(task.existing(number)),
         ):
@@ -232,7 +209,7 @@ def _restore_one(
             # Another process may have written it, or the photo's format is not the one its name says
             if skipped(target):
                 continue
-            if problem := _write(result, task.source, target, masks.out, keep_times=keep_times):
+            if problem := _write(settings, result, task.source, target):
                 return "failed", problem
             size = f"{result.width} x {result.height}"
             notes = "".join(f"; {warning}" for warning in result.warnings)
@@ -254,18 +231,18 @@ def _restore_one(
         return "failed", f"{task.source}: failed, {type(error).__name__}: {error}"
 
 
-def _write(result: "Result", source: Path, target: Path, mask: Path | None, *, keep_times: bool) -> str:
+def _write(settings: _Settings, result: "Result", source: Path, target: Path) -> str:
     """Write a result, and its mask if there is a file for it; return the line to print if that fails."""
     written = target
     try:
         write_atomic(target, result.data)
-        if keep_times:
+        if settings.keep_times:
             copy_times(source, target)
-        if mask and result.repair:
+        if settings.mask_out and result.repair:
             from ..repair.pipeline import mask_png
 
-            written = mask
-            write_atomic(mask, mask_png(result.repair.mask))
+            written = settings.mask_out
+            write_atomic(written, mask_png(result.repair.mask))
     except OSError as error:
         return f"{source}: failed, {written} cannot be written: {error.strerror or error}"
     return ""

@@ -211,11 +211,13 @@ def test_record_of_a_retried_photo_survives_a_kill(folder, monkeypatch, capsys):
 
 def test_worker_with_other_weights_of_the_same_name_restores_nothing(folder):
     job = plan.prepare(
-        str(folder / "in"),
-        str(folder / "out"),
-        Options(model="custom/tiny", face_enhance="off"),
-        weights=str(folder / "weights"),
-        device="cpu:torch",
+        plan.Batch(
+            str(folder / "in"),
+            str(folder / "out"),
+            Options(model="custom/tiny", face_enhance="off"),
+            weights=str(folder / "weights"),
+            device="cpu:torch",
+        )
     )
     save_network(folder / "weights/custom/tiny.safetensors", seed=2)
     with pytest.raises(WeightsUnavailable, match=f"another file here: .* not {job.models[0][1]}"):
@@ -228,7 +230,9 @@ def test_worker_with_other_weights_of_the_same_name_restores_nothing(folder):
 def test_options_and_weights_of_repair_and_colours_are_part_of_the_digest(folder):
     def digest(**options):
         chosen = Options(model="custom/tiny", face_enhance="off", **options)
-        job = plan.prepare(str(folder / "in"), str(folder / "out"), chosen, weights=str(folder / "weights"))
+        job = plan.prepare(
+            plan.Batch(str(folder / "in"), str(folder / "out"), chosen, weights=str(folder / "weights"))
+        )
         return job, job.digest
 
     jobs = [digest(), digest(repair="on"), digest(repair="auto"), digest(repair="on", repair_sensitivity=0.3)]
@@ -639,11 +643,13 @@ def test_other_storages_are_read_and_written(folder):
     for name in PHOTOS:
         memory.pipe_file(f"/scans/{name}", (folder / "in" / name).read_bytes())
     job = plan.prepare(
-        "memory://scans",
-        "memory://done",
-        Options(model="custom/tiny", face_enhance="off"),
-        weights=str(folder / "weights"),
-        device="cpu:torch",
+        plan.Batch(
+            "memory://scans",
+            "memory://done",
+            Options(model="custom/tiny", face_enhance="off"),
+            weights=str(folder / "weights"),
+            device="cpu:torch",
+        )
     )
     todo_counts, entries = [], []
     for _ in range(2):

@@ -52,23 +52,22 @@ def _with_file_name(disposition: bytes) -> bytes:
 @asynccontextmanager
 async def read(
     request: Request,
-    folder: Path,
+    service: Service,
     options_model: type[BaseModel],
     *,
     max_files: int,
-    max_megabytes: int,
     admission: AbstractAsyncContextManager[None],
     mask: bool = False,
 ) -> AsyncIterator[Form]:
-    """Read a form; its files stay in a temporary folder below `folder` until the context exits.
+    """Read a form; its files stay in a temporary folder until the context exits.
 
-    max_megabytes  of one file
+    options_model  a model without fields accepts no options; others are checked against the photos' size
     admission      entered once the form is complete, before it is examined; its errors refuse the form
     mask           whether a mask may be sent with one photo
 
     Raises Refusal.
     """
-    max_bytes = max_megabytes * 2**20
+    max_bytes = service.settings.max_file_size_mb * 2**20
     most = max(max_files, 2) if mask else max_files
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most * max_bytes + FORM_BYTES:
@@ -99,7 +98,7 @@ async def read(
         raise Refusal(400, "incomplete upload") from error
     try:
         async with admission:
-            with tempfile.TemporaryDirectory(dir=folder, prefix="tmp") as temporary:
+            with tempfile.TemporaryDirectory(dir=service.settings.jobs_folder, prefix="tmp") as temporary:
                 files, sent, sent_mask = [], request.query_params.multi_items(), None
                 for field, value in form.multi_items():
                     if isinstance(value, UploadFile) and mask and field == _MASK and not sent_mask:
@@ -115,6 +114,8 @@ async def read(
                     raise Refusal(422, f"too many files; send at most {max_files}", limit=max_files)
                 if sent_mask and len(files) > 1:
                     raise Refusal(422, f"a mask is sent with {len(files)} photos; send it with one")
+                if options_model.model_fields:
+                    await asyncio.to_thread(validate, service, files, options, sent_mask)
                 yield files, options, sent_mask
     finally:
         await form.close()

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,7 +84,10 @@ class RestApi:
             with refuse_with(507, DiskFull, limit=self.settings.min_free_disk_mb):
                 self.service.check_disk_space()
         admission = self._reservation() if is_new else self._admissions
-        async with self._form(request, self.settings.max_files_per_job, admission, mask=True) as form:
+        max_files = self.settings.max_files_per_job
+        async with forms.read(
+            request, self.service, self.options_model, max_files=max_files, admission=admission, mask=True
+        ) as form:
             job = await self._accept(*form, idempotency_key)
         response.headers["Location"] = f"{request.scope.get('root_path', '')}/status/{job.id}"
         return Accepted.model_validate(self._summary(job))
@@ -112,21 +115,20 @@ class RestApi:
 
     async def quote(self, request: Request) -> Estimate:
         """Estimate size, time and cost of a photo."""
-        return Estimate.model_validate(await self._examined(request, self.service.estimate))
+        return Estimate.model_validate(
+            await self._examined(request, self.service.estimate, self.options_model)
+        )
 
     async def look(self, request: Request) -> Look:
         """Say what is wrong with a photo, and which options suit it."""
-        return Look.model_validate(await self._examined(request, self.service.look, model=NoOptions))
+        return Look.model_validate(await self._examined(request, self.service.look, NoOptions))
 
     async def _examined(
-        self,
-        request: Request,
-        examine: Callable[..., dict[str, object]],
-        *,
-        model: type[BaseModel] | None = None,
+        self, request: Request, examine: Callable[..., dict[str, object]], model: type[BaseModel]
     ) -> object:
-        """Return what `examine` returns for the photo and the options of a form, see _form()."""
-        async with self._form(request, 1, self._admissions, model=model) as (files, options, _):
+        """Return what `examine` returns for the photo and the options of a form."""
+        reading = forms.read(request, self.service, model, max_files=1, admission=self._admissions)
+        async with reading as (files, options, _):
             ((name, path),) = files
             data = await asyncio.to_thread(path.read_bytes)
         try:
@@ -235,33 +237,6 @@ class RestApi:
     async def metrics(self) -> Response:
         """Export metrics for Prometheus."""
         return Response(self.service.metrics.metrics(), media_type="text/plain; version=0.0.4")
-
-    @asynccontextmanager
-    async def _form(
-        self,
-        request: Request,
-        max_files: int,
-        admission: AbstractAsyncContextManager[None],
-        *,
-        mask: bool = False,
-        model: type[BaseModel] | None = None,
-    ) -> AsyncIterator[forms.Form]:
-        """Read and validate a form.
-
-        model  of its options; default: all, which are checked against the size of the photos
-        """
-        async with forms.read(
-            request,
-            self.settings.jobs_folder,
-            model or self.options_model,
-            max_files=max_files,
-            max_megabytes=self.settings.max_file_size_mb,
-            admission=admission,
-            mask=mask,
-        ) as form:
-            if model is None:
-                await asyncio.to_thread(forms.validate, self.service, *form)
-            yield form
 
     def _job(self, job_id: str) -> Job:
         job = self.jobs.get(job_id)
