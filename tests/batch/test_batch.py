@@ -93,11 +93,14 @@ def expected_results(folder: Path, **options) -> dict[str, bytes]:
     return {name: direct.restore((folder / "in" / name).read_bytes()).data for name in PHOTOS}
 
 
+_real_restore = restorer.Restorer.restore
+
+
 def direct(folder: Path, name: str) -> restorer.Result:
-    restore = restorer.pipeline.Restorer(
+    own = restorer.Restorer(
         weights=folder / "weights", device="cpu:torch", model="custom/tiny", face_enhance="off"
-    )._restore
-    return restore((folder / "in" / name).read_bytes(), None, {}, None, None)
+    )
+    return _real_restore(own, (folder / "in" / name).read_bytes())
 
 
 def test_each_photo_gets_a_result_and_a_record(folder, capsys):
