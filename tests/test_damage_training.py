@@ -170,7 +170,7 @@ def test_resume_equals_an_uninterrupted_run(photos, damage, content, tmp_path):
     assert second.step == 1
     steps(second, photos, damage, content, 2)
     for part in ("detector", "filler"):
-        expected, resumed = (run.learners[part].averaged() for run in (whole, second))
+        expected, resumed = (run.learners[part].mean for run in (whole, second))
         assert all(torch.equal(value, expected[name]) for name, value in resumed.items())
     second.export(tmp_path)
     for name, network in (("detector", networks.Detector()), ("filler", networks.Filler())):
@@ -180,17 +180,17 @@ def test_resume_equals_an_uninterrupted_run(photos, damage, content, tmp_path):
     again = learn.Run(CPU, tmp_path / "none.pt", seed=1)
     again.load_weights(tmp_path)
     for part in ("detector", "filler"):
-        for name, value in again.learners[part].averaged().items():
-            assert torch.equal(value, second.learners[part].averaged()[name].half().float())
+        for name, value in again.learners[part].mean.items():
+            assert torch.equal(value, second.learners[part].mean[name].half().float())
 
 
 def test_a_step_trains_every_parameter(photos, damage, content, tmp_path):
     run = learn.Run(CPU, tmp_path / "none.pt")
     learners = run.learners.values()
-    before = [[parameter.detach().clone() for parameter in learner.parameters] for learner in learners]
+    before = [[parameter.detach().clone() for parameter in learner.weights.values()] for learner in learners]
     steps(run, photos, damage, content, 2)
     for learner, old in zip(learners, before, strict=True):
-        assert not any(torch.equal(a, b) for a, b in zip(learner.parameters, old, strict=True))
+        assert not any(torch.equal(a, b) for a, b in zip(learner.weights.values(), old, strict=True))
 
 
 def test_one_network_is_trained_and_written_alone(photos, damage, content, tmp_path):
@@ -229,7 +229,9 @@ def test_a_bad_batch_does_not_end_the_run(photos, damage, content, tmp_path):
     batch = compose.compose(photos, damage, content, 2, rng())
     run.train_step(batch._replace(photo=batch.photo * float("nan")), rng())
     for learner in run.learners.values():
-        assert all(parameter.isfinite().all() for parameter in (*learner.parameters, *learner.mean))
+        assert all(
+            parameter.isfinite().all() for parameter in (*learner.weights.values(), *learner.mean.values())
+        )
 
 
 def test_the_last_tenth_of_each_kind_is_held_out():

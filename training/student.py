@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from restorer.models import compat
 
-from .optimizer import Optimizer
+from .optimizer import Averaged
 from .precision import has_bfloat16
 
 _DECAY = 0.999  # of the moving average of the weights, which is the result
@@ -14,19 +14,16 @@ _DECAY = 0.999  # of the moving average of the weights, which is the result
 Weights = dict[str, torch.Tensor]  # by SRVGGNetCompact's names
 
 
-class Student:
-    """Weights, averaged weights and optimizer of one network."""
+class Student(Averaged):
+    """One network in training."""
 
     def __init__(self, name: str, device: torch.device, seed: int) -> None:
         self.name = name
         self.features, self.convs = parse(name)
         self.dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
-        self.steps = 0
         initial = _initial(self.features, self.convs, seed)
-        self.weights = {key: tensor.to(device).requires_grad_() for key, tensor in initial.items()}
-        self.mean = {key: tensor.to(device, copy=True) for key, tensor in initial.items()}
-        tensors = self.weights.values()
-        self._optimizer = Optimizer([t for t in tensors if t.ndim == 4], [t for t in tensors if t.ndim < 4])
+        weights = {name: tensor.to(device).requires_grad_() for name, tensor in initial.items()}
+        super().__init__(weights, [name for name in weights if weights[name].ndim == 4], _DECAY)
 
     def forward(self, image: torch.Tensor, weights: Weights) -> torch.Tensor:
         """Upscale (n, 3, h, w) float32 in 0..1 to (n, 3, 4h, 4w) float32, mostly in the student's dtype.
@@ -43,43 +40,15 @@ class Student:
         base = functional.interpolate(image, scale_factor=4, mode="nearest")
         return functional.pixel_shuffle(features, 4).float().contiguous() + base.contiguous()
 
-    def update(self, rate: float) -> None:
-        """Apply the gradients, and forget them."""
-        self._optimizer.step(rate)
-        self.steps += 1
-        decay = min(_DECAY, self.steps / (self.steps + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.mean.values()), list(self.weights.values()), 1 - decay)
-
-    def state(self) -> dict:
-        """Return what a checkpoint needs to resume."""
-        weights = {key: tensor.detach() for key, tensor in self.weights.items()}
-        optimizer = self._optimizer.state()
-        return {"steps": self.steps, "weights": weights, "mean": self.mean, "optimizer": optimizer}
-
-    def load(self, state: dict) -> None:
-        self._copy(self.weights, state["weights"])
-        self._copy(self.mean, state["mean"])
-        self._optimizer.load(state["optimizer"])
-        self.steps = state["steps"]
-
     def start_from(self, tensors: Weights) -> None:
         """Copy weights. Raises SystemExit unless they are of this size."""
         shapes, own = ({name: part.shape for name, part in w.items()} for w in (tensors, self.mean))
         if shapes != own:
             raise SystemExit(f"training: the weights to start from are not of a network of {self.name}")
-        self._copy(self.weights, tensors)
-        self._copy(self.mean, tensors)
-
-    @staticmethod
-    def _copy(to: Weights, tensors: Weights) -> None:
         with torch.no_grad():
-            for key, tensor in to.items():
-                tensor.copy_(tensors[key])
-
-    def export(self) -> Weights:
-        """Return the averaged weights, float16 on the CPU."""
-        return {key: tensor.detach().half().cpu().clone() for key, tensor in self.mean.items()}
+            for name, tensor in tensors.items():
+                self.weights[name].copy_(tensor)
+                self.mean[name].copy_(tensor)
 
 
 def parse(name: str) -> tuple[int, int]:

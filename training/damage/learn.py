@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from restorer.repair.networks import Detector, Filler
 
-from ..optimizer import Optimizer
+from ..optimizer import Averaged
 from ..precision import has_bfloat16
 from .compose import Batch
 
@@ -18,47 +18,15 @@ _POSITIVE = 2.0  # weight of damaged pixels in the cross entropy
 _RATE = 1.6e-3  # of Muon, and of Adam for biases and the first and last layers; 6e-3 diverged
 
 
-class Learner:
-    """One network, its averaged weights and its optimizer."""
+class Learner(Averaged):
+    """One network in training."""
 
     def __init__(self, network: Detector | Filler, device: torch.device) -> None:
         self.network = network.to(device)
-        self.parameters = list(network.parameters())
-        self.mean = [parameter.detach().clone() for parameter in self.parameters]
-        ends = {
-            id(parameter)
-            for part in (network.unet.stem, network.unet.head)
-            for parameter in part.parameters()
-        }
-        kernels = [p for p in self.parameters if p.ndim == 4 and id(p) not in ends]
-        chosen = {id(parameter) for parameter in kernels}
-        self.optimizer = Optimizer(kernels, [p for p in self.parameters if id(p) not in chosen])
-
-    def minimise(self, loss: torch.Tensor, rate: float, step: int) -> None:
-        """Take one step, at this share of the full learning rate."""
-        loss.backward()
-        self.optimizer.step(_RATE * rate)
-        with torch.no_grad():
-            decay = min(_DECAY, (step + 1) / (step + 11))
-            torch._foreach_lerp_(self.mean, self.parameters, 1 - decay)
-
-    def averaged(self) -> dict[str, torch.Tensor]:
-        """Return the averaged weights by name, float32 on the device."""
-        return dict(zip((name for name, _ in self.network.named_parameters()), self.mean, strict=True))
-
-    def state(self) -> dict:
-        return {
-            "weights": [parameter.detach() for parameter in self.parameters],
-            "mean": self.mean,
-            "optimizer": self.optimizer.state(),
-        }
-
-    def load(self, state: dict) -> None:
-        with torch.no_grad():
-            for tensors, key in ((self.parameters, "weights"), (self.mean, "mean")):
-                for tensor, saved in zip(tensors, state[key], strict=True):
-                    tensor.copy_(saved)
-        self.optimizer.load(state["optimizer"])
+        weights = dict(network.named_parameters())
+        ends = ("unet.stem.", "unet.head.")
+        kernels = [name for name in weights if weights[name].ndim == 4 and not name.startswith(ends)]
+        super().__init__(weights, kernels, _DECAY)
 
 
 class Run:
@@ -87,9 +55,8 @@ class Run:
         for name, learner in self.learners.items():
             state = safetensors.torch.load_file(folder / f"damage-{name}.safetensors")
             with torch.no_grad():
-                names = [key for key, _ in learner.network.named_parameters()]
-                for key, parameter, mean in zip(names, learner.parameters, learner.mean, strict=True):
-                    mean.copy_(widen(parameter, state[key]))
+                for key, mean in learner.mean.items():
+                    mean.copy_(widen(learner.weights[key], state[key]))
 
     def generator(self) -> torch.Generator:
         """Return the random numbers of this step, which depend only on its number and the seed."""
@@ -100,7 +67,8 @@ class Run:
         rate, losses = rate_factor(self.share), []
         for name, learner in self.learners.items():
             loss = self._detection(batch) if name == "detector" else self._filling(batch, rng)
-            learner.minimise(loss, rate, self.step)
+            loss.backward()
+            learner.update(_RATE * rate)
             losses.append(loss.detach())
         self.step += 1
         return torch.stack(losses)
@@ -130,9 +98,8 @@ class Run:
     def export(self, folder: Path) -> None:
         """Write the averaged weights as float16: damage-detector.safetensors, damage-filler.safetensors."""
         for name, learner in self.learners.items():
-            state = {key: value.half().cpu().contiguous() for key, value in learner.averaged().items()}
             part = folder / f"damage-{name}.part"
-            safetensors.torch.save_file(state, part)
+            safetensors.torch.save_file(learner.export(), part)
             os.replace(part, folder / f"damage-{name}.safetensors")
 
 

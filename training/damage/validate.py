@@ -68,7 +68,7 @@ def _outputs(run: Run, name: str, *inputs: torch.Tensor) -> torch.Tensor:
     """Return what a network with its averaged weights makes of the inputs."""
     learner = run.learners[name]
     with torch.no_grad(), run.precision():
-        return functional_call(learner.network, learner.averaged(), inputs)
+        return functional_call(learner.network, learner.mean, inputs)
 
 
 def _detection(totals: np.ndarray) -> str:
