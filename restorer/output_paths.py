@@ -106,6 +106,8 @@ def plan(
         if len(photos) == 1 and not os.path.isdir(photos[0]):
             if format_of(output):
                 return [_to_file(photos[0], output, sequences)]
+            if sequences.frames and output.suffix.lower() == ".gif":
+                raise InvalidOption(f"{output}: name a folder; an animated GIF stays one without --format")
             if output.suffix:
                 raise InvalidOption(
                     f"{output}: cannot write {output.suffix} files; use {written_suffixes()}; "

@@ -66,7 +66,7 @@ def _options(settings: list[str]) -> dict[str, object]:
     kinds = {field.name: type(field.default) for field in dataclasses.fields(Options)}
     options: dict[str, object] = {}
     for name, _, text in (setting.partition("=") for setting in settings):
-        if name in ("outscale", "format"):
+        if name in ("outscale", "long_side", "print_size", "format"):
             raise InvalidOption(f"{name} cannot be set for a model; use --scale; results are PNG files")
         kind = kinds.get(name, str)
         try:

@@ -46,10 +46,13 @@ class JobRunner:
     async def start(
         self, uploads: Sequence[str], options: dict[str, object], mask: Path | None = None
     ) -> Job:
-        """Accept a job of the page, with previews. Raises QueueFull, DiskFull and UnsupportedImage.
+        """Accept a job of the page, with previews.
 
         mask  file of the mask of the only upload
+
+        Raises InvalidOption, QueueFull, DiskFull and UnsupportedImage.
         """
+        self.service.options(options)
         with self.service.queue.reservation():
             self.service.check_disk_space()
             files = [(Path(upload).name, self.service.upload_path(upload)) for upload in uploads]

@@ -194,6 +194,7 @@ def test_help_names_every_option():
         (["a.jpg", "--model", "custom/tiny", "--device", "abacus"], "unknown device 'abacus'"),
         (["a.jpg", "--device", "cuda", "--backend", "ncnn"], "backend ncnn does not run on device 'cuda'"),
         (["a.jpg", "-o", "b.gif"], "b.gif: cannot write .gif files; use .png, .jpg"),
+        (["a.jpg", "-o", "b.gif", "--frames", "all"], "b.gif: name a folder; an animated GIF stays one"),
         (["a.jpg", "-o", "b.png", "--format", "jpeg"], "b.png is not a jpeg file name"),
         (["a.jpg", "-o", "a.jpg", "--overwrite"], "a.jpg is the photo itself"),
         (["a.jpg", "in/b.jpg", "-o", "c.png"], "c.png is a file; name a folder with -o for several photos"),

@@ -279,6 +279,8 @@ def test_damaged_photo_is_reported_and_the_others_are_evaluated(folder, capsys):
         (["other"], "no photos found"),
         (["--models", "no-such-model"], "unknown model 'no-such-model'"),
         (["--models", "custom/one:denoise=x"], "denoise is 'x'; use a number"),
+        (["--models", "custom/one:long_side=90"], "long_side cannot be set for a model; use --scale"),
+        (["--models", "custom/one:print_size=9x6cm"], "print_size cannot be set for a model; use --scale"),
         (["--models", "custom/one:outscale=2"], "use --scale"),
         (["--models", "custom/one:hue=1"], "unknown option 'hue'"),
         (["--models", "custom/one,custom/one"], "have the same folder name"),

@@ -24,7 +24,7 @@ from restorer.web.job_runner import JobRunner
 from restorer.web.jobs import Job, Jobs
 from restorer.web.metrics import Metrics
 from restorer.web.service import FULL, Service
-from restorer.web.ui import components, form, layout, restore_tab
+from restorer.web.ui import components, form, layout, restore_tab, texts
 from restorer.web.ui.batch_tab import BatchTab
 from restorer.web.ui.result_view import ResultView
 from restorer.web.worker import Worker
@@ -339,6 +339,40 @@ def test_job_that_is_added_while_its_event_is_cancelled_is_queued(tmp_path, monk
 
     monkeypatch.setattr(page.runner, "submit", submitted.put)
     assert asyncio.run(accept_and_cancel()).state == "queued"
+
+
+def test_job_with_options_that_cannot_work_is_refused(tmp_path):
+    page = page_of(tmp_path)
+    batch = batch_of(page)
+    Image.new("RGB", (8, 8)).save(tmp_path / "uploads/a.png")
+    for changes, message in (
+        ({"print_size": "large"}, "⚠ Print size is 'large'; write it as 30x20cm"),
+        (
+            {"long_side": 90, "print_size": "9x6cm"},
+            "⚠ Long side in pixels is 90 and Print size 9x6cm; use one",
+        ),
+    ):
+        updates = asyncio.run(batch.start([str(tmp_path / "uploads/a.png")], False, *values_with(**changes)))
+        assert list(updates) == [batch.components.message]
+        assert updates[batch.components.message].startswith(message)
+    assert not page.runner.jobs.unfinished()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (3600, "1 hour"),
+        (5400, "90 minutes"),
+        (9000, "2 hours"),
+        (90, "90 seconds"),
+        (60, "1 minute"),
+        (86400, "1 day"),
+        (100_000, "27 hours"),
+        (0.5, "1 second"),
+    ],
+)
+def test_no_more_time_is_promised_than_there_is(seconds, words):
+    assert texts.period(seconds) == words
 
 
 def test_job_without_photos_is_refused(tmp_path):
