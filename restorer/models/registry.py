@@ -54,6 +54,7 @@ class Model:
 
 
 def _table() -> tuple[Model, ...]:
+    """Read the models of this version, a row of models.csv each."""
     with Path(__file__).with_name("models.csv").open(newline="") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     for row in rows:
