@@ -183,11 +183,11 @@ class ManyTab:
                     label="Use suggestions for each photo", info=texts.AUTOPILOT_INFO, elem_id="autopilot"
                 )
                 self.message = gr.Markdown(texts.MANY, elem_id="batch-summary")
+                self.rest = gr.Button("Continue", visible=False, elem_id="continue-all")
                 self.start = gr.Button(
                     "Restore all", variant="primary", interactive=False, elem_id="start-all"
                 )
                 self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-all")
-                self.rest = gr.Button("Continue", visible=False, elem_id="continue-all")
                 self.archive = gr.DownloadButton(
                     "Download", visible=False, variant="primary", elem_id="download-all"
                 )
