@@ -102,7 +102,7 @@ class Estimator:
         for image_format in untimed:
             side = _PHOTO_SIDE if image_format in ("png", "tiff") else _PHOTO_SIDE // 4
             photo = Photo(pixels[:side, :side], None, Meta(image_format))
-            write = partial(encode.encode, photo, image_format, quality=Options.quality)
+            write = partial(encode.encode, photo, image_format)
             with suppress(UnsupportedImage):  # no writer on this platform
                 self.learn(image_format, _seconds(write), side * side)
 

@@ -106,7 +106,7 @@ class Networks:
     def upscaler(self, model: registry.Model, denoise: float, progress: Progress | None = None) -> "Engine":
         """Return a model's network, which takes the lock itself. Raises WeightsUnavailable and BadWeights.
 
-        progress  called with (0, 0) while the file is downloaded, of which `downloading` has the bytes
+        progress  called with (0, 0) during a download; `downloading` has the bytes so far
         """
 
         def load(on_download: Progress) -> "Engine":
@@ -133,17 +133,21 @@ class Networks:
         variant: object = None,
         backoff: bool = False,
     ) -> Any:  # noqa: ANN401  what `load` returns
-        """Return a network from the cache, or load it and record its download in `downloading` meanwhile."""
+        """Return a network from the cache, or load it.
+
+        progress  of the job that waits for it, whose download is in `downloading` meanwhile
+        """
 
         def on_download(done: int, total: int) -> None:
-            self.downloading = (model.name, done, total) if done < total else None
             if progress:
+                self.downloading = (model.name, done, total) if done < total else None
                 progress(0, 0)
 
         try:
             return self.cache.get(model, partial(load, on_download), variant=variant, backoff=backoff)
         finally:
-            self.downloading = None  # also of one that broke off
+            if progress:
+                self.downloading = None  # also of one that broke off
 
     def loaded_upscaler(self, model: registry.Model) -> "Engine | None":
         """Return the model's network if it is loaded, with any denoise strength."""

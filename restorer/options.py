@@ -4,6 +4,7 @@ import math
 import numbers
 import re
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import NamedTuple
 
 from .errors import InvalidOption, UnsuitableOption
@@ -51,9 +52,9 @@ class Options:
                    and a faster model for large photos on a CPU. Any other name that `models` lists means
                    exactly that model
     outscale       1 to 8: output side = input side x outscale, whatever the network's own scale
-    long_side      longer side of the result in pixels, 0: by outscale, which it replaces otherwise
+    long_side      longer side of the result in pixels, instead of `outscale`; 0: by `outscale`
     print_size     "30x20cm", also in mm or in: the result fits on such a print, upright or across, at `dpi`;
-                   replaces outscale. A photo that has more pixels keeps them
+                   replaces `outscale`. A photo that has more pixels keeps them
     dpi            resolution stored in the result, even without metadata; more with print_size if the
                    photo has more pixels. 0: 300 with print_size, otherwise that of the photo
     strength       0 to 1: blends the photo enlarged by bicubic interpolation (0) and the restored one (1)
@@ -62,20 +63,21 @@ class Options:
     colour         "auto" corrects fading and its colour casts where they are certain, "on" always; toned
                    black-and-white photos, such as sepia, keep their tone, which "neutral" removes too
     colour_strength  0 to 1: blends the photo's colours (0) and the corrected ones (1)
-    autopilot      look at each photo and set colour and face_enhance, where they have their defaults, as its
-                   look suggests; size and model stay as they are
+    autopilot      look at each photo and set `colour` and face_enhance, where they have their defaults, as
+                   its look suggests; size and model stay as they are
     tile           largest side of a tile in input pixels, 32 to 4096, or 0 to choose it; halved until it
-                   fits in memory. It changes the memory needed, not the result; ncnn has its own tiles
+                   fits in memory. It changes the memory needed, and on a CPU not the result; ncnn has its
+                   own tiles
     format         "same" keeps the input's format if it can be written
     quality        1 to 100, for the lossy formats (jpeg, webp, avif, jxl); 100 is lossless in jxl alone
     max_bytes      largest file in bytes, for which the quality is lowered; 0: no limit
-    keep_metadata  keep EXIF, XMP, IPTC, comments and the photo's resolution; the colour profile is kept
-                   without it too
-    remove_gps     remove coordinates and place names from EXIF, XMP, IPTC, PNG text and GeoTIFF, the maker
-                   note, which may hold both, and Photoshop's resources except rights and paths; titles,
-                   captions, keywords and comments stay
-    face_enhance   "on" or True restores faces, "off" or False does not; "auto" does if the models are present
-                   or can be downloaded, and otherwise says so in the result
+    keep_metadata  keep EXIF, XMP, IPTC, comments and the photo's resolution; the colour profile, and a
+                   resolution that `dpi` or print_size sets, are always stored
+    remove_gps     remove coordinates and place names from EXIF, XMP, IPTC, PNG text and GeoTIFF, with them
+                   the maker note, which may hold both, and Photoshop's resources except rights and
+                   paths; titles, captions, keywords and comments stay
+    face_enhance   "on" restores faces, "off" does not; "auto" does if the models are present or can be
+                   downloaded, and otherwise says so in the result; true and false are accepted too
     face_model     the network that restores faces, of those that `models` lists
     face_detector  the network that detects faces, yunet or retinaface
     face_strength  0 to 1: blends the upscaled face (0) and the restored one (1)
@@ -190,6 +192,7 @@ class Options:
         return tuple(field.name for field in fields(cls))
 
     @classmethod
+    @cache
     def descriptions(cls) -> dict[str, str]:
         """Return what the docstring of this class says of each option, by name."""
         documented = re.findall(r"^    (\w+) {2,}(.+(?:\n {8,}.+)*)", cls.__doc__ or "", re.MULTILINE)

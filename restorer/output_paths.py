@@ -106,8 +106,11 @@ def plan(
         if len(photos) == 1 and not os.path.isdir(photos[0]):
             if format_of(output):
                 return [_to_file(photos[0], output, sequences)]
-            if sequences.frames and output.suffix.lower() == ".gif":
-                raise InvalidOption(f"{output}: name a folder; an animated GIF stays one without --format")
+            suffixes = {photos[0].suffix.lower(), output.suffix.lower()}
+            if sequences.frames and image_format == "same" and suffixes == {".gif"}:
+                raise InvalidOption(
+                    f"{output}: name a folder with -o; an animation in GIF becomes a GIF there"
+                )
             if output.suffix:
                 raise InvalidOption(
                     f"{output}: cannot write {output.suffix} files; use {written_suffixes()}; "

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -338,6 +337,26 @@ def _reason(error: WeightsUnavailable | BadWeights) -> str:
     return str(error.args[0])
 
 
-def load(model: str = Options.model, **arguments: Any) -> Restorer:  # noqa: ANN401  of Restorer
+def load(
+    model: str = Options.model,
+    *,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    half: bool | None = None,
+    limits: Limits | None = None,
+    auto_cpu_megapixels: float | None = None,
+    decoder: Callable[..., Photo] = photo.decode,
+    **options: object,
+) -> Restorer:
     """Return a Restorer with its model loaded. See Restorer for the arguments and Options for the options."""
-    return Restorer(model=model, **arguments).load()
+    restorer = Restorer(
+        weights=weights,
+        device=device,
+        half=half,
+        limits=limits,
+        auto_cpu_megapixels=auto_cpu_megapixels,
+        decoder=decoder,
+        model=model,
+        **options,
+    )
+    return restorer.load()

@@ -412,12 +412,15 @@ def test_faces_command_prints_a_json_line_per_face_and_draws_them(shared, tmp_pa
 def test_download_that_breaks_off_is_no_longer_reported(tmp_path, monkeypatch):
     networks = Networks(tmp_path, "cpu", None, None)
 
-    def fail(model, load, **_):
-        load.args[0](1, 2)
-        assert networks.downloading == ("yunet", 1, 2)
+    def fail(model, weights, progress):
+        progress(1, 2)
+        seen.append(networks.downloading)
         raise WeightsUnavailable("the connection broke")
 
-    monkeypatch.setattr(networks.cache, "get", fail)
-    with pytest.raises(WeightsUnavailable):
-        networks.face_network("yunet", "detect")
-    assert networks.downloading is None
+    monkeypatch.setattr(download, "ensure", fail)
+    steps, seen = [], []
+    for progress in (lambda *step: steps.append(step), None):  # only a job's download is reported
+        with pytest.raises(WeightsUnavailable):
+            networks.face_network("yunet", "detect", progress=progress)
+        assert networks.downloading is None
+    assert seen == [("yunet", 1, 2), None] and steps == [(0, 0)]

@@ -27,7 +27,7 @@ class Batch:
     options                for every photo
     models                 name and sha256 of each upscaling model that may be used, set by prepare()
     networks               names of the face models that are present, and names and SHA-256 of those of repair
-                           and colours
+                           and colours, set by prepare()
     weights, device, half  see Restorer
     auto_cpu_megapixels    see Restorer
     threads                of PyTorch, 0 for its default
@@ -94,7 +94,7 @@ def prepare(job: Batch) -> Batch:
         raise InvalidOption("keep_times needs folders on this machine")
     if outputs.local:
         check_writable(Path(outputs.root))
-    restorer = Restorer(weights=job.weights, device=job.device)
+    restorer = Restorer(weights=job.weights, device=job.device, auto_cpu_megapixels=job.auto_cpu_megapixels)
     return replace(
         job,
         source=inputs.url,

@@ -122,7 +122,7 @@ def _backend_option() -> argparse.ArgumentParser:
 
 def _add_option(command: argparse.ArgumentParser, name: str) -> None:
     """Add an option with the type, the default, the choices and the description of its field in Options."""
-    default, about = getattr(Options, name), Options.descriptions()[name]
+    default, about = getattr(Options, name), Options.descriptions().get(name, "").replace("%", "%%")
     for other in Options.names():
         about = re.sub(rf"`{other}`|\b{other}\b" if "_" in other else f"`{other}`", _flag(other), about)
     if default is True:
@@ -136,7 +136,7 @@ def _add_option(command: argparse.ArgumentParser, name: str) -> None:
             default=default,
             choices=CHOICES.get(name),
             metavar=_METAVARS.get(name),
-            help=about if default == "" else f"{about} (%(default)s)",
+            help=about if default == "" else f"{about} [%(default)s]",
         )
 
 

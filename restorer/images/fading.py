@@ -30,7 +30,7 @@ _BANDS, _BAND_WIDTH = np.array([0.2, 0.5, 0.8]), 0.15  # of lightness, in 0..1
 _LEAST_WEIGHT = 1e-4
 LAYERS = ("first", "second", "last")
 FILE = Path(__file__).resolve().parents[2] / "weights/fading-estimator.safetensors"
-SHA256 = "cfac6012b85dc23420e2e6d38f7ee74e92dca6400a2c69d933453d1a048f59bc"  # as in models/registry.py
+SHA256 = "cfac6012b85dc23420e2e6d38f7ee74e92dca6400a2c69d933453d1a048f59bc"  # as in models/models.csv
 _NO_BLACK = 0.003  # added before logarithms, in linear light
 _LEAST_RANGE = 1e-3  # in linear light
 

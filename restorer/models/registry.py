@@ -54,8 +54,8 @@ class Model:
 
 
 def _table() -> tuple[Model, ...]:
-    """Read the models of this version, a row of models.csv each."""
-    with Path(__file__).with_name("models.csv").open(newline="") as file:
+    """Read models.csv, one model per row."""
+    with Path(__file__).with_name("models.csv").open(encoding="utf-8", newline="") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     for row in rows:
         row["scale"], row["bytes"] = int(row["scale"]), int(row["bytes"])

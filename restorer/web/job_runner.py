@@ -79,9 +79,11 @@ class JobRunner:
 
     async def cancel(self, job: Job) -> bool:
         """Cancel a job; return False if it has ended already."""
+        queued = self.queued.get(job.id)
         if not await asyncio.to_thread(self.jobs.end, job, "cancelled"):
             return False
-        if queued := self._remove(job):
+        if queued:
+            self._remove(job, queued)
             await self.service.queue.remove(queued.event_id)  # a running job stops at its next step
         return True
 
@@ -110,13 +112,13 @@ class JobRunner:
             logging.getLogger(__name__).exception("job failed")
             self.jobs.end(job, "failed")
         finally:
-            if self.queued.get(job_id) is queued:  # not if it was cancelled and queued again meanwhile
-                self._remove(job)
+            self._remove(job, queued)
 
-    def _remove(self, job: Job) -> QueuedJob | None:
-        if queued := self.queued.pop(job.id, None):
-            queued.notify()
-        return queued
+    def _remove(self, job: Job, queued: QueuedJob) -> None:
+        """Forget that a job is in the queue, unless it was cancelled and queued again meanwhile."""
+        if self.queued.get(job.id) is queued:
+            del self.queued[job.id]
+        queued.notify()
 
     def _abort(self, job: Job, error: str) -> None:
         """Fail the current file; the next process continues with those after it."""

@@ -1,4 +1,4 @@
-"""Jobs of page and REST API as records on disk: they survive the process, and each ends exactly once."""
+"""Jobs of page and REST API as records on disk: they survive the process, and end once unless reopened."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from ..atomic import write_atomic
 from ..errors import RestoreError
@@ -199,6 +199,8 @@ class Jobs:
         with self._lock:
             if job.state != "cancelled" or not job.next:
                 raise RestoreError("no photo of this batch is left to restore")
+            if self.get(job.id) is not job or not self.input_path(job, job.items.index(job.next)).is_file():
+                raise RestoreError("the photos of this batch have expired; choose them again")
             self._change(job, state="queued", starts=0)
         return job
 
@@ -211,8 +213,11 @@ class Jobs:
                         self._change(job, state="queued", starts=0)
 
     def delete(self, job: Job) -> None:
-        """Delete an ended job with its inputs and results."""
-        self._jobs.pop(job.id, None)
+        """Delete a job with its inputs and results if it has ended."""
+        with self._lock:
+            if not job.ended:
+                return
+            self._jobs.pop(job.id, None)
         shutil.rmtree(self.results / job.id, ignore_errors=True)
         shutil.rmtree(self.results / CACHED / job.id, ignore_errors=True)
         shutil.rmtree(self.uploads / job.id, ignore_errors=True)
@@ -246,10 +251,12 @@ def _read_records(uploads: Path) -> list[Job]:
     jobs = []
     for record in uploads.glob(f"*/{_RECORD}"):
         try:
-            job = _PARSER.validate_json(record.read_bytes())
+            job = _PARSER.validate_json(record.read_bytes(), strict=True)
             if job.id == record.parent.name:
                 jobs.append(job)
-        except (OSError, ValueError) as error:
-            reason = str(error).partition("\n")[0]  # the other lines quote the record
-            logging.getLogger(__name__).warning("skipping an invalid job record: %s", reason)
+        except ValidationError as error:
+            fields = ", ".join(sorted({".".join(map(str, one["loc"])) or "JSON" for one in error.errors()}))
+            logging.getLogger(__name__).warning("skipping an invalid job record: wrong %s", fields)
+        except OSError as error:
+            logging.getLogger(__name__).warning("skipping a job record: %s", error)
     return jobs

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from restorer import Options, Restorer, Result, UnsupportedImage
+from restorer.errors import Cancelled
 from restorer.images.photo import Meta, Photo
 from restorer.look import Look
 from restorer.web import previews, settings
@@ -341,6 +342,45 @@ def test_job_that_is_added_while_its_event_is_cancelled_is_queued(tmp_path, monk
     assert asyncio.run(accept_and_cancel()).state == "queued"
 
 
+def test_a_cancelled_run_leaves_the_job_alone_that_was_queued_again(tmp_path, monkeypatch):
+    page = page_of(tmp_path)
+    (tmp_path / "processed").mkdir()
+    (tmp_path / "uploads/a.png").write_text("a photo")
+    job, runner, c = accepted(page, tmp_path / "uploads/a.png"), page.runner, batch_of(page).components
+    batch, release = BatchTab(page, c), asyncio.Event()
+
+    async def run(work, report):
+        await release.wait()
+        with pytest.raises(Cancelled):  # at its next step
+            work(lambda done, total: None)
+        raise Cancelled("stopped")
+
+    def restore(data, options, progress, **_):
+        progress(1, 2)
+        raise AssertionError("the run was not stopped")
+
+    monkeypatch.setattr(runner.service, "run", run)
+    monkeypatch.setattr(runner.service, "restore_to_file", restore)
+    for name in ("submit", "remove"):
+        monkeypatch.setattr(runner.service.queue, name, mock.AsyncMock())
+
+    async def stop_and_continue() -> None:
+        await runner.submit(job)
+        first, running = runner.queued[job.id], asyncio.create_task(runner.run(job.id))
+        await asyncio.sleep(0)
+        assert await runner.cancel(job)
+        for _ in range(2):  # the second tab finds it running
+            assert (await batch.proceed(job.id))[c.stop].visible
+        again = runner.queued[job.id]
+        assert again is not first
+        release.set()
+        await running
+        assert runner.queued[job.id] is again and not job.ended
+
+    asyncio.run(stop_and_continue())
+    assert "have expired" in asyncio.run(batch.proceed("gone"))[c.message]
+
+
 def test_job_with_options_that_cannot_work_is_refused(tmp_path):
     page = page_of(tmp_path)
     batch = batch_of(page)
@@ -368,7 +408,7 @@ def test_job_with_options_that_cannot_work_is_refused(tmp_path):
         (60, "1 minute"),
         (86400, "1 day"),
         (100_000, "27 hours"),
-        (0.5, "1 second"),
+        (1.6, "1 second"),
     ],
 )
 def test_no_more_time_is_promised_than_there_is(seconds, words):

@@ -21,7 +21,10 @@ class CheckSize(Protocol):
 
 @dataclass(frozen=True)
 class Raw:
-    """A reader's result: (H, W) or (H, W, 2 to 4) samples, and the metadata stored with them."""
+    """A reader's result: the samples and the metadata stored with them.
+
+    samples  (H, W) or (H, W, 1 to 4), uint8, or uint16 over its full range; alpha is not premultiplied
+    """
 
     samples: np.ndarray
     blocks: RawMetadata

@@ -42,7 +42,7 @@ class BatchTab:
             c.message: texts.MANY,
             c.gallery: gr.Gallery(images, visible=bool(images)),
             c.start: gr.Button(**_READY, interactive=bool(images), visible=True),
-            **dict.fromkeys([c.stop, c.rest, c.archive, c.slider, c.download], hidden),
+            **dict.fromkeys([c.stop, c.continue_button, c.archive, c.slider, c.download], hidden),
             c.job: "",
         }
 
@@ -67,7 +67,8 @@ class BatchTab:
         try:
             if not job:
                 raise RestoreError(f"the photos have expired: they are kept for {self.page.retention}")
-            await self.runner.resume_cancelled(job)
+            if job.ended:  # not if another tab has continued it
+                await self.runner.resume_cancelled(job)
         except (RestoreError, OSError) as error:
             return {c.message: self.page.form.warning(error)}
         return self._running()
@@ -76,7 +77,7 @@ class BatchTab:
         """Show Stop in place of the buttons that start a job."""
         c = self.components
         return {
-            **dict.fromkeys([c.start, c.rest], gr.Button(visible=False)),
+            **dict.fromkeys([c.start, c.continue_button], gr.Button(visible=False)),
             c.stop: gr.Button(visible=True),
         }
 
@@ -94,7 +95,7 @@ class BatchTab:
         updates |= {
             c.start: gr.Button(**start, interactive=bool(paths), visible=True),
             c.stop: gr.Button(visible=False),
-            c.rest: gr.Button(f"Continue, {texts.count(left, 'photo')} left", visible=left > 0),
+            c.continue_button: gr.Button(f"Continue, {texts.count(left, 'photo')} left", visible=left > 0),
         }
         files = [file for index in range(len(job.items)) if (file := self._result(job, index))]
         if files:

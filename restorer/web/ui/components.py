@@ -183,7 +183,7 @@ class ManyTab:
                     label="Use suggestions for each photo", info=texts.AUTOPILOT_INFO, elem_id="autopilot"
                 )
                 self.message = gr.Markdown(texts.MANY, elem_id="batch-summary")
-                self.rest = gr.Button("Continue", visible=False, elem_id="continue-all")
+                self.continue_button = gr.Button("Continue", visible=False, elem_id="continue-all")
                 self.start = gr.Button(
                     "Restore all", variant="primary", interactive=False, elem_id="start-all"
                 )
@@ -201,7 +201,7 @@ class ManyTab:
     def panels(self) -> list[Any]:
         """Everything that other photos or results change."""
         return [
-            *(self.message, self.start, self.stop, self.rest, self.archive),
+            *(self.message, self.start, self.stop, self.continue_button, self.archive),
             *(self.gallery, self.slider, self.download, self.job),
         ]
 

@@ -80,12 +80,14 @@
   const connect = (kind, id) => {
     const stream = streams[kind] = new EventSource(`${root}/status/${id}/events`);
     let first = null, finished = -1, share = 0;
-    const end = () => {
+    const count = (status) => status.results.length + status.errors.length;
+    const end = (event) => {
       if (streams[kind] !== stream) return;
       stream.close();
       delete streams[kind];
       show(kind, "");
-      send(FIELDS[kind], `${id} end`);
+      // A stopped batch that was continued ends again, with other figures
+      send(FIELDS[kind], `${id} end ${event ? count(JSON.parse(event.data)) : finished}`);
       // The answer can be lost with the connection; a reloaded page shows the result
       setTimeout(() => !streams[kind] && one(STOPS[kind])?.checkVisibility() && location.reload(), LOST);
     };
@@ -94,9 +96,8 @@
       if (!first && done) first = { time: Date.now(), done };
       share = done / total;
       show(kind, describe(status, first), share);
-      const count = status.results.length + status.errors.length;
-      if (kind === "batch" && count !== finished) send(FIELDS[kind], `${id} ${count}`);
-      finished = count;
+      if (kind === "batch" && count(status) !== finished) send(FIELDS[kind], `${id} ${count(status)}`);
+      finished = count(status);
     };
     stream.addEventListener("end", end);
     stream.onerror = async () => {

@@ -241,7 +241,7 @@ def _connect_batch(batch: BatchTab, c: PhotoTab, many: ManyTab) -> None:
     many.upload.delete(batch.remove, [many.upload, many.job], many.panels, **_LATEST)
     many.start.click(batch.start, [many.upload, many.autopilot, *c.options], many.panels, **_QUIET)
     many.stop.click(batch.page.stop, many.job, None, queue=False, **_QUIET)
-    continued = many.rest.click(batch.proceed, many.job, many.panels, **_QUIET)
+    continued = many.continue_button.click(batch.proceed, many.job, many.panels, **_QUIET)
     for event in (many.job.change, continued.success):
         event(None, many.job, None, js="(id) => window.restorer.follow('batch', id)")
     many.changed.change(batch.update, [many.job, many.upload], many.panels, **_LATEST)

@@ -148,8 +148,8 @@ def duration(seconds: float) -> str:
 
 
 def period(seconds: float) -> str:
-    """Return a time span in words, never a longer one: "1 hour", "90 minutes"."""
+    """Return a time span of at least a second in words, rounded down: "1 hour", "90 minutes"."""
     for length, noun in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds == length or seconds >= 2 * length:
             return count(int(seconds // length), noun)
-    return count(max(1, round(seconds)), "second")
+    return count(int(seconds), "second")
