@@ -122,9 +122,8 @@ def _backend_option() -> argparse.ArgumentParser:
 
 def _add_option(command: argparse.ArgumentParser, name: str) -> None:
     """Add an option with the type, the default, the choices and the description of its field in Options."""
-    default, about = getattr(Options, name), Options.descriptions().get(name, "").replace("%", "%%")
-    for other in Options.names():
-        about = re.sub(rf"`{other}`|\b{other}\b" if "_" in other else f"`{other}`", _flag(other), about)
+    default, text = getattr(Options, name), Options.descriptions().get(name, "").replace("%", "%%")
+    about = re.sub(r"`(\w+)`|\w+_\w+", _as_flag, text)
     if default is True:
         command.add_argument(_flag(name), dest=name, action="store_false", help=f"do not {about}")
     elif default is False:
@@ -138,6 +137,12 @@ def _add_option(command: argparse.ArgumentParser, name: str) -> None:
             metavar=_METAVARS.get(name),
             help=about if default == "" else f"{about} [%(default)s]",
         )
+
+
+def _as_flag(match: re.Match[str]) -> str:
+    """Return the flag for the name of an option in a description, and any other text as it is."""
+    name = match[1] or match[0]
+    return _flag(name) if name in Options.names() else match[0]
 
 
 def _flag(name: str) -> str:
