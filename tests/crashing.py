@@ -27,16 +27,19 @@ class Steps:
         self.fault, self.at, self.count, self.folder = fault, at, 0, folder
         self.watched = tuple(str(folder / name) for name in ("uploads", "processed"))
         self.log = os.open(folder / "steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self.lock = threading.RLock()  # reentrant: a finalizer may remove a file while a step is counted
 
     def step(self, name: str) -> None:
-        self.count += self.fault != "hang" or name == "tile"
-        os.write(self.log, f"{name}\n".encode())
-        full = self.fault == "full" and self.count >= self.at and os.access(self.folder / "full", os.F_OK)
-        if self.fault == "kill" and self.count == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.fault == "hang" and name == "tile" and self.count == self.at:
+        with self.lock:  # os.write() releases the GIL, and another thread's step would hide the fault
+            self.count += self.fault != "hang" or name == "tile"
+            count = self.count
+            os.write(self.log, f"{name}\n".encode())
+            if self.fault == "kill" and count == self.at:
+                os.kill(os.getpid(), signal.SIGKILL)
+        full = self.fault == "full" and count >= self.at and os.access(self.folder / "full", os.F_OK)
+        if self.fault == "hang" and name == "tile" and count == self.at:
             threading.Event().wait()
-        if full or (self.fault == "once" and self.count == self.at):
+        if full or (self.fault == "once" and count == self.at):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def audit(self, event: str, arguments: tuple) -> None:
