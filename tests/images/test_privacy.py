@@ -2,6 +2,7 @@
 
 import re
 import struct
+import zlib
 
 import pytest
 
@@ -68,6 +69,17 @@ def test_places_that_imagemagick_wrote_to_png_are_removed(to, located):
     result = encode.encode(photo.decode(png), to, quality=90, remove_gps=True)
     assert places_in(result.data) == []
     assert PLACE.encode() not in result.data
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
+@pytest.mark.parametrize("to", WRITTEN)
+def test_places_are_removed_from_xmp_in_any_text_chunk_of_png(kind, to, rng):
+    header = {b"tEXt": b"", b"zTXt": b"\0", b"iTXt": b"\1\0\0\0"}[kind]
+    body = header + (pictures.XMP if kind == b"tEXt" else zlib.compress(pictures.XMP))
+    read = photo.decode(pictures.png(photo_like(rng, 30, 40), (kind, b"XML:com.adobe.xmp\0" + body)))
+    assert b"52,31" in encode.encode(read, to).data
+    result = encode.encode(read, to, remove_gps=True).data
+    assert not any(mark in result for mark in pictures.GPS_MARKS) and "Grüße".encode() in result
 
 
 def test_resources_of_photoshop_that_copy_metadata_are_removed(rng):

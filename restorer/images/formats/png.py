@@ -179,22 +179,31 @@ def _read_chunk(fields: dict[str, Any], kind: bytes, body: bytes, inflate: _Infl
         if body[8] == 1:  # pixels per metre
             fields["dpi"] = x * _INCH, y * _INCH
         return body[8] == 1 or x == y
-    elif kind == b"iTXt" and body.startswith(_XMP):
-        compressed, texts = body[len(_XMP) :][:1] == b"\1", body[len(_XMP) + 2 :].split(b"\0", 2)
-        fields["xmp"] = inflate(texts[-1]) if compressed else texts[-1]
+    elif kind in _TEXT_CHUNKS and body.startswith(_XMP):
+        fields["xmp"] = _text(kind, body, inflate)
         return True if fields["xmp"] else None
     elif kind in _TEXT_CHUNKS and body.startswith(_PROFILE):
         name = body.partition(b"\0")[0][len(_PROFILE) :]
-        return name in _PROFILES and _read_profile(fields, name, body, inflate if kind == b"zTXt" else None)
+        return name in _PROFILES and _read_profile(fields, name, _text(kind, body, inflate))
     else:
         return False
     return True
 
 
-def _read_profile(fields: dict[str, Any], name: bytes, body: bytes, inflate: _Inflater | None) -> bool | None:
-    """Take a profile as ImageMagick stores it, unless another chunk has it; return None if it is broken."""
+def _text(kind: bytes, body: bytes, inflate: _Inflater) -> bytes:
+    """Return the text of a text chunk; b"" if it is broken."""
     text = body.partition(b"\0")[2]
-    lines = (inflate(text[1:]) if inflate else text).split(b"\n", 3)
+    if kind == b"zTXt":
+        return inflate(text[1:])
+    if kind == b"iTXt":
+        *_, plain = text[2:].split(b"\0", 2)  # after language and translated keyword
+        return inflate(plain) if text[:1] == b"\1" else plain
+    return text
+
+
+def _read_profile(fields: dict[str, Any], name: bytes, text: bytes) -> bool | None:
+    """Take a profile as ImageMagick stores it, unless another chunk has it; return None if it is broken."""
+    lines = text.split(b"\n", 3)
     try:
         block = bytes.fromhex(lines[-1].decode("ascii"))
     except ValueError:
