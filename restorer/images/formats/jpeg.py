@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import starmap
 from typing import NamedTuple
@@ -37,6 +37,7 @@ _APP0, _APP1, _APP2, _APP11, _APP13, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xE2
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _ICC, _PHOTOSHOP = b"ICC_PROFILE\0", b"Photoshop 3.0\0"
 _PICTURES, _ENTRIES = b"MPF\0", 0xB002  # CIPA DC-007
+_PER_INCH = {1: 1.0, 2: 2.54}  # by the unit of a JFIF segment: inch, centimetre
 # What other segments that start so hold
 _OTHERS = {
     (_APP0, b"JFXX\0"): THUMBNAIL,
@@ -69,9 +70,8 @@ def split_metadata(data: bytes) -> tuple[bytes, RawMetadata]:
             image.append(data[at:end])  # JFIF and Adobe's segment tell how colours are stored
         at = end
     end = _end_of_scans(data, at)
-    dpi = next(filter(None, map(_density, image)), None)
     blocks = _parse_segments(metadata)
-    aspect = (item for segment in image for item in _aspect(segment))
+    dpi, aspect = _density(image)
     others = dict.fromkeys((*blocks.others, *aspect, *_after_end(data[end:], blocks.others)))
     return b"".join([*image, data[at:]]), replace(blocks, dpi=dpi, others=tuple(others))
 
@@ -96,7 +96,7 @@ class Frame(NamedTuple):
 
 def frame(image: bytes) -> Frame:
     """Return the first frame header of a file without metadata. Raises ValueError if there is none."""
-    for marker, body in _image_segments(image):
+    for marker, body, _ in _segments(image):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) >= 6:
             bits, height, width, components = struct.unpack_from(">BHHB", body)
             return Frame(marker, bits, width, height, components)
@@ -104,7 +104,7 @@ def frame(image: bytes) -> Frame:
 
 
 def has_end(image: bytes) -> bool:
-    return all(marker != _TRUNCATED for marker, _ in _image_segments(image))
+    return all(marker != _TRUNCATED for marker, _, _ in _segments(image))
 
 
 def quality(data: bytes) -> int | None:
@@ -114,7 +114,7 @@ def quality(data: bytes) -> int | None:
     """
     if data[:2] != b"\xff\xd8":
         return None
-    for marker, body in itertools.islice(_image_segments(data), _MAX_SEGMENTS):
+    for marker, body, _ in itertools.islice(_segments(data), _MAX_SEGMENTS):
         if marker == _SCAN:
             return None
         if marker == _TABLES and len(body) > 64 and body[0] == 0:  # 8 bits, number 0
@@ -141,7 +141,7 @@ def with_ends(image: bytes) -> Iterator[bytes]:
     Raises ValueError if a scan is missing.
     """
     missing: dict[int, set[int]] = {}
-    for marker, body in _image_segments(image):
+    for marker, body, _ in _segments(image):
         if 0xC0 <= marker <= 0xC2:
             missing = {number: set(range(64)) for number in body[6::3]}
         elif marker == _SCAN and len(body) >= 6:
@@ -156,16 +156,17 @@ def with_ends(image: bytes) -> Iterator[bytes]:
         yield image.rstrip(b"\xff") + tail.replace(b"\xff", b"\xfe") + bytes([0xFF, _END])
 
 
-def _image_segments(image: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield marker and body of the segments of a file without metadata, last _TRUNCATED without an end."""
-    at = 2
-    while match := _MARKER.search(image, at):
-        marker = image[match.start() + 1]
+def _segments(data: bytes, at: int = 2) -> Iterator[tuple[int, bytes, int]]:
+    """Yield marker, body and end of the segments from `at`, last _END or, without one, _TRUNCATED."""
+    while match := _MARKER.search(data, at):
+        marker, at = data[match.end() - 1], match.end()
         if marker == _END:
+            yield _END, b"", at
             return
-        at = match.end() + max(int.from_bytes(image[match.end() : match.end() + 2], "big"), 2)
-        yield marker, image[match.end() + 2 : at]
-    yield _TRUNCATED, b""
+        start = at + 2
+        at += max(int.from_bytes(data[at:start], "big"), 2)
+        yield marker, data[start:at], at
+    yield _TRUNCATED, b"", len(data)
 
 
 def _end_of_scans(data: bytes, at: int) -> int:
@@ -173,14 +174,11 @@ def _end_of_scans(data: bytes, at: int) -> int:
 
     Raises ValueError for too many scans: decoding each takes a pass over the image.
     """
-    scans = segments = 0
-    while (match := _MARKER.search(data, at)) and data[match.start() + 1] != _END:
-        scans += data[match.start() + 1] == _SCAN
-        segments += 1
-        if scans > _MAX_SCANS or segments > _MAX_SEGMENTS:
-            raise ValueError("too many scans")
-        at = match.end() + max(int.from_bytes(data[match.end() : match.end() + 2], "big"), 2)
-    return match.end() if match else len(data)
+    *segments, (last, _, end) = itertools.islice(_segments(data, at), _MAX_SEGMENTS)
+    scans = sum(marker == _SCAN for marker, _, _ in segments)
+    if last not in (_END, _TRUNCATED) or scans > _MAX_SCANS:
+        raise ValueError("too many scans")
+    return end
 
 
 def _after_end(rest: bytes, others: tuple[Item, ...]) -> Iterator[Item]:
@@ -282,18 +280,10 @@ def _further_pictures(index: bytes) -> Iterator[Item]:
         yield from (_PREVIEWS if purpose == 1 else FURTHER_PICTURES for purpose in purposes[1:])
 
 
-def _aspect(segment: bytes) -> Iterator[Item]:
-    """Yield the shape of pixels that are not square, which a JFIF segment without a unit describes."""
-    if segment[4:9] == b"JFIF\0" and len(segment) >= 16:
-        unit, x, y = struct.unpack_from(">BHH", segment, 11)
-        if unit == 0 and x != y and x and y:
-            yield Item("pixel aspect ratio", f"{x}:{y}")
-
-
-def _density(segment: bytes) -> tuple[float, float] | None:
-    """Return dots per inch (x, y) of a JFIF segment, None for any other."""
-    if segment[4:9] != b"JFIF\0" or len(segment) < 16:
-        return None
-    unit, x, y = struct.unpack_from(">BHH", segment, 11)
-    scale = {1: 1.0, 2: 2.54}.get(unit)
-    return (x * scale, y * scale) if scale else None
+def _density(segments: Iterable[bytes]) -> tuple[tuple[float, float] | None, tuple[Item, ...]]:
+    """Return dots per inch (x, y) of the JFIF segment, and the shape of its pixels if they are not square."""
+    jfif = (part for part in segments if part[4:9] == b"JFIF\0" and len(part) >= 16)
+    unit, x, y = struct.unpack_from(">BHH", next(jfif, bytes(16)), 11)
+    if unit in _PER_INCH:
+        return (x * _PER_INCH[unit], y * _PER_INCH[unit]), ()
+    return None, (Item("pixel aspect ratio", f"{x}:{y}"),) if unit == 0 and x and y and x != y else ()
