@@ -14,7 +14,7 @@ EXIF, GPS, INTEROP = 0x8769, 0x8825, 0xA005  # entries that point to a nested di
 _COMPRESSION, _JPEG_OFFSET, _JPEG_LENGTH = 259, 513, 514
 _SUBDIRECTORIES, MAX_PAGES, _MAX_ROWS = 330, 1000, 200_000
 _NESTED = {0: (EXIF, GPS), EXIF: (INTEROP,)}
-ASCII, SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 2, 3, 4, 5, 7, 16
+ASCII, SHORT, LONG, RATIONAL, UNDEFINED, DOUBLE, LONG8 = 2, 3, 4, 5, 7, 12, 16
 # struct codes of one value, by type: TIFF 6.0 section 2, then BigTIFF's (13 and 18 are offsets)
 _CODES = {1: "B", 2: "c", 3: "H", 4: "I", 5: "II", 6: "b", 7: "c", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d"}
 _CODES |= {13: "I", 16: "Q", 17: "q", 18: "Q"}
@@ -112,8 +112,8 @@ def first_int(entry: object, order: Order, default: int = 0) -> int:
     return int(values[0]) if values and math.isfinite(values[0]) else default
 
 
-def make_entry(order: Order, kind: int, *values: int) -> Entry:
-    """Return an entry of SHORT, LONG or RATIONAL values; a RATIONAL takes two numbers."""
+def make_entry(order: Order, kind: int, *values: float) -> Entry:
+    """Return an entry of SHORT, LONG, RATIONAL or DOUBLE values; a RATIONAL takes two integers."""
     return Entry(kind, struct.pack(f"{order}{len(values)}{_CODES[kind][0]}", *values))
 
 

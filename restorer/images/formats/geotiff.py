@@ -1,8 +1,6 @@
 """Transform the tags by which a GeoTIFF (OGC 19-008r4) places its pixels on the map."""
 
 import math
-import struct
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -16,7 +14,6 @@ TAGS = dict.fromkeys([_SCALE, _TIE_POINTS, _MATRIX], "position on the map")
 TAGS |= dict.fromkeys([_KEYS, 34736, 34737], "coordinate system")
 OPAQUE = {42112: "GDAL_METADATA", 50844: "RPCCoefficient", 33920: "IrasBTransformation"}
 _RASTER_TYPE, _POINT = 1025, 2  # a pixel number means the pixel's centre, not its corner
-_DOUBLE = 12
 _MAX_POINTS = 10_000
 
 
@@ -42,15 +39,14 @@ def transform(tags: Directory, order: Order, placement: Placement) -> dict[int, 
         del out[_SCALE], out[_TIE_POINTS]
     if len(matrix) == 16:
         composed = np.reshape(matrix, (4, 4)) @ np.linalg.inv(moved)
-        out[_MATRIX] = _doubles(order, composed.ravel())
+        out[_MATRIX] = exif.make_entry(order, exif.DOUBLE, *composed.ravel())
     if _SCALE in out and len(scale) >= 2:
-        out[_SCALE] = _doubles(
-            order, [scale[0] / placement.scale_x, scale[1] / placement.scale_y, *scale[2:]]
-        )
+        sides = scale[0] / placement.scale_x, scale[1] / placement.scale_y
+        out[_SCALE] = exif.make_entry(order, exif.DOUBLE, *sides, *scale[2:])
     if _TIE_POINTS in out and tied:
         pixels = np.array([(point[0], point[1], 0, 1) for point in tied]) @ moved.T
         rows = [(x, y, *point[2:]) for (x, y, _, _), point in zip(pixels, tied, strict=True)]
-        out[_TIE_POINTS] = _doubles(order, np.ravel(rows))
+        out[_TIE_POINTS] = exif.make_entry(order, exif.DOUBLE, *np.ravel(rows))
     return out
 
 
@@ -69,8 +65,3 @@ def _movement(placement: Placement, half: float) -> np.ndarray:
 def _is_point(tags: Directory, order: Order) -> bool:
     keys = exif.numbers(tags.get(_KEYS), order, 4096)
     return (_RASTER_TYPE, 0, 1, _POINT) in zip(*(keys[at::4] for at in range(4, 8)), strict=False)
-
-
-def _doubles(order: Order, values: Iterable[float]) -> Entry:
-    values = tuple(map(float, values))
-    return Entry(_DOUBLE, struct.pack(f"{order}{len(values)}d", *values))
