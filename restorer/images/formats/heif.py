@@ -16,7 +16,7 @@ import pillow_heif
 from PIL import Image
 
 from .. import icc
-from .boxes import boxes
+from .boxes import boxes, spans
 from .decoded import CheckSize, Raw
 from .metadata import ASSUMED_SRGB, C2PA, FIRST_ONLY, Item, RawMetadata
 from .tiff import to_16_bits, unpremultiply
@@ -165,19 +165,9 @@ def _check_boxes(data: bytes, check: CheckSize) -> None:
     # The libraries' own limits are not ours
     for match in re.finditer(rb"ispe\0{4}(.{8})", data, re.DOTALL):
         check(*struct.unpack(">II", match[1]), part=True)
-    at = boxes = 0
-    while at + 16 <= len(data):
-        boxes += 1
-        if boxes > _MAX_BOXES:
-            raise ValueError("too many boxes")
-        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if size == 1:
-            size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if kind in (b"ftyp", b"meta", b"moov", b"mdat") and at + size > len(data):
+    for kind, _, end in spans(data, _MAX_BOXES):
+        if kind in (b"ftyp", b"meta", b"moov", b"mdat") and end > len(data):
             raise ValueError(f"box {kind!r} is truncated")
-        if size < 8:  # 0: up to the end of the file
-            break
-        at += size
 
 
 def _av1_bits(data: bytes) -> int:
