@@ -18,7 +18,7 @@ from .formats.metadata import FIRST_ONLY, Item, RawMetadata
 # Pillow's modes, and the mode each is converted to
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA"}
 _TARGETS |= {"RGB": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "RGBA": "RGBA", "RGBa": "RGBA"}
-
+_CONVERTED = "the colours were converted from {} to sRGB"
 
 Reader = Callable[[bytes, CheckSize, "list[str]"], Raw]
 
@@ -75,7 +75,9 @@ def _read_tiff(data: bytes, check: CheckSize, warnings: list[str]) -> Raw:
     if samples is not None:
         if directory.channels > np.atleast_3d(samples).shape[2]:
             warnings.append("channels beyond colour and alpha were left out")
-        blocks = replace(blocks, icc=b"") if directory.photometric in tiff.LAB else blocks
+        if directory.photometric in tiff.LAB:
+            warnings.append(_CONVERTED.format("Lab"))
+            blocks = replace(blocks, icc=b"")
         return Raw(samples, blocks, pages=pages)
     try:
         image = _open(directory.strip_metadata(data), "TIFF", check)
@@ -116,7 +118,7 @@ def _open(data: bytes, image_format: str, check: CheckSize) -> Image.Image:
 def _samples(image: Image.Image, blocks: RawMetadata, warnings: list[str]) -> Raw:
     """Return the samples of a loaded 8-bit image, (H, W) or (H, W, 2 to 4). CMYK and Lab become sRGB."""
     if image.mode in ("CMYK", "LAB"):
-        warnings.append(f"the colours were converted from {image.mode.replace('LAB', 'Lab')} to sRGB")
+        warnings.append(_CONVERTED.format(image.mode.replace("LAB", "Lab")))
         image, blocks = _to_srgb(image, blocks.icc, warnings), replace(blocks, icc=b"")
     target = _TARGETS.get(image.mode)
     if target is None:

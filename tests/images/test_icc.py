@@ -382,6 +382,7 @@ def test_lab_tiffs_become_srgb(photometric, dtype):
     data = pictures.tiff(samples, photometric=photometric, iccprofile=b"\0\0\0\x80 a Lab profile".ljust(128))
     read = photo.decode(data)
     assert read.pixels.dtype == dtype and read.meta.metadata.icc == b""
+    assert read.meta.warnings == ("the colours were converted from Lab to sRGB",)
     delta_e = deltaE_ciede2000(profiles.rgb_lab(patch_means(read.pixels), "srgb"), lab[0, SIDE // 2 :: SIDE])
     assert delta_e.max() < (1.2 if dtype == np.uint8 else 0.1)
 
