@@ -99,11 +99,9 @@ def is_linear(icc: bytes) -> bool:
 def to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
     """Convert an image to sRGB through a profile of its colour space, as color_space() reports it.
 
-    Lab needs no profile; CMYK without one uses Pillow's naive formula. The intent is relative colorimetric,
-    for CMYK with black point compensation: the darkest ink becomes black.
+    CMYK without one uses Pillow's naive formula. The intent is relative colorimetric, for CMYK with black
+    point compensation: the darkest ink becomes black.
     """
-    if image.mode == "LAB":
-        return _convert(image, b"", "sRGB")
     if not icc:
         return image.convert("RGB")
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION if image.mode == "CMYK" else ImageCms.Flags.NONE
@@ -175,15 +173,15 @@ def _middle(icc: bytes, space: str) -> float | None:
 
 def _convert(
     image: Image.Image,
-    source: bytes,
+    profile: bytes,
     target: Literal["sRGB", "LAB"],
     flags: ImageCms.Flags = ImageCms.Flags.NONE,
 ) -> Image.Image:
-    """Convert an image through a profile, b"" for that of Lab, to Lab or sRGB."""
-    profile = io.BytesIO(source) if source else ImageCms.createProfile("LAB")
-    intent, mode = ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB" if target == "sRGB" else target
+    """Convert an image through a profile to Lab or sRGB."""
+    source, intent = io.BytesIO(profile), ImageCms.Intent.RELATIVE_COLORIMETRIC
+    mode = "RGB" if target == "sRGB" else target
     converted = ImageCms.profileToProfile(
-        image, profile, ImageCms.createProfile(target), intent, mode, flags=flags
+        image, source, ImageCms.createProfile(target), intent, mode, flags=flags
     )
     assert converted  # None only in place
     return converted

@@ -117,9 +117,12 @@ def _open(data: bytes, image_format: str, check: CheckSize) -> Image.Image:
 
 def _samples(image: Image.Image, blocks: RawMetadata, warnings: list[str]) -> Raw:
     """Return the samples of a loaded 8-bit image, (H, W) or (H, W, 2 to 4). CMYK and Lab become sRGB."""
-    if image.mode in ("CMYK", "LAB"):
-        warnings.append(_CONVERTED.format(image.mode.replace("LAB", "Lab")))
-        image, blocks = _to_srgb(image, blocks.icc, warnings), replace(blocks, icc=b"")
+    if image.mode == "LAB":
+        warnings.append(_CONVERTED.format("Lab"))
+        return Raw(icc.lab_to_srgb(np.asarray(image), signed=True), replace(blocks, icc=b""))
+    if image.mode == "CMYK":
+        warnings.append(_CONVERTED.format("CMYK"))
+        image, blocks = _cmyk_to_srgb(image, blocks.icc, warnings), replace(blocks, icc=b"")
     target = _TARGETS.get(image.mode)
     if target is None:
         raise UnsupportedImage(f"unsupported pixel format {image.mode}; save the image as RGB")
@@ -128,8 +131,8 @@ def _samples(image: Image.Image, blocks: RawMetadata, warnings: list[str]) -> Ra
     return Raw(np.asarray(image if target == image.mode else image.convert(target)), blocks)
 
 
-def _to_srgb(image: Image.Image, profile: bytes, warnings: list[str]) -> Image.Image:
-    if image.mode == "CMYK" and icc.color_space(profile) != "CMYK":
+def _cmyk_to_srgb(image: Image.Image, profile: bytes, warnings: list[str]) -> Image.Image:
+    if icc.color_space(profile) != "CMYK":
         state = "with a damaged profile" if profile else "without a profile"
         warnings.append(f"CMYK {state}: the colours are approximate")
         profile = b""
