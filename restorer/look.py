@@ -170,7 +170,7 @@ def look_with(networks: Networks, photo: Photo, source: bytes | Photo) -> Look:
 def _findings(photo: Photo, fading: colour.Fading, quality: int | None) -> Iterator[Finding]:
     squares = [cv2.cvtColor(square, cv2.COLOR_RGB2GRAY).astype(np.float32) for square in _squares(photo)]
     if fading.share:
-        black, white = 100 * np.mean(fading.black), 100 * np.mean(fading.white)
+        black, white = 100 * fading.light
         yield Finding("faded", "faded", f"its light is from {black:.0f} to {white:.0f} % of white")
     noise = _noise(squares)
     if noise > _NOISE and not _is_texture(squares, noise):

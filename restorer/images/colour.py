@@ -24,17 +24,22 @@ from .resample import lookup, luma, shrunk, to_uint8
 _SIDE = 256  # pixels of the reduced photo that is measured: noise, grain, dust and scratches are averaged out
 _MARGIN = 20  # one part of so many at each edge, which may be the paper's border, is not measured
 _EXTREMES = (0.02, 99.98)  # percentiles of black and white
+_UNCHANGED = np.array([[0.0] * 3, [1.0] * 3, [1.0] * 3])  # black, white and gamma of each channel
+_FLAT = 0.05  # range on the sRGB curve below which a curve cannot be estimated
 # Logistic regression on 102 undamaged photographs and 306 faded ones: of the logarithms of the channels' mean
 # black, of their smallest black as a share of the largest, and of their mean white; in linear light
 _EVIDENCE = np.array([3.37, 2.57, -6.1])
 _EVIDENCE_OFFSET = 12.14
 _MONOCHROME_OFFSET = -3.0  # equal blacks of the channels are no evidence there
+# Fading leaves a veil in each channel, but no fog, and some range. All of 292 faded photographs and crops pass;
+# of 146 photographs 2 or 3 stops too dark 1 does, of 219 crops of 64 to 200 pixels 27
+_LEAST_VEIL, _MOST_VEIL, _LEAST_RANGE = 0.005, 0.2, 0.25  # in linear light; on the sRGB curve
 _NO_BLACK = 0.003  # added before logarithms, in linear light
 _BLACK, _WHITE = 0.0015, 0.9  # of black and white, targets in linear light: not to the ends at all costs
 _TOE, _SHOULDER = 0.004, 0.9  # in linear light, where curves bend to neither black nor white
 _TONE_SIDE = 32  # pixels; small enough to average the noise of colour out
 _TONED = 5.5  # CIE Lab; noisy toned prints have up to 6.6, 19 of 20 faded colour photographs more
-_TINTED = 2.0  # CIE Lab, of a visible toning
+_TINTED, _STRONGEST_TONE = 2.0, 55.0  # CIE Lab chroma of a visible toning; above it is no print
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Fading:
     black       (3,) of each channel, the veil
     white       (3,) of each channel, the light that becomes white
     gamma       (3,) of each channel, after the stretch
+    light       (2,) the darkest and the lightest samples as measured, mean of the channels
     """
 
     share: float
@@ -55,6 +61,7 @@ class Fading:
     black: np.ndarray
     white: np.ndarray
     gamma: np.ndarray
+    light: np.ndarray
 
     @property
     def toned(self) -> bool:
@@ -86,33 +93,39 @@ def measure(pixels: np.ndarray, alpha: np.ndarray | None = None) -> Fading:
     """Measure how faded a photo is.
 
     pixels  (H, W, 3) uint8 or uint16, on the sRGB curve
-    alpha   (H, W) of the same dtype; pixels that are not opaque do not count
+    alpha   (H, W) of the same dtype; pixels that are more transparent than opaque do not count
     """
-    small, opaque = reduced(pixels, alpha)
+    small, seen = reduced(pixels, alpha)
     light = decode_srgb(small / np.float32(255))
-    samples = light[opaque]
-    black, white = np.percentile(samples, _EXTREMES, axis=0) if len(samples) else (np.zeros(3), np.ones(3))
-    deviation, chroma = _tone(small, opaque)
+    samples = light[seen]
+    if not len(samples):
+        return Fading(0.0, False, 0.0, *_UNCHANGED, np.array([0.0, 1.0]))
+    black, white = np.percentile(samples, _EXTREMES, axis=0)
+    spread = float((encode_srgb(white) - encode_srgb(black)).max())
+    deviation, chroma = _tone(small, seen)
     logs = np.log(black + _NO_BLACK)
     signs = logs.mean(), logs.min() - logs.max(), np.log(np.maximum(white, 1e-3)).mean()
     share = float(_EVIDENCE @ signs) + _EVIDENCE_OFFSET + 0.5
-    monochrome = deviation < _TONED
+    monochrome = deviation < _TONED and chroma < _STRONGEST_TONE
     share += _MONOCHROME_OFFSET * monochrome
-    if monochrome or not len(samples):  # one range for all channels keeps the toning
-        veil = np.maximum(black - _BLACK, 0)
-        reach = veil + max(float(np.max(white - veil)), 1e-3) / _WHITE
-        curve = np.stack((veil, reach, np.ones(3)))
-    else:
-        curve = estimator.estimate([samples, *_corners(light, opaque)])
-    return Fading(float(np.clip(share, 0.0, 1.0)), monochrome, chroma, *curve)
+    if black.min() < _LEAST_VEIL or black.mean() > _MOST_VEIL or spread < _LEAST_RANGE:
+        share = 0.0
+    curve = _UNCHANGED
+    if monochrome and spread >= _FLAT:  # one curve for all channels keeps the toning
+        veil = max(float(black.min()) - _BLACK, 0.0)
+        curve = np.array([[veil], [veil + (float(white.max()) - veil) / _WHITE], [1.0]]).repeat(3, axis=1)
+    elif spread >= _FLAT:
+        curve = estimator.estimate([samples, *_corners(light, seen)])
+    measured = np.array([black.mean(), white.mean()])
+    return Fading(float(np.clip(share, 0.0, 1.0)), monochrome, chroma, *curve, measured)
 
 
-def _corners(light: np.ndarray, opaque: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the opaque samples (N, 3) of four overlapping parts of a photo (H, W, 3)."""
-    height, width = (-(-side * 4 // 5) for side in opaque.shape)
+def _corners(light: np.ndarray, seen: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the samples (N, 3) that are seen in four overlapping parts of a photo (H, W, 3)."""
+    height, width = (-(-side * 4 // 5) for side in seen.shape)
     for rows in (slice(height), slice(-height, None)):
         for columns in (slice(width), slice(-width, None)):
-            samples = light[rows, columns][opaque[rows, columns]]
+            samples = light[rows, columns][seen[rows, columns]]
             if len(samples):
                 yield samples
 
@@ -129,7 +142,7 @@ def correct(
     neutral   remove the toning of a black-and-white photo too
     """
     share = fading.share * strength
-    if share:
+    if share and (np.stack((fading.black, fading.white, fading.gamma)) != _UNCHANGED).any():
         pixels = _curved(pixels, fading, share)
     if neutral and fading.toned and strength:
         grey = np.repeat(luma(pixels)[..., None], 3, axis=2)
@@ -153,19 +166,20 @@ def _curved(pixels: np.ndarray, fading: Fading, share: float) -> np.ndarray:
 
 
 def reduced(pixels: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return a reduced photo without its margins, (h, w, 3) uint8, and which pixels are opaque, (h, w)."""
+    """Return a reduced photo without its margins, (h, w, 3) uint8, and which pixels are seen, (h, w) bool."""
     small = cv2.medianBlur(to_uint8(shrunk(pixels, _SIDE)), 3)
-    opaque = np.ones(small.shape[:2], bool)
+    seen = np.ones(small.shape[:2], bool)
     if alpha is not None:
-        opaque = shrunk(alpha, _SIDE) == int(np.iinfo(alpha.dtype).max)
+        mostly = (alpha > np.iinfo(alpha.dtype).max // 2).astype(np.uint8)
+        seen = shrunk(255 * mostly, _SIDE) == 255  # all pixels that are averaged
     rows, columns = (slice(side // _MARGIN, side - side // _MARGIN) for side in small.shape[:2])
-    return small[rows, columns], opaque[rows, columns]
+    return small[rows, columns], seen[rows, columns]
 
 
-def _tone(small: np.ndarray, opaque: np.ndarray) -> tuple[float, float]:
+def _tone(small: np.ndarray, seen: np.ndarray) -> tuple[float, float]:
     """Return how far colours are from the median one of their lightness, 98th percentile, and mean chroma."""
     tiny = shrunk(small, _TONE_SIDE)
-    chosen = shrunk(opaque.astype(np.uint8), _TONE_SIDE) > 0
+    chosen = shrunk(seen.astype(np.uint8), _TONE_SIDE) > 0
     lab = cv2.cvtColor(tiny.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[chosen]
     if not len(lab):
         return 0.0, 0.0

@@ -63,7 +63,7 @@ def test_an_exact_estimate_undoes_the_fading(rng):
     gain, gamma, veil = np.array([0.7, 0.8, 0.5]), np.array([0.8, 1, 1.3]), np.array([0.08, 0.05, 0.02])
     light = gain * decode_srgb(original / 255) ** gamma + veil
     before = np.rint(255 * encode_srgb(light)).astype(np.uint8)
-    exact = colour.Fading(1.0, False, 20.0, veil, veil + gain, 1 / gamma)
+    exact = colour.Fading(1.0, False, 20.0, veil, veil + gain, 1 / gamma, np.array([0, 1]))
     assert distance(original, colour.correct(before, exact)) < 0.1 * distance(original, before)
 
 
@@ -148,6 +148,41 @@ def test_a_toned_photo_keeps_its_tone_unless_neutral(rng):
     assert (corrected(tone) == tone).all() and chroma(corrected(tone, colour="neutral")) < 0.1
 
 
+def test_a_toned_photo_gets_one_curve(rng):
+    tint = np.array([30, 60, 120]) / 255  # of a cyanotype: shadows are blue, lights white
+    before = np.rint(255 * (tint + (1 - tint) * (scene(rng)[..., :1] / 300))).astype(np.uint8)
+    measured = colour.measure(before)
+    assert measured.toned
+    for part in (measured.black, measured.white, measured.gamma):
+        assert np.ptp(part) == 0
+    after = corrected(before, colour="on")
+    assert (after != before).any() and chroma(after) > 0.9 * chroma(before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda light: light / 8,  # too dark
+        lambda light: light * [0.08, 0.15, 0.5],  # dark and blue
+        lambda light: 0.45 + 0.1 * light,  # hardly any range
+        lambda light: 0.3 + 0.5 * light,  # nothing dark, as in fog
+        lambda light: np.ones_like(light),
+    ],
+)
+def test_what_is_not_certainly_fading_is_left_alone(rng, change):
+    light = change(decode_srgb(scene(rng) / 255))
+    before = np.rint(255 * encode_srgb(light)).astype(np.uint8)
+    assert colour.measure(before).share == 0
+    assert (corrected(before) == before).all()
+
+
+@pytest.mark.parametrize("value", [(30, 60, 200), (255, 0, 0), (250, 250, 250)])
+def test_plain_colours_stay(value):
+    before = np.full((40, 60, 3), value, np.uint8)
+    measured = colour.measure(before)
+    assert not measured.toned and (corrected(before, colour="on") == before).all()
+
+
 def test_a_grey_photo_stays_grey(rng):
     before = np.repeat(faded(scene(rng))[..., 1:2], 3, axis=2)
     after = corrected(before)
@@ -164,6 +199,16 @@ def test_transparent_pixels_do_not_count(rng, dtype):
     measured = colour.measure(pixels, alpha)
     assert measured.share == pytest.approx(expected.share, abs=0.1)
     assert measured.black == pytest.approx(expected.black, abs=0.01)
+
+
+@pytest.mark.parametrize("alpha", [254, 200, 130])
+def test_translucent_pixels_count(rng, alpha):
+    pixels = faded(scene(rng))
+    expected = colour.measure(pixels)
+    measured = colour.measure(pixels, np.full(pixels.shape[:2], alpha, np.uint8))
+    assert (measured.share, measured.chroma) == (expected.share, expected.chroma) and measured.share == 1
+    hidden = colour.measure(pixels, np.full(pixels.shape[:2], 20, np.uint8))
+    assert not hidden.share and not hidden.monochrome
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (700, 2)])
