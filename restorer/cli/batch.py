@@ -27,6 +27,8 @@ def run(parsed: argparse.Namespace) -> int:
             raise InvalidOption(f"{name} is {getattr(parsed, name)}; it must be 0 or more")
     if parsed.cpus_per_worker < 1:
         raise InvalidOption(f"cpus_per_worker is {parsed.cpus_per_worker}; it must be 1 or more")
+    if not parsed.ray and (parsed.workers or parsed.gpus_per_worker or parsed.cpus_per_worker > 1):
+        raise InvalidOption("workers are started by Ray; add --ray or leave out the options of workers")
     options = Options(**{name: value for name, value in vars(parsed).items() if name in Options.names()})
     from ..batch import plan, ray, runner
 

@@ -673,6 +673,8 @@ def test_other_storages_are_read_and_written(folder):
     ("options", "message"),
     [
         (["--workers", "-1"], "workers is -1"),
+        (["--workers", "2"], "add --ray"),
+        (["--cpus-per-worker", "2"], "add --ray"),
         (["--cpus-per-worker", "0"], "cpus_per_worker is 0"),
         (["--gpus-per-worker", "-1"], "gpus_per_worker is -1"),
         (["--model", "nothing"], "'nothing'"),
