@@ -155,7 +155,7 @@ class JobRunner:
                 mask=self.jobs.mask(job),
             )
             if job.previews:
-                files = previews.write_files(result, item.name, file, self.service.settings.processed_folder)
+                previews.write_previews(result, files := self.service.result_files(file))
                 if len(job.items) == 1:  # only then can the page change it; a cache holds all samples
                     previews.cache_result(result, files)
             names = {"file": file.name, "mask_file": previews.mask_name(result)}

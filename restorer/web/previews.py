@@ -33,35 +33,39 @@ CACHED = "kept"  # folder of cached results, beside the results; never served
 
 
 @dataclass(frozen=True)
-class FacePreview:
-    """A face of a result.
-
-    pair    file with the face before and after, side by side
-    reason  why it was not restored, "" if it was
-    """
-
-    pair: Path
-    reason: str
-
-
-@dataclass(frozen=True)
 class ResultFiles:
-    """Files of a result.
+    """Paths of the files of a result.
 
-    name           of the upload
-    file           the full-size result
-    before, after  previews of one size for the slider
-    marked         the preview of before with the repaired pixels in a colour, absent if there are none
-    cache          folder of what cache_result() writes
+    file  the full-size result
+    root  the folder of all results, which it is below
     """
 
-    name: str
     file: Path
-    before: Path
-    after: Path
-    marked: Path
-    faces: tuple[FacePreview, ...]
-    cache: Path
+    root: Path
+
+    @property
+    def before(self) -> Path:
+        """The preview of before, of the same size as that of after."""
+        return self.file.with_name("before.jpg")
+
+    @property
+    def after(self) -> Path:
+        """The preview of after."""
+        return self.file.with_name("after.jpg")
+
+    @property
+    def marked(self) -> Path:
+        """The preview of before with the repaired pixels in a colour, absent if there are none."""
+        return self.file.with_name("marked.jpg")
+
+    def face(self, index: int) -> Path:
+        """The picture of a face before and after, side by side."""
+        return self.file.with_name(f"face-{index}.jpg")
+
+    @property
+    def cache(self) -> Path:
+        """The folder of what cache_result() writes."""
+        return self.root / CACHED / self.file.parent.relative_to(self.root)
 
 
 def write(result: Result, name: str, folder: Path, mark: str) -> Path:
@@ -88,47 +92,16 @@ def _safe_stem(stem: str) -> str:
     return safe.encode()[:120].decode(errors="ignore").strip(" .") or "photo"
 
 
-def write_files(result: Result, name: str, file: Path, root: Path) -> ResultFiles:
-    """Write the previews of a result beside its `file`, which is below the results folder `root`."""
-    previews(result, file.parent)
+def write_previews(result: Result, files: ResultFiles) -> None:
+    """Write the previews of a result, of what was repaired, and of its faces."""
+    previews(result, files.file.parent)
     if result.repair and mask_name(result):
         pixels = np.where(result.repair.mask[..., None], _marks(result.before.pixels), result.before.pixels)
         marked, size = replace(result.before, pixels=pixels), _preview_size(result.width, result.height)
-        _save_jpeg(marked, size, file.with_name("marked.jpg"))
-    for index, (path, face) in enumerate(zip(_face_paths(result, file), result.faces, strict=True)):
+        _save_jpeg(marked, size, files.marked)
+    for index, face in enumerate(result.faces):
         share = result.options.strength * result.options.face_strength * result.strengths.get(index, 1)
-        _save_pair(face, path, share)
-    return _files(result, name, file, root)
-
-
-def written_files(name: str, file: Path, root: Path) -> ResultFiles:
-    """Return what write_files() and cache_result() wrote. Raises UnsupportedImage if it has expired."""
-    return _files(cached_result(_cache_folder(file, root)), name, file, root)
-
-
-def preview_paths(file: Path) -> tuple[Path, Path]:
-    """Return the paths of the previews of before and after beside a result's file."""
-    return file.with_name("before.jpg"), file.with_name("after.jpg")
-
-
-def _files(result: Result, name: str, file: Path, root: Path) -> ResultFiles:
-    paths = _face_paths(result, file)
-    return ResultFiles(
-        name,
-        file,
-        *preview_paths(file),
-        file.with_name("marked.jpg"),
-        tuple(FacePreview(path, face.reason) for path, face in zip(paths, result.faces, strict=True)),
-        _cache_folder(file, root),
-    )
-
-
-def _face_paths(result: Result, file: Path) -> list[Path]:
-    return [file.with_name(f"face-{index}.jpg") for index in range(len(result.faces))]
-
-
-def _cache_folder(file: Path, root: Path) -> Path:
-    return root / CACHED / file.parent.relative_to(root)
+        _save_pair(face, files.face(index), share)
 
 
 def previews(result: Result, folder: Path) -> tuple[Path, Path]:

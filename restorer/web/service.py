@@ -94,7 +94,13 @@ class Service:
             folder=self.new_folder(),
             mask=self.upload(mask) if mask else None,
         )
-        return result, previews.write_files(result, path, file, self.settings.processed_folder)
+        files = self.result_files(file)
+        previews.write_previews(result, files)
+        return result, files
+
+    def result_files(self, file: Path) -> previews.ResultFiles:
+        """Return the paths of the files of a result."""
+        return previews.ResultFiles(file, self.settings.processed_folder)
 
     def new_folder(self) -> Path:
         """Return the path of a new folder for results, not created yet."""

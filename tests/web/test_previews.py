@@ -52,7 +52,8 @@ def result_of(before: Photo, after: Photo, **options: object) -> Result:
 def written(folder, before, after, **options) -> previews.ResultFiles:
     result = result_of(before, after, **options)
     file = previews.write(result, "holiday.heic", folder / uuid.uuid4().hex, result.options.size_mark)
-    files = previews.write_files(result, "holiday.heic", file, folder)
+    files = previews.ResultFiles(file, folder)
+    previews.write_previews(result, files)
     previews.cache_result(result, files)
     return files
 

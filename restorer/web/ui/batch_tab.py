@@ -97,8 +97,8 @@ class BatchTab:
             c.stop: gr.Button(visible=False),
             c.continue_button: gr.Button(f"Continue, {texts.count(left, 'photo')} left", visible=left > 0),
         }
-        files = [file for index in range(len(job.items)) if (file := self._result(job, index))]
-        if files:
+        results = [self._result(job, index) for index in range(len(job.items))]
+        if files := [result.file for result in results if result]:
             with suppress(OSError):  # a full disk; each result can still be downloaded
                 name = f"restored-{len(files)}.zip"  # not that of fewer, which browsers may have cached
                 archive = previews.write_zip(files, self.runner.jobs.results / job.id / name)
@@ -110,13 +110,13 @@ class BatchTab:
     def compare(self, job_id: str, event: gr.SelectData) -> Updates:
         """Show the selected photo before and after."""
         c, job = self.components, self.runner.jobs.get(job_id)
-        file = self._result(job, event.index) if job else None
-        if not job or not file:
+        files = self._result(job, event.index) if job else None
+        if not files:
             return self.unchanged
-        before, after = map(str, previews.preview_paths(file))
+        name = files.file.name
         return {
-            c.slider: gr.ImageSlider((before, after), visible=True),
-            c.download: gr.DownloadButton(f"Download {file.name}", value=str(file), visible=True),
+            c.slider: gr.ImageSlider((str(files.before), str(files.after)), visible=True),
+            c.download: gr.DownloadButton(f"Download {name}", value=str(files.file), visible=True),
         }
 
     def resume(self, remembered: str) -> Updates:
@@ -129,13 +129,13 @@ class BatchTab:
             return {c.message: message}
         return {c.job: job_id}  # jobs.js asks for an update when it follows the job
 
-    def _result(self, job: Job, index: int) -> Path | None:
-        """Return the file of a restored photo if it has not expired."""
+    def _result(self, job: Job, index: int) -> previews.ResultFiles | None:
+        """Return the files of a restored photo if they have not expired."""
         item = job.items[index] if index < len(job.items) else None
         if not item or not item.result:
             return None
         path = self.runner.jobs.result_folder(job, index) / str(item.result["file"])
-        return path if path.is_file() else None
+        return self.page.service.result_files(path) if path.is_file() else None
 
     def _images(self, job: Job, uploads: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Yield an image and a caption for each photo of a job."""
@@ -143,8 +143,8 @@ class BatchTab:
         matching = _are_of(uploads, job)
         for index, item in enumerate(job.items):
             image = self._waiting_image(uploads[index]) if matching else str(PLACEHOLDER)
-            if file := self._result(job, index):
-                image, state = str(previews.preview_paths(file)[1]), _result_text(item, shared)
+            if files := self._result(job, index):
+                image, state = str(files.after), _result_text(item, shared)
             elif item.result:
                 state = "expired"
             elif item.error:

@@ -204,15 +204,16 @@ def _render_faces(c: PhotoTab, view: ResultView) -> None:
 
     @gr.render(inputs=c.restored, triggers=[c.restored.change])
     def render(restored: object) -> None:
-        faces = restored.faces if isinstance(restored, previews.ResultFiles) else ()
+        if not isinstance(restored, previews.ResultFiles):
+            return
         images, checkboxes, strengths = [], [], []
         with gr.Row():
-            for number, face in enumerate(faces, 1):
+            for index, face in enumerate(previews.cached_result(restored.cache).faces):
+                picture, number, done = str(restored.face(index)), index + 1, not face.reason
                 with gr.Column(min_width=240, scale=0):
                     images.append(
-                        gr.Image(str(face.pair), show_label=False, interactive=False, buttons=[], height=120)
+                        gr.Image(picture, show_label=False, interactive=False, buttons=[], height=120)
                     )
-                    done = not face.reason
                     checkboxes.append(gr.Checkbox(done, label=f"Face {number} restored", interactive=done))
                     strengths.append(
                         gr.Slider(0, 1, int(done), label=f"Face {number} strength", interactive=done)
@@ -223,8 +224,9 @@ def _render_faces(c: PhotoTab, view: ResultView) -> None:
         def recompose(*values: Any) -> dict[Any, Any]:  # noqa: ANN401  of components
             updates = view.recompose(*values)
             files = updates[c.shown]
-            pairs = files.faces if isinstance(files, previews.ResultFiles) else ()
-            return {**updates, **{image: str(face.pair) for image, face in zip(images, pairs, strict=False)}}
+            if isinstance(files, previews.ResultFiles):
+                updates |= {image: str(files.face(index)) for index, image in enumerate(images)}
+            return updates
 
         gr.on(
             [c.strength.release, *(control.change for control in (*checkboxes, *strengths))],

@@ -193,6 +193,7 @@ class RestoreTab:
             return self.unchanged
         try:
             files = self.result(job)
+            result_updates = self.view.show(files)
         except RestoreError as error:
             note = self.form.warning(error)
             if job and job.state == "cancelled":
@@ -209,7 +210,7 @@ class RestoreTab:
             }
         return {
             **self.form.updates(photo, values, start=_AGAIN),
-            **self.view.show(files),
+            **result_updates,
             c.stop: gr.Button(visible=False),
             c.restored: files,
         }
@@ -224,7 +225,7 @@ class RestoreTab:
         if not item.result:
             raise RestoreError(item.error or "stopped")
         file = self.runner.jobs.result_folder(job, 0) / str(item.result["file"])
-        return previews.written_files(item.name, file, self.settings.processed_folder)
+        return self.service.result_files(file)
 
     def resume(self, remembered: str, *values: object) -> Updates:
         """Show again what the browser remembers: a photo, and the job that restores it or did.

@@ -82,9 +82,7 @@ class ResultView:
             )
             file = self.service.new_folder() / restored.file.name
             write_atomic(file, result.data)
-            recomposed = previews.write_files(
-                result, restored.name, file, self.service.settings.processed_folder
-            )
+            previews.write_previews(result, recomposed := self.service.result_files(file))
             previews.cache_result(result, recomposed)
         if shown and shown != restored:  # the previous recomposition
             shutil.rmtree(shown.cache, ignore_errors=True)
