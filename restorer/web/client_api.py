@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,55 +40,45 @@ _MODELS = "List all models: name, kind, description, licence, bytes, and whether
 
 def add_endpoints(service: Service) -> None:
     """Add the endpoints to the current Blocks."""
-    defaults = vars(service.restorer.options)
+    photo, photos, mask = {"photo": FileData}, {"photos": list[FileData]}, {"mask": FileData | None}
+    options, quoted = ({name: _type(name) for name in names} for names in (_OPTIONS, _QUOTE_OPTIONS))
+    defaults = vars(service.restorer.options) | {"mask": None}
 
     def add(
-        run: Callable,
         name: str,
-        files: dict[str, Any],
-        options: Iterable[str],
+        run: Callable[[Service, dict[str, Any]], Awaitable[object]],
+        types: dict[str, Any],
         returns: object,
-        *,
-        optional: dict[str, Any] | None = None,
-        **event_options: object,
+        **event_options: Any,  # noqa: ANN401
     ) -> None:
-        """Add `run` as an endpoint; Gradio reads names, types and defaults from the signature built here."""
-        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        optional = optional or {}  # files after the options
-        types = files | {option: _type(option) for option in options} | optional
-        preset = defaults | dict.fromkeys(optional)
+        """Add run(service, values) as an endpoint whose arguments have these names and types.
+
+        Gradio reads names, types and defaults from the signature built here.
+        """
         parameters = [
             inspect.Parameter(
-                key, positional, default=preset.get(key, inspect.Parameter.empty), annotation=annotation
+                *(key, inspect.Parameter.POSITIONAL_OR_KEYWORD),
+                default=defaults.get(key, inspect.Parameter.empty),
+                annotation=annotation,
             )
             for key, annotation in types.items()
         ]
 
         async def endpoint(*arguments: object) -> object:  # of a generator, gradio_client fetches files twice
-            values = dict(zip(types, arguments, strict=True))
-            return await run(service, *(values.pop(file) for file in (*files, *optional)), values)
+            return await run(service, dict(zip(types, arguments, strict=True)))
 
         endpoint.__annotations__ = types
         endpoint.__signature__ = inspect.Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
-        events.api(endpoint, api_name=name, **event_options)  # type: ignore[arg-type]
+        events.api(endpoint, api_name=name, **event_options)
 
-    photo, photos = {"photo": FileData}, {"photos": list[FileData]}
     enhance_returns = tuple[FileData, tuple[FileData, FileData], dict]
     batch_returns = tuple[list[FileData], list[dict]]
     enhance, batch, quote, look, models = NAMES
-    add(
-        *(_enhance, enhance, photo, _OPTIONS, enhance_returns),
-        optional={"mask": FileData | None},
-        api_description=_ENHANCE,
-        **GPU,
-    )
-    add(_batch, batch, photos, _OPTIONS, batch_returns, api_description=_BATCH, **GPU)
-    add(
-        *(partial(_examined, Service.estimate), quote, photo, _QUOTE_OPTIONS, dict),
-        api_description=_QUOTE,
-    )
-    add(partial(_examined, Service.look), look, photo, (), dict, api_description=_LOOK)
-    add(_models, models, {}, (), list[dict], api_description=_MODELS)
+    add(enhance, _enhance, photo | options | mask, enhance_returns, api_description=_ENHANCE, **GPU)
+    add(batch, _batch, photos | options, batch_returns, api_description=_BATCH, **GPU)
+    add(quote, partial(_examined, Service.estimate), photo | quoted, dict, api_description=_QUOTE)
+    add(look, partial(_examined, Service.look), photo, dict, api_description=_LOOK)
+    add(models, _models, {}, list[dict], api_description=_MODELS)
 
 
 def _type(option: str) -> Any:  # noqa: ANN401
@@ -99,7 +89,8 @@ def _type(option: str) -> Any:  # noqa: ANN401
     return bool | choices if option == "face_enhance" else choices
 
 
-async def _enhance(service: Service, photo: object, mask: object, values: dict) -> tuple:
+async def _enhance(service: Service, values: dict[str, Any]) -> tuple:
+    photo, mask = values.pop("photo"), values.pop("mask")
     report = partial(_report, service, gr.Progress(), "")
     result, files = await _restore(service, photo, values, report, mask)
     described = receipt(result)
@@ -108,8 +99,9 @@ async def _enhance(service: Service, photo: object, mask: object, values: dict) 
     return _file_data(files.file), (_file_data(files.before), _file_data(files.after)), described
 
 
-async def _batch(service: Service, photos: object, values: dict) -> tuple:
+async def _batch(service: Service, values: dict[str, Any]) -> tuple:
     progress, files, receipts = gr.Progress(), [], []
+    photos = values.pop("photos")
     if not isinstance(photos, list) or not photos:
         raise gr.Error("photos must be a list of files", print_exception=False)
     for number, photo in enumerate(photos, 1):
@@ -129,14 +121,15 @@ async def _batch(service: Service, photos: object, values: dict) -> tuple:
     return files, receipts
 
 
-async def _examined(examine: Callable[..., dict], service: Service, photo: object, values: dict) -> dict:
+async def _examined(examine: Callable[..., dict], service: Service, values: dict[str, Any]) -> dict:
     """Return what `examine` returns for an upload and options. Raises gr.Error."""
+    photo = values.pop("photo")
     with service.user_errors():
         data = await asyncio.to_thread(service.upload, _path(photo))
         return await asyncio.to_thread(examine, service, data, values)
 
 
-async def _models(service: Service, _values: dict) -> list:
+async def _models(service: Service, _values: dict[str, Any]) -> list:
     return service.models()
 
 
