@@ -29,13 +29,12 @@ class BatchTab:
 
     def __init__(self, page: RestoreTab, components: ManyTab) -> None:
         self.page, self.runner, self.components = page, page.runner, components
-        self.unchanged = {components.message: gr.skip()}  # Gradio accepts no empty dict
 
     def pick(self, paths: list[str] | None, job_id: str) -> Updates:
         """Show the chosen photos, which wait to be restored; a batch that runs stays on display."""
         job = self.runner.jobs.get(job_id)
         if job and not job.ended:
-            return self.unchanged
+            return gr.skip()
         c, hidden = self.components, gr.update(visible=False)
         images = [(self._waiting_image(path), f"{Path(path).name}: waiting") for path in paths or ()]
         return {
@@ -48,7 +47,7 @@ class BatchTab:
 
     def remove(self, paths: list[str] | None, job_id: str) -> Updates:
         """Show the remaining photos, unless the results of a job are on display."""
-        return self.unchanged if job_id else self.pick(paths, job_id)
+        return gr.skip() if job_id else self.pick(paths, job_id)
 
     async def start(self, paths: list[str] | None, autopilot: bool, *values: object) -> Updates:
         """Submit a job; jobs.js follows it."""
@@ -85,7 +84,7 @@ class BatchTab:
         """Show the photos of a job, each with its state, and offer the results once it has ended."""
         c, job = self.components, self.runner.jobs.get(job_id)
         if not job:
-            return self.unchanged
+            return gr.skip()
         images = list(self._images(job, paths or ()))
         updates = {c.gallery: gr.Gallery(images, visible=True), c.message: _summary(job)}
         if not job.ended:
@@ -112,7 +111,7 @@ class BatchTab:
         c, job = self.components, self.runner.jobs.get(job_id)
         files = self._result(job, event.index) if job else None
         if not files:
-            return self.unchanged
+            return gr.skip()
         name = files.file.name
         return {
             c.slider: gr.ImageSlider((str(files.before), str(files.after)), visible=True),
@@ -123,7 +122,7 @@ class BatchTab:
         """Show again the job that the browser remembers."""
         c, job_id = self.components, parse_ids(remembered).get("batch", "")
         if not job_id:
-            return self.unchanged
+            return gr.skip()
         if not self.runner.jobs.get(job_id):
             message = f"Your last results have expired: results are kept for {self.page.retention}."
             return {c.message: message}

@@ -96,7 +96,7 @@ class Form:
 
     def estimate(self, photo: SelectedPhoto | None, *values: object) -> Updates:
         """Show size, quality, time and cost of the result, or an error; and each preset's time."""
-        return self.updates(photo, values) if photo else {self.components.message: gr.skip()}
+        return self.updates(photo, values) if photo else gr.skip()
 
     def measure(self, photo: SelectedPhoto | None, *values: object) -> Updates:
         """Update the estimate after loading and timing the model, which may take seconds."""

@@ -223,7 +223,7 @@ def _render_faces(c: PhotoTab, view: ResultView) -> None:
 
         def recompose(*values: Any) -> dict[Any, Any]:  # noqa: ANN401  of components
             updates = view.recompose(*values)
-            files = updates[c.shown]
+            files = updates.get(c.shown)
             if isinstance(files, previews.ResultFiles):
                 updates |= {image: str(files.face(index)) for index, image in enumerate(images)}
             return updates

@@ -40,8 +40,6 @@ class RestoreTab:
         self.restorer, self.settings = runner.service.restorer, runner.service.settings
         self.form = Form(self.service, components)
         self.retention = texts.period(runner.service.settings.retention_seconds)
-        self.unchanged = {components.message: gr.skip()}  # Gradio accepts no empty dict
-        self.unchanged_suggestion = {components.look: gr.skip()}
 
     # The photo
 
@@ -63,7 +61,7 @@ class RestoreTab:
         the second event must not cancel the job that was started meanwhile.
         """
         if path and shown and path == shown.path:
-            return self.unchanged
+            return gr.skip()
         if job := self.runner.jobs.get(job_id):
             await self.runner.cancel(job)
         try:
@@ -111,11 +109,11 @@ class RestoreTab:
         """Show in one line what is wrong with a photo that waits, and what is suggested."""
         c = self.components
         if photo is None or job_id:
-            return self.unchanged_suggestion
+            return gr.skip()
         try:
             seen = self.restorer.look(self.service.upload(photo.path))
         except RestoreError:  # the estimate reports it
-            return self.unchanged_suggestion
+            return gr.skip()
         return {
             c.look: gr.Markdown(seen.line, visible=True),
             c.suggestion: suggested_values(seen.options),
@@ -141,7 +139,7 @@ class RestoreTab:
         """
         c = self.components
         if photo is None:
-            return self.unchanged
+            return gr.skip()
         try:
             options, mask = self.form.option_values(values), None
             if own_mask and options["repair"] != "off":
@@ -190,7 +188,7 @@ class RestoreTab:
         """
         c, job = self.components, self.runner.jobs.get(job_id)
         if photo is None or ended.partition(" ")[0] != job_id:  # another photo was chosen meanwhile
-            return self.unchanged
+            return gr.skip()
         try:
             files = self.result(job)
             result_updates = self.view.show(files)
@@ -244,7 +242,7 @@ class RestoreTab:
                 path = self._copy_upload(self.runner.jobs.input_path(job, 0), Path(job.items[0].name).name)
         if path is None:
             if not ids.get("photo"):
-                return self.unchanged
+                return gr.skip()
             message = f"Your last photo has expired: photos and results are kept for {self.retention}."
             return {c.message: message}
         if job:

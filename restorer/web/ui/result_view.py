@@ -62,7 +62,7 @@ class ResultView:
     ) -> dict[Any, Any]:
         """Show a result with another strength, or other strengths of its faces."""
         if restored is None:
-            return {self.components.shown: gr.skip()}  # Gradio accepts no empty dict
+            return gr.skip()
         half = len(face_values) // 2
         chosen = {
             index: float(value) * bool(checked)
@@ -76,7 +76,7 @@ class ResultView:
                 if face.restored
             )
             if same and strength / 100 == current.options.strength:
-                return {self.components.shown: gr.skip()}
+                return gr.skip()
             result = self.service.restorer.recompose(
                 previews.cached_result(restored.cache), strengths=chosen, strength=strength / 100
             )
