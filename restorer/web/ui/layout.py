@@ -77,10 +77,13 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
     Return the events that look at the photo and time its model.
     """
     c.remembered.change(None, c.remembered, None, js="(path) => window.restorer.rememberPhoto(path)")
-    for field in (c.remembered, c.fields["repair"]):  # the former changes with the photo
-        field.change(
-            damage.choose, [c.selected, c.fields["repair"]], [c.damage_photo, c.damage_map], **_LATEST
-        )
+    gr.on(
+        [c.remembered.change, c.fields["repair"].change],  # the former changes with the photo
+        damage.choose,
+        [c.selected, c.fields["repair"]],
+        [c.damage_photo, c.damage_map],
+        **_LATEST,
+    )
     c.damage_photo.change(
         damage.detect,
         [c.damage_photo, c.selected],
@@ -102,8 +105,8 @@ def _connect_photo(page: RestoreTab, damage: DamageView, c: PhotoTab, previewing
         looking.append(picked.then(page.form.measure, [c.selected, *c.options], c.estimate, **_LATEST))
     suggested = [c.fields[name] for name in form.SUGGESTED_FIELDS]
     c.use.click(form.use_suggestions, c.suggestion, suggested, **_QUIET)
-    for component in (c.suggestion, *suggested):
-        component.change(form.offer_suggestions, [c.suggestion, *suggested], c.use, **_LATEST)
+    offered = [c.suggestion, *suggested]
+    gr.on([one.change for one in offered], form.offer_suggestions, offered, c.use, **_LATEST)
     return looking
 
 
@@ -161,10 +164,11 @@ def _connect_fields(page: RestoreTab, c: PhotoTab) -> list[Any]:
     Return the events that estimate.
     """
     fields, inputs = c.fields, [c.selected, *c.options]
-    estimating = []
-    for name in form.ESTIMATE_FIELDS:
-        for handler in (page.form.estimate, page.form.measure):
-            estimating.append(fields[name].change(handler, inputs, c.estimate, **_LATEST))
+    changes = [fields[name].change for name in form.ESTIMATE_FIELDS]
+    estimating = [
+        gr.on(changes, handler, inputs, c.estimate, **_LATEST)
+        for handler in (page.form.estimate, page.form.measure)
+    ]
     for name, handler, changed in (
         ("restore_faces", form.face_controls, [fields["face_model"], fields["face_strength"]]),
         ("colour", form.colour_slider, fields["colour_strength"]),
@@ -174,18 +178,17 @@ def _connect_fields(page: RestoreTab, c: PhotoTab) -> list[Any]:
     ):
         fields[name].change(handler, fields[name], changed, **_QUIET)
     sizes = [fields["long_side"], fields["print_size"]]
-    for field in sizes:
-        field.change(form.size_radio, sizes, fields["outscale"], **_QUIET)
+    gr.on([field.change for field in sizes], form.size_radio, sizes, fields["outscale"], **_LATEST)
     network = [fields["model"], fields["preset"], fields["outscale"]]
-    for field in network:
-        field.change(page.form.denoise_slider, network, fields["denoise"], **_QUIET)
+    changes = [field.change for field in network]
+    gr.on(changes, page.form.denoise_slider, network, fields["denoise"], **_LATEST)
     return estimating
 
 
 def _connect_result(c: PhotoTab, view: ResultView, damage: DamageView) -> None:
     """Update the view at 100 % when its position or the result changes, pan it, and recompose the result."""
-    for component in (c.zoom_position, c.shown):
-        component.change(view.zoom, [c.zoom_position, c.shown], c.view, **_LATEST)
+    zoomed = [c.zoom_position, c.shown]
+    gr.on([one.change for one in zoomed], view.zoom, zoomed, c.view, **_LATEST)
     for direction, button in c.pan_buttons.items():
         button.click(
             partial(view.pan, *direction),
