@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,20 +19,16 @@ from .service import Service, receipt
 _RETRY_SECONDS = 1.0  # until a record that could not be written is tried again
 
 
+@dataclass
 class QueuedJob:
     """The state of a job in the queue that is not part of its record.
 
     event_id  of the event that runs it
     progress  index of the current file, its steps done and in total
-    changed   set, and replaced by a new event, on every change
     """
 
-    def __init__(self) -> None:
-        self.event_id, self.progress, self.changed = "", (0, 0, 0), asyncio.Event()
-
-    def notify(self) -> None:
-        self.changed.set()
-        self.changed = asyncio.Event()
+    event_id: str = ""
+    progress: tuple[int, int, int] = (0, 0, 0)
 
 
 class JobRunner:
@@ -103,7 +100,7 @@ class JobRunner:
         if not job or not queued:
             return
         try:
-            await self.service.run(partial(self._work, job, queued), lambda _: queued.notify())
+            await self.service.run(partial(self._work, job, queued))
         except Cancelled:  # by the client, who was answered, or by a shutdown: the next process resumes it
             pass
         except TimedOut as error:
@@ -118,7 +115,6 @@ class JobRunner:
         """Forget that a job is in the queue, unless it was cancelled and queued again meanwhile."""
         if self.queued.get(job.id) is queued:
             del self.queued[job.id]
-        queued.notify()
 
     def _abort(self, job: Job, error: str) -> None:
         """Fail the current file; the next process continues with those after it."""

@@ -43,8 +43,8 @@ class Service:
         self.settings, self.restorer, self.metrics = settings, restorer, metrics
         self.worker, self.queue = worker, queue
 
-    async def run(self, task: Callable[[Progress], T], report: Callable[[Step], None]) -> T:
-        """Run `task(progress)` in the worker, calling `report` twice a second, and return its result.
+    async def run(self, task: Callable[[Progress], T], report: Callable[[Step], None] | None = None) -> T:
+        """Run `task(progress)` in the worker and return its result; call `report` twice a second meanwhile.
 
         Call this in an event of the queue. If its client leaves, the task stops and Cancelled is raised.
         """
@@ -54,7 +54,8 @@ class Service:
                     return step
                 if self.queue.client_left():
                     raise Cancelled("the client has left")
-                report(step)
+                if report:
+                    report(step)
         raise AssertionError("the worker returned no result")
 
     def restore_to_file(

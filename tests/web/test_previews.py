@@ -350,7 +350,7 @@ def test_a_cancelled_run_leaves_the_job_alone_that_was_queued_again(tmp_path, mo
     job, runner, c = accepted(page, tmp_path / "uploads/a.png"), page.runner, batch_of(page).components
     batch, release = BatchTab(page, c), asyncio.Event()
 
-    async def run(work, report):
+    async def run(work):
         await release.wait()
         with pytest.raises(Cancelled):  # at its next step
             work(lambda done, total: None)

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +47,7 @@ MEDIA_TYPES = {
     ".jxl": "image/jxl",
 }
 _KEEP_ALIVE_SECONDS = 15
-_EVENT_SECONDS = 0.25  # between two looks at a job whose events are streamed
+_EVENT_SECONDS = 0.2  # between two looks at a job whose events are streamed
 # Forms checked, and photos looked at, at a time: more would delay all other answers
 _MAX_ADMISSIONS = _MAX_EXAMINATIONS = 2
 _SPAN = re.compile(r"(\d{1,18})-(\d{0,18})|-(\d{1,18})")  # of a Range
@@ -157,8 +157,6 @@ class RestApi:
         async def stream() -> AsyncIterator[str]:
             sent, sent_at = "", time.monotonic()
             while True:
-                queued = self.runner.queued.get(job.id)
-                changed = queued.changed if queued else asyncio.Event()
                 ended, status = job.ended, self._status(job, request).model_dump_json()
                 if ended:
                     yield f"id: end\nevent: end\ndata: {status}\n\n"
@@ -171,8 +169,7 @@ class RestApi:
                     yield ": keep-alive\n\n"
                 if self.service.worker.closed:
                     return
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(changed.wait(), _EVENT_SECONDS)
+                await asyncio.sleep(_EVENT_SECONDS)
 
         headers = {"Cache-Control": "no-store"}
         return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)

@@ -93,7 +93,7 @@ class CropPreview:
 
     async def _run(self, task: Callable[[Progress], T]) -> T:
         with self.page.service.user_errors(self.page.form.user_message):
-            return await self.page.service.run(task, lambda _: None)
+            return await self.page.service.run(task)
 
 
 def choose_model(names: tuple[str, ...], event: gr.SelectData) -> tuple[str, str]:

@@ -36,7 +36,7 @@ class DamageView:
         if photo is None or not upload:
             return {c.damage_map: ""}
         with self.service.user_errors():
-            file, seen = await self.service.run(partial(self._detect, photo), lambda _: None)
+            file, seen = await self.service.run(partial(self._detect, photo))
         return {
             c.repair: gr.Accordion(label=texts.repair(seen)),
             c.repair_message: texts.REPAIR_INFO if seen else texts.REPAIR_UNSURE,
