@@ -111,10 +111,15 @@ def test_stop_keeps_finished_photos(page, rng):
     page.click("#start-all")
     expect(page.locator("#gallery")).to_contain_text("small.png: 80 × 80")
     expect(page.locator("#gallery")).to_contain_text("large.png: running")
+    expect(page.locator("#uploads")).to_contain_text("small")
+    for button in page.get_by_label("Remove this file").all():
+        expect(button).to_be_hidden()
+    expect(page.locator("#uploads input[type=file]")).to_have_count(0)
     page.click("#stop-all")
     expect(page.locator("#download-all")).to_contain_text("1 photo,")
     expect(page.locator("#gallery")).to_contain_text("large.png: stopped")
     expect(page.locator("#start-all")).to_be_visible()
+    expect(page.get_by_label("Remove this file").last).to_be_visible()
 
 
 def test_stopped_batch_continues_with_the_photos_that_are_left(page, rng):

@@ -73,9 +73,10 @@ class BatchTab:
         return self._running()
 
     def _running(self) -> Updates:
-        """Show Stop in place of the buttons that start a job."""
+        """Show Stop in place of the buttons that start a job, whose photos cannot be changed."""
         c = self.components
         return {
+            c.upload: gr.File(interactive=False),
             **dict.fromkeys([c.start, c.continue_button], gr.Button(visible=False)),
             c.stop: gr.Button(visible=True),
         }
@@ -92,6 +93,7 @@ class BatchTab:
         start = _AGAIN if _are_of(paths, job) else _READY  # others may have been chosen meanwhile
         left = sum(item.pending for item in job.items) if job.state == "cancelled" else 0
         updates |= {
+            c.upload: gr.File(interactive=True),
             c.start: gr.Button(**start, interactive=bool(paths), visible=True),
             c.stop: gr.Button(visible=False),
             c.continue_button: gr.Button(f"Continue, {texts.count(left, 'photo')} left", visible=left > 0),

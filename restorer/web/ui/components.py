@@ -201,7 +201,7 @@ class ManyTab:
     def panels(self) -> list[Any]:
         """Everything that other photos or results change."""
         return [
-            *(self.message, self.start, self.stop, self.continue_button, self.archive),
+            *(self.upload, self.message, self.start, self.stop, self.continue_button, self.archive),
             *(self.gallery, self.slider, self.download, self.job),
         ]
 
