@@ -306,6 +306,9 @@ def test_damage_is_marked_edited_and_filled(page, folder):
     page.click("#brush-undo")
     assert mask()[75, 85]
     choose(page, pixels[:40, :50], "other.png")
+    expect(page.locator("#repair_on input")).not_to_be_checked()
+    expect(page.locator("#mask")).to_be_hidden()
+    page.check("#repair_on input")
     expect(page.locator("#mask")).to_be_visible()
     page.wait_for_function("document.querySelector('#mask')?.width === 50")
 

@@ -179,6 +179,20 @@ def test_upload_that_is_shown_already_keeps_its_job(tmp_path, monkeypatch):
     assert asyncio.run(page.pick(str(path), shown, "a job", *VALUES)) == gr.skip()
 
 
+def test_repair_is_reset_for_another_photo_only(tmp_path):
+    page = page_of(tmp_path)
+    c = page.components
+    for name in ("first.png", "second.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "uploads" / name)
+    chosen = values_with(repair=True, repair_sensitivity=0.9)
+    first = asyncio.run(page.pick(str(tmp_path / "uploads/first.png"), None, "", *chosen))
+    assert not {c.fields["repair"], c.fields["repair_sensitivity"]} & first.keys()
+    for path in (str(tmp_path / "uploads/second.png"), None):
+        second = asyncio.run(page.pick(path, first[c.selected], "", *chosen))
+        assert second[c.fields["repair"]] is False
+        assert second[c.fields["repair_sensitivity"]] == Options.repair_sensitivity
+
+
 def test_start_and_end_of_a_job_cancel_late_looks_and_estimates(tmp_path):
     """And what they cancel has no successor, which Gradio would start then."""
     events = layout.build(page_of(tmp_path).runner).get_config_file()["dependencies"]
@@ -192,13 +206,13 @@ def test_start_and_end_of_a_job_cancel_late_looks_and_estimates(tmp_path):
 
 def test_other_clients_are_answered_while_an_upload_is_decoded(tmp_path, monkeypatch):
     page, answered = page_of(tmp_path), threading.Event()
-    monkeypatch.setattr(page, "_show_upload", lambda path, values: answered.wait(60))
+    monkeypatch.setattr(page, "_show_upload", lambda path, values: {"answered": answered.wait(60)})
 
     async def pick_and_answer() -> bool:
         picking = asyncio.create_task(page.pick("a.png", None, "", *VALUES))
         await asyncio.sleep(0)
         answered.set()
-        return await picking
+        return (await picking)["answered"]
 
     assert asyncio.run(pick_and_answer())
 

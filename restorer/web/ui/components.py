@@ -138,6 +138,11 @@ class PhotoTab:
         return list(self.fields.values())
 
     @property
+    def damage_options(self) -> list[Any]:
+        """The options that another photo resets."""
+        return [self.fields["repair"], self.fields["repair_sensitivity"]]
+
+    @property
     def estimate(self) -> list[Any]:
         """The outputs of an estimate."""
         return [self.message, self.start, self.fields["preset"]]
@@ -157,7 +162,7 @@ class PhotoTab:
             *(self.comparison_message, self.comparison),
             *(self.result_column, self.slider, self.faces),
             *(self.outcome, self.result_message, self.strength, self.mark, self.download, self.receipt),
-            *(self.repair_message, self.back, self.damage_map),
+            *(*self.damage_options, self.repair_message, self.back, self.damage_map),
             *(self.selected, self.restored, self.shown),
             *(self.zoom_position, self.crop_position, self.job, self.remembered),
         ]

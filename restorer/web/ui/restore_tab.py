@@ -57,17 +57,22 @@ class RestoreTab:
     ) -> Updates:
         """Show an upload and the estimate of its result; cancel this tab's job of the previous one.
 
+        The options of damage are reset: what one photo needs may harm the next.
+
         If an upload follows another before its answer, the first event already sees the second upload, and
         the second event must not cancel the job that was started meanwhile.
         """
+        c = self.components
         if path and shown and path == shown.path:
             return gr.skip()
         if job := self.runner.jobs.get(job_id):
             await self.runner.cancel(job)
+        reset = {field: field.value for field in c.damage_options if shown}
+        values = tuple(reset.get(field, value) for field, value in zip(c.options, values, strict=True))
         try:
-            return await asyncio.to_thread(self._show_upload, path, values)
+            return {**await asyncio.to_thread(self._show_upload, path, values), **reset}
         except OSError as error:  # of the preview: a full disk
-            return {**self._show_upload(None, values), self.components.message: self.form.warning(error)}
+            return {**self._show_upload(None, values), **reset, c.message: self.form.warning(error)}
 
     def _show_upload(self, path: str | None, values: tuple[object, ...]) -> Updates:
         """Show an upload, or the example and what to do."""
