@@ -11,6 +11,14 @@ from ...pipeline import Restorer
 from . import texts
 
 _SCALES = (1, 2, 3, 4, 6, 8)
+# By control: another one, built before it, and for which values of that it is shown
+VISIBLE_IF: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "face_model": ("restore_faces", bool),
+    "face_strength": ("restore_faces", bool),
+    "colour_strength": ("colour", lambda colour: colour != "off"),
+    "quality": ("format", lambda image_format: image_format not in ("png", "tiff")),  # those are lossless
+    "remove_gps": ("keep_metadata", bool),
+}
 
 
 class Fields(dict[str, Any]):
@@ -24,6 +32,9 @@ class Fields(dict[str, Any]):
         """Add the control of an option, with its default unless `details` have a value."""
         if "value" not in details:
             details["value"] = getattr(self._default, name)
+        if name in VISIBLE_IF:
+            other, is_shown = VISIBLE_IF[name]
+            details["visible"] = is_shown(self[other].value)
         self[name] = component(**{"elem_id": name, **details})
 
     def _add_share(self, name: str, **details: Any) -> None:  # noqa: ANN401
@@ -71,19 +82,14 @@ class Fields(dict[str, Any]):
         choices = [(texts.COLOUR_NAMES[name], name) for name in CHOICES["colour"]]
         info = "Correct keeps sepia; Neutral removes it"
         self._add(gr.Radio, "colour", choices=choices, label="Faded colours", info=info)
-        self._add_share(
-            "colour_strength",
-            label="Colour strength",
-            info="Lower keeps more of the photo's colours",
-            visible=default.colour != "off",
-        )
+        info = "Lower keeps more of the photo's colours"
+        self._add_share("colour_strength", label="Colour strength", info=info)
 
     def build_faces(self) -> None:
         """Build those of faces."""
-        visible, info = self._default.face_enhance != "off", "Lower keeps more of the original face"
         choices = [model.name for model in registry.MODELS if model.kind == "face"]
-        self._add(gr.Dropdown, "face_model", choices=choices, label="Face model", visible=visible)
-        self._add_share("face_strength", label="Face strength", info=info, visible=visible)
+        self._add(gr.Dropdown, "face_model", choices=choices, label="Face model")
+        self._add_share("face_strength", label="Face strength", info="Lower keeps more of the original face")
 
     def build_file(self) -> None:
         """Build those of the result's file."""

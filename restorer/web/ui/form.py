@@ -3,6 +3,7 @@
 Handlers return updates by component; components that are left out stay as they are.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -161,21 +162,9 @@ class Form:
         return gr.Slider(visible=False, value=Options.denoise)
 
 
-def quality_slider(image_format: str) -> gr.Slider:
-    """Show the file quality for lossy formats."""
-    return gr.Slider(visible=image_format not in ("png", "tiff"))
-
-
-def gps_checkbox(keep_metadata: bool) -> gr.Checkbox:
-    return gr.Checkbox(visible=keep_metadata)
-
-
-def face_controls(restore_faces: bool) -> tuple[gr.Dropdown, gr.Slider]:
-    return gr.Dropdown(visible=restore_faces), gr.Slider(visible=restore_faces)
-
-
-def colour_slider(colour: str) -> gr.Slider:
-    return gr.Slider(visible=colour != "off")
+def show(is_shown: Callable[[Any], bool], value: object) -> dict[str, Any]:
+    """Show or hide a control; see VISIBLE_IF."""
+    return gr.update(visible=is_shown(value))
 
 
 def size_radio(long_side: float | None, print_size: str) -> gr.Radio:

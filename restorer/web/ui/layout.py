@@ -14,6 +14,7 @@ from .batch_tab import BatchTab
 from .components import ManyTab, PhotoTab
 from .crop_preview import CropPreview
 from .damage_view import DamageView
+from .fields import VISIBLE_IF
 from .restore_tab import RestoreTab
 from .result_view import ResultView
 
@@ -169,14 +170,9 @@ def _connect_fields(page: RestoreTab, c: PhotoTab) -> list[Any]:
         gr.on(changes, handler, inputs, c.estimate, **_LATEST)
         for handler in (page.form.estimate, page.form.measure)
     ]
-    for name, handler, changed in (
-        ("restore_faces", form.face_controls, [fields["face_model"], fields["face_strength"]]),
-        ("colour", form.colour_slider, fields["colour_strength"]),
-        ("format", form.quality_slider, fields["quality"]),
-        ("keep_metadata", form.gps_checkbox, fields["remove_gps"]),
-        ("model", form.preset_radio, fields["preset"]),
-    ):
-        fields[name].change(handler, fields[name], changed, **_QUIET)
+    for name, (other, is_shown) in VISIBLE_IF.items():
+        fields[other].change(partial(form.show, is_shown), fields[other], fields[name], **_QUIET)
+    fields["model"].change(form.preset_radio, fields["model"], fields["preset"], **_QUIET)
     sizes = [fields["long_side"], fields["print_size"]]
     gr.on([field.change for field in sizes], form.size_radio, sizes, fields["outscale"], **_LATEST)
     network = [fields["model"], fields["preset"], fields["outscale"]]
