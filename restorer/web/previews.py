@@ -172,18 +172,30 @@ def detail(before: Photo, spot: tuple[float, float]) -> Photo:
     return replace(before, pixels=np.ascontiguousarray(before.pixels[rows, columns]), alpha=alpha)
 
 
-def zoomed_pair(result: Result, spot: tuple[float, float], shown: ResultFiles) -> tuple[Path, Path]:
-    """Write before and after around a spot (x, y, each 0 to 1) at 100 % of the result."""
-    size = min(VIEW[0], result.width), min(VIEW[1], result.height)
-    left, top = _box_corner(spot, (result.width, result.height), size)
-    box = left, top, left + size[0], top + size[1]
+def zoomed_pair(
+    result: Result, spot: tuple[float, float], shown: ResultFiles, visible: tuple[float, float] = VIEW
+) -> tuple[Path, Path]:
+    """Write before and after around a spot (x, y, each 0 to 1) at 100 % of the result.
+
+    visible  width and height in pixels of the browser's view, which shows the middle of larger images
+    """
+    (left, right), (top, bottom) = map(_span, spot, (result.width, result.height), visible, VIEW)
+    box, size = (left, top, right, bottom), (right - left, bottom - top)
     x_scale, y_scale = result.before.width / result.width, result.before.height / result.height
     before = box[0] * x_scale, box[1] * y_scale, box[2] * x_scale, box[3] * y_scale
-    name = f"view-{left}-{top}"
+    name = f"view-{left}-{top}-{right}-{bottom}"
     return (
         _save_jpeg(result.before, size, shown.file.with_name(f"{name}-before.jpg"), before),
         _save_jpeg(result.after, size, shown.file.with_name(f"{name}-after.jpg"), box),
     )
+
+
+def _span(share: float, length: int, visible: float, most: int) -> tuple[int, int]:
+    """Return start and end of the part of a side whose middle is as near to a spot as fills the view."""
+    half = min(visible, length) / 2
+    middle = min(max(share * length, half), length - half)
+    reach = min(middle, length - middle, most / 2)
+    return round(middle - reach), round(middle + reach)
 
 
 def _box_corner(spot: tuple[float, float], full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

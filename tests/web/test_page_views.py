@@ -47,6 +47,11 @@ def test_click_zooms_to_position_and_arrows_pan(page, rng):
     corner = next_source()
     pixel = Image.open(io.BytesIO(httpx.get(corner).content)).getpixel((100, 100))
     assert np.abs(np.array(pixel) - (250, 20, 20)).max() < 20, "not the red corner"
+    shown, whole = page.evaluate(
+        "() => { const i = document.querySelector('#view img');"
+        "return [[i.clientWidth, i.clientHeight], [i.naturalWidth, i.naturalHeight]] }"
+    )
+    assert np.abs(np.subtract(shown, whole)).max() <= 1, "the view, which shows the middle, hides the corner"
     page.click("#go-right")
     assert next_source() != corner
     page.keyboard.press("ArrowLeft")

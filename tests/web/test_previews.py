@@ -88,6 +88,14 @@ def test_cached_result_round_trips_and_zoom_shows_its_pixels(tmp_path, rng):
         assert before.shape == after.shape == (720, 1200, 3)
         assert np.abs(after - expected).mean() < 2
         assert np.abs(before - expected).mean() < 3, "not the same position"
+    for position, visible, (left, right, top, bottom) in (
+        ((0, 1), (800, 500), (0, 800, 700, 1200)),  # the view shows the corner
+        ((0.1, 0.5), (300, 720), (0, 400, 240, 960)),  # the spot is in the middle
+    ):
+        _, path = previews.zoomed_pair(result, position, files, visible)
+        after = np.asarray(Image.open(path)).astype(float)
+        assert after.shape == (bottom - top, right - left, 3)
+        assert np.abs(after - large[top:bottom, left:right]).mean() < 2
     shutil.rmtree(files.cache)
     with pytest.raises(UnsupportedImage, match="restore the photo again"):
         previews.cached_result(files.cache)

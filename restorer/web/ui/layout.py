@@ -24,10 +24,11 @@ HEAD_SCRIPTS = [Path(__file__).with_name(name) for name in ("submissions.js", "j
 _COMPUTE: dict[str, Any] = {**GPU, "api_visibility": "private"}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _LATEST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
-# Only the browser knows the size of the view at 100 %
+# Only the browser knows the size of the view at 100 %; before the first result, it is about that of the stage
 _WITH_VIEW_SIZE = """(position, shown, size) => {
-  const image = document.querySelector("#view img");
-  return [position, shown, image ? `${image.clientWidth},${image.clientHeight}` : ""];
+  const image = document.querySelector("#view img"), stage = document.querySelector("#stage");
+  const width = image?.clientWidth || stage.clientWidth;
+  return [position, shown, `${width},${image?.clientHeight || Math.min(720, 0.75 * innerHeight)}`];
 }"""
 # The mask that was edited on the page is uploaded before a job starts
 _WITH_MASK = "async (photo, mask, ...values) => [photo, await window.restorer.uploadMask(), ...values]"
@@ -183,12 +184,13 @@ def _connect_fields(page: RestoreTab, c: PhotoTab) -> list[Any]:
 
 def _connect_result(c: PhotoTab, view: ResultView, damage: DamageView) -> None:
     """Update the view at 100 % when its position or the result changes, pan it, and recompose the result."""
-    zoomed = [c.zoom_position, c.shown]
-    gr.on([one.change for one in zoomed], view.zoom, zoomed, c.view, **_LATEST)
+    viewed = [c.zoom_position, c.shown, c.view_size]
+    changes = [c.zoom_position.change, c.shown.change]
+    gr.on(changes, view.zoom, viewed, c.view, js=_WITH_VIEW_SIZE, **_LATEST)
     for direction, button in c.pan_buttons.items():
         button.click(
             partial(view.pan, *direction),
-            [c.zoom_position, c.shown, c.view_size],
+            viewed,
             c.zoom_position,
             js=_WITH_VIEW_SIZE,
             **_QUIET,

@@ -88,13 +88,14 @@ class ResultView:
             shutil.rmtree(shown.cache, ignore_errors=True)
         return self._describe(recomposed, result, seconds=False)  # recomposing takes hardly any time
 
-    def zoom(self, position: str, shown: previews.ResultFiles | None) -> Any:  # noqa: ANN401  images or nothing
-        """Show before and after at 100 % around a position."""
+    def zoom(self, position: str, shown: previews.ResultFiles | None, view_size: str) -> Any:  # noqa: ANN401
+        """Show before and after at 100 % around a position; view_size as in pan()."""
         if shown is None or not position:
             return gr.skip()
         with self.service.user_errors():
             result = previews.cached_result(shown.cache)
-            before, after = previews.zoomed_pair(result, parse_position(position), shown)
+            spot, visible = parse_position(position), _view_size(view_size)
+            before, after = previews.zoomed_pair(result, spot, shown, visible)
         return str(before), str(after)
 
     def pan(
