@@ -49,19 +49,19 @@ class Fading:
     share       0, not faded, to 1, faded: of the correction that is made
     monochrome  whether it has one colour at each lightness: black and white, or toned such as sepia
     chroma      mean CIE Lab chroma
+    light       (2,) the darkest and the lightest samples as measured, mean of the channels
     black       (3,) of each channel, the veil
     white       (3,) of each channel, the light that becomes white
     gamma       (3,) of each channel, after the stretch
-    light       (2,) the darkest and the lightest samples as measured, mean of the channels
     """
 
     share: float
     monochrome: bool
     chroma: float
+    light: np.ndarray
     black: np.ndarray
     white: np.ndarray
     gamma: np.ndarray
-    light: np.ndarray
 
     @property
     def toned(self) -> bool:
@@ -99,7 +99,7 @@ def measure(pixels: np.ndarray, alpha: np.ndarray | None = None) -> Fading:
     light = decode_srgb(small / np.float32(255))
     samples = light[seen]
     if not len(samples):
-        return Fading(0.0, False, 0.0, *_UNCHANGED, np.array([0.0, 1.0]))
+        return Fading(0.0, False, 0.0, np.array([0.0, 1.0]), *_UNCHANGED)
     black, white = np.percentile(samples, _EXTREMES, axis=0)
     spread = float((encode_srgb(white) - encode_srgb(black)).max())
     deviation, chroma = _tone(small, seen)
@@ -116,8 +116,8 @@ def measure(pixels: np.ndarray, alpha: np.ndarray | None = None) -> Fading:
         curve = np.array([[veil], [veil + (float(white.max()) - veil) / _WHITE], [1.0]]).repeat(3, axis=1)
     elif spread >= _FLAT:
         curve = estimator.estimate([samples, *_corners(light, seen)])
-    measured = np.array([black.mean(), white.mean()])
-    return Fading(float(np.clip(share, 0.0, 1.0)), monochrome, chroma, *curve, measured)
+    extremes = np.array([black.mean(), white.mean()])
+    return Fading(float(np.clip(share, 0.0, 1.0)), monochrome, chroma, extremes, *curve)
 
 
 def _corners(light: np.ndarray, seen: np.ndarray) -> Iterator[np.ndarray]:

@@ -63,7 +63,7 @@ def test_an_exact_estimate_undoes_the_fading(rng):
     gain, gamma, veil = np.array([0.7, 0.8, 0.5]), np.array([0.8, 1, 1.3]), np.array([0.08, 0.05, 0.02])
     light = gain * decode_srgb(original / 255) ** gamma + veil
     before = np.rint(255 * encode_srgb(light)).astype(np.uint8)
-    exact = colour.Fading(1.0, False, 20.0, veil, veil + gain, 1 / gamma, np.array([0, 1]))
+    exact = colour.Fading(1.0, False, 20.0, np.array([0, 1]), veil, veil + gain, 1 / gamma)
     assert distance(original, colour.correct(before, exact)) < 0.1 * distance(original, before)
 
 

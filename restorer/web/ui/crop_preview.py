@@ -42,7 +42,7 @@ class CropPreview:
     async def preview(self, position: str, photo: SelectedPhoto | None, *values: object) -> tuple:
         """Show the detail before and after, restored with the current options."""
         if photo is None:
-            return gr.skip()
+            return gr.skip(), gr.skip(), gr.skip()
         pair = await self._run(partial(self._restore, position, photo, values))
         return gr.ImageSlider(pair, visible=True), gr.Button(**_COMPARE, visible=True), reset_button()
 
