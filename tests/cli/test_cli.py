@@ -735,14 +735,15 @@ def test_mask_of_another_size_fails_the_photo(capsys):
 
 def test_look_prints_findings_and_suggestions(tmp_path, capsys):
     (tmp_path / "scans").mkdir()
-    Image.new("RGB", (30, 20), (90, 90, 90)).save(tmp_path / "scans/flat.png")
+    ramp = np.tile(np.linspace(90, 170, 30).astype(np.uint8), (20, 1))  # neither black nor white
+    Image.fromarray(ramp).save(tmp_path / "scans/pale.png")
     (tmp_path / "scans/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     weights = ["--weights-dir", str(tmp_path)]
     assert main(["look", str(tmp_path / "scans"), *weights]) == 1
     text = capsys.readouterr()
     line = "Faded, black and white, 30 × 20. Suggested: 4x, colour auto"
-    assert f"flat.png: {line}\n  faded: " in text.out and "broken.png: failed" in text.err
-    assert main(["look", str(tmp_path / "scans/flat.png"), "--json", *weights]) == 0
+    assert f"pale.png: {line}\n  faded: " in text.out and "broken.png: failed" in text.err
+    assert main(["look", str(tmp_path / "scans/pale.png"), "--json", *weights]) == 0
     seen = json.loads(capsys.readouterr().out)
     assert seen["line"] == line and seen["options"] == {"outscale": 4.0, "colour": "auto"}
     assert [finding["name"] for finding in seen["findings"]] == ["faded", "grey"]
