@@ -31,8 +31,9 @@ _FLAT = 0.05  # range on the sRGB curve below which a curve cannot be estimated
 _EVIDENCE = np.array([3.37, 2.57, -6.1])
 _EVIDENCE_OFFSET = 12.14
 _MONOCHROME_OFFSET = -3.0  # equal blacks of the channels are no evidence there
-# Fading leaves a veil in each channel, but no fog, and some range: in all of 292 faded photographs and crops,
-# 1 of 146 photographs 2 or 3 stops too dark, and 27 of 219 crops of 64 to 200 pixels
+# Fading leaves a veil in each channel, but no fog, and some range. All of 292 faded photographs and crops
+# count as faded, and of others 1 of 146 that are 2 or 3 stops too dark and 27 of 219 crops of 64 to 200
+# pixels
 _LEAST_VEIL, _MOST_VEIL, _LEAST_RANGE = 0.005, 0.2, 0.25  # in linear light; on the sRGB curve
 _NO_BLACK = 0.003  # added before logarithms, in linear light
 _BLACK, _WHITE = 0.0015, 0.9  # of black and white, targets in linear light: not to the ends at all costs
@@ -181,8 +182,8 @@ def _tone(small: np.ndarray, seen: np.ndarray) -> tuple[float, float]:
     tiny = shrunk(small, _TONE_SIDE)
     chosen = shrunk(seen.astype(np.uint8), _TONE_SIDE) > 0
     lab = cv2.cvtColor(tiny.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[chosen]
-    if not len(lab):
-        return 0.0, 0.0
+    if not len(lab):  # what is seen is scattered: its tone is unknown
+        return np.inf, 0.0
     steps = (lab[:, 0] / 5).astype(int)
     deviations = np.zeros(len(lab))
     for step in np.unique(steps):

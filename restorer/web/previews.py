@@ -166,8 +166,8 @@ def cached_result(folder: Path) -> Result:
 
 def detail(before: Photo, spot: tuple[float, float]) -> Photo:
     """Crop at most DETAIL x DETAIL pixels of a photo around a spot (x, y, each 0 to 1)."""
-    left, top = _box_corner(spot, (before.width, before.height), (DETAIL, DETAIL))
-    rows, columns = slice(top, top + DETAIL), slice(left, left + DETAIL)
+    sides = before.width, before.height
+    columns, rows = (slice(*_span(*one, DETAIL, DETAIL)) for one in zip(spot, sides, strict=True))
     alpha = None if before.alpha is None else np.ascontiguousarray(before.alpha[rows, columns])
     return replace(before, pixels=np.ascontiguousarray(before.pixels[rows, columns]), alpha=alpha)
 
@@ -196,15 +196,6 @@ def _span(share: float, length: int, visible: float, most: int) -> tuple[int, in
     middle = min(max(share * length, half), length - half)
     reach = min(middle, length - middle, most / 2)
     return round(middle - reach), round(middle + reach)
-
-
-def _box_corner(spot: tuple[float, float], full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Return left and top of a box of `size` around a spot, moved inside `full`; each (width, height)."""
-    left, top = (
-        max(0, min(round(share * length - side / 2), length - side))
-        for share, length, side in zip(spot, full, size, strict=True)
-    )
-    return left, top
 
 
 def write_zip(files: Sequence[Path], path: Path) -> Path:

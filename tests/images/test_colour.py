@@ -209,6 +209,9 @@ def test_translucent_pixels_count(rng, alpha):
     assert (measured.share, measured.chroma) == (expected.share, expected.chroma) and measured.share == 1
     hidden = colour.measure(pixels, np.full(pixels.shape[:2], 20, np.uint8))
     assert not hidden.share and not hidden.monochrome
+    dots = np.zeros(pixels.shape[:2], np.uint8)
+    dots[::3, ::3] = 255
+    assert not colour.measure(pixels, dots).monochrome
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (700, 2)])
