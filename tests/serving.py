@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).parents[1]
-APP, STANDIN, PACED = ROOT / "app.py", ROOT / "tests/standin.py", ROOT / "tests/paced.py"
+APP, STANDIN, HELD = ROOT / "app.py", ROOT / "tests/standin.py", ROOT / "tests/held.py"
 _FORKING = multiprocessing.get_context("forkserver")
 # What cannot be imported from the current folder is not preloaded, and takes seconds longer
 _FORKING.set_forkserver_preload(["torch", "gradio", "restorer.web.server", "restorer.models.architectures"])
@@ -48,6 +48,17 @@ def exit_code(process: BaseProcess) -> int | None:
     """Wait for a process to end and return its exit code, -n for signal n."""
     process.join(120)
     return process.exitcode
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the jobs with custom/slow of a server that runs HELD or STANDIN, small photos excepted."""
+    hold = folder / "hold"
+    hold.touch()
+    try:
+        yield
+    finally:
+        hold.unlink()
 
 
 def free_port() -> int:

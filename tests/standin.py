@@ -1,6 +1,7 @@
 """`python tests/standin.py`: the app with stand-ins for the face models, for tests and screenshots.
 
 An unsharp mask replaces GFPGAN; without YuNet, a fake detector returns two faces for every photo.
+Jobs can be held as with held.py.
 """
 
 import sys
@@ -11,11 +12,11 @@ import torch
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import app
 from restorer.faces import align, networks
 from restorer.faces.engine import FaceEngine
 from restorer.models import registry, sources
 from restorer.progress import Progress
+from tests import held
 
 FACES = ((0.3, 0.5, 0.3), (0.7, 0.5, 0.25))  # centre x, y and side of each, as fractions of the photo
 
@@ -51,4 +52,4 @@ def load(
 
 if __name__ == "__main__":
     real_load, networks.load = networks.load, load
-    app.main()
+    held.main()

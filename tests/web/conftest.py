@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from tests.conftest import save_quick_and_slow
-from tests.serving import PACED, served
+from tests.serving import HELD, held, served
 from tests.web.browsing import CHROMIUM, watched
 
 
@@ -19,8 +19,14 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder):
-    with served(folder, PACED, PACE="0.5") as address:
+    with served(folder, HELD) as address:
         yield address
+
+
+@pytest.fixture
+def hold(folder):
+    with held(folder):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +34,9 @@ def browser():
     if CHROMIUM is None:
         pytest.skip("needs chromium on the PATH")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        # Chromium restarts a request for each certificate error that a page ignores, 32 times at most
+        options = ["--no-sandbox", "--disable-gpu", "--ignore-certificate-errors"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         yield browser
         browser.close()
 

@@ -14,7 +14,7 @@ from PIL import Image
 from restorer import Options, Restorer
 from restorer.models import registry
 from tests.conftest import photo_like, png, save_network, save_quick_and_slow, wait_until
-from tests.serving import PACED, served
+from tests.serving import HELD, held, served
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    with served(folder, PACED, MAX_FILE_SIZE_MB="1", PACE="1") as address:
+    with served(folder, HELD, MAX_FILE_SIZE_MB="1") as address:
         yield address
 
 
@@ -158,20 +158,21 @@ def test_too_large_uploads_and_bodies_get_413(address):
     assert (answer.status_code, "limit" in answer.json()) == (413, True)
 
 
-def test_job_reports_rank_and_progress_and_can_be_cancelled(address, photo):
+def test_job_reports_rank_and_progress_and_can_be_cancelled(address, folder, photo):
     slow = {"model": "custom/slow", "face_enhance": False, "api_name": "/enhance"}
     path = photo("large.png", 600, 600)
     first, second = (Client(address, verbose=False) for _ in range(2))
-    one = first.submit(handle_file(path), **slow)
-    await_progress(one, r"restoring")
-    two = second.submit(handle_file(path), **slow)
-    wait_until(lambda: two.status().code is Status.IN_QUEUE and two.status().rank == 0)
-    units = one.status().progress_data
-    assert units and units[0].length and units[0].length > 1
-    one.cancel()
-    await_progress(two, r"restoring")
-    two.cancel()
-    wait_until(lambda: httpx.get(f"{address}/ready").json()["queue_length"] == 0)
+    with held(folder):
+        one = first.submit(handle_file(path), **slow)
+        await_progress(one, r"restoring")
+        two = second.submit(handle_file(path), **slow)
+        wait_until(lambda: two.status().code is Status.IN_QUEUE and two.status().rank == 0)
+        units = one.status().progress_data
+        assert units and units[0].length and units[0].length > 1
+        one.cancel()
+        await_progress(two, r"restoring")
+        two.cancel()
+        wait_until(lambda: httpx.get(f"{address}/ready").json()["queue_length"] == 0)
 
 
 def await_progress(job, pattern: str, seconds: float = 180) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.conftest import files_below, photo_like, png
-from tests.serving import PACED, STANDIN, served
+from tests.serving import HELD, STANDIN, held, served
 from tests.web.browsing import (
     TIMEOUT,
     choose,
@@ -29,13 +29,14 @@ pytestmark = pytest.mark.slow
 
 
 def start_long_job(page: Page, rng: np.random.Generator, name: str = "holiday.png") -> None:
-    choose(page, photo_like(rng, 900, 1100), name)
-    expect(page.locator("#summary")).to_contain_text("4400 × 3600")
+    choose(page, photo_like(rng, 300, 400), name)
+    expect(page.locator("#summary")).to_contain_text("1600 × 1200")
     choose_model(page, "custom/slow")
     page.click("#start")
     expect_progress(page)
 
 
+@pytest.mark.usefixtures("hold")
 def test_stop_cancels_and_next_photo_is_restored(page, rng, folder):
     start_long_job(page, rng)
     before = len(list(folder.glob("processed/*/*/after.jpg")))
@@ -101,11 +102,12 @@ def test_dropped_folder_is_read_with_its_folders(page, rng, tmp_path):
     assert sorted(page.evaluate("dropped")) == ["a.png", "b.png"]
 
 
+@pytest.mark.usefixtures("hold")
 def test_stop_keeps_finished_photos(page, rng):
     choose_model(page, "custom/slow")
     page.get_by_role("tab", name="Many photos").click()
     files = []
-    for name, side in (("small.png", 20), ("large.png", 900)):
+    for name, side in (("small.png", 20), ("large.png", 300)):
         files.append({"name": name, "mimeType": "image/png", "buffer": png(photo_like(rng, side, side))})
     page.set_input_files("#uploads input[type=file]", files)
     page.click("#start-all")
@@ -122,7 +124,7 @@ def test_stop_keeps_finished_photos(page, rng):
     expect(page.get_by_label("Remove this file").last).to_be_visible()
 
 
-def test_stopped_batch_continues_with_the_photos_that_are_left(page, rng):
+def test_stopped_batch_continues_with_the_photos_that_are_left(page, folder, rng):
     choose_model(page, "custom/slow")
     page.get_by_role("tab", name="Many photos").click()
     files = [
@@ -130,11 +132,12 @@ def test_stopped_batch_continues_with_the_photos_that_are_left(page, rng):
         for name, side in (("first", 20), ("second", 300), ("third", 24))
     ]
     page.set_input_files("#uploads input[type=file]", files)
-    page.click("#start-all")
-    expect(page.locator("#gallery")).to_contain_text("first.png: 80 × 80")
-    page.click("#stop-all")
     rest = page.locator("#continue-all")
-    expect(rest).to_have_text("Continue, 2 photos left")
+    with held(folder):
+        page.click("#start-all")
+        expect(page.locator("#gallery")).to_contain_text("first.png: 80 × 80")
+        page.click("#stop-all")
+        expect(rest).to_have_text("Continue, 2 photos left")
     rest.click()
     expect(page.locator("#stop-all")).to_be_visible()
     expect(rest).to_be_hidden()
@@ -160,6 +163,7 @@ def test_two_pages_get_their_own_results(browser, address, rng):
             assert (file, Image.open(io.BytesIO(data)).size) == (name, size)
 
 
+@pytest.mark.usefixtures("hold")
 def test_waiting_pages_show_their_position_and_leave_the_queue(browser, address, rng):
     with watched(browser, address) as two, watched(browser, address) as many:
         one = new_page(browser)
@@ -184,7 +188,7 @@ def test_waiting_pages_show_their_position_and_leave_the_queue(browser, address,
 
 
 @pytest.mark.long
-def test_reload_and_new_tab_show_photo_job_and_result_again(browser, address, rng):
+def test_reload_and_new_tab_show_photo_job_and_result_again(browser, address, folder, rng):
     context = browser.new_context()
     context.set_default_timeout(TIMEOUT)
     page = context.new_page()
@@ -194,18 +198,19 @@ def test_reload_and_new_tab_show_photo_job_and_result_again(browser, address, rn
     page.reload()
     expect(page.locator("#summary")).to_contain_text("90 × 60 → 360 × 240")
     expect(page.locator("#before img")).to_be_visible()
-    choose(page, photo_like(rng, 300, 600))  # seconds longer than a reload takes on a busy machine
+    choose(page, photo_like(rng, 300, 600))
     expect(page.locator("#summary")).to_contain_text("2400 × 1200")
     choose_model(page, "custom/slow")
-    page.click("#start")
-    expect_progress(page)
     dialogs = []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.type), dialog.accept()))
-    page.reload()
-    assert dialogs == ["beforeunload"], "leaving a running job was not questioned"
-    expect(page.locator("#stop")).to_be_visible()
-    expect_progress(page)
-    page.close()
+    with held(folder):
+        page.click("#start")
+        expect_progress(page)
+        page.reload()
+        assert dialogs == ["beforeunload"], "leaving a running job was not questioned"
+        expect(page.locator("#stop")).to_be_visible()
+        expect_progress(page)
+        page.close()
     page = context.new_page()
     page.goto(address)
     expect(page.locator("#download")).to_be_visible()
@@ -215,6 +220,7 @@ def test_reload_and_new_tab_show_photo_job_and_result_again(browser, address, rn
     context.close()
 
 
+@pytest.mark.usefixtures("hold")
 def test_a_new_tab_and_a_click_leave_a_running_job_alone(browser, address, rng):
     """A new tab shows the job, and another photo there does not stop it. There are no previews meanwhile."""
     context = browser.new_context()
@@ -257,6 +263,7 @@ def test_reload_shows_many_photos_again(browser, address, rng):
     page.close()
 
 
+@pytest.mark.usefixtures("hold")
 def test_new_upload_replaces_running_photo(page, rng):
     start_long_job(page, rng, "first.png")
     choose(page, photo_like(rng, 30, 30), "second.png")
@@ -268,11 +275,11 @@ def test_new_upload_replaces_running_photo(page, rng):
 
 def test_server_exits_cleanly_while_restoring(browser, folder, rng, tmp_path):
     shutil.copytree(folder / "weights", tmp_path / "weights")
-    with served(tmp_path, PACED, MODEL="custom/slow", PACE="0.5") as address:
+    with held(tmp_path), served(tmp_path, HELD, MODEL="custom/slow") as address:
         page = new_page(browser)
         page.goto(address)
-        choose(page, photo_like(rng, 900, 1100))
-        expect(page.locator("#summary")).to_contain_text("4400 × 3600")
+        choose(page, photo_like(rng, 300, 400))
+        expect(page.locator("#summary")).to_contain_text("1600 × 1200")
         page.click("#start")
         expect_progress(page)
     page.close()
@@ -281,18 +288,21 @@ def test_server_exits_cleanly_while_restoring(browser, folder, rng, tmp_path):
 @pytest.mark.long
 def test_files_of_page_are_deleted_after_retention(browser, folder, rng, tmp_path):
     shutil.copytree(folder / "weights", tmp_path / "weights")
-    with served(tmp_path, STANDIN, RETENTION_SECONDS="15", CLEANUP_INTERVAL="1") as address:
+    limits = {"RETENTION_SECONDS": "15", "CLEANUP_INTERVAL": "1"}
+    with served(tmp_path, STANDIN, MODEL="custom/slow", **limits) as address:
         page = new_page(browser)
         page.goto(address)
-        for outcome, width in (("restored", 400), ("stopped", 900)):
-            choose(page, photo_like(rng, 240, width))
-            expect(page.locator("#summary")).to_contain_text(f"{width} × 240 →")
+        choose(page, photo_like(rng, 240, 400))
+        expect(page.locator("#summary")).to_contain_text("400 × 240 →")
+        page.click("#start")
+        expect(page.locator("#view img").first).to_be_visible()
+        assert list(tmp_path.glob("processed/kept/*/*/samples"))
+        choose(page, photo_like(rng, 240, 900))
+        expect(page.locator("#summary")).to_contain_text("900 × 240 →")
+        with held(tmp_path):
             page.click("#start")
-            if outcome == "restored":
-                expect(page.locator("#view img").first).to_be_visible()
-                assert list(tmp_path.glob("processed/kept/*/*/samples"))
-            else:
-                page.click("#stop")
+            page.click("#stop")
+            expect(page.locator("#summary")).to_contain_text("Stopped.")
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and _files(tmp_path):
             time.sleep(0.5)

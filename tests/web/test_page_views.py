@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.conftest import photo_like
-from tests.serving import STANDIN, served
+from tests.serving import STANDIN, held, served
 from tests.web.browsing import (
     choose,
     choose_model,
@@ -59,7 +59,7 @@ def test_click_zooms_to_position_and_arrows_pan(page, rng):
 
 
 @pytest.mark.long
-def test_page_can_be_used_with_keyboard_only(page, rng):
+def test_page_can_be_used_with_keyboard_only(page, folder, rng):
     pixels = photo_like(rng, 300, 400)
     pixels[:90, :120] = (250, 20, 20)
     choose(page, pixels)
@@ -76,10 +76,11 @@ def test_page_can_be_used_with_keyboard_only(page, rng):
     expect(page.locator("#summary")).to_contain_text("1200 × 900")
     choose_model(page, "custom/slow")
     page.locator("#start").focus()
-    page.keyboard.press("Enter")
-    expect(page.locator("#stop")).to_be_focused()
-    page.keyboard.press("Enter")
-    expect(page.locator("#summary")).to_contain_text("Stopped.")
+    with held(folder):
+        page.keyboard.press("Enter")
+        expect(page.locator("#stop")).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.locator("#summary")).to_contain_text("Stopped.")
     expect(page.locator("#start")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("#view img").first).to_be_visible()

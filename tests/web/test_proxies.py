@@ -143,7 +143,7 @@ def test_documented_proxy_serves_rest_page_and_client(name, root, tmp_path, brow
         assert http.get(f"{address}/docs/static/swagger-ui.css").status_code == 200
         config = http.get(f"{address}/config").json()
         assert config["root"] == address
-        with watched(browser, f"{address}/", ignore_https_errors=True) as page:
+        with watched(browser, f"{address}/") as page:
             choose(page, photo_like(np.random.default_rng(1), 30, 40))
             expect(page.locator("#summary")).to_contain_text("160 × 120")
             page.click("#start")

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import photo_like, sampled, save_quick_and_slow
-from tests.serving import PACED, exit_code, free_port, launched
+from tests.serving import HELD, exit_code, free_port, held, launched
 from tests.web.browsing import choose, choose_model, download, expect_progress, new_page
 
 pytestmark = pytest.mark.slow
@@ -114,17 +114,18 @@ def server(tmp_path):
     """Start servers, one after the other, on one port."""
     save_quick_and_slow(tmp_path)
     port = str(free_port())
-    return lambda **changes: launched(tmp_path, PACED, PACE="1", PORT=port, **changes)
+    return lambda **changes: launched(tmp_path, HELD, PORT=port, **changes)
 
 
-def test_result_arrives_after_the_connection_was_cut(browser, server):
+def test_result_arrives_after_the_connection_was_cut(browser, server, tmp_path):
     with (
         server() as (_, address),
         relayed(int(address.rpartition(":")[2])) as relay,
         opened(browser, f"http://127.0.0.1:{relay.port}") as page,
     ):
-        start_slow_photo(page)
-        relay.cut(_CUT_SECONDS)
+        with held(tmp_path):
+            start_slow_photo(page)
+            relay.cut(_CUT_SECONDS)
         expect_result(page)
 
 
@@ -146,28 +147,30 @@ window.setTimeout = (call, ms, ...rest) => real(call, ms === 60000 ? 3000 : ms, 
 
 
 @pytest.mark.long
-def test_page_reloads_if_the_answer_to_the_end_of_a_job_is_lost(browser, server):
+def test_page_reloads_if_the_answer_to_the_end_of_a_job_is_lost(browser, server, tmp_path):
     with server() as (_, address):
         page, loads = new_page(browser), []
         page.add_init_script(HURRY)
         page.on("framenavigated", lambda frame: loads.append(frame.url))
         page.goto(address)
-        start_slow_photo(page)
         lost = {"event_id": "lost"}
-        page.route("**/queue/join*", lambda r: r.fulfill(json=lost) if len(loads) < 2 else r.continue_())
+        with held(tmp_path):
+            start_slow_photo(page)
+            page.route("**/queue/join*", lambda r: r.fulfill(json=lost) if len(loads) < 2 else r.continue_())
         page.wait_for_function("performance.getEntriesByType('navigation')[0].type === 'reload'")
         expect_result(page)
         page.close()
 
 
-def test_page_goes_on_after_the_server_was_suspended(browser, server):
+def test_page_goes_on_after_the_server_was_suspended(browser, server, tmp_path):
     with server() as (process, address), opened(browser, address) as page:
-        start_slow_photo(page)
-        os.kill(process.pid, signal.SIGSTOP)
-        time.sleep(_CUT_SECONDS)
-        os.kill(process.pid, signal.SIGCONT)
-        page.click("#stop")
-        expect(page.locator("#start")).to_be_visible()
+        with held(tmp_path):
+            start_slow_photo(page)
+            os.kill(process.pid, signal.SIGSTOP)
+            time.sleep(_CUT_SECONDS)
+            os.kill(process.pid, signal.SIGCONT)
+            page.click("#stop")
+            expect(page.locator("#start")).to_be_visible()
         assert page.evaluate("window.firstLoad")
         check_restores(page)
 
@@ -192,13 +195,14 @@ def test_page_says_that_an_upload_stopped(browser, server):
     ("number", "state"),
     sampled([*product([signal.SIGTERM, signal.SIGKILL], ["restoring", "idle", "result on display"])], 1),
 )
-def test_page_comes_back_after_a_restart(browser, server, number, state):
+def test_page_comes_back_after_a_restart(browser, server, tmp_path, number, state):
     with server() as (process, address), opened(browser, address) as page:
-        if state == "restoring":
-            start_slow_photo(page)
-        elif state == "result on display":
-            check_restores(page)
-        stop(process, number)
+        with held(tmp_path):
+            if state == "restoring":
+                start_slow_photo(page)
+            elif state == "result on display":
+                check_restores(page)
+            stop(process, number)
         with server():
             page.wait_for_function("() => !window.firstLoad && document.querySelector('#start, #stop')")
             if state == "idle":

@@ -30,7 +30,7 @@ from restorer.web.service import Service
 from restorer.web.settings import Settings
 from tests import pictures
 from tests.conftest import files_below, photo_like, png, save_quick_and_slow, wait_until
-from tests.serving import PACED, exit_code, launched, served
+from tests.serving import HELD, exit_code, held, launched, served
 
 pytestmark = pytest.mark.slow
 
@@ -528,7 +528,7 @@ def check_resumed(tmp_path: Path, end) -> None:
     settings_in(tmp_path)
     rng = np.random.default_rng(5)
     photos = [("small.png", png(photo_like(rng, 20, 20))), ("large.png", png(photo_like(rng, 300, 300)))]
-    with launched(tmp_path, PACED, MODEL="custom/slow", PACE="0.1") as (process, address):
+    with held(tmp_path), launched(tmp_path, HELD, MODEL="custom/slow") as (process, address):
         client = httpx.Client(base_url=address, timeout=60)
         first = posted(client, *photos, tile="64")
         second = posted(client, photos[0])
@@ -597,7 +597,7 @@ def test_a_server_that_hangs_requeues_its_jobs_once(tmp_path, monkeypatch):
 def test_shutdown_does_not_wait_for_a_long_tile(tmp_path):
     settings_in(tmp_path)
     photo = png(photo_like(np.random.default_rng(5), 20, 20))
-    with launched(tmp_path, PACED, PACE="inf") as (process, address):
+    with launched(tmp_path, HELD, ENDLESS="1") as (process, address):
         client = httpx.Client(base_url=address, timeout=60)
         job = posted(client, ("endless.png", photo), model="custom/slow")
         with client.stream("GET", f"/status/{job['job_id']}/events") as events:

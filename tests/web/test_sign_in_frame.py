@@ -70,7 +70,7 @@ def test_sign_in_inside_another_site_lasts(browser: Browser, tmp_path):
         serving(protected(), tmp_path) as port,
         serving(site(f"https://127.0.0.1:{port}/"), tmp_path) as outer,
     ):
-        page = new_page(browser, ignore_https_errors=True)
+        page = new_page(browser)
         page.goto(f"https://localhost:{outer}/")
         frame = page.frame_locator("iframe")
         expect(frame.locator("#framed")).to_be_visible()
