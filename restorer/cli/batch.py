@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidOption
 from ..folders import LeftOut
-from ..options import Options
-from .parser import limits, sequences
+from .parser import limits, options_of, sequences
 from .summary import print_left_out, summarize
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def run(parsed: argparse.Namespace) -> int:
         raise InvalidOption(f"cpus_per_worker is {parsed.cpus_per_worker}; it must be 1 or more")
     if not parsed.ray and (parsed.workers or parsed.gpus_per_worker or parsed.cpus_per_worker > 1):
         raise InvalidOption("workers are started by Ray; add --ray or leave out the options of workers")
-    options = Options(**{name: value for name, value in vars(parsed).items() if name in Options.names()})
+    options = options_of(parsed)
     from ..batch import plan, ray, runner
 
     job = plan.prepare(

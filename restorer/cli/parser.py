@@ -18,6 +18,12 @@ from ..options import (
 from ..version import __version__
 
 _METAVARS = {"long_side": "PIXELS", "print_size": "30x20cm", "max_bytes": "N"}
+# The options that change nothing while another one is off
+_PARTS = {
+    "colour": ("colour_strength",),
+    "face_enhance": ("face_model", "face_detector", "face_strength", "face_mask", "face_large"),
+    "repair": ("repair_sensitivity",),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,6 +82,17 @@ def device_name(device: str | None, backend: str) -> str | None:
     if device in (None, "cpu", name):
         return name
     raise InvalidOption(f"backend {backend} does not run on device {device!r}; use --device cpu")
+
+
+def options_of(parsed: argparse.Namespace) -> Options:
+    """Return the options. Raises InvalidOption, also for one that would change nothing."""
+    options = Options(**{name: value for name, value in vars(parsed).items() if name in Options.names()})
+    for whole, parts in _PARTS.items():
+        if getattr(options, whole) == "off" and not (options.autopilot and whole == "colour"):
+            for part in (part for part in parts if getattr(options, part) != getattr(Options, part)):
+                uses = " or ".join(f"{_flag(whole)} {choice}" for choice in CHOICES[whole] if choice != "off")
+                raise InvalidOption(f"{_flag(part)} changes nothing without {uses}")
+    return options
 
 
 def limits(megapixels: float) -> Limits:

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,9 +17,8 @@ from ..atomic import copy_times, write_atomic
 from ..errors import ImageTooLarge, InvalidOption, RestoreError
 from ..folders import LeftOut
 from ..images import file_types
-from ..options import Options
 from ..progress import Progress
-from .parser import limits, sequences
+from .parser import limits, options_of, sequences
 from .summary import print_left_out, summarize
 
 if TYPE_CHECKING:
@@ -43,19 +42,18 @@ class _Settings:
 
 def run(parsed: argparse.Namespace) -> int:
     """Restore files and folders, each photo to a file of its own."""
-    options = {name: value for name, value in vars(parsed).items() if name in Options.names()}
-    mark = Options(**options).size_mark  # rejects bad values before anything is loaded
+    options = options_of(parsed)  # rejects bad values before anything is loaded
     left_out: list[LeftOut] = []
     tasks = output_paths.plan(
         parsed.photos,
         parsed.output,
-        mark=mark,
+        mark=options.size_mark,
         image_format=parsed.format,
         left_out=left_out,
         sequences=sequences(parsed),
     )
     if tasks and not tasks[0].forms:
-        options["format"] = _format_of_output(parsed.output, parsed.format)
+        options = replace(options, format=_format_of_output(parsed.output, parsed.format))
     mask = _read_mask(parsed, tasks)
     from .. import pipeline  # numpy and the decoders, which --help and a wrong path do not need
 
@@ -64,7 +62,7 @@ def run(parsed: argparse.Namespace) -> int:
         device=parsed.device,
         half=False if parsed.fp32 else None,
         limits=limits(parsed.max_megapixels),
-        **options,
+        **vars(options),
     )
     restorer.model(restorer.options)  # an unknown model is wrong usage, not a failure of each photo
     counts = print_left_out(left_out)

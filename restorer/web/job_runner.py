@@ -107,7 +107,7 @@ class JobRunner:
             await asyncio.to_thread(self._abort, job, str(error))
         except Exception:  # noqa: BLE001  one job of the queue
             logging.getLogger(__name__).exception("job failed")
-            self.jobs.end(job, "failed")
+            await asyncio.to_thread(self.jobs.end, job, "failed")
         finally:
             self._remove(job, queued)
 

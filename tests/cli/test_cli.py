@@ -708,6 +708,10 @@ def test_repair_writes_its_mask_and_takes_one(capsys):
         (["photo.png", "-o", "a.png", "--mask", "mask.png", "--mask-out", "a.png"], "name another file"),
         (["photo.png", "--mask", "absent.png"], "absent.png cannot be read"),
         (["photo.png", "--repair-sensitivity", "2"], "repair_sensitivity is 2.0"),
+        (
+            ["photo.png", "--mask", "mask.png", "--repair-sensitivity", "1"],
+            "changes nothing without --repair auto",
+        ),
     ],
 )
 def test_wrong_use_of_masks_is_refused(arguments, message, capsys):
@@ -717,6 +721,23 @@ def test_wrong_use_of_masks_is_refused(arguments, message, capsys):
     assert run(*arguments, "--model", "custom/tiny") == 2
     assert message in capsys.readouterr().err
     assert {name: Path(name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (["--colour-strength", "0.5"], "--colour auto or --colour on or --colour neutral"),
+        (["--face-enhance", "off", "--face-large"], "--face-enhance auto or --face-enhance on"),
+        (["--face-enhance", "off", "--autopilot", "--face-mask", "parsing"], "--face-enhance auto or"),
+    ],
+)
+@pytest.mark.parametrize("command", [["restore"], ["batch"]])
+def test_an_option_of_what_is_off_is_refused(command, arguments, needed, capsys):
+    scratched()
+    assert run(*command, "photo.png", *["out"] * (command == ["batch"]), *arguments) == 2
+    flag = next(one for one in arguments[::-1] if one.startswith("--"))
+    assert f"{flag} changes nothing without {needed}" in capsys.readouterr().err
+    assert run("photo.png", "--colour-strength", "0.5", "--autopilot", "--model", "custom/tiny") == 0
 
 
 def test_broken_mask_is_named(capsys):
