@@ -3,11 +3,11 @@
 # make test     run the tests; FAST=1: only quick ones, no browser, servers or Ray; ALL=1: also the longest
 # make stress   run the long tests of faults, kills, full disks and load: an hour
 # make lint     check style, formatting and types
-# make fix      repair what style and formatting checks can repair
+# make fix      fix style and formatting
 # make shots    pictures of the page in shots/
 # make bench    measure speed, memory and seams beside other engines, 35 minutes; FULL=1: every size
 # make quality  compare the built-in model with its teacher: make quality SETS=folder
-# make train    make the built-in model anew: make train PHOTOS=folder
+# make train    retrain the built-in model: make train PHOTOS=folder
 # make lock     renew requirements.lock with the newest versions allowed
 
 PYTHON := .venv/bin/python
@@ -54,7 +54,7 @@ train: setup
 lock: .venv/.uv
 	@$(UV) pip compile --quiet requirements-dev.txt --universal --python-version 3.10 --upgrade -o requirements.lock
 
-# The stamps below are each written last: a set-up that was interrupted is taken up again by the next make.
+# Each stamp below is written last, so the next make resumes an interrupted set-up.
 
 # An environment with uv in it. One that works is kept. basicsr cannot be built on Python 3.13 or newer.
 .venv/.uv:
@@ -81,7 +81,7 @@ lock: .venv/.uv
 	$(UV) pip install --compile-bytecode --python $(PYTHON) $$backend -r requirements-dev.txt -c requirements.lock
 	@touch $@
 
-# Only `make bench` needs these; one that cannot be had is left out of the comparison.
+# Only `make bench` needs these; those that cannot be installed are left out of the comparison.
 .venv/.bench: .venv/.installed requirements-bench.txt
 	@$(UV) pip install --quiet --python $(PYTHON) -r requirements-bench.txt -c requirements.lock
 	@touch $@

@@ -8,6 +8,7 @@ To require a key: `modal secret create restorer API_KEY=...`, and set RESTORER_S
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import modal
@@ -113,6 +114,7 @@ def main(input: str, output: str = "restored", outscale: float = 4.0, model: str
     import restorer
     from restorer import atomic, output_paths
     from restorer.folders import LeftOut
+    from restorer.images import file_types
 
     left_out: list[LeftOut] = []
     mark = restorer.Options(outscale=outscale).size_mark
@@ -122,18 +124,31 @@ def main(input: str, output: str = "restored", outscale: float = 4.0, model: str
     todo = [task for task in tasks if not task.existing()]
     by_name = {str(task.source): task for task in todo}
     options = {"outscale": outscale, "model": model}
-    inputs = ((name, Path(name).read_bytes(), options) for name in by_name)
-    done = 0
-    for answer in Restoring().restore.starmap(inputs, order_outputs=False, return_exceptions=True):
+    if tasks and not tasks[0].forms and (image_format := file_types.format_of(Path(output))):
+        options["format"] = image_format
+
+    def inputs() -> Iterator[tuple[str, bytes, dict]]:
+        for name in by_name:
+            try:
+                yield name, Path(name).read_bytes(), options
+            except OSError as error:
+                unanswered.discard(name)
+                print(f"{name}: failed, {error.strerror or error}")
+
+    done, unanswered = 0, set(by_name)
+    for answer in Restoring().restore.starmap(inputs(), order_outputs=False, return_exceptions=True):
         if isinstance(answer, BaseException):  # the container failed on every retry
-            print(f"failed, {answer}")
+            print(f"a container failed: {answer}")
             continue
         name, data, image_format, error = answer
+        unanswered.discard(name)
         if error:
             print(f"{name}: failed, {error}")
         else:
             atomic.write_atomic(by_name[name].path(image_format), data)
             done += 1
+    for name in sorted(unanswered):
+        print(f"{name}: failed, its container did")
     failed = len(todo) - done + sum(one.failed for one in left_out)
     print(f"{done} restored, {len(tasks) - len(todo)} skipped, {failed} failed")
     if failed:

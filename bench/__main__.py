@@ -1,6 +1,7 @@
 """`make bench`: this project and its peers, with the same weights and pictures, interleaved in one run.
 
-Prints each line when it is measured, then the tables; writes bench/results.json. See bench/README.md.
+Prints each line, except those of faces, when it is measured, then the tables; writes bench/results.json.
+See bench/README.md.
 """
 
 import argparse

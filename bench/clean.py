@@ -15,7 +15,7 @@ import numpy as np
 
 from restorer.evaluation import degradation, metrics
 from restorer.evaluation.degradation import Recipe
-from restorer.images import photo
+from restorer.images import file_types, photo
 from restorer.images.photo import Meta, Photo
 from restorer.pipeline import Restorer
 from restorer.tables import align_columns
@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=8)
     parser.add_argument("--weights", type=Path)
     arguments = parser.parse_args()
-    files = sorted(arguments.photos.glob("*.*"))
+    files = list(filter(file_types.is_photo, sorted(arguments.photos.glob("*.*"))))
+    if not files:
+        parser.error(f"no photographs in {arguments.photos}")
     files = files[:: max(1, len(files) // arguments.crops)][: arguments.crops]
     restorer = Restorer(weights=arguments.weights)
     print(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from restorer.images import colour, photo
+from restorer.images import colour, file_types, photo
 from restorer.images.icc import decode_srgb, encode_srgb
 
 FADINGS = 50
@@ -50,7 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("photos", type=Path)
     folder = parser.parse_args().photos
-    photos = {path.name: photo.decode(path.read_bytes()).pixels for path in sorted(folder.glob("*.*"))}
+    files = filter(file_types.is_photo, sorted(folder.glob("*.*")))
+    photos = {path.name: photo.decode(path.read_bytes()).pixels for path in files}
+    if not photos:
+        parser.error(f"no photographs in {folder}")
     distances, clipping = [], []
     for seed in range(FADINGS):
         original = list(photos.values())[seed % len(photos)]

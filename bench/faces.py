@@ -9,14 +9,12 @@ a line a case, and the peak memory at 8 MP with 4 faces. Needs yunet in the weig
 
 import argparse
 import copy
-import re
 import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -31,6 +29,7 @@ from restorer.faces.engine import FaceEngine
 from restorer.models import compat, registry
 
 from . import here
+from .machine import resident
 from .rounds import EQUAL, OURS, interleaved, summary
 
 OUTSCALE = 4
@@ -49,7 +48,7 @@ def main() -> int:
     sides = {OURS: Ours, THEIRS: Theirs}
     if arguments.only:
         timed(sides[arguments.only](), case(arguments.megapixels[0], arguments.faces[0]))
-        print(peak())
+        print(resident("VmHWM") / 1024)  # getrusage would count what the process was forked from
         return 0
     ready = {name: make() for name, make in sides.items()}
     device = torch.device("cpu")
@@ -67,12 +66,6 @@ def main() -> int:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         print(f"peak memory at 8 MP with 4 faces, {name}: {float(done.stdout.splitlines()[-1]):.0f} MiB")
     return 0
-
-
-def peak() -> float:
-    """MiB of memory this process held at most (Linux); getrusage would count what it was forked from."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
 
 
 def case(megapixels: float, count: int) -> Case:
@@ -136,10 +129,9 @@ class Theirs:
             from facexlib.utils import face_restoration_helper as reference
 
             torch.manual_seed(0)
-            reference.init_detection_model = lambda *_, **__: _on(
-                RetinaFace("resnet50", device=device), device
-            )
-            reference.init_parsing_model = lambda *_, **__: _on(ParseNet(512, 512, 19), device)
+            detector = RetinaFace("resnet50", device=device).eval().to(device)
+            reference.init_detection_model = lambda *_, **__: detector
+            reference.init_parsing_model = lambda *_, **__: ParseNet(512, 512, 19).eval().to(device)
             # as GFPGANer makes it
             self.helper = reference.FaceRestoreHelper(
                 OUTSCALE, face_size=512, crop_ratio=(1, 1), save_ext="png", use_parse=True, device=device
@@ -161,10 +153,6 @@ class Theirs:
     def paste(self, photo: np.ndarray, large: np.ndarray, detections: list) -> None:
         self.helper.get_inverse_affine(None)
         self.helper.paste_faces_to_input_image(upsample_img=large[..., ::-1])
-
-
-def _on(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    return network.eval().to(device)
 
 
 def restoration(count: int, device: torch.device) -> dict[str, Callable[[], list]]:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from restorer.cost import benchmark
 from restorer.models import registry
 
 MODEL, SCALE = registry.BUILT_IN, 4
@@ -42,7 +43,7 @@ print(*re.findall(r"(?:VmRSS|RssAnon):\\s+(\\d+)", open("/proc/self/status").rea
 
 
 class Held(NamedTuple):
-    """Bytes that a process holds: all that is resident, and of that what is no file's."""
+    """Bytes that a process holds: those that are resident, and of them those that no file backs."""
 
     resident: int
     anonymous: int
@@ -91,8 +92,8 @@ def measure(megapixels: float, own: Held) -> Point:
     """
     side = round((megapixels * 1e6) ** 0.5 / SCALE)
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "photo.png"), Path(folder, "result.png")
-        _write(source, side)
+        source, target = Path(folder, "photo.jpg"), Path(folder, "result.png")
+        source.write_bytes(benchmark.sample(side, side, face=False))
         options = ["-o", str(target), "--model", MODEL, "--face-enhance", "off"]
         start = time.perf_counter()
         child = subprocess.Popen([sys.executable, "-m", "restorer", str(source), *options], cwd=_PROJECT)
@@ -163,16 +164,6 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     """Intercept and slope."""
     slope, intercept = np.polyfit(x, y, 1)
     return float(intercept), float(slope)
-
-
-def _write(file: Path, side: int) -> None:
-    """A photo as PNG: the benchmark photo, mirrored to that size."""
-    from PIL import Image
-
-    own = np.asarray(Image.open(_PROJECT / "assets/benchmark/coffee.jpg").convert("RGB"))
-    rows, columns = (max(0, side - length) for length in own.shape[:2])
-    pixels = np.pad(own, ((0, rows), (0, columns), (0, 0)), "symmetric")[:side, :side]
-    Image.fromarray(pixels).save(file)
 
 
 if __name__ == "__main__":

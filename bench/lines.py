@@ -20,7 +20,7 @@ from restorer.images.resample import to_uint8, to_uint16
 from restorer.options import Options
 
 from . import faces, peers
-from .machine import matrix_product, synchronise
+from .machine import matrix_product
 from .peers import REFERENCE, SHIPPED, levels
 from .rounds import EQUAL, OURS, interleaved, summary
 from .subjects import GENERAL, LITE, NAMES, X2PLUS, X4PLUS, Subject, subject
@@ -174,7 +174,7 @@ def _run(line: Line, contestants: Contestants, rounds: int | None, place: Path) 
     product, product_gflop = matrix_product(device)
     product()
     seconds, outputs = interleaved(
-        {MATRIX: lambda: product() or synchronise(device), **runs},
+        {MATRIX: product, **runs},
         rounds=rounds or line.rounds,
         keep=lambda out: out if out is None else levels(out) if of_network else decoded(out),
     )
@@ -210,7 +210,7 @@ def _run(line: Line, contestants: Contestants, rounds: int | None, place: Path) 
 def _reference(
     line: Line, contestants: Contestants, pixels: np.ndarray, outputs: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, str]:
-    """The picture that the others must equal, and whose it is."""
+    """Return the picture that the others must equal, and the name of its contestant."""
     if line.figure != NETWORK:
         name = TWICE if line.twice else SHIPPED
         return outputs[name], name
@@ -229,7 +229,7 @@ def wrong(line: Mapping[str, Any]) -> list[str]:
 
 
 def missed(line: Mapping[str, Any], *, gpu: bool) -> list[str]:
-    """What a line does not reach of what is aimed at, in words."""
+    """Return the goals that a line misses, in words."""
     figure, result = line["figure"], line["contestants"]
     goals = []
     most = _ON_GPU.get((line["network"], line["photo"])) if gpu and figure == NETWORK else None

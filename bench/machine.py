@@ -13,8 +13,6 @@ from restorer.cost import benchmark
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "i8mm", "bf16")
 _PACKAGES = ("torch", "numpy", "opencv-python", "realesrgan", "gfpgan", "ncnn", "onnx", "onnxruntime")
 _PACKAGES += ("openvino", "spandrel")
-_SIDES = {"cpu": 2048}  # a GPU needs more to show what it can
-_SIDE = 8192
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def _instructions() -> list[str]:
 
 def matrix_product(device: torch.device) -> tuple[Callable[[], None], float]:
     """One product of two square matrices, float32 on a CPU and float16 on a GPU, and its GFLOP."""
-    side = _SIDES.get(device.type, _SIDE)
+    side = 2048 if device.type == "cpu" else 8192  # a GPU needs more to show what it can
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     one = torch.rand(side, side, device=device, dtype=dtype)
     out = torch.empty_like(one)
@@ -58,3 +56,8 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def resident(kind: str) -> int:
+    """Return kB of this process's memory by their name in /proc, such as VmHWM (Linux)."""
+    return int(re.findall(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0])

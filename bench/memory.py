@@ -5,7 +5,6 @@ Memory beyond the imported packages and the photo. On a GPU, the peak of PyTorch
 
 import argparse
 import contextlib
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -17,12 +16,13 @@ import torch
 from restorer.inference import backends
 
 from . import lines, peers
+from .machine import resident
 from .rounds import OURS
 from .subjects import GENERAL, LITE, NAMES, Subject, subject
 
 QUICK = (lines.Line(lines.NETWORK, GENERAL, 512), lines.Line(lines.FILE, LITE, 1024))
 FULL = (*QUICK, lines.Line(lines.NETWORK, LITE, 1024), lines.Line(lines.FILE, GENERAL, 1024))
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET = Path("/proc/self/clear_refs")
 
 
 def main() -> int:
@@ -74,11 +74,6 @@ def line(spec: lines.Line, own: Subject, device: torch.device, names: Iterable[s
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         mebibytes[name] = float(done.stdout.splitlines()[-1])
     return {"network": own.name, "photo": f"{spec.photo}, {spec.figure}", "contestants": mebibytes}
-
-
-def resident(kind: str) -> int:
-    """kB."""
-    return int(re.findall(rf"{kind}:\s+(\d+) kB", _STATUS.read_text())[0])
 
 
 if __name__ == "__main__":

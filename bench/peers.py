@@ -1,7 +1,7 @@
-"""Who runs a network here. Each is made for one network, and then for a picture gives what is timed.
+"""The contestants. Each is built for one network; given a picture, it returns the call to time.
 
-Ours takes levels and gives levels, RealESRGANer too; the others begin and end with float arrays, on a GPU
-with tensors that lie there. What a contestant does once for a size of picture is not timed.
+Ours and RealESRGANer take and return 8-bit levels; the others float arrays, or tensors on a GPU. What a
+contestant does once for a size of picture is not timed.
 """
 
 import copy
@@ -47,7 +47,7 @@ def levels(out: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def make(name: str, subject: Subject, device: torch.device) -> Ready:
-    """A contestant, its package imported. Raises ImportError where that is not here."""
+    """Import a contestant's package and build it. Raises ImportError if it is not installed."""
     if device.type != "cpu" and name not in _ON_GPU:
         raise RuntimeError(f"it is not run on {device.type} here")
     imported(name)

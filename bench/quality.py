@@ -21,7 +21,7 @@ from restorer.evaluation import degradation, metrics
 from restorer.images import photo
 from restorer.models import architectures, loader, registry
 
-from . import present
+from . import peers, present
 
 REFERENCE = "RealESRGAN_x4plus"
 HEAVY = degradation.Recipe(
@@ -37,10 +37,8 @@ _CASES = (
 )
 _SCALE = 4
 _CROP = 128  # of a contact sheet, in the pixels of the result
-_FLAT, _FLAT_SHARE = (
-    32,
-    0.25,
-)  # side in pixels of the squares of blotches(), and the share of them that counts
+_FLAT = 32  # side in pixels of the squares of blotches()
+_FLAT_SHARE = 0.25  # of the squares, the flattest, which count
 _LEAST_CHROMA = 0.25  # levels; rounding alone gives about as much
 
 Upscale = Callable[[np.ndarray], np.ndarray]
@@ -109,12 +107,7 @@ def network(name: str, file: Path | None = None) -> Upscale:
     state = architectures.read_state(file) if file else loader.load(present(name)).state
     module = architectures.build(architectures.detect(state, name), state, name).eval()
 
-    def upscale(image: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            output = module(torch.tensor(image).permute(2, 0, 1)[None].float() / 255)[0]
-            return (output.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-
-    return upscale
+    return torch.inference_mode()(lambda image: peers.levels(module(peers.planes(image))))
 
 
 def cached(upscale: Upscale, folder: Path) -> Upscale:

@@ -18,6 +18,7 @@ import torch
 
 from restorer.images import photo
 from restorer.models import registry
+from restorer.options import Options
 from restorer.repair import damage
 from restorer.repair import pipeline as repair
 from restorer.repair.networks import Detector, Filler
@@ -31,7 +32,7 @@ _SEED, _DRAW_SEED, _DRAWN = 24_000, 991, 120
 _PRECISION, _RECALL = 0.70, 0.85
 _OVER_TELEA, _OVER_NOTHING = 1.0, 6.0  # dB
 _MARKED, _SECONDS = 0.001, 3.0  # share of undamaged pixels; per megapixel
-_DEFAULT = 0.5  # sensitivity
+_DEFAULT = Options.repair_sensitivity
 _CPU = torch.device("cpu")
 
 

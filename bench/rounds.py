@@ -1,4 +1,4 @@
-"""Contestants in turn, and what their seconds come to."""
+"""Interleave contestants and summarise their times."""
 
 import statistics
 import time
@@ -12,7 +12,7 @@ _LEAST, _MOST = 2, 15
 
 
 def turns(names: Sequence[str], number: int) -> list[str]:
-    """The order in one round: each begins one further, so that nobody always follows the same one."""
+    """Return the order of a round: each starts one later, so that none always follows the same one."""
     first = number % len(names)
     return [*names[first:], *names[:first]]
 
@@ -46,14 +46,9 @@ def interleaved(
 
 
 def summary(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """{name: {"min", "median" in seconds, "ratio"}}, the ratio being that to ours, None where we are absent.
-
-    It is taken within each round, both having met the same machine; then the median of the rounds.
-    """
+    """Return {name: {"min", "median", "ratio"}}: seconds, and the median over rounds of the ratio to OURS."""
     result = {}
     for name, own in seconds.items():
-        result[name] = {"min": min(own), "median": statistics.median(own)}
-        if OURS in seconds:
-            ratios = [theirs / ours for theirs, ours in zip(own, seconds[OURS], strict=True)]
-            result[name]["ratio"] = statistics.median(ratios)
+        ratios = [theirs / ours for theirs, ours in zip(own, seconds[OURS], strict=True)]
+        result[name] = {"min": min(own), "median": statistics.median(own), "ratio": statistics.median(ratios)}
     return result

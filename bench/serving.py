@@ -3,7 +3,7 @@
 A server in this process, its clients in others. Overhead: the same photo, restored to a megapixel, through
 REST and gradio_client and by the package, in turn. The server's share is the time from the submission of the
 photo to the end of its event stream, and in all other requests; the rest is the client's. Lag: how late the
-server's event loop runs a timer while a photo of 100 megapixels is restored, written and downloaded.
+server's event loop runs a timer while a photo is restored to 100 megapixels, written and downloaded.
 """
 
 import asyncio

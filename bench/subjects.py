@@ -17,7 +17,7 @@ X4PLUS, X2PLUS = "RealESRGAN_x4plus", "RealESRGAN_x2plus"
 GENERAL, LITE = "realesr-general-x4v3", registry.BUILT_IN
 NAMES = (X4PLUS, GENERAL, LITE)
 
-# Those whose weights no package carries: random ones stand in where no file is present
+# Networks whose weights no package includes; random weights replace absent files
 _RRDB = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 23, "num_grow_ch": 32}
 _SHAPES = {
     X2PLUS: ("basicsr.archs.rrdbnet_arch", "RRDBNet", {**_RRDB, "scale": 2}),

@@ -23,10 +23,13 @@ def markdown(results: Mapping[str, Any]) -> str:
     of_network = [line for line in lines if line["figure"] == "network"]
     rate = results["machine"]["matrix_gflops"]
     title = f"GFLOP/s, and part of the matrix product's {rate:.0f} GFLOP/s"
-    parts += _section(title, of_network, lambda result: _rate(result, rate))
+    parts += _section(
+        title, of_network, lambda result: f"{result['gflops']:.0f} ({result['gflops'] / rate:.0%})"
+    )
     if results.get("seams"):
         parts += ["**Tiles beside the whole picture: difference in levels of 255**", seams(results["seams"])]
-    parts += _section("Peak memory beyond the imported libraries, MiB", results.get("memory", []), _mebibytes)
+    title = "Peak memory beyond the imported libraries, MiB"
+    parts += _section(title, results.get("memory", []), "{:.0f}".format)
     parts += [f"Left out: {name} ({why})" for name, why in results.get("left_out", {}).items()]
     return "\n\n".join(parts) + "\n"
 
@@ -61,14 +64,6 @@ def _seconds(result: Mapping[str, Any]) -> str:
     """Three digits, and the ratio where there is one that is not ours to ourselves."""
     shown = f"{result['median']:#.3g}".rstrip(".")
     return shown if result.get("ratio", 1.0) == 1.0 else f"{shown} ({result['ratio']:.2f})"
-
-
-def _rate(result: Mapping[str, Any], rate: float) -> str:
-    return f"{result['gflops']:.0f} ({result['gflops'] / rate:.0%})"
-
-
-def _mebibytes(result: float) -> str:
-    return f"{result:.0f}"
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

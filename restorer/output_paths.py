@@ -18,7 +18,6 @@ from .images.file_types import (
     AnyPath,
     format_of,
     is_photo,
-    keeps_format,
     result_formats,
     suffixed,
     written_suffixes,
@@ -26,9 +25,10 @@ from .images.file_types import (
 from .options import FIRST, Options, Sequences
 
 _MAX_NAME = 255  # bytes of a file name, in every usual file system
-# Least bytes of a result for each byte and the square of the scale: measured from 0.55 in the photo's format,
-# and 0.2 as JPEG of a PNG
-_SAME_FORMAT, _OTHER_FORMAT = 0.5, 0.1
+# Least bytes of a result for each byte of a compressed photo and the square of the scale, with the default
+# quality: measured from 0.05 (WebP of a noisy PNG)
+_LEAST = 0.04
+_UNCOMPRESSED = ("tiff", "bmp")  # may be
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class OutputTask:
         """Return the existing output of a page, if any; the first page is written last."""
         numbers = ([0] if page == 1 else []) + ([page] if self.sequences.pages else [])
         paths = [self.path(form, number) for number in numbers for form in self.forms or ("",)]
-        return next((path for path in paths if exists(path)), None)
+        return next((path for path in paths if os.path.exists(path)), None)
 
 
 def numbered(path: AnyPath, number: int) -> AnyPath:
@@ -64,14 +64,9 @@ def numbered(path: AnyPath, number: int) -> AnyPath:
     return path.with_name(f"{path.name}_p{number}") if number else path
 
 
-def exists(path: Path) -> bool:
-    """Return whether a path exists; False without permission, which fails later, for that photo only."""
-    return os.path.exists(path)
-
-
 def skip_reason(target: Path, *, overwrite: bool, originals: set[Path]) -> str:
     """Return why an existing file must not be replaced; "" if there is none or it may be."""
-    if not exists(target):
+    if not os.path.exists(target):  # Path.exists() raises without permission
         return ""
     if target.resolve() in originals:
         return f"{target} is one of the photos"
@@ -116,7 +111,7 @@ def plan(
                     f"{output}: cannot write {output.suffix} files; use {written_suffixes()}; "
                     "to write into a folder of that name, create it first"
                 )
-        elif exists(output) or format_of(output):
+        elif os.path.exists(output) or format_of(output):
             raise InvalidOption(f"{output} is a file; name a folder with -o for several photos")
     pairs = list(sources(photos, output, [] if left_out is None else left_out))
     return _tasks(pairs, mark, image_format, sequences)
@@ -216,20 +211,23 @@ def unwritable(tasks: Sequence[OutputTask]) -> dict[Path, str]:
 
 
 def check_room(photos: Iterable[tuple[Path, Path, int]], options: Options) -> None:
-    """Raise DiskFull if a disk surely has too little room for results.
+    """Raise DiskFull if a disk surely has too little room for results, of which some have a least size.
 
     photos  folder of the result, path of the photo, and its bytes
     """
+    if options.max_bytes or options.quality < Options.quality:
+        return
     scale = 1.0 if options.by_photo else options.outscale
     needed: Counter[Path] = Counter()
     disks: dict[int, Path] = {}
     existing: dict[Path, Path] = {}
     for folder, photo, size in photos:
+        if format_of(photo) in _UNCOMPRESSED:
+            continue
         if folder not in existing:
             present = atomic.nearest_existing(folder)
             existing[folder] = disks.setdefault(present.stat().st_dev, present)
-        share = _SAME_FORMAT if keeps_format(photo, options.format) else _OTHER_FORMAT
-        needed[existing[folder]] += int(size * scale**2 * share)
+        needed[existing[folder]] += int(size * scale**2 * _LEAST)
     for folder, size in needed.items():
         if size > (free := shutil.disk_usage(folder).free):
             raise DiskFull(

@@ -200,6 +200,12 @@ def test_one_network_is_trained_and_written_alone(photos, damage, content, tmp_p
     run.export(tmp_path)
     assert [file.name for file in tmp_path.glob("*.safetensors")] == ["damage-filler.safetensors"]
     assert learn.Run(CPU, tmp_path / "checkpoint.pt", only="filler").step == 1
+    both = learn.Run(CPU, tmp_path / "checkpoint.pt")
+    both.save()
+    learn.Run(CPU, tmp_path / "checkpoint.pt", only="filler").save()
+    again = learn.Run(CPU, tmp_path / "checkpoint.pt")
+    own, saved = (run.learners["detector"].weights.values() for run in (again, both))
+    assert all(map(torch.equal, own, saved))
 
 
 def test_widened_network_computes_what_the_narrow_one_did():

@@ -259,13 +259,14 @@ def test_room_is_checked_by_disk(monkeypatch):
     free = 40_000_000
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     folder = Path("not/yet").absolute()
-    output_paths.check_room([(folder, Path("a.png"), 5_000_000)], Options(outscale=4))
-    output_paths.check_room([(folder, Path("a.png"), 10_000_000)] * 2, Options(outscale=2))
-    output_paths.check_room([(folder, Path("a.png"), 20_000_000)], Options(outscale=4, format="jpeg"))
+    output_paths.check_room([(folder, Path("a.png"), 62_500_000)], Options(outscale=4))
+    output_paths.check_room([(folder, Path("a.png"), 125_000_000)] * 2, Options(outscale=2))
+    two = [(folder, Path("a.png"), 62_500_000), (Path(), Path("a.png"), 1_600_000)]
     with pytest.raises(restorer.errors.DiskFull, match=f"at least 41 MB and {Path().absolute()} has 40 MB"):
-        output_paths.check_room(
-            [(folder, Path("a.png"), 5_000_000), (Path(), Path("a.png"), 125_000)], Options(outscale=4)
-        )
+        output_paths.check_room(two, Options(outscale=4))
+    for unknown in (Options(outscale=4, quality=50), Options(outscale=4, max_bytes=500_000)):
+        output_paths.check_room(two, unknown)
+    output_paths.check_room([(folder, Path("white.tif"), 10**9)], Options(outscale=4))
 
 
 def test_existing_named_output():

@@ -76,6 +76,8 @@ def _train(
         checkpoint = torch.load(arguments.critic, map_location="cpu", weights_only=True)
         trainer.critics[0].load(checkpoint["critic"])
     teacher, present = pool.load_network(arguments.teacher, device), _present(device)
+    for _ in range(held_out.size // pool.BLOCK):
+        waiting.next()  # stored by an earlier run
     for target, source in ((held_out, waiting), (samples, blocks)):
         # A plan in steps is deterministic, which needs the whole pool before the first step
         early = target is samples and not arguments.steps

@@ -104,14 +104,11 @@ class Trainer:
             (self.out / f"{name}.part").write_bytes(safetensors.torch.save(student.export()))
             os.replace(self.out / f"{name}.part", self.out / name)
             state = {"step": self.step, "seconds": self.elapsed(), "student": student.state()}
-            if self.step and self._adversarial_began():
+            if self.step and self.plan.adversarial and self.share() >= _ADVERSARIAL_SHARE:
                 state["critic"] = critic.state()
             path = self._checkpoint(student)
             torch.save(state, path.with_suffix(".part"))
             os.replace(path.with_suffix(".part"), path)
-
-    def _adversarial_began(self) -> bool:
-        return bool(self.plan.adversarial) and self.share() >= _ADVERSARIAL_SHARE
 
     def _checkpoint(self, student: Student) -> Path:
         return self.out / f"checkpoint-{student.name}.pt"

@@ -18,7 +18,6 @@ from .storage import Storage, StoredFile
 _RECORDS, _MANIFEST = ".records", ".manifest"  # hidden, so they never clash with a folder of photos
 _LINES_PER_FILE = 1000
 STARTED, RESTORED, FAILED = "started", "restored", "failed"
-_FINISHED = (RESTORED, FAILED)
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        return self.state in _FINISHED
+        return self.state != STARTED
 
 
 class Manifest:
@@ -73,17 +72,21 @@ class Manifest:
         """Add the records that an interrupted run left behind; they are newer than any line."""
         for path, data in self._output.read_all(self._output.paths(_RECORDS)).items():
             record = _parse(data, path)
-            if record and record.finished and self._seen.get(record.path) != _summary(record):
+            if record and record.finished:
                 self.note(record)
         self.flush()
 
     def _remember(self, record: Record) -> None:
-        self._seen[record.path] = _summary(record)
+        self._seen[record.path] = hash((record.stamp, record.digest)), record.state, record.output
 
     def done(self, photo: StoredFile, digest: str) -> tuple[str, str]:
         """Return the photo's state and result with these options; both "" if it was not processed."""
         version, state, output = self._seen.get(photo.path, (None, "", ""))
         return (state, output) if version == hash((photo.stamp, digest)) else ("", "")
+
+    def results(self) -> list[str]:
+        """Return the paths of all results."""
+        return [output for _, _, output in self._seen.values() if output]
 
     def note(self, record: Record) -> None:
         """Add a record; it is written by the next flush()."""
@@ -101,10 +104,6 @@ class Manifest:
             self._output.write(name, lines.encode())
             self._output.remove_all([record_path(record.path) for record in self._pending])
         self._pending = []
-
-
-def _summary(record: Record) -> tuple[int, str, str]:
-    return hash((record.stamp, record.digest)), record.state, record.output
 
 
 def _number(path: str) -> int:

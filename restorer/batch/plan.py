@@ -52,7 +52,7 @@ class Batch:
 
     @property
     def digest(self) -> str:
-        """Hash of everything but the photos that determines the results."""
+        """Hash of everything but the photos that determines a result; `limits` only make photos fail."""
         parts: list[object] = [asdict(self.options), self.models, self.networks, self.half]
         if len(self.models) > 1:
             parts.append(self.auto_cpu_megapixels)
@@ -81,7 +81,7 @@ def prepare(job: Batch) -> Batch:
     """Return the job with its models chosen and downloaded, and with absolute folders.
 
     Raises UnknownModel, WeightsUnavailable, BadWeights, OSError if the output cannot be written, and
-    InvalidOption if the source does not exist or is also the output.
+    InvalidOption if the source does not exist, or is the output or inside it.
     """
     source, inputs, outputs = job.source, Storage(job.source), Storage(job.output)
     if not inputs.exists():
@@ -90,6 +90,8 @@ def prepare(job: Batch) -> Batch:
         raise InvalidOption(f"{source} is not a folder; name a folder of photos")
     if inputs.same(outputs):
         raise InvalidOption(f"{source} is the folder of the photos; name another for the results")
+    if inputs.local and outputs.local and Path(inputs.root).is_relative_to(outputs.root):
+        raise InvalidOption(f"{source} is inside the folder of the results, which could replace its photos")
     if job.keep_times and not (inputs.local and outputs.local):
         raise InvalidOption("keep_times needs folders on this machine")
     if outputs.local:

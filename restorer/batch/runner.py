@@ -1,8 +1,8 @@
 """Restore a folder of photos to a folder of results, each photo exactly once, through crashes and restarts.
 
 The state of a photo is written beside the results before the next one starts: during a run as a small file
-in .records/, at its end as a line of .manifest/*.jsonl. A photo that brings its process down is tried
-_ATTEMPTS times, then recorded as failed.
+in .records/, and after every 1,000 photos and at its end as a line of .manifest/*.jsonl. A photo that brings
+its process down is tried _ATTEMPTS times, then recorded as failed.
 """
 
 import errno

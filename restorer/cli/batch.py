@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -54,8 +54,10 @@ def run(parsed: argparse.Namespace) -> int:
     return 1 if counts["failed"] else 0
 
 
-def _existing(outputs: "Storage") -> set[str]:
-    """Return the paths of all results. Raises OSError for a folder that cannot be listed."""
+def _existing(outputs: "Storage", results: Iterable[str]) -> set[str]:
+    """Return which results exist. Raises OSError for a folder that cannot be listed."""
+    if outputs.local:  # also in a folder that is a link
+        return set(filter(outputs.exists, results))
     unlisted: list[LeftOut] = []
     paths = {file.path for file in outputs.files(unlisted)} if outputs.exists() else set()
     if problem := next((str(one) for one in unlisted if one.failed), ""):
@@ -76,7 +78,7 @@ def _run(job: "Batch", restore: Callable, *, retry_failed: bool) -> Counter[str]
         raise InvalidOption(f"no photos found in {job.source}")
     outputs = storage.Storage(job.output)
     with manifest.open_manifest(outputs) as records:
-        existing = _existing(outputs)
+        existing = _existing(outputs, records.results())
         remaining, finished, unreadable = [], [], counts[manifest.FAILED]
         for photo in photos:
             state, output = records.done(photo, job.digest)

@@ -23,6 +23,6 @@ def print_failure(source: Path, error: Exception) -> None:
 
 
 def summarize(counts: Counter[str], *states: str) -> str:
-    """Return "4 restored, 0 skipped, 1 failed, 3 left out"; without the last part if nothing was left out."""
+    """Return "4 restored, 0 skipped, 1 failed, 3 left out"; the parts after "failed" only if not 0."""
     shown = [*states, "failed", *(state for state in ("left out", "with warnings") if counts[state])]
     return ", ".join(f"{counts[state]} {state}" for state in shown)

@@ -184,7 +184,7 @@ def read_measured(file: Path) -> list[Row]:
         with file.open(newline="") as lines:
             rows = [row for row in csv.DictReader(lines) if row["how"] == "measured"]
         return [{name: _value(name, row[name]) for name in _COLUMNS} for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise InvalidOption(f"{file} is not a CSV file of `restorer cost`: {error}") from error
 
 

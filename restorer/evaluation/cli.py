@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ..atomic import write_atomic
 from ..errors import BadWeights, InvalidOption, RestoreError, WeightsUnavailable
 from ..exit_status import exit_status
+from ..folders import LeftOut
 from ..images import photo
 from ..options import Options
 from ..tables import align_columns, to_csv
@@ -41,7 +42,10 @@ def evaluate(parsed: argparse.Namespace) -> int:
     )
     seeds = parser.seeds(parsed.seeds or "0")
     variants = parser.variants(parsed)
-    photos = parser.photos(parsed.photos, parsed.output, parsed.gt)
+    left_out: list[LeftOut] = []
+    photos = parser.photos(parsed.photos, parsed.output, parsed.gt, left_out)
+    for one in left_out:
+        print(one, file=sys.stderr)
     for name in ("report.csv", "report.json", "report.html"):  # a stale report would pass for this run's
         (parsed.output / name).unlink(missing_ok=True)
     rows, failed = _compare_all(photos, variants, setup, seeds, parsed.output)
@@ -65,12 +69,12 @@ def evaluate(parsed: argparse.Namespace) -> int:
     print(align_columns(summary.table(statistics), left=2))
     for name in ("LPIPS", "warnings", "failed"):
         if name in provenance:
-            print(f"{name}: {provenance[name]}")
+            print(f"{name}: {html_report.join(provenance[name])}")
     print(f"report: {parsed.output / 'report.html'}")
     failures = list(_below_thresholds(statistics, thresholds))
     for line in failures:
         print(f"evaluate: {line}", file=sys.stderr)
-    return 1 if failed or failures else 0
+    return 1 if failed or failures or any(one.failed for one in left_out) else 0
 
 
 def _compare_all(

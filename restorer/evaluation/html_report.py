@@ -50,7 +50,7 @@ def page(
         string.Template(_TEMPLATE.read_text("utf-8"))
         .substitute(
             provenance="".join(
-                f"<dt>{html.escape(name)}</dt><dd>{html.escape(_join(value))}</dd>"
+                f"<dt>{html.escape(name)}</dt><dd>{html.escape(join(value))}</dd>"
                 for name, value in provenance.items()
             ),
             head="".join(f"<th>{html.escape(cell)}</th>" for cell in head),
@@ -70,7 +70,8 @@ def page(
     )
 
 
-def _join(value: object) -> str:
+def join(value: object) -> str:
+    """Return the text of a value of the provenance."""
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .. import output_paths
 from ..atomic import check_writable
 from ..errors import InvalidOption, RestoreError
+from ..folders import LeftOut
 from ..images import photo
 from ..options import DEVICES, Options
 from ..pipeline import Restorer
@@ -86,8 +87,10 @@ class NamedPhoto(NamedTuple):
     problem: str = ""
 
 
-def photos(paths: list[Path], output: Path, gt: Path | None) -> list[NamedPhoto]:
+def photos(paths: list[Path], output: Path, gt: Path | None, left_out: list[LeftOut]) -> list[NamedPhoto]:
     """Return every photo in `paths`; with a folder of originals, those that are not originals themselves.
+
+    left_out  files and folders that are not photos, or cannot be read, are added here
 
     Raises InvalidOption if a path does not exist, if there is no photo, or if two share an original.
     """
@@ -97,7 +100,7 @@ def photos(paths: list[Path], output: Path, gt: Path | None) -> list[NamedPhoto]
         raise InvalidOption(f"{missing[0]} does not exist; name photos or a folder of photos")
     output.mkdir(parents=True, exist_ok=True)
     check_writable(output)
-    tasks = output_paths.plan(paths, output, mark=_END, image_format="png")
+    tasks = output_paths.plan(paths, output, mark=_END, image_format="png", left_out=left_out)
     photos = [
         NamedPhoto(task.target.relative_to(output).as_posix().removesuffix(_END), task.source)
         for task in tasks

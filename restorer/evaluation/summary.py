@@ -74,10 +74,6 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not math.isnan(value)
 
 
-def is_finite(*values: float | None) -> bool:
-    return all(value is not None and math.isfinite(value) for value in values)
-
-
 def rank_photos(rows: Sequence[Row], variant: str) -> list[tuple[str, str]]:
     """Return the photos from both ends of the ranking: ("a.png", "best of 3"), ("b.png", "worst of 3"), ...
 
@@ -112,9 +108,9 @@ def _rank_label(rank: int, count: int) -> str:
     return f"{label} of {count}" if count > 1 else "the only photo"
 
 
-def format_value(name: str, value: float | None) -> str:
-    """Format a metric's value for display; "-" for None and NaN."""
-    return "-" if value is None or math.isnan(value) else f"{value:.{METRICS[name].digits}f}"
+def format_value(name: str, value: float) -> str:
+    """Format a metric's value for display; "-" for NaN."""
+    return "-" if math.isnan(value) else f"{value:.{METRICS[name].digits}f}"
 
 
 def table(summary: Summary) -> list[list[str]]:
@@ -131,11 +127,11 @@ def table(summary: Summary) -> list[list[str]]:
                 continue
             cells = []
             for name in names:
-                value = by_metric.get(name, {}).get(statistic)
+                value = by_metric.get(name, {}).get(statistic, math.nan)
+                gain = value - baseline.get(name, {}).get("mean", math.nan)
                 text = format_value(name, value)
-                base = baseline.get(name, {}).get("mean")
-                if statistic == "mean" and variant != BICUBIC and is_finite(value, base):
-                    text += f" ({value - base:+.{METRICS[name].digits}f})"  # type: ignore[operator]
+                if statistic == "mean" and variant != BICUBIC and math.isfinite(gain):
+                    text += f" ({gain:+.{METRICS[name].digits}f})"
                 cells.append(text)
             rows.append([variant if statistic == "mean" else "", statistic, *cells])
     return rows

@@ -49,10 +49,5 @@ def result_formats(source: Path, image_format: str) -> tuple[str, ...]:
     return _WRITTEN if own is None else WRITTEN_INSTEAD.get(own, (own,))
 
 
-def keeps_format(source: Path, image_format: str) -> bool:
-    """Return whether a result has the format that the photo's name says; for "same" it has if it can."""
-    return FORMAT_OF.get(source.suffix.lower()) in result_formats(source, image_format)
-
-
 def written_suffixes() -> str:
     return ", ".join(SUFFIXES[image_format][0] for image_format in _WRITTEN)

@@ -527,6 +527,37 @@ def test_symbolic_links_are_followed(folder):
     assert main(command) == 2, "the output is the source"
 
 
+def test_results_in_a_linked_folder_count_as_done(folder, capsys):
+    (folder / "in/broken.jpg").unlink()
+    (folder / "disk").mkdir()
+    (folder / "out").mkdir()
+    (folder / "out/b").symlink_to(folder / "disk")
+    for restored, before in ((6, 0), (0, 6)):
+        assert main(arguments(folder)) == 0
+        assert f"{restored} restored, {before} done before" in capsys.readouterr().out
+    assert len(list((folder / "disk").iterdir())) == 2
+
+
+def test_a_folder_inside_that_of_the_results_is_refused(folder, capsys):
+    """in/in/b.png with the size mark may be the name of a photo, in/b_2x.png."""
+    command = arguments(folder)
+    command[2] = str(folder)
+    assert main(command) == 2
+    assert "is inside the folder of the results" in capsys.readouterr().err
+
+
+def test_result_that_is_gone_is_restored_after_a_kill_while_records_are_removed(folder, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "remove_all", lambda *_: None)
+        patched.setattr(Storage, "remove", lambda *_: None)
+        assert main(arguments(folder)) == 1
+    (folder / "out/a_4x.png").unlink()
+    capsys.readouterr()
+    assert main(arguments(folder, "--retry-failed")) == 1
+    assert "1 restored, 5 done before, 1 failed" in capsys.readouterr().out
+    assert (folder / "out/a_4x.png").read_bytes() == direct(folder, "a.png").data
+
+
 def test_unreadable_folder_fails_and_does_not_stop_the_run(folder, monkeypatch, capsys):
     (folder / "in/broken.jpg").unlink()
     real = os.scandir

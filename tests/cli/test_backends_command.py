@@ -23,6 +23,9 @@ def test_backends_are_timed_and_the_fastest_is_saved(small, tmp_path, monkeypatc
     assert "RealESRNet_x4plus is not present" in out
     assert out.index("cpu:torch") < out.index("cpu:ncnn"), "the fastest first"
     assert json.loads((weights / "backends.json").read_text()) == {"SRVGGNetCompact": "cpu:torch"}
+    backends.save({"RRDBNet": "cpu:ncnn"}, weights)
+    assert main(["backends", "--weights-dir", str(weights), "--save"]) == 0
+    assert json.loads((weights / "backends.json").read_text())["RRDBNet"] == "cpu:ncnn"
     assert backends.choose("SRVGGNetCompact", weights) == "cpu:torch"
 
 

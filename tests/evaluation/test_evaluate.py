@@ -306,6 +306,21 @@ def test_invalid_arguments_fail_before_any_photo(folder, arguments, message, cap
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_read_is_named_and_fails(folder, monkeypatch, capsys):
+    (folder / "test_inputs/closed").mkdir()
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    code, report = run("--models", "custom/one:face_enhance=off")
+    assert code == 1 and report["summary"]
+    assert "closed: failed, Permission denied" in capsys.readouterr().err
+
+
 def test_missing_weights_stop_the_run(folder, capsys):
     code, report = run("--models", "RealESRNet_x4plus")
     assert (code, report) == (1, {})

@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
@@ -17,6 +18,7 @@ import yaml
 from starlette.testclient import TestClient
 
 import restorer
+from restorer import output_paths
 from restorer.cost import pricing
 from restorer.models import registry
 from restorer.web import settings
@@ -356,6 +358,41 @@ def test_modal_restores_photo_of_batch(modal_app, tmp_path, rng):
     plain = restorer.Restorer(weights=tmp_path).restore(data, **options)  # on the same backend
     assert (name, result, image_format, error) == ("a.png", plain.data, "png", "")
     assert "damaged" in worker.restore.local("b.png", data[:100], options)[3]
+
+
+def test_modal_names_every_photo_that_failed(modal_app, tmp_path, monkeypatch, capsys):
+    def starmap(inputs, **_):
+        for name, data, options in inputs:
+            assert options["format"] == "jpeg" if (tmp_path / "b.jpg") == target else "format" not in options
+            if name.endswith("killed.png"):
+                yield RuntimeError("killed")
+            else:
+                yield (name, data, "png", "") if data else (name, b"", "", "no picture")
+
+    restoring = SimpleNamespace(restore=SimpleNamespace(starmap=starmap))
+    monkeypatch.setattr(modal_app, "Restoring", lambda: restoring)
+    folder, target = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name, data in (("a.png", b"a"), ("empty.png", b""), ("killed.png", b"k"), ("gone.png", b"g")):
+        (folder / name).write_bytes(data)
+    real_plan = output_paths.plan
+
+    def plan(*args, **options):
+        tasks = real_plan(*args, **options)
+        (folder / "gone.png").unlink(missing_ok=True)
+        return tasks
+
+    monkeypatch.setattr(output_paths, "plan", plan)
+    with pytest.raises(SystemExit):
+        modal_app.main.info.raw_f(str(folder), str(target))
+    printed = capsys.readouterr().out
+    for name, reason in (("empty", "no picture"), ("killed", "its container did"), ("gone", "No such file")):
+        assert re.search(rf"{name}\.png: failed, {reason}", printed)
+    assert "1 restored, 0 skipped, 3 failed" in printed
+    assert [path.name for path in target.iterdir()] == ["a_4x.png"]
+    target = tmp_path / "b.jpg"
+    modal_app.main.info.raw_f(str(folder / "a.png"), str(target))
+    assert target.read_bytes() == b"a"
 
 
 def test_modal_measures_rows_of_cost_table(modal_app, capsys):

@@ -39,16 +39,16 @@ class Run:
     def __init__(self, device: torch.device, file: Path, seed: int = 0, only: str | None = None) -> None:
         torch.manual_seed(seed)
         self.device, self.file, self.seed = device, file, seed
-        self.step, self.share = 0, 0.0
+        self.step, self.share, self._checkpoint = 0, 0.0, {}
         kinds: dict[str, type[Detector | Filler]] = {"detector": Detector, "filler": Filler}
         self.learners = {
             name: Learner(kind(), device) for name, kind in kinds.items() if only in (None, name)
         }
         if file.is_file():
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-            self.step, self.share = checkpoint["step"], checkpoint["share"]
-            for name, learner in self.learners.items():
-                learner.load(checkpoint[name])
+            self._checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            self.step, self.share = self._checkpoint["step"], self._checkpoint["share"]
+            for name in self.learners.keys() & self._checkpoint.keys():
+                self.learners[name].load(self._checkpoint[name])
 
     def load_weights(self, folder: Path) -> None:
         """Start from the weights that export() wrote, of this or a narrower network, with new optimizers."""
@@ -89,7 +89,8 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        checkpoint = {"step": self.step, "share": self.share}
+        # With the networks of earlier runs that this one does not train
+        checkpoint = self._checkpoint | {"step": self.step, "share": self.share}
         checkpoint |= {name: learner.state() for name, learner in self.learners.items()}
         part = self.file.with_suffix(".part")
         torch.save(checkpoint, part)

@@ -95,9 +95,9 @@ def choose(arch: str, weights: Path) -> str:
 
 
 def save(fastest: Mapping[str, str], weights: Path) -> Path:
-    """Store the backend of each family for choose(); return the file."""
+    """Store the backends of families for choose(), those of others as they were; return the file."""
     path = weights / _SAVED
-    atomic.write_atomic(path, json.dumps(dict(fastest), indent=1).encode() + b"\n")
+    atomic.write_atomic(path, json.dumps(_saved(weights) | dict(fastest), indent=1).encode() + b"\n")
     return path
 
 
