@@ -112,12 +112,14 @@ class Estimator:
         pixels  that its network read
         """
         self.learn(result.model, result.stages["enlarge"], pixels)
-        self.learn(result.format, result.stages["encode"], result.width * result.height)
+        if not result.options.max_bytes:  # which takes several encodings
+            self.learn(result.format, result.stages["encode"], result.width * result.height)
 
     def learn(self, name: str, seconds: float, pixels: int) -> None:
         """Add a measurement. Recent photos count more than old ones, large ones more than small ones."""
-        old_seconds, old_pixels = self._seen.get(name, (0.0, 0))
-        self._seen[name] = seconds + old_seconds / 4, pixels + old_pixels // 4
+        old_seconds, old_pixels = self._seen.get(name, (0.0, 1))
+        share = max(1 / 4, 1 - 12 * pixels / old_pixels)  # more of it beside a much smaller photo
+        self._seen[name] = seconds + old_seconds * share, round(pixels + old_pixels * share)
 
     def expected(self, name: str, pixels: int) -> float:
         """Return the seconds for that many pixels; 0 if never timed."""

@@ -26,18 +26,16 @@ _TILE, _TILES = 256, 3  # side in pixels of the squares that are measured, and t
 # Immerkaer, "Fast Noise Variance Estimation", 1996; the mean in flat blocks, which hold hardly any texture
 _MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6
 _NOISE_BLOCK, _FLATTEST = 16, 15  # pixels, percentile
-_LUMA_SHARE = (
-    0.62  # of the deviation of independent noise in three channels that luma shows, as measured here
-)
+# Of the deviation of independent noise in three channels that luma shows, as measured here
+_LUMA_SHARE = 0.62
 # Noise at half the size, as a share: white noise of 8 levels has 0.5 to 1 (over texture), texture mostly
 # more. Coarse grain has more too, so only noise below 8 levels can be texture, which has up to 6
 _NOISE_LEFT, _NO_TEXTURE = 1.0, 8.0
 # In levels of 255: sharp photographs that were never compressed measure up to 2.8
 _NOISE, _STRONG_NOISE = 5.0, 12.0
 _LOW_QUALITY = 60  # of JPEG: blocks show in smooth areas
-_BLOCKS = (
-    1.3  # steps between blocks over those within; JPEG of quality 75 has up to 1.2, of 45 the median 1.5
-)
+# Steps between blocks over those within; JPEG of quality 75 has up to 1.2, of 45 the median 1.5
+_BLOCKS = 1.3
 _BLUR, _BLUR_EDGES, _LEAST_EDGE = 0.83, 99.5, 3.0  # share, percentile, levels
 _FACES_SIDE = 640  # pixels of the copy in which faces are searched
 # Chosen on 56 photographs of the training set and RealSRSet: 43 had more such areas with drawn damage, and 2
@@ -160,8 +158,8 @@ def look_with(networks: Networks, photo: Photo, source: bytes | Photo) -> Look:
             faces = networks.face_network("yunet", "detect", backoff=True)
     with suppress(WeightsUnavailable, BadWeights):
         detector = networks.repair_network(DETECTOR)
-        # On a CPU, where a tile of a photo takes long, damage is detected beside it
-        lock = networks.lock if next(detector.parameters()).is_cuda else None
+        # On a CPU, where a tile takes long, damage is detected concurrently
+        lock = None if next(detector.parameters()).device.type == "cpu" else networks.lock
         damages = partial(damage.detect, detector=detector, single=True, lock=lock)
     quality = jpeg.quality(source) if isinstance(source, bytes) else None
     return examine(photo, quality=quality, face_detector=faces, damage_detector=damages)

@@ -147,7 +147,7 @@ class Networks:
             return self.cache.get(model, partial(load, on_download), variant=variant, backoff=backoff)
         finally:
             if progress:
-                self.downloading = None  # also of one that broke off
+                self.downloading = None  # also after a failed download
 
     def loaded_upscaler(self, model: registry.Model) -> "Engine | None":
         """Return the model's network if it is loaded, with any denoise strength."""

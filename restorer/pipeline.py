@@ -156,6 +156,7 @@ class Restorer:
             retries=stats.retries,
             parts=stats.parts,
             repair=repaired,
+            fading=fading,
         )
         result = finish(draft, corrected, timer)
         self._estimator.learn_from(result, network_pixels(before, engine, chosen.outscale))
@@ -184,6 +185,8 @@ class Restorer:
         Raises InvalidOption for any other option, which would need another restoration.
         """
         timer, strengths = StageTimer(), strengths or {}
+        if result.before.meta.timing:
+            raise InvalidOption("an animation cannot be recomposed; restore it again")
         if fixed := sorted(set(options) & set(Options.names()) - _RECOMPOSE_OPTIONS):
             raise InvalidOption(f"{fixed[0]} cannot be changed in a result; restore the photo again")
         for index, strength in strengths.items():
@@ -196,7 +199,9 @@ class Restorer:
         )
         plain = replace(result.restored, pixels=without_faces(result.restored.pixels, result.paste_backup))
         draft = replace(result, restored=plain, options=chosen, strengths={**result.strengths, **strengths})
-        corrected = colour.apply(result.repair.photo if result.repair else result.before, chosen)
+        corrected = colour.apply(
+            result.repair.photo if result.repair else result.before, chosen, result.fading
+        )
         return finish(draft, corrected, timer)
 
     @_translate_memory_errors()

@@ -45,6 +45,6 @@ class PassProgress:
                 self._progress(0, 0)
             return
         if self._progress:
-            self._progress(self._done + done, self._done + total * self._passes_left)
+            self._progress(self._done + done, self._done + total * max(1, self._passes_left))
         if done == total:
             self._done, self._passes_left = self._done + total, self._passes_left - 1

@@ -8,6 +8,7 @@ from .errors import ImageTooLarge
 from .faces import pipeline
 from .faces.paste import Face, PasteBackup, paste
 from .images import colour, encode
+from .images.colour import Fading
 from .images.photo import Photo
 from .images.resample import blend_enlarged
 from .inference.upscale import visible_pixels
@@ -44,6 +45,7 @@ class Result:
     parts          how many parts the photo was upscaled in, because it did not fit in memory as a whole
     retries        how often tiles ran out of memory and were computed again, at half the size except by ncnn
     repair         what was repaired before the photo was upscaled; None if no repair was wanted
+    fading         that Restorer.restore() was called with
     """
 
     before: Photo
@@ -67,6 +69,7 @@ class Result:
     retries: int = 0
     parts: int = 1
     repair: Repair | None = None
+    fading: Fading | None = None
 
     @property
     def width(self) -> int:

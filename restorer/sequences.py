@@ -33,20 +33,17 @@ def restore(
 
     mask               see Restorer.restore(); not for all pages or frames
     progress, options  see Restorer.restore(); the steps are those of all pages or frames
-    skip               called with the number of each of several pages; whether not to restore that page
+    skip               returns whether to skip the page of that number; called if there are several
 
     Raises any RestoreError; ImageTooLarge also for frames that have more pixels together than one photo may
     have, in the file or in the result.
     """
-    if not any(sequences):
-        yield 0, restorer.restore(data, mask=mask, fading=None, progress=progress, **options)
-        return
-    if mask is not None:
+    if any(sequences) and mask is not None:
         raise InvalidOption("a mask is for one picture, not for all pages or frames")
-    first = restorer.decode(data)
-    if sequences.frames and first.meta.animated:
+    meta = restorer.decode(data).meta if any(sequences) else None
+    if meta and sequences.frames and meta.animated:
         yield 0, _restore_frames(restorer, data, progress, options)
-    elif sequences.pages and (pages := first.meta.pages) > 1:
+    elif meta and sequences.pages and (pages := meta.pages) > 1:
         if pages >= exif.MAX_PAGES:
             raise ImageTooLarge(f"the file has {pages} pages or more; the limit is {exif.MAX_PAGES - 1}")
         numbers = [number for number in range(pages, 0, -1) if not skip(number)]
@@ -55,8 +52,8 @@ def restore(
             page = restorer.decode(data, page=number - 1)
             yield number, restorer.restore(page, mask=None, fading=None, progress=steps, **options)
     else:
-        # Not `first`: autopilot reads the quality of a JPEG from its file
-        yield 0, restorer.restore(data, mask=None, fading=None, progress=progress, **options)
+        # The file: autopilot reads the quality of a JPEG from it
+        yield 0, restorer.restore(data, mask=mask, fading=None, progress=progress, **options)
 
 
 def _restore_frames(

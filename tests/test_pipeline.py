@@ -8,6 +8,7 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import restorer
@@ -23,6 +24,7 @@ from restorer import (
 from restorer.images import colour, photo
 from restorer.images.formats import jxl
 from restorer.inference import backends, engine, memory
+from restorer.progress import PassProgress
 from tests.conftest import photo_like, png, save_network
 
 
@@ -317,6 +319,28 @@ def test_models_are_timed_where_a_format_cannot_be_written(weights, rng, monkeyp
     assert run.plan(before).seconds > 0 and run._estimator.expected("avif", 1) > 0
 
 
+def test_recompose_corrects_the_fading_of_the_first_restoration(weights, rng):
+    run = restorer.load("custom/tiny", weights=weights, colour="on")
+    photos = [photo.decode(png(photo_like(rng, 40, 40) // divisor + 90)) for divisor in (2, 8)]
+    fading = colour.measure(photos[1].pixels, None)
+    result = run.restore(photos[0], fading=fading)
+    half = run.restore(photos[0], fading=fading, strength=0.5)
+    assert run.recompose(result, strength=0.5).data == half.data
+    assert run.restore(photos[0]).data != result.data
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_network_that_does_not_fit_raises_out_of_memory(weights, rng, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    for options in ({}, {"repair": "on"}):
+        run = restorer.Restorer(weights=weights, model="custom/tiny", device="cpu:torch")
+        with pytest.raises(OutOfMemory):
+            run.restore(png(photo_like(rng, 20, 20)), **options)
+
+
 def test_a_small_print_of_a_large_photo_has_at_most_the_largest_resolution():
     options = restorer.Options(print_size="30x20mm").sized(12_500, 8_000)
     assert (options.outscale, options.dpi) == (1, 10_000)
@@ -329,9 +353,15 @@ def test_estimate_follows_measured_photos(weights, rng):
     assert run.plan(before).seconds == pytest.approx(30)
     run._estimator.learn("custom/tiny", 10.0, 10_000)
     assert 10 < run.plan(before).seconds < 11, "a large photo weighs more than a small tile"
-    seconds, _ = run._estimator._seen["custom/tiny"]
+    run._estimator._seen["custom/tiny"] = (7.0, 10_000)
     result = run.restore(png(photo_like(rng, 100, 100)))
-    assert run._estimator._seen["custom/tiny"][0] == pytest.approx(result.stages["enlarge"] + seconds / 4)
+    assert run._estimator._seen["custom/tiny"][0] == pytest.approx(result.stages["enlarge"] + 7 / 4)
+    run._estimator._seen["custom/tiny"] = (10.0, 100_000)
+    for _ in range(6):
+        run._estimator.learn("custom/tiny", 0.1, 256)
+    assert run._estimator.expected("custom/tiny", 100_000) < 12, "small photos hardly count"
+    run.restore(png(photo_like(rng, 100, 100)), format="jpeg", max_bytes=20_000)
+    assert "jpeg" not in run._estimator._seen, "the time of several encodings"
 
 
 def test_first_estimate_includes_encoding(weights, rng):
@@ -418,3 +448,13 @@ def test_model_is_loaded_once(weights, rng, monkeypatch):
     for _ in range(3):
         run.restore(png(photo_like(rng, 20, 20)))
     assert len(loaded) == 1
+
+
+def test_progress_never_exceeds_its_total():
+    """A pass may be repeated after its last step was reported."""
+    steps = []
+    passes = PassProgress(lambda *step: steps.append(step), 1)
+    for _ in range(2):
+        passes(0, 3)
+        passes(3, 3)
+    assert steps == [(0, 3), (3, 3), (3, 6), (6, 6)]

@@ -301,6 +301,8 @@ def test_metadata_and_size_in_bytes_of_an_animation(run, rng):
     ((_, plain),) = results(run, data, keep_metadata=False)
     assert not Image.open(io.BytesIO(plain.data)).getexif()
     ((_, large),) = results(run, data, format="webp")
+    with pytest.raises(InvalidOption, match="an animation cannot be recomposed"):
+        run.recompose(large, strength=0.5)
     limit = len(large.data) * 3 // 4
     ((_, small),) = results(run, data, format="webp", max_bytes=limit)
     assert len(small.data) <= limit and "quality was lowered" in " ".join(small.warnings)

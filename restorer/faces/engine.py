@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ..errors import InvalidOutput, OutOfMemory, RestoreError
-from ..inference.engine import out_of_memory, without_tf32
+from ..inference.engine import without_tf32
+from ..inference.memory import out_of_memory
 
 _BATCH = {"cuda": 8}  # faces at once; on a CPU, one saturates every core
 

@@ -17,12 +17,12 @@ def load(
     weights, device, half  see Restorer
     progress               see download.ensure()
 
-    Raises WeightsUnavailable and BadWeights.
+    Raises WeightsUnavailable, BadWeights and OutOfMemory.
     """
     source = download.ensure(model, weights, progress)
     if source.path.suffix == ".onnx":
         return detect.YuNet(source.path)
-    from ..inference import backends
+    from ..inference import backends, memory
     from ..models import architectures, loader
     from . import engine, parsenet, retinaface
 
@@ -31,8 +31,9 @@ def load(
         architectures.detect_face_network(state, model.kind, model.name), state, model.name
     )
     target = backends.pick_device(device)
-    if model.kind == "detect":
-        return retinaface.RetinaFace(network, device=target)
-    if model.kind == "parse":
-        return parsenet.ParseNet(network, device=target)
-    return engine.FaceEngine(network, device=target, half=target.type == "cuda" if half is None else half)
+    with memory.out_of_memory():
+        if model.kind == "detect":
+            return retinaface.RetinaFace(network, device=target)
+        if model.kind == "parse":
+            return parsenet.ParseNet(network, device=target)
+        return engine.FaceEngine(network, device=target, half=target.type == "cuda" if half is None else half)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..images.resample import to_uint8
-from ..inference.engine import out_of_memory
+from ..inference.memory import out_of_memory
 
 # Of ParseNet's 19 classes, those that are not the face: background, hair, hat, earring, necklace, neck,
 # clothes

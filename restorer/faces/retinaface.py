@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..inference.engine import out_of_memory
+from ..inference.memory import out_of_memory
 from .detect import DetectorOutput
 
 _MIN_SCORE, _MAX_OVERLAP = 0.8, 0.4  # as in facexlib

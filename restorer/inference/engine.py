@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ..errors import InvalidOption, InvalidOutput, OutOfMemory
+from ..errors import InvalidOption, InvalidOutput
 from ..models import architectures, download, loader, registry
 from ..options import BFLOAT16, SMALLEST_TILE
 from ..progress import PassProgress, Progress, Stats
 from . import backends, memory, network
 from .backends import Backend
+from .memory import out_of_memory
 from .network import Compute, Segment
 from .tiling import Box, NotFinite, Run, Sink, count_tiles
 
@@ -28,24 +29,6 @@ _TILE, _TILE_ON_GPU = 256, 2048
 # Working memory of a tile in bytes, per pixel and feature in float32; measured with RRDBNet
 _TILE_BYTES = 40
 _FRACTION = 0.8  # of the free memory that maps and tiles may take
-# Messages of torch's allocators that raise a plain RuntimeError (CPU, MPS, the CUDA runtime)
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator", "out of memory")
-
-
-@contextmanager
-def out_of_memory() -> Iterator[None]:
-    """Convert every out-of-memory error of the block to OutOfMemory; empty a GPU's cache."""
-    try:
-        yield
-    except MemoryError as error:
-        raise OutOfMemory("out of memory") from error
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise OutOfMemory("out of GPU memory") from error
-    except RuntimeError as error:
-        if any(text in str(error) for text in _OUT_OF_MEMORY):
-            raise OutOfMemory("out of memory") from error
-        raise
 
 
 def without_tf32(device: torch.device) -> AbstractContextManager[None]:
@@ -100,7 +83,7 @@ class Engine:
         self._exact = backends.modules(self._segments)  # in float32, for values that 16 bits cannot hold
         self._backend = backend or self._exact
         self._lock = lock or nullcontext()
-        self._map_bytes = network.map_channels(self._segments) * self._backend.dtype.itemsize
+        self._map_bytes = network.map_channels(self._segments) * self._backend.dtype.itemsize / align**2
 
     def bands(
         self, image: np.ndarray, *, tile: int, progress: Progress | None = None, stats: Stats | None = None
@@ -154,7 +137,7 @@ class Engine:
         rows = int(room // (width * (self._map_bytes + 3 * self.scale**2 * sample_bytes)))
         if rows >= height:
             return [Part(0, height, 0, height)]
-        context = -(-PART_CONTEXT // self.align) * self.align
+        context = PART_CONTEXT * self.align
         rows = max(rows - 2 * context, SMALLEST_TILE) // self.align * self.align
         count = -(-height // rows)
         rows = -(-height // count // self.align) * self.align
@@ -212,7 +195,7 @@ class Engine:
 
 
 class Guarded:
-    """A segment whose errors of memory are OutOfMemory, in full float32 precision."""
+    """A segment in full float32 precision."""
 
     def __init__(self, compute: Compute, device: torch.device) -> None:
         self._compute = compute
@@ -221,7 +204,7 @@ class Guarded:
         self._precision = nullcontext if without_cudnn else partial(without_tf32, device)
 
     def __call__(self, *windows: torch.Tensor) -> torch.Tensor:
-        with out_of_memory(), self._precision():
+        with self._precision():
             return self._compute(*windows)
 
 
@@ -299,6 +282,7 @@ def _quantize(output: torch.Tensor, white: int) -> tuple[torch.Tensor, torch.Ten
     return values.to(torch.uint8 if white == 255 else torch.int32), finite
 
 
+@out_of_memory()
 def load(
     model: registry.Model,
     weights: Path,

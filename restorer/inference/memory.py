@@ -1,9 +1,13 @@
-"""Measure the memory that this process may still take."""
+"""Measure the memory that this process may still take, and convert the errors of lack of it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
+
+from ..errors import OutOfMemory
 
 _CGROUP = Path("/sys/fs/cgroup")
 # Limit, usage, and the part of the usage that the kernel can drop: cgroup version 2, then 1
@@ -11,6 +15,8 @@ _FILES = (
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
+# Messages of torch's allocators that raise a plain RuntimeError (CPU, MPS, the CUDA runtime)
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator", "out of memory")
 
 
 def free(device: torch.device, cgroup: Path = _CGROUP) -> int:
@@ -29,3 +35,19 @@ def free(device: torch.device, cgroup: Path = _CGROUP) -> int:
         droppable = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
         available = min(available, max(0, limit - usage + droppable))
     return available
+
+
+@contextmanager
+def out_of_memory() -> Iterator[None]:
+    """Convert every out-of-memory error of the block to OutOfMemory; empty a GPU's cache."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemory("out of memory") from error
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise OutOfMemory("out of GPU memory") from error
+    except RuntimeError as error:
+        if any(text in str(error) for text in _OUT_OF_MEMORY):
+            raise OutOfMemory("out of memory") from error
+        raise

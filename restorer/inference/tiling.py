@@ -12,10 +12,11 @@ import torch
 from ..errors import InvalidOutput, OutOfMemory
 from ..options import SMALLEST_TILE
 from ..progress import Progress
+from .memory import out_of_memory
 from .network import IMAGE, Compute, Segment, unused
 
 Buffer = TypeVar("Buffer")
-# Largest difference of a pixel to the same pixel computed alone, relative to the largest value of that pixel.
+# Largest difference between a pixel and the same pixel computed alone, relative to its largest value.
 # Backends differ by 1e-5 in float32, by 1e-3 with TF32 and by 2e-2 in 16 bits
 _TOLERANCE, _TOLERANCE_OF_16_BITS = 0.005, 0.05
 _SMALLEST_VALUE = 0.05  # taken for the largest value where all are smaller
@@ -59,7 +60,7 @@ class Box(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A window, which is the input, and its core, the segment of the output that is used."""
+    """A window, which is the input, and its core, the part of the output that is used."""
 
     window: Box
     core: Box
@@ -223,7 +224,8 @@ class Run:
                 self._total += len(smaller) - 1
                 continue
             try:
-                output = self._output(index, maps, task)
+                with out_of_memory():
+                    output = self._output(index, maps, task)
             except OutOfMemory:
                 self.retries += 1
                 self._shrink()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def network_passes(outscale: float, scale: int) -> int:
     """Return how many times to apply a network that enlarges `scale` times, at least once.
 
-    Each pass costs scale squared times the one before, so a further one is made only if at least two thirds
+    Each pass costs scale squared times the one before, so another pass runs only if at least two thirds
     of its enlargement are used. Lanczos does the rest.
     """
     passes, rest = 1, outscale / scale

@@ -47,7 +47,7 @@ def fast(weights: Path, options: Options) -> Model:
 def large_photo_model(weights: Path, options: Options, *, fetch: bool) -> Model:
     """Return the model that "auto" uses for a large photo on a CPU.
 
-    fetch  return realesr-general-x4v3 even if it is absent; otherwise fall back to the built-in model
+    fetch  return realesr-general-x4v3 even if it is absent; otherwise fall back to that of fast()
     """
     general = registry.find(GENERAL, weights)
     return general if fetch or is_present(general, weights) else fast(weights, options)

@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 from torch.nn import functional
 
-from ..inference.engine import out_of_memory, without_tf32
+from ..inference.engine import without_tf32
+from ..inference.memory import out_of_memory
 from ..progress import Progress
 from .networks import STRIDE, Detector, Filler
 
@@ -43,7 +44,7 @@ def detect(
     """Return the probability (h, w) float32, 0..1, that a pixel is damaged.
 
     image     (h, w, 3) uint8 or uint16 RGB
-    single    see the photo once, in a quarter of the time and less accurately, instead of averaging the
+    single    run the detector once, in a quarter of the time and less accurately, instead of averaging the
               logits of the photo turned by 0, 90, 180 and 270 degrees
     tile      side in pixels, a multiple of STRIDE; changes memory, not the result
     lock      held while a tile is computed

@@ -18,6 +18,7 @@ from ..options import Options
 
 DETECTOR, FILLER, WIDE_FILLER = "damage-detector", "damage-filler", "big-lama"
 OWN = "own"  # Repair.source of a mask that the user supplied
+_LARGE = 0.1  # share of a photo that is rarely damage
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class Repair:
     @property
     def warning(self) -> str:
         """Why nothing was repaired, or not as well as possible, for the user; "" if neither."""
+        if self.source != OWN and self.share > _LARGE:
+            large = f"{100 * self.share:.0f} % of the photo was taken for damage"
+            return f"{large}; less with a lower repair_sensitivity{self.note and f'; {self.note}'}"
         if self.mask.any():
             return self.note
         reasons = {
@@ -76,15 +80,15 @@ def load(model: Model, weights: Path, device: str | None) -> Any:  # noqa: ANN40
         command = f"python -m restorer models --fetch {model.name}"
         raise WeightsUnavailable(f"{model.name} is not present; run {command}")
     file = download.ensure(model, weights).path
-    from ..inference import backends
+    from ..inference import backends, memory
     from . import damage, networks, wide_holes
 
     target = backends.pick_device(device)
-    if model.name == WIDE_FILLER:
-        return wide_holes.Lama(file, target)
-    if model.name == FILLER:
-        return damage.load(networks.Filler(), file, target)
-    return damage.load(networks.Detector(), file, target)
+    with memory.out_of_memory():
+        if model.name == WIDE_FILLER:
+            return wide_holes.Lama(file, target)
+        network = networks.Filler() if model.name == FILLER else networks.Detector()
+        return damage.load(network, file, target)
 
 
 def mask_png(mask: np.ndarray) -> bytes:
@@ -110,7 +114,7 @@ def _check_mask(mask: np.ndarray, photo: Photo) -> np.ndarray:
 
 
 def check_size(mask: tuple[int, ...], photo: tuple[int, ...]) -> None:
-    """Raise InvalidOption if a mask has not the photo's size, both (width, height)."""
+    """Raise InvalidOption if a mask's size (width, height) differs from the photo's."""
     if mask != photo:
         raise InvalidOption(
             f"the mask has {mask[0]} x {mask[1]} pixels and the photo {photo[0]} x {photo[1]}; "

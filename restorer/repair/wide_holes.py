@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from ..errors import BadWeights, InvalidOutput
-from ..inference.engine import out_of_memory, without_tf32
+from ..inference.engine import without_tf32
+from ..inference.memory import out_of_memory
 from ..progress import Progress
 
 WIDTH = 60  # pixels; the filler blurs wider holes

@@ -193,14 +193,19 @@ def test_image_whose_maps_do_not_fit_is_cut_into_parts(monkeypatch, rng, align, 
     samples(run, picture, stats=whole)
     assert whole.parts == 1
     bytes_per_row = 24 * (run._map_bytes + 3 * 2**2 * picture.itemsize)
-    free = int((rows * bytes_per_row + run._tile_bytes(SMALLEST_TILE, 2000, 24)) / engine._FRACTION) + 1
-    monkeypatch.setattr(memory, "free", lambda _: free)
+    tile_bytes = run._tile_bytes(SMALLEST_TILE, 2000, 24)
+    fitting = rows * align
+    monkeypatch.setattr(
+        memory, "free", lambda _: int((fitting * bytes_per_row + tile_bytes) / engine._FRACTION) + 1
+    )
     stats, steps = Stats(), []
-    run.align = align  # rows of a part are multiples of it
+    run.align = align  # rows of a part are multiples of it, and its context has so many times as many
     cut = run._cut(2000, 24, SMALLEST_TILE, picture.itemsize)
     assert {row % align for part in cut for row in part} == {0}
-    assert max(part.last - part.first for part in cut) <= rows + align
-    run.align = 1
+    assert max(part.last - part.first for part in cut) <= fitting + align
+    context = engine.PART_CONTEXT * align
+    assert all(part.top - part.first == context or part.first == 0 for part in cut)
+    run.align, fitting = 1, rows
     out = samples(run, picture, tile=SMALLEST_TILE, stats=stats, progress=lambda *step: steps.append(step))
     np.testing.assert_array_equal(out, expected)
     assert (

@@ -123,6 +123,19 @@ def test_out_of_memory_at_any_segment_and_tile_changes_nothing(depth):
         torch.testing.assert_close(run(BLURS, first, compute, tile=128), expected, rtol=0, atol=0)
 
 
+def test_out_of_memory_while_a_window_is_copied_halves_the_tile(monkeypatch):
+    first, cut = image(150, 200), tiling._cut
+    expected = run(BLURS, first, tile=128)
+
+    def full(plane, window):
+        if max(window.shape) > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return cut(plane, window)
+
+    monkeypatch.setattr(tiling, "_cut", full)
+    torch.testing.assert_close(run(BLURS, first, tile=128), expected, rtol=0, atol=0)
+
+
 def test_tile_size_is_halved_once_for_the_rest_of_the_image():
     first = image(400, 400)
     largest = 70

@@ -99,6 +99,14 @@ def test_broad_areas_are_not_seen_with_confidence():
     assert not mask[:70].any() and mask[80:84, 10:90].all()
 
 
+def test_photo_of_which_much_is_taken_for_damage_has_a_warning(run, photo, monkeypatch):
+    monkeypatch.setattr(damage, "detect", lambda image, *_, **__: np.full((40, 50), 0.2, np.float32))
+    result = run.restore(png(photo), repair="on", repair_sensitivity=1)
+    assert "100 % of the photo was taken for damage; less with a lower repair_sensitivity" in result.warnings
+    own = run.restore(png(photo), mask=np.ones((40, 50), bool))
+    assert not any("taken for damage" in warning for warning in own.warnings)
+
+
 @pytest.mark.parametrize("repair", ["auto", "on"])
 def test_photo_without_damage_comes_out_as_before(run, photo, repair, monkeypatch):
     monkeypatch.setattr(damage, "detect", lambda image, *_, **__: np.zeros((40, 50), np.float32))
