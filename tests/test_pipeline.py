@@ -364,6 +364,15 @@ def test_estimate_follows_measured_photos(weights, rng):
     assert "jpeg" not in run._estimator._seen, "the time of several encodings"
 
 
+def test_plan_says_that_a_lossless_file_has_no_quality_to_lower(weights, rng):
+    run = restorer.Restorer(weights=weights, model="custom/tiny")
+    before = photo.decode(png(photo_like(rng, 20, 20)))
+    note = "PNG has no quality to lower: a result above 5,000 bytes fails"
+    assert note in run.plan(before, max_bytes=5000).warnings
+    assert not run.plan(before).warnings
+    assert note not in run.plan(before, max_bytes=5000, format="jpeg").warnings
+
+
 def test_first_estimate_includes_encoding(weights, rng):
     run = restorer.Restorer(weights=weights, model="custom/tiny")
     before = photo.decode(png(photo_like(rng, 100, 100)))

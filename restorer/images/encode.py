@@ -106,7 +106,7 @@ def encoder(photo: Photo, image_format: str, options: Options, history: str = ""
     if image_format == "jpeg" and len(blocks.icc) > jpeg.MAX_PROFILE:
         blocks = replace(blocks, icc=b"")
         warnings += ("the colour profile is too large for JPEG and was left out",)
-    lossless = _stays_lossless(photo, image_format)
+    lossless = not adjustable(photo, image_format)
     return lambda quality: Encoded(
         _WRITERS[image_format](samples, blocks, quality, lossless),
         image_format,
@@ -140,6 +140,11 @@ def frames_encoder(frames: Sequence[Photo], image_format: str, options: Options,
         warnings,
         adjustable=image_format in LOSSY,
     )
+
+
+def adjustable(photo: Photo, image_format: str) -> bool:
+    """Return whether a file has a quality that can be lowered."""
+    return image_format in LOSSY and not _stays_lossless(photo, image_format)
 
 
 def _stays_lossless(photo: Photo, image_format: str) -> bool:

@@ -87,8 +87,9 @@ def load(model: Model, weights: Path, device: str | None) -> Any:  # noqa: ANN40
     with memory.out_of_memory():
         if model.name == WIDE_FILLER:
             return wide_holes.Lama(file, target)
-        network = networks.Filler() if model.name == FILLER else networks.Detector()
-        return damage.load(network, file, target)
+        if model.name == FILLER:
+            return damage.load(networks.Filler(), file, target)
+        return damage.load(networks.Detector(), file, target)
 
 
 def mask_png(mask: np.ndarray) -> bytes:

@@ -52,6 +52,39 @@ def test_stop_cancels_and_next_photo_is_restored(page, rng, folder):
     assert len(list(folder.glob("processed/*/*/after.jpg"))) == before + 1, "the stopped photo left no files"
 
 
+def test_stop_keeps_the_earlier_result_for_a_reload(browser, address, folder, rng):
+    page = new_page(browser)  # errors are not watched: a reload aborts Gradio's requests
+    page.goto(address)
+    choose(page, photo_like(rng, 300, 300))
+    expect(page.locator("#summary")).to_contain_text("1200 × 1200")
+    page.click("#start")
+    expect(page.locator("#result-text")).to_contain_text("custom/quick")
+    choose_model(page, "custom/slow")
+    with held(folder):
+        page.click("#start")
+        expect_progress(page)
+        page.click("#stop")
+        expect(page.locator("#summary")).to_contain_text("Stopped.")
+    expect(page.locator("#result-text")).to_contain_text("custom/quick")
+    page.reload()
+    expect(page.locator("#result-text")).to_contain_text("custom/quick")
+    assert download(page)[0] == "holiday_4x.png"
+    page.close()
+
+
+def test_photo_dropped_beside_the_box_replaces_the_one_on_display(page, rng, tmp_path):
+    choose(page, photo_like(rng, 30, 40))
+    expect(page.locator("#before img")).to_be_visible()
+    (tmp_path / "other.png").write_bytes(png(photo_like(rng, 50, 20)))
+    box = page.locator("#before img").bounding_box()
+    browser = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(tmp_path / "other.png")], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": box["x"] + 20, "y": box["y"] + 20, "data": data}
+        browser.send("Input.dispatchDragEvent", event)
+    expect(page.locator("#summary")).to_contain_text("20 × 50 →")
+
+
 def test_broken_photo_does_not_stop_batch(page, rng):
     page.get_by_role("tab", name="Many photos").click()
     files = []
@@ -69,6 +102,8 @@ def test_broken_photo_does_not_stop_batch(page, rng):
     assert "autopilot" not in captions[0]
     page.locator("#gallery button").nth(2).click()
     assert sizes(page, "#slider-all") == [[160, 160], [160, 160]]
+    page.locator("#gallery button").nth(1).click()
+    expect(page.locator("#slider-all")).to_be_hidden()
     page.get_by_label("Remove this file").nth(1).click()
     expect(page.locator("#uploads")).not_to_contain_text("broken")
     expect(page.locator("#gallery")).to_contain_text("two.png: 160 × 160")

@@ -157,6 +157,19 @@ def test_page_fits_phone(browser, address, rng, width):
         assert bottom["y"] + bottom["height"] - top["y"] <= 700, "the result does not fit on one screen"
 
 
+def test_first_preview_comes_into_view_and_fullscreen_hides_the_page(page, rng):
+    choose(page, photo_like(rng, 300, 300))
+    expect(page.locator("#before img")).to_be_visible()
+    page.click("#before img")
+    expect(page.locator("#detail img").last).to_be_visible()
+    expect(page.locator("#detail")).to_be_in_viewport(ratio=0.9)
+    page.locator("#detail").hover()
+    page.locator("#detail button[title*=ullscreen]").click()
+    style = "e => [getComputedStyle(e).position, getComputedStyle(e).backgroundColor]"
+    position, background = page.locator("#detail").evaluate(style)
+    assert position == "fixed" and background == page.locator("body").evaluate(style)[1]
+
+
 def test_swipe_over_the_comparison_scrolls_a_phone(browser, address):
     options = {"viewport": {"width": 375, "height": 700}, "has_touch": True, "is_mobile": True}
     with watched(browser, address, **options) as page:

@@ -481,6 +481,29 @@ def test_many_photos_are_restored_as_suggested_if_wanted(tmp_path, monkeypatch):
     assert sent == [True, False]
 
 
+def test_a_look_without_colours_leaves_those_that_were_chosen():
+    assert form.suggested_values({"outscale": 2.0}) == {"outscale": 2, "long_side": 0, "print_size": ""}
+    assert texts.look("Faded. Suggested: 2x, colour auto") == "Faded. Suggested: 2x, Faded colours: If faded"
+
+
+def test_many_photos_are_repaired_only_where_damage_is_certain(tmp_path, monkeypatch):
+    page, sent = page_of(tmp_path), []
+
+    async def start(paths, options):
+        sent.append(options["repair"])
+        raise UnsupportedImage("no photos")
+
+    monkeypatch.setattr(page.runner, "start", start)
+    for repair in (True, False):
+        asyncio.run(batch_of(page).start([], False, *values_with(repair=repair)))
+    assert sent == ["auto", "off"]
+
+
+@pytest.mark.parametrize(("bytes_", "text"), [(1, "1 kB"), (999_000, "999 kB"), (1_250_000, "1.2 MB")])
+def test_sizes_of_files_are_never_zero(bytes_, text):
+    assert texts.file_size(bytes_) == text
+
+
 def test_a_photo_of_its_own_size_starts_at_half_strength(tmp_path):
     page = page_of(tmp_path)
     strengths = [

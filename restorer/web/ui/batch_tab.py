@@ -53,6 +53,8 @@ class BatchTab:
         """Submit a job; jobs.js follows it."""
         c = self.components
         options = {**self.page.form.option_values(values), "autopilot": autopilot}
+        if options["repair"] == "on":
+            options["repair"] = "auto"
         try:
             job = await self.runner.start(paths or (), options)
         except (RestoreError, OSError) as error:
@@ -103,8 +105,8 @@ class BatchTab:
             with suppress(OSError):  # a full disk; each result can still be downloaded
                 name = f"restored-{len(files)}.zip"  # not that of fewer, which browsers may have cached
                 archive = previews.write_zip(files, self.runner.jobs.results / job.id / name)
-                size = archive.stat().st_size / 1e6
-                label = f"Download {texts.count(len(files), 'photo')}, ZIP, {size:.1f} MB"
+                size = texts.file_size(archive.stat().st_size)
+                label = f"Download {texts.count(len(files), 'photo')}, ZIP, {size}"
                 updates[c.archive] = gr.DownloadButton(label, value=str(archive), visible=True)
         return updates
 
@@ -113,7 +115,7 @@ class BatchTab:
         c, job = self.components, self.runner.jobs.get(job_id)
         files = self._result(job, event.index) if job else None
         if not files:
-            return gr.skip()
+            return dict.fromkeys([c.slider, c.download], gr.update(visible=False))
         name = files.file.name
         return {
             c.slider: gr.ImageSlider((str(files.before), str(files.after)), visible=True),
@@ -188,6 +190,8 @@ def _notes(item: JobFile) -> list[str]:
 
 
 def _result_text(item: JobFile, shared: list[str]) -> str:
-    result = item.result or {}
+    result: dict[str, Any] = item.result or {}
     notes = [note for note in _notes(item) if note not in shared]
+    if share := (result.get("repair") or {}).get("share"):
+        notes.insert(0, f"{100 * share:.2f} % repaired")
     return "; ".join([f"{result['width']} × {result['height']}", *notes])

@@ -51,12 +51,12 @@ class PhotoTab:
                     show_label=False, file_types=_file_types(), height=170, elem_id="upload"
                 )
                 self.samples = _gallery("samples", "Sample photos", list(map(str, SAMPLES)), columns=3)
+            with gr.Column(visible=False, elem_id="outcome", min_width=0) as self.outcome:
+                self._build_outcome(retention)
             with gr.Column(elem_id="settings", min_width=0):
                 self._build_settings(restorer)
             with gr.Column(elem_id="stage", min_width=0):
                 self._build_stage()
-            with gr.Column(visible=False, elem_id="outcome", min_width=0) as self.outcome:
-                self._build_outcome(retention)
 
     def _build_settings(self, restorer: Restorer) -> None:
         self.fields = fields.Fields(restorer)

@@ -31,6 +31,7 @@ ESTIMATE_FIELDS = (
     "restore_faces",
     "face_model",
     "format",
+    "max_bytes",
     "repair",
 )
 Updates = dict[Any, Any]
@@ -178,12 +179,9 @@ def preset_radio(model: str) -> gr.Radio:
 
 def suggested_values(options: dict[str, Any]) -> dict[str, Any]:
     """Return the values of SUGGESTED_FIELDS, by name, for the options that a look suggests."""
-    values = {
-        "outscale": int(options["outscale"]),
-        "long_side": 0,
-        "print_size": "",
-        "colour": options.get("colour", "off"),
-    }
+    values = {"outscale": int(options["outscale"]), "long_side": 0, "print_size": ""}
+    if "colour" in options:
+        values["colour"] = options["colour"]
     if "face_enhance" in options:
         values["restore_faces"] = options["face_enhance"] != "off"
     return values

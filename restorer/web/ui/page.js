@@ -23,6 +23,20 @@
     upload(one("#uploads")?.offsetParent ? "#uploads" : "#upload", files);
   });
 
+  // A photo dropped beside the box, which the browser would open in place of the page
+  let ownDrag = false;  // of a picture of the page itself
+  document.addEventListener("dragstart", () => { ownDrag = true; });
+  document.addEventListener("dragend", () => { ownDrag = false; });
+  document.addEventListener("dragover", (event) => {
+    if (!ownDrag && event.dataTransfer?.types.includes("Files")) event.preventDefault();
+  });
+  document.addEventListener("drop", (event) => {
+    const files = event.dataTransfer?.files;
+    if (event.defaultPrevented || ownDrag || !files?.length) return;
+    event.preventDefault();
+    upload(one("#uploads")?.offsetParent ? "#uploads" : "#upload", files);
+  });
+
   // A dropped folder: Gradio takes files only
   const filesBelow = async (entry) => {
     if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
@@ -67,7 +81,16 @@
     const input = one(`#${id} textarea, #${id} input`);
     input.value = `${x.toFixed(4)},${y.toFixed(4)}`;
     input.dispatchEvent(new Event("input", { bubbles: true }));
-    scrollTo(id === "zoom-position" ? "#view" : "#detail");
+    awaited = id === "zoom-position" ? "#view" : "#detail";
+    scrollTo(awaited);
+  };
+  // A preview is hidden until it has been computed
+  let awaited = "";
+  const scrollToAwaited = () => {
+    const image = awaited && one(`${awaited} img`);
+    if (!image?.offsetParent || !image.complete) return;
+    scrollTo(awaited);
+    awaited = "";
   };
 
   let pressedAt = null;
@@ -236,6 +259,7 @@
     const result = one("#result-text")?.offsetParent ? one("#result-text").textContent : "";
     if (result && !lastResult) scrollTo("#slider");
     lastResult = result;
+    scrollToAwaited();
   };
   let scheduled = false;
   const scheduleUpdate = () => {

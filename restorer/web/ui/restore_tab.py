@@ -120,7 +120,7 @@ class RestoreTab:
         except RestoreError:  # the estimate reports it
             return gr.skip()
         return {
-            c.look: gr.Markdown(seen.line, visible=True),
+            c.look: gr.Markdown(texts.look(seen.line), visible=True),
             c.suggestion: suggested_values(seen.options),
             c.repair: gr.Accordion(
                 label=texts.repair(any(finding.name == "damage" for finding in seen.findings))
@@ -196,20 +196,23 @@ class RestoreTab:
             return gr.skip()
         try:
             files = self.result(job)
+            if files == earlier:  # the browser remembers its job again
+                return gr.skip()
             result_updates = self.view.show(files)
         except RestoreError as error:
             note = self.form.warning(error)
             if job and job.state == "cancelled":
                 note = "Stopped."
-            ended_updates = {c.stop: gr.Button(visible=False), c.job: ""}
             with suppress(RestoreError):  # expired
                 if earlier:
-                    shown = self.view.show(earlier)
-                    return {**self.form.updates(photo, values, note, _AGAIN), **shown, **ended_updates}
+                    shown = {**self.view.show(earlier), c.stop: gr.Button(visible=False)}
+                    shown[c.job] = earlier.file.parents[1].name  # which a reload shows again
+                    return {**self.form.updates(photo, values, note, _AGAIN), **shown}
             return {
                 **self.form.updates(photo, values, note, _READY),
                 **dict.fromkeys([c.photo, c.crop_column], gr.update(visible=True)),
-                **ended_updates,
+                c.stop: gr.Button(visible=False),
+                c.job: "",
             }
         return {
             **self.form.updates(photo, values, start=_AGAIN),

@@ -42,8 +42,8 @@ class ResultView:
 
     def _describe(self, files: previews.ResultFiles, result: Result, *, seconds: bool) -> dict[Any, Any]:
         c = self.components
-        size = files.file.stat().st_size / 1e6
-        label = f"Download {texts.FORMAT_NAMES[result.format]}, {size:.1f} MB"
+        size = texts.file_size(files.file.stat().st_size)
+        label = f"Download {texts.FORMAT_NAMES[result.format]}, {size}"
         return {
             c.slider: (str(files.before), str(files.after)),
             c.result_message: texts.result(result, seconds=seconds),

@@ -12,7 +12,10 @@ from ...result import Result
 TITLE = "Neural Image Restore"
 SUBTITLE = "Makes old, small and damaged photos large and clear."
 START = "Choose a photo to begin."
-MANY = "Photos are restored with the options chosen under One photo."
+MANY = (
+    "Photos are restored with the options chosen under One photo. "
+    "Repair fills only what is damage almost certainly, as nobody checks the marks."
+)
 AUTOPILOT_INFO = (
     "Corrects photos that are certainly faded, skips face restoration where no face is found, "
     "and lists what is wrong with each photo. Size stays as chosen."
@@ -37,6 +40,11 @@ FORMAT_NAMES = {
 def repair(seen: bool) -> str:
     """Return the label of the repair section."""
     return f"{REPAIR} · possible damage" if seen else REPAIR
+
+
+def look(line: str) -> str:
+    """Return the line of a look with the labels of the page."""
+    return line.replace("colour auto", f"Faded colours: {COLOUR_NAMES['auto']}")
 
 
 def plan(plan: Plan, restorer: Restorer, options: Options, size: tuple[int, int], cost: float | None) -> str:
@@ -134,6 +142,11 @@ def size_state(long_side: float | None, print_size: str) -> dict[str, Any]:
         name = "Long side in pixels" if long_side else "Print size"
         return {"interactive": False, "info": f"Not used: {name} is set under More options"}
     return {"interactive": True, "info": ""}
+
+
+def file_size(bytes_: int) -> str:
+    """Return a file size in kB below a megabyte, else in MB."""
+    return f"{bytes_ / 1e6:.1f} MB" if bytes_ >= 1e6 else f"{max(1, round(bytes_ / 1e3))} kB"
 
 
 def count(number: int, noun: str) -> str:
