@@ -107,7 +107,7 @@ def network(name: str, file: Path | None = None) -> Upscale:
     state = architectures.read_state(file) if file else loader.load(present(name)).state
     module = architectures.build(architectures.detect(state, name), state, name).eval()
 
-    return torch.inference_mode()(lambda image: peers.levels(module(peers.planes(image))))
+    return torch.inference_mode()(lambda image: peers.levels(module(peers.planes(image.copy()))))
 
 
 def cached(upscale: Upscale, folder: Path) -> Upscale:

@@ -30,7 +30,8 @@ class Plan:
     reason         why "auto" does not use the best model, in words for users; "" if it does
     tiles          number of tiles; None while the model is not loaded
     seconds        estimate for this machine without faces; None before anything was measured
-    warnings       what the output format cannot hold or limit, in words for users
+    warnings       what was lost in reading the photo, and what the output format cannot hold or limit, in
+                   words for users
     """
 
     width: int
@@ -60,7 +61,7 @@ class Estimator:
         large = self._networks.is_large(chosen, pixels)
         faster = large and model != selection.best(weights, chosen, fetch=False)
         image_format, tiles, seconds = encode.output_format(before, chosen.format), None, None
-        warnings = encode.losses(before, image_format)
+        warnings = before.meta.warnings + encode.losses(before, image_format)
         if chosen.max_bytes and not encode.adjustable(before, image_format):
             name = image_format.upper()
             warnings += (f"{name} has no quality to lower: a result above {chosen.max_bytes:,} bytes fails",)

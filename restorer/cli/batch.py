@@ -55,7 +55,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _existing(outputs: "Storage", results: Iterable[str]) -> set[str]:
-    """Return which results exist. Raises OSError for a folder that cannot be listed."""
+    """Return the files that exist, at least of `results`. Raises OSError if a folder cannot be listed."""
     if outputs.local:  # also in a folder that is a link
         return set(filter(outputs.exists, results))
     unlisted: list[LeftOut] = []

@@ -1,4 +1,4 @@
-"""Measure the memory that this process may still take, and convert the errors of lack of it."""
+"""Measure the memory that this process may still take, and convert out-of-memory errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -60,7 +60,7 @@ def _compare(part: Segment, module: Compute, function: Compute, device: torch.de
 
 
 def _replacement(module: Any) -> Compute | None:  # noqa: ANN401  of basicsr, which has no types
-    """Return a function that computes what a module does, or None unless its maps have 64 channels."""
+    """Return a function that computes what a module does; None unless its maps have 64 channels."""
     dense: Any = module.dense if isinstance(module, LastDense) else module
     if hasattr(dense, "conv5"):
         fits = dense.conv1.weight.shape[:2] == (_GROWTH, WIDTH)

@@ -91,9 +91,7 @@ class PhotoTab:
         gr.HTML(_PROGRESS, elem_id="progress")
         with gr.Column(visible=False, elem_id="crop-preview") as self.crop_column:
             self.preview = gr.Button("Preview a detail", size="sm", elem_id="try")
-            gr.Markdown(
-                "Or click the photo: only that detail is restored, in a few seconds.", elem_id="crop-text"
-            )
+            gr.Markdown("Or click the photo: only that detail is restored.", elem_id="crop-text")
             self.detail = _slider("Detail before and after", "detail", visible=False, max_height=520)
             self.compare = gr.Button("Compare models", size="sm", visible=False, elem_id="compare")
             self.comparison_message = gr.Markdown(visible=False, elem_id="comparison-text")

@@ -14,7 +14,7 @@ SUBTITLE = "Makes old, small and damaged photos large and clear."
 START = "Choose a photo to begin."
 MANY = (
     "Photos are restored with the options chosen under One photo. "
-    "Repair fills only what is damage almost certainly, as nobody checks the marks."
+    "Repair fills only what is almost certainly damage, as nobody checks the marks."
 )
 AUTOPILOT_INFO = (
     "Corrects photos that are certainly faded, skips face restoration where no face is found, "
