@@ -211,7 +211,7 @@ def unwritable(tasks: Sequence[OutputTask]) -> dict[Path, str]:
 
 
 def check_room(photos: Iterable[tuple[Path, Path, int]], options: Options) -> None:
-    """Raise DiskFull if a disk surely has too little room for results, of which some have a least size.
+    """Raise DiskFull if a disk surely has too little room; results of unknown least size do not count.
 
     photos  folder of the result, path of the photo, and its bytes
     """

@@ -6,7 +6,7 @@ import itertools
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,18 @@ def png(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
+
+
+def refuse_to_list(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Refuse to list folders whose path ends so, as without permission, which root does not need."""
+    real = os.scandir
+
+    def scandir(path: str | Path) -> Iterator[os.DirEntry]:
+        if str(path).endswith(end):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:

@@ -88,10 +88,11 @@ def options_of(parsed: argparse.Namespace) -> Options:
     """Return the options. Raises InvalidOption, also for one that would change nothing."""
     options = Options(**{name: value for name, value in vars(parsed).items() if name in Options.names()})
     for whole, parts in _PARTS.items():
-        if getattr(options, whole) == "off" and not (options.autopilot and whole == "colour"):
-            for part in (part for part in parts if getattr(options, part) != getattr(Options, part)):
-                uses = " or ".join(f"{_flag(whole)} {choice}" for choice in CHOICES[whole] if choice != "off")
-                raise InvalidOption(f"{_flag(part)} changes nothing without {uses}")
+        changed = [part for part in parts if getattr(options, part) != getattr(Options, part)]
+        unused = getattr(options, whole) == "off" and not (options.autopilot and whole == "colour")
+        if changed and unused:
+            uses = " or ".join(f"{_flag(whole)} {choice}" for choice in CHOICES[whole] if choice != "off")
+            raise InvalidOption(f"{_flag(changed[0])} changes nothing without {uses}")
     return options
 
 

@@ -26,7 +26,7 @@ from restorer.batch.storage import Storage
 from restorer.inference import backends
 from restorer.options import Options
 from tests import pictures
-from tests.conftest import files_below, photo_like, png, save_network, wait_until
+from tests.conftest import files_below, photo_like, png, refuse_to_list, save_network, wait_until
 from tests.images.test_photo import with_aperture
 
 ROOT = Path(__file__).parents[2]
@@ -560,15 +560,8 @@ def test_result_that_is_gone_is_restored_after_a_kill_while_records_are_removed(
 
 def test_unreadable_folder_fails_and_does_not_stop_the_run(folder, monkeypatch, capsys):
     (folder / "in/broken.jpg").unlink()
-    real = os.scandir
-
-    def scandir(path):
-        if str(path).endswith("/in/b"):
-            raise PermissionError(13, "Permission denied", path)
-        return real(path)
-
     with monkeypatch.context() as patched:
-        patched.setattr(os, "scandir", scandir)
+        refuse_to_list(patched, "/in/b")
         assert main(arguments(folder)) == 1
     printed = capsys.readouterr()
     assert f"{folder}/in/b: failed, Permission denied" in printed.err

@@ -24,7 +24,7 @@ from restorer.cli.parser import device_name, limits, parser
 from restorer.models import registry, sources
 from restorer.models.registry import MODELS
 from restorer.options import Options
-from tests.conftest import photo_like, save_network
+from tests.conftest import photo_like, refuse_to_list, save_network
 
 ROOT = Path(__file__).parents[2]
 
@@ -329,14 +329,7 @@ def test_outputs_are_checked_before_any_model_is_loaded(capsys, monkeypatch):
 
 def test_unreadable_folder_is_a_failure_that_does_not_stop_the_others(capsys, monkeypatch):
     photos("in/a.png", "in/closed/b.png")
-    real = os.scandir
-
-    def scandir(path):
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", path)
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    refuse_to_list(monkeypatch, "closed")
     assert run("in", "-o", "out", "--model", "custom/tiny") == 1
     out, errors = capsys.readouterr()
     assert "in/closed: failed, Permission denied" in errors and "1 restored, 0 skipped, 1 failed" in out

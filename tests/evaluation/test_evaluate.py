@@ -16,7 +16,7 @@ from restorer import Options, tables
 from restorer.errors import InvalidOption
 from restorer.evaluation import cases, degradation, html_report, metrics, summary
 from restorer.images import resample
-from tests.conftest import photo_like, png, save_network
+from tests.conftest import photo_like, png, refuse_to_list, save_network
 from tests.web.browsing import CHROMIUM
 
 
@@ -308,14 +308,7 @@ def test_invalid_arguments_fail_before_any_photo(folder, arguments, message, cap
 
 def test_a_folder_that_cannot_be_read_is_named_and_fails(folder, monkeypatch, capsys):
     (folder / "test_inputs/closed").mkdir()
-    real = os.scandir
-
-    def scandir(path):
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", path)
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    refuse_to_list(monkeypatch, "closed")
     code, report = run("--models", "custom/one:face_enhance=off")
     assert code == 1 and report["summary"]
     assert "closed: failed, Permission denied" in capsys.readouterr().err

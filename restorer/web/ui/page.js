@@ -16,11 +16,12 @@
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
   };
+  const uploadToTab = (files) => upload(one("#uploads")?.offsetParent ? "#uploads" : "#upload", files);
   document.addEventListener("paste", (event) => {
     const files = event.clipboardData?.files;
     if (!files?.length) return;
     event.preventDefault();
-    upload(one("#uploads")?.offsetParent ? "#uploads" : "#upload", files);
+    uploadToTab(files);
   });
 
   // A photo dropped beside the box, which the browser would open in place of the page
@@ -34,7 +35,7 @@
     const files = event.dataTransfer?.files;
     if (event.defaultPrevented || ownDrag || !files?.length) return;
     event.preventDefault();
-    upload(one("#uploads")?.offsetParent ? "#uploads" : "#upload", files);
+    uploadToTab(files);
   });
 
   // A dropped folder: Gradio takes files only
